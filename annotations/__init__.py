@@ -1,0 +1,1 @@
+"""Polygons to pixels to patches."""

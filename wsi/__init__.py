@@ -1,0 +1,1 @@
+"""One slide, up to its heatmap."""

@@ -1,0 +1,85 @@
+"""What goes wrong with one slide or one artefact: every error names the file, the reason and the mend."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from typing import Any
+
+
+class PathologyError(Exception):
+    """Root of every error that sentinode raises on purpose.
+
+    Args:
+        path: the file (or table, or directory) at fault; None where the fault lies in no file.
+        reason: what is wrong, one clause without a full stop.
+        place: where in the file (``level 0, tile row 3, column 7``; ``line 12``).
+        mend: what the user can do about it, one clause.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str] | None,
+        reason: str,
+        *,
+        place: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = None if path is None else fspath(path)
+        self.reason = reason
+        self.place = place
+        self.mend = mend
+
+    def __str__(self) -> str:
+        where = ", ".join(part for part in (self.path, self.place) if part)
+        text = f"{where}: {self.reason}" if where else self.reason
+        return f"{text} ({self.mend})" if self.mend else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.path, self.reason, self.place, self.mend)
+
+
+def _rebuild(
+    kind: type[PathologyError], path: str | None, reason: str, place: str | None, mend: str | None
+) -> PathologyError:
+    return kind(path, reason, place=place, mend=mend)
+
+
+class SlideError(PathologyError):
+    """Something is wrong with a slide file."""
+
+
+class SlideNotFoundError(SlideError, FileNotFoundError):
+    """There is no file at the path."""
+
+
+class SlideFormatError(SlideError, ValueError):
+    """The file is no slide that can be read: damaged, truncated or of an unknown kind."""
+
+
+class TileError(SlideError, ValueError):
+    """One tile of a slide cannot be decoded; ``place`` names level, row and column."""
+
+
+class ResolutionError(SlideError, ValueError):
+    """The slide does not say how large a pixel is and the caller did not either."""
+
+
+class NoTissueError(SlideError, ValueError):
+    """No tissue was found: the slide is blank, or the detector does not fit it."""
+
+
+class CheckpointError(PathologyError, ValueError):
+    """A file given as a model is not a sentinode checkpoint, or holds unusable weights."""
+
+
+class ArtefactError(PathologyError, ValueError):
+    """A stored artefact is incomplete, damaged or made from something else."""
+
+
+class StorageError(PathologyError, OSError):
+    """The output side failed (disk full, stale handle): no slide is to blame."""
+
+
+class OutputInUseError(PathologyError, RuntimeError):
+    """Another run holds the output directory."""

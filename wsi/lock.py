@@ -1,0 +1,91 @@
+"""One writer per output directory."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from wsi.errors import OutputInUseError
+from wsi.store import storage
+
+_BEAT_S = 15.0
+_STALE_S = 120.0
+
+
+class OutputLock:
+    """Holds an output directory for this process: flock on one machine, a lease with a heartbeat between machines.
+
+    A lease of another host counts as held while its file was touched in the last two minutes, because flock does not
+    reach across machines on every network file system.
+
+    Raises (on entry):
+        OutputInUseError: another run holds the directory.
+        StorageError: the directory cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / ".lock"
+        self._handle: int | None = None
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        with storage(self._path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self._claim(handle)
+            except BaseException:
+                os.close(handle)
+                raise
+        self._handle = handle
+        threading.Thread(target=self._beat, args=(handle,), daemon=True, name="output-lease").start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._handle is not None:
+            os.ftruncate(self._handle, 0)
+            os.close(self._handle)
+            self._handle = None
+
+    def _claim(self, handle: int) -> None:
+        holder = self._holder(handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._in_use(holder) from None
+        elsewhere = holder.get("host") not in (None, socket.gethostname())
+        if elsewhere and time.time() - os.fstat(handle).st_mtime < _STALE_S:
+            raise self._in_use(holder)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+
+    def _holder(self, handle: int) -> dict[str, object]:
+        try:
+            found = json.loads(os.pread(handle, 4096, 0))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _in_use(self, holder: dict[str, object]) -> OutputInUseError:
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', 'this machine')}"
+        return OutputInUseError(
+            self._folder, f"is in use by another run ({who})", mend="wait for it, or choose another output"
+        )
+
+    def _beat(self, handle: int) -> None:
+        while not self._ended.wait(_BEAT_S):
+            try:
+                os.utime(handle)
+            except OSError:
+                return

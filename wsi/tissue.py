@@ -1,0 +1,127 @@
+"""Where on a slide there is tissue."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.errors import NoTissueError
+from wsi.geometry import Frame
+from wsi.raster import Mask
+from wsi.slide import Slide
+
+# Chosen to keep: pale tissue (fat septa, mucin, weak eosin) costs inference time, lost tissue costs a metastasis.
+_FAINTEST_OD = 0.02
+_FAINTEST_CERTAIN_OD = 0.06
+_PEN_OD = 0.12
+_SMALLEST_UM2 = 150.0 * 150.0
+_LARGEST_HOLE_UM2 = 600.0 * 600.0
+_PEN_EXCESS = 12
+
+
+def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
+    """Find the tissue at low magnification: everything that absorbs more light than the glass around it.
+
+    The glass and its noise are measured on the slide itself, and the threshold follows from them alone, so that a large
+    dark piece never hides a small pale one (as it does with Otsu's). Green and blue marker strokes and specks under
+    150 um are left out, holes up to 600 um are filled.
+
+    Args:
+        slide: its resolution must be known.
+        um_per_px: pixel size of the mask.
+
+    Returns:
+        Mask of the whole slide, bool (rows, columns), at least one pixel true.
+
+    Raises:
+        ResolutionError: the slide's mpp is not known.
+        NoTissueError: nothing on the slide absorbs more than glass.
+        TileError: a tile is damaged.
+    """
+    from scipy import ndimage  # noqa: PLC0415  (slow import)
+
+    image = slide.read_at(um_per_px)
+    density, pen = _density(image.array)
+    density = ndimage.gaussian_filter(density, 0.7)
+    tissue = density > _threshold(density)
+    if pen.any():
+        tissue &= ~ndimage.binary_dilation(pen, iterations=2)
+    pixel_um2 = image.frame.pixel_um**2
+    tissue = _without_specks(tissue, _SMALLEST_UM2 / pixel_um2)
+    tissue = ~_without_specks(~tissue, _LARGEST_HOLE_UM2 / pixel_um2)
+    if not tissue.any():
+        raise NoTissueError(
+            slide.path, "no tissue was found", mend="look at the slide; a blank or scan-failed slide ends here"
+        )
+    tissue = ndimage.binary_dilation(tissue, structure=np.ones((3, 3), bool))
+    return Mask(frame=image.frame, array=tissue)
+
+
+def tissue_area_um2(mask: Mask) -> float:
+    """Area of a tissue mask in um2."""
+    return float(np.count_nonzero(mask.array)) * mask.frame.pixel_um**2
+
+
+def covers(mask: Mask, frame: Frame) -> NDArray[np.bool_]:
+    """For every pixel of frame: does any mask pixel that overlaps it hold true? bool (rows, columns) of frame."""
+    rows, columns = frame.shape
+    low_y, _ = mask.frame.fractions(0.0, frame.y + np.arange(rows) * frame.downsample)
+    _, low_x = mask.frame.fractions(frame.x + np.arange(columns) * frame.downsample, 0.0)
+    step = frame.downsample / mask.frame.downsample
+    total = np.zeros((mask.array.shape[0] + 1, mask.array.shape[1] + 1), np.int64)
+    total[1:, 1:] = mask.array.cumsum(0, dtype=np.int64).cumsum(1)
+    top, bottom = _span(low_y, step, mask.array.shape[0])
+    left, right = _span(low_x, step, mask.array.shape[1])
+    count = (
+        total[bottom[:, None], right[None, :]]
+        - total[top[:, None], right[None, :]]
+        - total[bottom[:, None], left[None, :]]
+        + total[top[:, None], left[None, :]]
+    )
+    found: NDArray[np.bool_] = count > 0
+    return found
+
+
+def _span(low: NDArray[np.float64], step: float, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    # a millionth of a pixel of rounding must not pull in a neighbour
+    first = np.floor(low + 1e-6).astype(np.int64)
+    last = np.ceil(low + step - 1e-6).astype(np.int64)
+    return first.clip(0, size), last.clip(0, size)
+
+
+def _density(array: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Mean optical density over the glass, float32 (rows, columns); and where a marker pen was used."""
+    glass = _glass(array)
+    table = -np.log10(np.maximum(np.arange(256, dtype=np.float32), 1)[:, None] / glass[None, :])
+    density = sum(table[array[..., channel], channel] for channel in range(3)) / 3
+    red, green = array[..., 0].astype(np.int16), array[..., 1].astype(np.int16)
+    # haematoxylin and eosin both absorb green most, so green above red is ink (green, blue, cyan), never stain
+    pen = (green - red > _PEN_EXCESS) & (density > _PEN_OD)
+    return density.astype(np.float32), pen
+
+
+def _glass(array: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Colour of the empty glass: per channel the commonest value among bright pixels, or 245 where none is bright."""
+    bright = array[(array.min(axis=2) > 205) & (array.max(axis=2) < 255)]
+    if len(bright) < 0.005 * array[..., 0].size:
+        return np.full(3, 245, np.float32)
+    return np.array([np.bincount(bright[:, channel], minlength=256).argmax() for channel in range(3)], np.float32)
+
+
+def _threshold(density: NDArray[np.float32]) -> float:
+    """Six times the noise of the glass, which shows undisturbed where a pixel is brighter than its commonest colour."""
+    noise = density[(density < 0) & (density > -_FAINTEST_OD)]
+    sigma = float(np.sqrt(np.mean(noise**2))) if noise.size else 0.0
+    return min(max(6 * sigma, _FAINTEST_OD), _FAINTEST_CERTAIN_OD)
+
+
+def _without_specks(mask: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:
+    from scipy import ndimage  # noqa: PLC0415  (slow import)
+
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    if not count:
+        return mask
+    keep = np.bincount(labels.ravel()) >= smallest_px
+    keep[0] = False
+    kept: NDArray[np.bool_] = keep[labels]
+    return kept
