@@ -1,0 +1,180 @@
+"""Quadratic weighted kappa, its confusion matrix and its bootstrap interval. Sees ranks, never texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CLASSES = 5
+"""The stages of CAMELYON17."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KappaScore:
+    """How well a submission agrees with the reference.
+
+    Attributes:
+        kappa: quadratic weighted kappa; nan where it is undefined.
+        interval: (low, high), the percentile bootstrap over patients; (nan, nan) where no resample was defined.
+        level: the share of the bootstrap distribution between low and high.
+        confusion: counts, rows reference and columns submission, both in the order of stages.
+        stages: names of the classes in rank order.
+        patients: how many were compared.
+        resamples: how many bootstrap samples were drawn.
+        undefined: how many of them had no kappa (all patients in one class) and are left out of the interval.
+        seed: of the bootstrap's random numbers.
+        ignored: patients of the submission that the reference does not have.
+    """
+
+    kappa: float
+    interval: tuple[float, float]
+    level: float
+    confusion: tuple[tuple[int, ...], ...]
+    stages: tuple[str, ...]
+    patients: int
+    resamples: int
+    undefined: int
+    seed: int
+    ignored: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
+        return {
+            "kappa": _or_none(self.kappa),
+            "interval": [_or_none(bound) for bound in self.interval],
+            "level": self.level,
+            "confusion": [list(row) for row in self.confusion],
+            "stages": list(self.stages),
+            "patients": self.patients,
+            "resamples": self.resamples,
+            "undefined": self.undefined,
+            "seed": self.seed,
+            "ignored": list(self.ignored),
+        }
+
+
+def confusion_matrix(reference: ArrayLike, submission: ArrayLike, *, classes: int = CLASSES) -> NDArray[np.int64]:
+    """Counts (classes, classes): rows are the reference's ranks, columns the submission's.
+
+    Args:
+        reference: ranks 0..classes-1, one per patient.
+        submission: ranks of the same patients in the same order.
+        classes: how many ranks there are, used or not.
+
+    Raises:
+        ValueError: different lengths, ranks that are no whole numbers or outside 0..classes-1.
+    """
+    rows, columns = _ranks(reference, classes), _ranks(submission, classes)
+    if rows.shape != columns.shape:
+        raise ValueError(f"kappa compares equally many ranks, got {rows.size} and {columns.size}")
+    return np.bincount(rows * classes + columns, minlength=classes * classes).reshape(classes, classes)
+
+
+def quadratic_kappa(reference: ArrayLike, submission: ArrayLike, *, classes: int = CLASSES) -> float:
+    """Cohen's kappa with quadratic weights (i - j)^2 / (classes - 1)^2, as CAMELYON17 scores stages.
+
+    Args:
+        reference: ranks 0..classes-1, one per patient; never texts, whose alphabetical order is not the stages'.
+        submission: ranks of the same patients in the same order.
+        classes: how many ranks there are, used or not.
+
+    Returns:
+        At most 1; nan where it is undefined: no patients, or both raters give every patient one and the same class.
+
+    Raises:
+        ValueError: as confusion_matrix.
+    """
+    return float(_kappas(confusion_matrix(reference, submission, classes=classes)[np.newaxis])[0])
+
+
+def score(
+    reference: ArrayLike,
+    submission: ArrayLike,
+    *,
+    stages: Sequence[str],
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+    ignored: Sequence[str] = (),
+) -> KappaScore:
+    """Kappa with its percentile bootstrap interval over patients.
+
+    A bootstrap sample of n patients only enters kappa through its confusion matrix, and that is a multinomial draw of n
+    from the observed matrix: so the samples are drawn as matrices, all at once.
+
+    Args:
+        reference: ranks, one per patient.
+        submission: ranks of the same patients in the same order.
+        stages: names of the classes in rank order; their number is the number of classes.
+        resamples: bootstrap samples; 0 for no interval.
+        level: share of the bootstrap distribution within the interval.
+        seed: of the random numbers; equal seeds give equal intervals.
+        ignored: patients left out, only to be reported.
+
+    Raises:
+        ValueError: as confusion_matrix, or resamples or level out of range.
+    """
+    if resamples < 0 or not 0 < level < 1:
+        raise ValueError(f"a bootstrap needs resamples >= 0 and 0 < level < 1, got {resamples} and {level}")
+    confusion = confusion_matrix(reference, submission, classes=len(stages))
+    drawn = _resampled_kappas(confusion, resamples, seed)
+    defined = drawn[~np.isnan(drawn)]
+    tail = (1 - level) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
+    return KappaScore(
+        kappa=float(_kappas(confusion[np.newaxis])[0]),
+        interval=(float(low), float(high)),
+        level=level,
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        stages=tuple(stages),
+        patients=int(confusion.sum()),
+        resamples=resamples,
+        undefined=int(drawn.size - defined.size),
+        seed=seed,
+        ignored=tuple(ignored),
+    )
+
+
+def _resampled_kappas(confusion: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """(resamples,) kappas of bootstrap samples; empty without patients."""
+    patients = int(confusion.sum())
+    if patients == 0 or resamples == 0:
+        return np.empty(0)
+    drawn = np.random.default_rng(seed).multinomial(patients, confusion.ravel() / patients, size=resamples)
+    return _kappas(drawn.reshape(resamples, *confusion.shape))
+
+
+def _kappas(confusions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n,) kappas of (n, classes, classes) confusion matrices; nan where undefined.
+
+    The weights stay whole numbers and the counts too, so that perfect and chance agreement come out as exactly 1 and 0.
+    """
+    ranks = np.arange(confusions.shape[1])
+    weights = (ranks[:, np.newaxis] - ranks) ** 2
+    totals = confusions.sum(axis=(1, 2))
+    observed = np.einsum("nij,ij->n", confusions, weights) * totals
+    expected = np.einsum("ni,nj,ij->n", confusions.sum(axis=2), confusions.sum(axis=1), weights)
+    result = np.full(len(confusions), np.nan)
+    defined = expected > 0
+    result[defined] = 1 - observed[defined] / expected[defined]
+    return result
+
+
+def _ranks(values: ArrayLike, classes: int) -> NDArray[np.int64]:
+    ranks = np.asarray(values)
+    if ranks.ndim != 1:
+        raise ValueError(f"ranks are one per patient, got an array of shape {ranks.shape}")
+    if ranks.size and not np.issubdtype(ranks.dtype, np.integer):
+        raise ValueError(f"kappa takes ranks as whole numbers, got {ranks.dtype}: texts and fractions have no rank")
+    if ranks.size and (ranks.min() < 0 or ranks.max() >= classes):
+        raise ValueError(f"ranks lie in 0..{classes - 1}, got {ranks.min()}..{ranks.max()}")
+    return ranks.astype(np.int64)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
