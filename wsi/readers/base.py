@@ -1,0 +1,98 @@
+"""What every reader offers, and how readers measure what files say about scale."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.geometry import Level
+
+MPP_RANGE_UM = (0.05, 100.0)
+"""Below lies finer than light resolves, above coarser than any level 0: such values are screen resolutions."""
+
+_MPP_AGREEMENT = 0.01
+
+
+class Reader(Protocol):
+    """One open file: its levels and their pixels. Safe to use from many threads, not across a fork.
+
+    Attributes:
+        levels: finest first.
+        mpp: um per level-0 px, None where the file does not say it believably.
+        properties: plain metadata, among it ``sentinode.format``; nothing that identifies a patient.
+    """
+
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+
+    @property
+    def mpp(self) -> float | None: ...
+
+    @property
+    def properties(self) -> Mapping[str, str]: ...
+
+    def read(self, level: int, *, row: int, column: int, height: int, width: int) -> NDArray[np.uint8]:
+        """Pixels of a window given in px of the level: uint8 (height, width, 3), white outside and where missing.
+
+        Raises:
+            TileError: a tile under the window cannot be decoded.
+        """
+        ...
+
+    def has_pixels(self, level: int, *, row: int, column: int, height: int, width: int) -> bool:
+        """False where the whole window lies outside the level or in missing tiles."""
+        ...
+
+    def close(self) -> None:
+        """Give the file back; the reader is of no use afterwards."""
+        ...
+
+
+def settle_mpp(path: str | PathLike[str], x_um: float, y_um: float) -> float | None:
+    """One mpp from what a file says for both axes.
+
+    Args:
+        path: named in the warning.
+        x_um: um per px along x; nan where the file does not say.
+        y_um: the same along y.
+
+    Returns:
+        The mean; None, with a warning, where the axes differ by more than 1 % or the value is not within 0.05 to
+        100 um; None without a warning where nothing is said.
+    """
+    if math.isnan(x_um) or math.isnan(y_um):
+        return None
+    low, high = MPP_RANGE_UM
+    if not (low <= x_um <= high and low <= y_um <= high):
+        warnings.warn(f"{fspath(path)}: ignoring an absurd resolution of {x_um:g} x {y_um:g} um per px", stacklevel=3)
+        return None
+    if abs(x_um - y_um) > _MPP_AGREEMENT * max(x_um, y_um):
+        warnings.warn(f"{fspath(path)}: ignoring a resolution that differs: {x_um:g} x {y_um:g} um", stacklevel=3)
+        return None
+    return (x_um + y_um) / 2
+
+
+def measure_downsample(full: tuple[int, int], reduced: tuple[int, int], *, told: float | None = None) -> float:
+    """Level-0 px per px of a level.
+
+    Level sizes are whole pixels, so their quotient is off by up to one pixel over the level (300 x 250 px halved
+    twice and rounded down are 75 x 62: 4.016). Where a whole factor explains the sizes to the pixel it is the factor.
+
+    Args:
+        full: (width, height) of level 0.
+        reduced: (width, height) of the level.
+        told: the downsample by the file's own metadata, used in place of the quotient of the sizes.
+    """
+    measured = told if told is not None else (full[0] / reduced[0] + full[1] / reduced[1]) / 2
+    sides = (full[0] / measured, full[1] / measured) if told is not None else reduced
+    # A power of two first: on levels of a few pixels a wrong whole number may explain the sizes as well.
+    for factor in (2 ** max(0, round(math.log2(measured))), max(1, round(measured))):
+        if all(abs(size / factor - side) < 1 for size, side in zip(full, sides, strict=True)):
+            return float(factor)
+    return measured

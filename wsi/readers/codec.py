@@ -1,0 +1,176 @@
+"""From the stored bytes of a TIFF tile to RGB pixels."""
+
+from __future__ import annotations
+
+import struct
+
+import imagecodecs
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from wsi.readers.structure import TiffPage
+
+_NONE, _LZW, _JPEG, _DEFLATE, _OLD_DEFLATE, _ZSTD = 1, 5, 7, 8, 32946, 50000
+_APERIO_YCBCR, _APERIO_RGB, _JPEG2000 = 33003, 33005, 34712
+_JPEG2000_KINDS = (_APERIO_YCBCR, _APERIO_RGB, _JPEG2000)
+COMPRESSIONS = {
+    _NONE: "none",
+    _LZW: "lzw",
+    _JPEG: "jpeg",
+    _DEFLATE: "deflate",
+    _OLD_DEFLATE: "deflate",
+    _ZSTD: "zstd",
+    _APERIO_YCBCR: "jpeg2000",
+    _APERIO_RGB: "jpeg2000",
+    _JPEG2000: "jpeg2000",
+}
+"""Names of the TIFF compressions that are decoded here."""
+
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
+_PREMULTIPLIED_ALPHA, _ALPHA = 1, 2
+_STARTS_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+def can_decode(page: TiffPage) -> bool:
+    """Whether ``TileCodec`` knows this kind of tile: 8-bit grey, RGB, RGBA or YCbCr JPEG, samples together."""
+    if page.compression not in COMPRESSIONS or page.planar != 1 or page.fill_order != 1:
+        return False
+    allowed: dict[int, tuple[int, ...]]
+    if page.compression == _JPEG:
+        allowed = {1: (_WHITE_IS_ZERO, _BLACK_IS_ZERO), 3: (_RGB, _YCBCR)}
+    elif page.compression in _JPEG2000_KINDS:
+        allowed = {1: (_BLACK_IS_ZERO,), 3: (_RGB, _YCBCR)}
+    else:
+        grey = (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
+        allowed = {1: grey, 3: (_RGB,), 4: (_RGB,)}
+    has_predictor = page.compression in (_LZW, _DEFLATE, _OLD_DEFLATE, _ZSTD)
+    predictors = (1, 2) if has_predictor else (1, 2, 3)  # the tag means nothing to the other compressions
+    return page.photometric in allowed.get(page.samples, ()) and page.predictor in predictors
+
+
+class TileCodec:
+    """Decodes the tiles of one page; holds no state between tiles.
+
+    Args:
+        page: one for which ``can_decode`` holds.
+    """
+
+    def __init__(self, page: TiffPage) -> None:
+        self._page = page
+        self._shape = (page.tile_height, page.tile_width, page.samples)
+        # Markers inside the JPEG stream may contradict Photometric, which is what TIFF goes by: replace them with
+        # an Adobe marker whose transform says the same as Photometric.
+        transform = b"\1" if page.photometric == _YCBCR else b"\0"
+        adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform if page.samples == 3 else b""
+        self._jpeg_start = b"\xff\xd8" + adobe + _table_segments(page.jpeg_tables)
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """Pixels of one tile: uint8 (tile_height, tile_width, 3), or (tile_height, tile_width, 1) where grey.
+
+        Raises:
+            ValueError, RuntimeError: the bytes are no sound tile.
+        """
+        if self._page.compression == _JPEG:
+            return self._jpeg(data)
+        if self._page.compression in _JPEG2000_KINDS:
+            return self._jpeg2000(data)
+        return self._plain(data)
+
+    def _jpeg(self, data: bytes) -> NDArray[np.uint8]:
+        space = "RGB" if self._page.samples == 3 else "GRAY"
+        tile: NDArray[np.uint8] = simplejpeg.decode_jpeg(self._stream(data), colorspace=space)
+        return _grey(tile, self._page) if self._page.samples == 1 else tile
+
+    def _stream(self, data: bytes) -> bytes:
+        """The complete JPEG stream of a tile: shared tables in, application markers out, size checked."""
+        parts = [self._jpeg_start]
+        position = 2
+        while True:
+            if position + 4 > len(data) or data[position] != 0xFF:
+                raise ValueError("no JPEG data")
+            marker, size = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+            if marker == 0xDA:
+                parts.append(data[position:])
+                return b"".join(parts)
+            if marker in _STARTS_OF_FRAME:
+                self._check_frame(data[position + 4 : position + 10])
+            if not 0xE0 <= marker <= 0xEF:
+                parts.append(data[position : position + 2 + size])
+            position += 2 + size
+
+    def _check_frame(self, header: bytes) -> None:
+        if len(header) < 6:
+            raise ValueError("JPEG data end in their header")
+        precision, height, width, samples = struct.unpack(">BHHB", header)
+        if (height, width, samples) != self._shape or precision != 8:
+            raise ValueError(f"JPEG of {width} x {height} px, {samples} samples of {precision} bits")
+
+    def _jpeg2000(self, data: bytes) -> NDArray[np.uint8]:
+        # The size in the codestream's SIZ segment is checked first: the decoder allocates what it says.
+        start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
+        if start < 0 or len(data) < start + 42:
+            raise ValueError("no JPEG 2000 data")
+        right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
+        if (bottom - top, right - left) != self._shape[:2]:
+            raise ValueError(f"JPEG 2000 of {right - left} x {bottom - top} px")
+        tile = np.asarray(imagecodecs.jpeg2k_decode(data))
+        if tile.dtype != np.uint8 or tile.shape not in (self._shape, self._shape[:2]):
+            raise ValueError(f"JPEG 2000 with {tile.dtype} pixels of shape {tile.shape}")
+        tile = tile.reshape(self._shape)
+        return _ycbcr_to_rgb(tile) if self._page.compression == _APERIO_YCBCR else tile
+
+    def _plain(self, data: bytes) -> NDArray[np.uint8]:
+        size = self._shape[0] * self._shape[1] * self._shape[2]
+        if self._page.compression == _NONE:
+            flat = np.frombuffer(data, dtype=np.uint8)
+        elif self._page.compression == _LZW:
+            flat = np.frombuffer(imagecodecs.lzw_decode(data, out=size), dtype=np.uint8)
+        elif self._page.compression == _ZSTD:
+            flat = np.frombuffer(imagecodecs.zstd_decode(data, out=size), dtype=np.uint8)
+        else:
+            flat = np.frombuffer(imagecodecs.zlib_decode(data, out=size), dtype=np.uint8)
+        if flat.size != size:
+            raise ValueError(f"{flat.size} bytes of pixels instead of {size}")
+        tile = flat.reshape(self._shape)
+        if self._page.predictor == 2 and self._page.compression != _NONE:
+            tile = np.asarray(imagecodecs.delta_decode(tile, axis=1), dtype=np.uint8)
+        if self._page.samples == 4:
+            return _over_white(tile, self._page.extra_samples[:1])
+        return _grey(tile, self._page) if self._page.samples == 1 else tile
+
+
+def _table_segments(tables: bytes) -> bytes:
+    """The segments of a JPEGTables stream without its start, end and application markers."""
+    kept = b""
+    position = 2
+    while position + 4 <= len(tables) and tables[position] == 0xFF and tables[position + 1] != 0xD9:
+        size = int.from_bytes(tables[position + 2 : position + 4], "big")
+        if not 0xE0 <= tables[position + 1] <= 0xEF:
+            kept += tables[position : position + 2 + size]
+        position += 2 + size
+    return kept
+
+
+def _grey(tile: NDArray[np.uint8], page: TiffPage) -> NDArray[np.uint8]:
+    tile = tile.reshape(page.tile_height, page.tile_width, 1)
+    return 255 - tile if page.photometric == _WHITE_IS_ZERO else tile
+
+
+def _over_white(tile: NDArray[np.uint8], extra_samples: tuple[int, ...]) -> NDArray[np.uint8]:
+    colour, alpha = tile[:, :, :3], tile[:, :, 3:]
+    if extra_samples == (_PREMULTIPLIED_ALPHA,):
+        return np.asarray(np.minimum(colour + (255 - alpha).astype(np.uint16), 255), dtype=np.uint8)
+    if extra_samples == (_ALPHA,):
+        over = colour * alpha.astype(np.uint16) + 255 * (255 - alpha).astype(np.uint16)
+        return np.asarray((over + 127) // 255, dtype=np.uint8)
+    return np.ascontiguousarray(colour)
+
+
+def _ycbcr_to_rgb(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Full-range BT.601, as JPEG (JFIF 1.02) has it."""
+    y, cb, cr = (tile[:, :, channel].astype(np.float32) for channel in range(3))
+    cb -= 128
+    cr -= 128
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
+    return np.asarray(np.clip(np.rint(rgb), 0, 255), dtype=np.uint8)

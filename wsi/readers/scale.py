@@ -1,0 +1,134 @@
+"""What a TIFF says about its scale: um per pixel, by vendor, and the levels that belong together."""
+
+from __future__ import annotations
+
+import math
+import re
+from os import PathLike
+
+from lxml import etree
+
+from wsi.errors import SlideFormatError
+from wsi.readers.base import settle_mpp
+from wsi.readers.structure import TiffPage
+
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"
+_APERIO_MPP = re.compile(rf"\|\s*MPP\s*=\s*({_NUMBER})\s*(?:\||$)", re.ASCII)
+_UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6}
+_UM_PER_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}
+_NOT_LEVELS = ("label", "macro", "thumbnail")
+_MASK_BIT = 4
+_PHILIPS_LEVELS = (
+    "/DataObject/Attribute[@Name='PIM_DP_SCANNED_IMAGES']/Array/DataObject[@ObjectType='DPScannedImage']"
+    "[Attribute[@Name='PIM_DP_IMAGE_TYPE'][text()='WSI']]"
+    "/Attribute[@Name='PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE']/Array"
+    "/DataObject[@ObjectType='PixelDataRepresentation']/Attribute[@Name='DICOM_PIXEL_SPACING']/text()"
+)
+
+
+def name_format(page: TiffPage) -> str:
+    """Which kind of TIFF the first page announces: philips, aperio, ome-tiff or tiff."""
+    if page.software.startswith("Philips") and "DPUfsImport" in page.description:
+        return "philips"
+    if page.description.startswith("Aperio"):
+        return "aperio"
+    head = page.description[:4096]
+    return "ome-tiff" if "<OME" in head and "openmicroscopy.org" in head else "tiff"
+
+
+def find_level_pages(pages: tuple[TiffPage, ...]) -> tuple[TiffPage, ...]:
+    """The tiled pages that form the pyramid, finest first; empty where the first page is not tiled.
+
+    A level has the first page's shape to within a pixel and is smaller than the one before it. Philips files store
+    levels padded to whole tiles: there every tiled page that is not called otherwise is a level.
+    """
+    if not pages or not pages[0].is_tiled:
+        return ()
+    first = pages[0]
+    candidates = first.sub_pages or pages[1:]
+    levels = [first]
+    for page in candidates:
+        is_image = page.is_tiled and not page.subfile & _MASK_BIT
+        if is_image and not page.description.strip().lower().startswith(_NOT_LEVELS):
+            last = levels[-1]
+            fits = page.width <= last.width and page.height <= last.height
+            if name_format(first) != "philips":
+                fits = fits and (page.width, page.height) != (last.width, last.height) and _has_shape(first, page)
+            if fits:
+                levels.append(page)
+    return tuple(levels)
+
+
+def _has_shape(first: TiffPage, page: TiffPage) -> bool:
+    """Whether the page is the first one scaled down by one factor, give or take the rounding of its size."""
+    if first.width >= first.height:
+        return abs(first.height * page.width / first.width - page.height) <= max(1.5, 0.01 * page.height)
+    return abs(first.width * page.height / first.height - page.width) <= max(1.5, 0.01 * page.width)
+
+
+def measure_mpp(path: str | PathLike[str], page: TiffPage) -> float | None:
+    """Measure um per px of the first page from the vendor's description or the resolution tags; None if not believable.
+
+    Raises:
+        SlideFormatError: a Philips description is no sound XML.
+    """
+    kind = name_format(page)
+    x_um = y_um = math.nan
+    if kind == "philips":
+        spacings = read_philips_spacings(path, page.description)
+        y_um, x_um = spacings[0] if spacings else (math.nan, math.nan)
+        return settle_mpp(path, x_um, y_um)
+    if kind == "aperio":
+        found = _APERIO_MPP.search(page.description)
+        x_um = y_um = float(found[1]) if found else math.nan
+    elif kind == "ome-tiff":
+        x_um, y_um = _ome_um(page.description)
+    if math.isnan(x_um):
+        unit = _UM_PER_TIFF_UNIT.get(page.resolution_unit, math.nan)
+        x_um, y_um = (unit / value if value > 0 else math.nan for value in page.resolution)
+    return settle_mpp(path, x_um, y_um)
+
+
+def read_philips_spacings(path: str | PathLike[str], description: str) -> list[tuple[float, float]]:
+    """(row, column) spacing of each level in um, from the DICOM_PIXEL_SPACING of a Philips description (there in mm).
+
+    Raises:
+        SlideFormatError: the description is no sound XML or holds spacings that are no pair of positive numbers.
+    """
+    root = _parse(description)
+    if root is None:
+        raise SlideFormatError(path, "has a Philips description that is no sound XML", place="ImageDescription")
+    spacings = []
+    for text in root.xpath(_PHILIPS_LEVELS):
+        parts = str(text).replace('"', " ").split()
+        if len(parts) != 2 or not all(re.fullmatch(_NUMBER, part, re.ASCII) and float(part) > 0 for part in parts):
+            raise SlideFormatError(path, f"has a pixel spacing of {text!s:.60}", place="ImageDescription")
+        spacings.append((float(parts[0]) * 1e3, float(parts[1]) * 1e3))
+    return spacings
+
+
+def _ome_um(description: str) -> tuple[float, float]:
+    """(x, y) um per px of the first image of an OME-XML description; nan where not told."""
+    root = _parse(description)
+    pixels = None if root is None else root.find(".//{*}Pixels")
+    if pixels is None:
+        return math.nan, math.nan
+
+    def read(axis: str) -> float:
+        value = pixels.get(f"PhysicalSize{axis}") or ""
+        unit = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit") or "µm", math.nan)
+        return float(value) * unit if re.fullmatch(_NUMBER, value, re.ASCII) else math.nan
+
+    return read("X"), read("Y")
+
+
+def _parse(text: str) -> etree._Element | None:
+    """The root of an XML text; None where it is unsound or brings a document type (the door for entities)."""
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False, huge_tree=False, recover=False
+    )
+    try:
+        root = etree.fromstring(text.strip().encode(), parser)
+    except (etree.XMLSyntaxError, ValueError):
+        return None
+    return None if root.getroottree().docinfo.doctype else root

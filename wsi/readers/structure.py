@@ -1,0 +1,337 @@
+"""The structure of a TIFF, read and checked in pure Python before any C library sees the file.
+
+Decoders written in C trust directories: a byte count of 2**62 aborts the process, a directory that points back to
+itself hangs it. Here every table is measured against the file before it is read, so that a damaged or hostile file
+ends in one SlideFormatError within milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.errors import SlideFormatError
+
+TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""How classic and big TIFF begin, in either byte order."""
+
+MAX_PAGES = 4096
+MAX_SIDE_PX = 4_000_000
+MAX_TILE_SIDE_PX = 4096
+MAX_TAGS = 1024
+_SHARED_BYTES = 16 * 2**20  # what honest pages read twice, such as common JPEG tables; tables of tiles never overlap
+_MAX_VALUE_BYTES = 64 * 2**20  # for one text; tables of tiles are bounded by the image's size instead
+
+# TIFF 6.0 field types and BigTIFF's 16 to 18, as numpy codes of one element.
+_TYPES = {
+    1: "u1",
+    2: "u1",
+    3: "u2",
+    4: "u4",
+    5: "u4",
+    6: "i1",
+    7: "u1",
+    8: "i2",
+    9: "i4",
+    10: "i4",
+    11: "f4",
+    12: "f8",
+    13: "u4",
+    16: "u8",
+    17: "i8",
+    18: "u8",
+}
+_RATIONALS = (5, 10)
+_INTEGERS = (1, 3, 4, 13, 16, 18)
+_MEND = "copy the slide again from its source and compare the checksum"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TiffPage:
+    """One directory of a TIFF; every table was found to lie within the file.
+
+    Attributes:
+        index: position in the main chain (of the parent, for a sub-directory).
+        width, height: image size in px.
+        tile_width, tile_height: of a tile in px; 0 where the image is stored in strips.
+        offsets, counts: byte position and length per tile (or strip), row by row; a count of 0 is a missing tile.
+        bits: per sample. samples: per pixel. planar: 1 where the samples of a pixel lie together.
+        extra_samples: meaning of the samples beyond the colours; 1 premultiplied alpha, 2 plain alpha.
+        subfile: bits of NewSubfileType. resolution: pixels per unit along (x, y), nan where not told.
+        resolution_unit: 1 none, 2 inch, 3 centimetre.
+        sub_pages: the directories that SubIFDs names.
+    """
+
+    index: int
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    offsets: NDArray[np.uint64]
+    counts: NDArray[np.uint64]
+    bits: tuple[int, ...]
+    sample_format: int
+    samples: int
+    planar: int
+    compression: int
+    photometric: int
+    predictor: int
+    fill_order: int
+    extra_samples: tuple[int, ...]
+    subfile: int
+    jpeg_tables: bytes
+    description: str
+    software: str
+    resolution: tuple[float, float]
+    resolution_unit: int
+    sub_pages: tuple[TiffPage, ...] = ()
+
+    @property
+    def is_tiled(self) -> bool:
+        return self.tile_width > 0
+
+
+def read_structure(path: str | PathLike[str]) -> tuple[TiffPage, ...]:
+    """Read and check all directories of a TIFF.
+
+    Args:
+        path: a file that begins with one of ``TIFF_MAGICS``.
+
+    Returns:
+        The pages of the main chain, in file order.
+
+    Raises:
+        SlideFormatError: the file is truncated or its directories contradict themselves, the file or sane bounds
+            (4,000,000 px a side, tiles of at most 4096 px a side, 4096 pages); or a tiled image is not 8-bit.
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb", buffering=0) as file:
+        walker = _Walker(fspath(path), file)
+        return tuple(walker.chain())
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    kind: int
+    count: int
+    offset: int
+    nbytes: int
+
+
+class _Walker:
+    """Walks the directories of one open file."""
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        self._path = path
+        self._fd = file.fileno()
+        self._size = os.fstat(self._fd).st_size
+        self._seen: set[int] = set()
+        self._left = self._size + _SHARED_BYTES
+        header = self._bytes(0, 8, "header")
+        if header[:4] not in TIFF_MAGICS:
+            raise SlideFormatError(path, "is no TIFF")
+        self._order = "<" if header[:2] == b"II" else ">"
+        self._is_big = 43 in header[2:4]
+        if self._is_big:
+            header = self._bytes(0, 16, "header")
+            if struct.unpack_from(self._order + "HH", header, 4) != (8, 0):
+                raise self._error("has a BigTIFF header that contradicts itself", "header")
+            self._first = struct.unpack_from(self._order + "Q", header, 8)[0]
+        else:
+            self._first = struct.unpack_from(self._order + "I", header, 4)[0]
+
+    def chain(self) -> Iterator[TiffPage]:
+        offset, index = self._first, 0
+        if offset == 0:
+            raise self._error("holds no image at all", "header")
+        while offset:
+            if index >= MAX_PAGES:
+                raise self._error(f"has more than {MAX_PAGES} directories", f"directory {index}")
+            entries, following = self._directory(offset, f"directory {index}")
+            place = f"directory {index}"
+            subs = tuple(
+                self._page(self._directory(start, f"{place}, sub-directory {number}")[0], index, f"{place}, {number}")
+                for number, start in enumerate(self._integers(entries, 330, place, most=64))
+                if start
+            )
+            yield self._page(entries, index, place, subs)
+            offset, index = following, index + 1
+
+    def _error(self, reason: str, place: str) -> SlideFormatError:
+        return SlideFormatError(self._path, reason, place=place, mend=_MEND)
+
+    def _bytes(self, offset: int, count: int, place: str) -> bytes:
+        if offset > self._size - count:
+            raise self._error(f"is truncated or damaged: {count} bytes at {offset} of {self._size}", place)
+        self._left -= count
+        if self._left < 0:
+            raise self._error("has directories that ask for more bytes than the file holds", place)
+        data = os.pread(self._fd, count, offset)
+        if len(data) != count:
+            raise self._error("became shorter while it was read", place)
+        return data
+
+    def _directory(self, offset: int, place: str) -> tuple[dict[int, _Entry], int]:
+        """The entries of one directory, by tag, and where the next directory stands (0: nowhere)."""
+        if offset in self._seen:
+            raise self._error("has directories that point back to themselves", place)
+        self._seen.add(offset)
+        head, entry, link = ("Q", "HHQ", "Q") if self._is_big else ("H", "HHI", "I")
+        field = struct.calcsize("=" + link)
+        (number,) = struct.unpack(self._order + head, self._bytes(offset, struct.calcsize("=" + head), place))
+        if not 1 <= number <= MAX_TAGS:
+            raise self._error(f"has a directory of {number} entries", place)
+        start = offset + struct.calcsize("=" + head)
+        step = struct.calcsize("=" + entry) + field
+        data = self._bytes(start, number * step + field, place)
+        entries = {}
+        for index in range(number):
+            tag, kind, count = struct.unpack_from(self._order + entry, data, index * step)
+            if kind not in _TYPES:
+                continue  # TIFF 6.0: readers skip fields of unknown type
+            nbytes = count * np.dtype(_TYPES[kind]).itemsize * (2 if kind in _RATIONALS else 1)
+            inline = start + (index + 1) * step - field
+            if nbytes > field:
+                inline = struct.unpack_from(self._order + link, data, (index + 1) * step - field)[0]
+                if inline > self._size - nbytes:
+                    raise self._error(f"is truncated or damaged: tag {tag} needs {nbytes} bytes at {inline}", place)
+            entries[tag] = _Entry(kind, count, inline, nbytes)
+        return entries, struct.unpack_from(self._order + link, data, number * step)[0]
+
+    def _values(self, entry: _Entry, place: str) -> NDArray[np.generic]:
+        data = self._bytes(entry.offset, entry.nbytes, place)
+        return np.frombuffer(data, dtype=self._order + _TYPES[entry.kind])
+
+    def _integers(self, entries: dict[int, _Entry], tag: int, place: str, *, most: int) -> list[int]:
+        entry = entries.get(tag)
+        if entry is None:
+            return []
+        if entry.kind not in _INTEGERS or entry.count > most:
+            raise self._error(f"has {entry.count} values of type {entry.kind} in tag {tag}", place)
+        return [int(value) for value in self._values(entry, place)]
+
+    def _integer(self, entries: dict[int, _Entry], tag: int, place: str, default: int | None = None) -> int:
+        values = self._integers(entries, tag, place, most=64)
+        if values:
+            return values[0]
+        if default is None:
+            raise self._error(f"lacks tag {tag}", place)
+        return default
+
+    def _text(self, entries: dict[int, _Entry], tag: int, place: str) -> str:
+        data = self._raw(entries, tag, place, most=_MAX_VALUE_BYTES)
+        return data.split(b"\0", 1)[0].decode("utf-8", errors="replace")
+
+    def _raw(self, entries: dict[int, _Entry], tag: int, place: str, *, most: int) -> bytes:
+        entry = entries.get(tag)
+        if entry is None:
+            return b""
+        if entry.kind not in (1, 2, 7) or entry.nbytes > most:
+            raise self._error(f"has {entry.nbytes} bytes of type {entry.kind} in tag {tag}", place)
+        return self._bytes(entry.offset, entry.nbytes, place)
+
+    def _ratio(self, entries: dict[int, _Entry], tag: int, place: str) -> float:
+        entry = entries.get(tag)
+        if entry is None or entry.count < 1 or entry.kind not in (5, 11, 12) or entry.count > 4:
+            return float("nan")
+        values = self._values(entry, place)
+        if entry.kind == 5:
+            return float(values[0]) / float(values[1]) if values[1] else float("nan")
+        return float(values[0])
+
+    def _page(
+        self, entries: dict[int, _Entry], index: int, place: str, sub_pages: tuple[TiffPage, ...] = ()
+    ) -> TiffPage:
+        width, height = self._integer(entries, 256, place), self._integer(entries, 257, place)
+        if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
+            raise self._error(f"claims an image of {width} x {height} px", place)
+        samples = self._integer(entries, 277, place, 1)
+        planar = self._integer(entries, 284, place, 1)
+        bits = tuple(self._integers(entries, 258, place, most=64)) or (1,)
+        sample_format = self._integer(entries, 339, place, 1)
+        tile_width, tile_height = self._tile_size(entries, place)
+        if tile_width:
+            self._check_samples(samples=samples, planar=planar, bits=bits, sample_format=sample_format, place=place)
+            tiles = -(-width // tile_width) * -(-height // tile_height) * (samples if planar == 2 else 1)
+            offsets, counts = self._tables(entries, 324, 325, tiles, place)
+        else:
+            rows = min(max(1, self._integer(entries, 278, place, height)), height)
+            strips = -(-height // rows) * (samples if planar == 2 else 1)
+            offsets, counts = self._tables(entries, 273, 279, strips, place)
+        return TiffPage(
+            index=index,
+            width=width,
+            height=height,
+            tile_width=tile_width,
+            tile_height=tile_height,
+            offsets=offsets,
+            counts=counts,
+            bits=bits,
+            sample_format=sample_format,
+            samples=samples,
+            planar=planar,
+            compression=self._integer(entries, 259, place, 1),
+            photometric=self._integer(entries, 262, place, 1),
+            predictor=self._integer(entries, 317, place, 1),
+            fill_order=self._integer(entries, 266, place, 1),
+            extra_samples=tuple(self._integers(entries, 338, place, most=64)),
+            subfile=self._integer(entries, 254, place, 0),
+            jpeg_tables=self._raw(entries, 347, place, most=2**16),
+            description=self._text(entries, 270, place),
+            software=self._text(entries, 305, place),
+            resolution=(self._ratio(entries, 282, place), self._ratio(entries, 283, place)),
+            resolution_unit=self._integer(entries, 296, place, 2),
+            sub_pages=sub_pages,
+        )
+
+    def _tile_size(self, entries: dict[int, _Entry], place: str) -> tuple[int, int]:
+        if not entries.keys() & {322, 323, 324}:
+            return 0, 0
+        width, height = self._integer(entries, 322, place), self._integer(entries, 323, place)
+        for side in (width, height):
+            if not 16 <= side <= MAX_TILE_SIDE_PX or side % 16:
+                raise self._error(f"claims tiles of {width} x {height} px", place)
+        return width, height
+
+    def _check_samples(
+        self, *, samples: int, planar: int, bits: tuple[int, ...], sample_format: int, place: str
+    ) -> None:
+        # Format 4 is "undefined", which some writers use for plain unsigned bytes.
+        if set(bits) != {8} or sample_format not in (1, 4):
+            raise SlideFormatError(
+                self._path, f"has samples of {bits[0]} bits and format {sample_format}, not 8-bit colours", place=place
+            )
+        if not 1 <= samples <= 4 or planar not in (1, 2) or len(bits) not in (1, samples):
+            raise SlideFormatError(self._path, f"has {samples} samples a pixel, not grey or RGB", place=place)
+
+    def _tables(
+        self, entries: dict[int, _Entry], offsets_tag: int, counts_tag: int, wanted: int, place: str
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        tables = []
+        for tag in (offsets_tag, counts_tag):
+            entry = entries.get(tag)
+            if entry is None or entry.kind not in _INTEGERS or entry.count != wanted:
+                found = "none" if entry is None else f"{entry.count} of type {entry.kind}"
+                raise self._error(f"needs {wanted} values in tag {tag} and has {found}", place)
+            tables.append(self._values(entry, place).astype(np.uint64))
+        offsets, counts = tables
+        stored = counts > 0
+        size = np.uint64(self._size)
+        fits = (counts <= size) & (offsets <= size - np.minimum(counts, size)) & (offsets >= 8)
+        bad = np.flatnonzero(stored & ~fits)
+        if bad.size:
+            first = int(bad[0])
+            raise self._error(
+                f"is truncated or damaged: {bad.size} of {wanted} tiles lie outside the {self._size} bytes of the file,"
+                f" the first is number {first} with {counts[first]} bytes at {offsets[first]}",
+                place,
+            )
+        return offsets, counts
