@@ -1,0 +1,214 @@
+"""Labelled patches on disk: one Zarr group, published whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotations.errors import PatchStoreError
+from annotations.patches import PatchBatch
+from wsi.errors import ArtefactError
+from wsi.store import DONE, publish, verify
+
+_KIND = "sentinode patches"
+_CHUNK_PATCHES = 64
+_NO_CENTRE = -1
+_TEXTS = ("slide", "patient", "kind")
+_NUMBERS = ("centre", "x", "y", "tumour_fraction")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PatchSet:
+    """Patches of many slides.
+
+    Attributes:
+        images: uint8 (n, side, side, 3), RGB.
+        targets: uint8 (n, side, side): 1 tumour, 0 anything else, 255 not known.
+        mpp: um per pixel.
+        table: columns of n: slide, patient, kind (text); centre (-1 unknown); x, y (level-0 px of the outer corner of
+            pixel (0, 0)); tumour_fraction.
+    """
+
+    images: NDArray[np.uint8]
+    targets: NDArray[np.uint8]
+    mpp: float
+    table: Mapping[str, NDArray[Any]]
+
+    @property
+    def size_px(self) -> int:
+        """Side of a patch."""
+        return int(self.images.shape[1])
+
+    @property
+    def patients(self) -> NDArray[Any]:
+        """Text (n,): whom each patch is of; patches of one patient are never split between training and test."""
+        return self.table["patient"]
+
+
+def write_patches(path: str | Path, batches: Sequence[PatchBatch]) -> None:
+    """Publish batches as one store: whole or absent; equal batches give equal bytes.
+
+    Args:
+        path: the folder to publish; an older store there is replaced.
+        batches: all with one mpp and one size.
+
+    Raises:
+        PatchStoreError: there are no patches, or their mpp or size differ.
+        StorageError: the file system refuses.
+    """
+    import zarr  # noqa: PLC0415  (slow import)
+
+    path = Path(path)
+    mpp, side = _common(path, batches)
+    count = sum(len(batch.kinds) for batch in batches)
+    attributes: dict[str, Any] = {"kind": _KIND, "mpp": mpp, "size_px": side, "count": count}
+    with publish(path, attributes) as work:
+        group = zarr.open_group(work, mode="w", zarr_format=3)
+        group.attrs.update(attributes)
+        _write_pixels(group, "images", (batch.images for batch in batches), (count, side, side, 3))
+        _write_pixels(group, "targets", (batch.targets for batch in batches), (count, side, side))
+        table = group.create_group("table")
+        for name, column in _columns(batches).items():
+            _write_column(table, name, column)
+
+
+def read_patches(path: str | Path) -> PatchSet:
+    """Read a published store whole, after comparing every file with its sha256.
+
+    Raises:
+        PatchStoreError: there is none, or it is incomplete, damaged or something else.
+    """
+    import zarr  # noqa: PLC0415  (slow import)
+
+    path = Path(path)
+    if not (path / DONE).is_file():
+        raise PatchStoreError(path, f"is no complete patch store (no {DONE})", mend="make it with sentinode patches")
+    try:
+        verify(path)
+        group: Any = zarr.open_group(path, mode="r")
+        is_ours = group.attrs.get("kind") == _KIND
+        patches, count = _read_group(group) if is_ours else (None, 0)
+    except ArtefactError as error:
+        raise PatchStoreError(error.path, error.reason, place=error.place, mend="make the patches again") from error
+    except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
+        raise PatchStoreError(path, f"is no readable patch store: {error}", mend="make it again") from error
+    if patches is None:
+        raise PatchStoreError(path, "is another kind of artefact", mend="make patches with sentinode patches")
+    side = patches.size_px
+    shapes = {(count, side, side, 3): patches.images, (count, side, side): patches.targets}
+    if not (math.isfinite(patches.mpp) and patches.mpp > 0) or any(
+        array.shape != shape for shape, array in shapes.items()
+    ):
+        raise PatchStoreError(path, "its parts do not belong together", mend="make it again")
+    return patches
+
+
+def join_patches(sets: Sequence[PatchSet]) -> PatchSet:
+    """Several sets as one, in the given order.
+
+    Raises:
+        PatchStoreError: none, or their mpp or size differ.
+    """
+    kinds = {(one.mpp, one.size_px) for one in sets}
+    if len(kinds) != 1:
+        listed = ", ".join(f"{side} px at {mpp} um/px" for mpp, side in sorted(kinds)) or "none given"
+        raise PatchStoreError(None, f"patch sets must be of one size and resolution: {listed}", mend="draw all alike")
+    return PatchSet(
+        images=np.concatenate([one.images for one in sets]),
+        targets=np.concatenate([one.targets for one in sets]),
+        mpp=sets[0].mpp,
+        table={name: np.concatenate([one.table[name] for one in sets]) for name in sets[0].table},
+    )
+
+
+def _read_group(group: Any) -> tuple[PatchSet, int]:  # noqa: ANN401
+    patches = PatchSet(
+        images=np.asarray(group["images"][...]),
+        targets=np.asarray(group["targets"][...]),
+        mpp=float(group.attrs["mpp"]),
+        table={name: _read_column(group["table"][name]) for name in (*_TEXTS, *_NUMBERS)},
+    )
+    return patches, int(group.attrs["count"])
+
+
+def _common(path: Path, batches: Sequence[PatchBatch]) -> tuple[float, int]:
+    if not any(batch.kinds for batch in batches):
+        raise PatchStoreError(path, "there are no patches to store", mend="draw some, or look why none were found")
+    kinds = {(batch.mpp, batch.images.shape[1]) for batch in batches}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{side} px at {mpp} um/px" for mpp, side in sorted(kinds))
+        raise PatchStoreError(path, f"the patches differ in size or resolution: {listed}", mend="draw all alike")
+    ((mpp, side),) = kinds
+    return mpp, side
+
+
+def _columns(batches: Sequence[PatchBatch]) -> dict[str, NDArray[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in (*_TEXTS, *_NUMBERS)}
+    for batch in batches:
+        count = len(batch.kinds)
+        columns["slide"] += [batch.slide] * count
+        columns["patient"] += [batch.patient] * count
+        columns["kind"] += batch.kinds
+        columns["centre"] += [_NO_CENTRE if batch.centre is None else batch.centre] * count
+        columns["x"] += batch.x.tolist()
+        columns["y"] += batch.y.tolist()
+        columns["tumour_fraction"] += batch.tumour_fraction.tolist()
+    return {name: np.array(column) for name, column in columns.items()}
+
+
+def _write_pixels(group: Any, name: str, parts: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> None:  # noqa: ANN401
+    from zarr.codecs import BloscCodec, Crc32cCodec  # noqa: PLC0415  (slow import)
+
+    array = group.create_array(
+        name,
+        shape=shape,
+        dtype=np.uint8,
+        chunks=(min(_CHUNK_PATCHES, shape[0]), *shape[1:]),
+        # A lost chunk must not read as "no tumour".
+        fill_value=255,
+        compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec()),
+        config={"write_empty_chunks": True},
+    )
+    at = 0
+    for start, whole in _regrouped(parts):
+        array[start : start + len(whole)] = whole
+        at = start + len(whole)
+    if at != shape[0]:
+        raise AssertionError(f"{at} of {shape[0]} patches were written")
+
+
+def _regrouped(parts: Iterable[NDArray[np.uint8]]) -> Iterable[tuple[int, NDArray[np.uint8]]]:
+    """(first patch, patches) in whole chunks, so that each chunk is compressed once."""
+    start, held, count = 0, list[NDArray[np.uint8]](), 0
+    for part in parts:
+        held.append(part)
+        count += len(part)
+        if count >= _CHUNK_PATCHES:
+            joined = np.concatenate(held)
+            whole = count - count % _CHUNK_PATCHES
+            yield start, joined[:whole]
+            start, held, count = start + whole, [joined[whole:]], count - whole
+    if count:
+        yield start, np.concatenate(held)
+
+
+def _write_column(table: Any, name: str, column: NDArray[Any]) -> None:  # noqa: ANN401
+    """Numbers as they are; text as codes into a list of names, which every Zarr reader understands."""
+    if name not in _TEXTS:
+        table.create_array(name, data=column)
+        return
+    names, codes = np.unique(column, return_inverse=True)
+    array = table.create_array(name, data=codes.astype(np.int32))
+    array.attrs["names"] = names.tolist()
+
+
+def _read_column(array: Any) -> NDArray[Any]:  # noqa: ANN401
+    names = array.attrs.get("names")
+    values = np.asarray(array[...])
+    return values if names is None else np.array(names)[values]

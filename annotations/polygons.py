@@ -1,0 +1,140 @@
+"""Outlines as exact geometry, and masks as outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from annotations.annotation import Annotation
+from annotations.rasterize import layers
+from wsi.raster import Mask
+
+_PAIRS_AT_ONCE = 1 << 22
+
+
+def to_geometry(annotation: Annotation) -> shapely.Polygon | shapely.MultiPolygon:
+    """The area of an outline by the non-zero rule, valid, in level-0 px; empty where there is none.
+
+    An outline that crosses itself is cut at its crossings and every piece that it winds around is kept: unlike
+    ``buffer(0)`` this keeps both halves of a bow-tie, unlike ``make_valid`` it leaves no hole where an outline runs
+    over itself.
+    """
+    outline = annotation.outline
+    if outline is None:
+        return shapely.Polygon()
+    polygon = shapely.Polygon(outline)
+    if polygon.is_valid:
+        return polygon
+    ring = np.vstack([outline, outline[:1]])
+    pieces = shapely.get_parts(shapely.polygonize(shapely.get_parts(shapely.union_all(_segments(ring)))))
+    kept = [piece for piece in pieces if _winding(ring, shapely.point_on_surface(piece)) != 0]
+    return _areas(shapely.union_all(kept))
+
+
+def tumour_area(annotations: Iterable[Annotation]) -> shapely.MultiPolygon:
+    """Tumour minus cut-outs, by the rule of ``rasterize``, as valid geometry in level-0 px."""
+    parts = [
+        shapely.difference(
+            shapely.union_all([to_geometry(annotation) for annotation in layer.tumour]),
+            shapely.union_all([to_geometry(annotation) for annotation in layer.cut_outs]),
+        )
+        for layer in layers(annotations)
+    ]
+    areas = _areas(shapely.union_all(parts))
+    return areas if isinstance(areas, shapely.MultiPolygon) else shapely.MultiPolygon([areas])
+
+
+def longest_diameter(points: NDArray[np.float64]) -> float:
+    """The largest distance between two of some points, in their own unit.
+
+    Args:
+        points: (n, 2), at least one.
+
+    Raises:
+        ValueError: there are no points, or they are not (n, 2).
+    """
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise ValueError(f"points are (n, 2) with n of at least 1, got {points.shape}")
+    hull = shapely.get_coordinates(shapely.convex_hull(shapely.multipoints(points)))
+    step = max(1, _PAIRS_AT_ONCE // len(hull))
+    squares = (
+        ((hull[start : start + step, None] - hull[None]) ** 2).sum(axis=2).max() for start in range(0, len(hull), step)
+    )
+    return float(np.sqrt(max(squares)))
+
+
+def mask_to_polygons(mask: Mask) -> list[shapely.Polygon]:
+    """Outlines of a mask along its pixels' edges, with holes, in level-0 px.
+
+    Pixels that touch at a corner only are two polygons. The area is the number of pixels times downsample squared.
+
+    Returns:
+        Valid polygons, from top to bottom and left to right by their bounding boxes.
+    """
+    rows, columns = (np.flatnonzero(mask.array.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return []
+    cropped = mask.array[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    faces = shapely.get_parts(shapely.polygonize(shapely.linestrings(_pixel_edges(cropped))))
+    inner = shapely.get_coordinates(shapely.point_on_surface(faces)).astype(np.int64)
+    faces = faces[cropped[inner[:, 1], inner[:, 0]]]
+    left, top = shapely.bounds(faces)[:, :2].T
+    frame = mask.frame.window(row=int(rows[0]), column=int(columns[0]), height=1, width=1)
+    placed = shapely.transform(
+        faces[np.lexsort((left, top))], lambda points: points * frame.downsample + (frame.x, frame.y)
+    )
+    return list(placed)
+
+
+def _pixel_edges(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Straight runs of pixel edges between true and false, float64 (n, 2, 2): from and to, each column, row."""
+    padded = np.pad(mask, 1)
+    level = padded[1:, 1:-1] != padded[:-1, 1:-1]
+    upright = padded[1:-1, 1:] != padded[1:-1, :-1]
+    # A run ends at every pixel corner that an edge of the other direction reaches.
+    crossed = np.pad(upright, ((1, 0), (0, 0))) | np.pad(upright, ((0, 1), (0, 0)))
+    level_runs = _runs(level, crossed)
+    crossed = np.pad(level, ((0, 0), (1, 0))) | np.pad(level, ((0, 0), (0, 1)))
+    upright_runs = _runs(upright.T, crossed.T)[:, :, ::-1]
+    return np.concatenate([level_runs, upright_runs]).astype(np.float64)
+
+
+def _runs(edges: NDArray[np.bool_], stops: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(n, 2, 2): (from, line) and (to, line) of edges joined along each line, cut at the stops.
+
+    Args:
+        edges: (lines, n), unit edges from i to i + 1.
+        stops: (lines, n + 1), where a run must end.
+    """
+    joined = edges[:, 1:] & edges[:, :-1] & ~stops[:, 1:-1]
+    starts, ends = edges.copy(), edges.copy()
+    starts[:, 1:] &= ~joined
+    ends[:, :-1] &= ~joined
+    line, start = np.nonzero(starts)
+    _, end = np.nonzero(ends)
+    return np.stack([np.stack([start, line], axis=1), np.stack([end + 1, line], axis=1)], axis=1)
+
+
+def _segments(ring: NDArray[np.float64]) -> NDArray[np.object_]:
+    segments: NDArray[np.object_] = shapely.linestrings(np.stack([ring[:-1], ring[1:]], axis=1))
+    return segments
+
+
+def _winding(ring: NDArray[np.float64], point: shapely.Point) -> int:
+    """How often a closed ring (n, 2) goes round a point that does not lie on it."""
+    x, y = (ring - (point.x, point.y)).T
+    down = (y[:-1] <= 0) & (y[1:] > 0)
+    up = (y[:-1] > 0) & (y[1:] <= 0)
+    cross = x[:-1] * y[1:] - x[1:] * y[:-1]
+    return int((down & (cross > 0)).sum()) - int((up & (cross < 0)).sum())
+
+
+def _areas(geometry: shapely.Geometry) -> shapely.Polygon | shapely.MultiPolygon:
+    """Only what has an area: overlays may leave points and lines behind."""
+    parts = [part for part in shapely.get_parts(geometry) if isinstance(part, shapely.Polygon) and not part.is_empty]
+    if len(parts) == 1:
+        return parts[0]
+    return shapely.MultiPolygon(parts)

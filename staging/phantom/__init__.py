@@ -1,0 +1,18 @@
+"""A synthetic CAMELYON17 cohort whose truth is known exactly."""
+
+from __future__ import annotations
+
+from staging.phantom.cohort import CohortTruth, LesionTruth, SlideTruth, generate_cohort, render_slide
+from staging.phantom.plan import LesionPlan, PatientPlan, SlidePlan, plan_cohort
+
+__all__ = [
+    "CohortTruth",
+    "LesionPlan",
+    "LesionTruth",
+    "PatientPlan",
+    "SlidePlan",
+    "SlideTruth",
+    "generate_cohort",
+    "plan_cohort",
+    "render_slide",
+]
