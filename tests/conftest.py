@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from wsi.cnn.checkpoint import Checkpoint
+from wsi.cnn.network import Network
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
@@ -23,3 +26,13 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return locate
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Checkpoint]:
+    """A checkpoint of seeded random weights: what it finds means nothing, but it is the same every time."""
+
+    def make(*, mpp: float, seed: int = 0) -> Checkpoint:
+        return Checkpoint(network=Network(seed=seed), mpp=mpp)
+
+    return make

@@ -31,8 +31,9 @@ wsi.stain
 wsi.tissue
 wsi.tiles
 wsi.render
-wsi.cnn.network
+wsi.cnn.device wsi.cnn.network
 wsi.cnn.checkpoint
+wsi.cnn.augmentation
 wsi.cnn.training wsi.cnn.inference
 wsi.cnn
 wsi
@@ -40,13 +41,13 @@ wsi
 annotations.errors
 annotations.annotation
 annotations.asap annotations.geojson
-annotations.polygons
 annotations.rasterize
+annotations.polygons annotations.lesion_sites
 annotations.patches
 annotations.patch_store
 annotations
 
-staging.errors
+staging.errors staging.errata
 staging.kappa staging.roc staging.froc
 staging.lesions
 staging.labels
@@ -76,6 +77,7 @@ staging.commands.results
 staging.commands.*
 staging.commands
 staging.cli
+staging.__main__
 staging
 """
 RANK = {name: rank for rank, line in enumerate(PLAN.splitlines()) for name in line.split()}

@@ -1,0 +1,116 @@
+"""Where slides are worked on: in this process, or on Dask workers of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+TileNews = Callable[[str, int, int], None]
+
+TOPIC = "sentinode-tiles"
+# few in flight: a lost scheduler loses little, and the next slide always waits at a worker
+_AHEAD_PER_WORKER = 2
+_DEATHS = 3
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def each(
+    work: Callable[[Item, TileNews], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    on_tiles: TileNews,
+) -> Iterator[tuple[Item, Result | BaseException]]:
+    """Work on every item and yield (item, result or what it raised) as each ends.
+
+    Args:
+        work: a picklable top-level function of (item, tile news).
+        items: picklable.
+        workers: processes; with 1 everything runs in this process, in order.
+        on_tiles: receives (slide name, tiles done, tiles in all).
+    """
+    if workers <= 1 or len(items) <= 1:
+        for item in items:
+            yield item, _attempt(work, item, on_tiles)
+        return
+    from distributed import as_completed  # noqa: PLC0415  (slow import)
+
+    with _local_client(min(workers, len(items)), on_tiles) as client:
+        waiting = iter(items)
+        futures = {}
+        for item in _some(waiting, min(workers, len(items)) * _AHEAD_PER_WORKER):
+            futures[client.submit(_attempt_there, work, item, pure=False)] = item
+        completed = as_completed(list(futures))
+        for future in completed:
+            item = futures.pop(future)
+            outcome = _result(future)
+            future.release()
+            yield item, outcome
+            for follower in _some(waiting, 1):
+                successor = client.submit(_attempt_there, work, follower, pure=False)
+                futures[successor] = follower
+                completed.add(successor)
+
+
+def _some(waiting: Iterator[Item], count: int) -> list[Item]:
+    return [item for _, item in zip(range(count), waiting, strict=False)]
+
+
+def _attempt(work: Callable[[Item, TileNews], Result], item: Item, news: TileNews) -> Result | BaseException:
+    try:
+        return work(item, news)
+    except Exception as error:  # noqa: BLE001  (one bad slide never ends the run; the caller judges the error)
+        return error
+
+
+def _attempt_there(work: Callable[[Item, TileNews], Result], item: Item) -> Result | BaseException:
+    from distributed import get_worker  # noqa: PLC0415  (slow import)
+
+    worker = get_worker()
+
+    def news(slide: str, done: int, total: int) -> None:
+        worker.log_event(TOPIC, (slide, done, total))
+
+    return _attempt(work, item, news)
+
+
+def _result(future: Any) -> Any:  # noqa: ANN401  (distributed is untyped)
+    from distributed.scheduler import KilledWorker  # noqa: PLC0415  (slow import)
+
+    try:
+        return future.result()
+    except KilledWorker:
+        return MemoryError(f"its worker process died {_DEATHS} times, most likely for want of memory")
+    except CancelledError as error:
+        return ConnectionError(f"the scheduler was lost: {error}")
+    except Exception as error:  # noqa: BLE001  (whatever came back is judged by the caller)
+        return error
+
+
+@contextmanager
+def _local_client(workers: int, on_tiles: TileNews) -> Iterator[Any]:
+    import dask  # noqa: PLC0415  (slow import)
+    from distributed import Client, LocalCluster  # noqa: PLC0415
+
+    settings = {
+        "distributed.scheduler.allowed-failures": _DEATHS - 1,
+        "distributed.worker.daemon": True,
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.subscribe_topic(TOPIC, lambda event: on_tiles(*event[1]))
+        yield client

@@ -1,0 +1,65 @@
+"""``sentinode heatmap``: the probability of metastasis all over one slide."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from staging.commands.options import Device, Model, SlideMpp
+
+
+def heatmap(
+    slide: Annotated[Path, typer.Argument(help="A slide file.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The heatmap, a Zarr folder.", show_default=False)],
+    model: Model,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Also draw it over the slide, as PNG.", show_default=False)
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Reading threads.", min=1, show_default="one per core")] = None,
+    device: Device = "auto",
+    slide_mpp: SlideMpp = None,
+) -> None:
+    """Run the network over a slide's tissue and store the heatmap with its place on the slide.
+
+    Example: sentinode heatmap slide.tif --model model.safetensors -o slide.zarr --overlay slide.png
+    """
+    from staging.cluster import available_cores  # noqa: PLC0415
+    from staging.progress import CohortProgress  # noqa: PLC0415
+    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.inference import infer  # noqa: PLC0415
+    from wsi.render import overlay as draw  # noqa: PLC0415  (slow import)
+    from wsi.render import save_png, thumbnail  # noqa: PLC0415
+    from wsi.slide import Slide  # noqa: PLC0415
+    from wsi.store import write_heatmap  # noqa: PLC0415
+    from wsi.tissue import find_tissue  # noqa: PLC0415
+
+    checkpoint = load_checkpoint(model)
+    with Slide.open(slide, mpp=slide_mpp) as opened, CohortProgress(1) as progress:
+        found = infer(
+            opened,
+            checkpoint,
+            tissue=find_tissue(opened),
+            device=device,
+            workers=threads or available_cores(),
+            on_tiles=lambda done, total: progress.tiles(opened.name, done, total),
+        )
+        made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
+        write_heatmap(output, found, made_from)
+        if overlay is not None:
+            save_png(overlay, draw(thumbnail(opened), found, threshold=checkpoint.threshold))
+        progress.slide(opened.name)
+    typer.echo(
+        json.dumps(
+            {
+                "heatmap": str(output),
+                "rows": found.frame.shape[0],
+                "columns": found.frame.shape[1],
+                "um_per_cell": found.frame.pixel_um,
+                "maximum": round(float(found.array.max()), 4),
+                "tissue_mm2": round(float(found.tissue.sum()) * found.frame.pixel_um**2 / 1e6, 4),
+            }
+        )
+    )

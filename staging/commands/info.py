@@ -1,0 +1,68 @@
+"""``sentinode info``: what a slide file holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def info(
+    slides: Annotated[list[Path], typer.Argument(help="Slide files.", show_default=False)],
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per slide in place of a table.")
+    ] = False,
+) -> None:
+    """Show a slide's format, size, resolution and levels.
+
+    Example: sentinode info patient_000_node_0.tif --json
+    """
+    from wsi.slide import Slide  # noqa: PLC0415  (slow import)
+
+    for path in slides:
+        with Slide.open(path) as slide:
+            facts = _facts(slide)
+        typer.echo(json.dumps(facts) if as_json else _table(facts))
+
+
+def _facts(slide: Any) -> dict[str, Any]:  # noqa: ANN401  (Slide, imported late)
+    return {
+        "path": str(slide.path),
+        "format": slide.properties.get("sentinode.format"),
+        "width": slide.levels[0].width,
+        "height": slide.levels[0].height,
+        "mpp": slide.mpp,
+        "levels": [
+            {
+                "width": level.width,
+                "height": level.height,
+                "downsample": level.downsample,
+                "tile_width": level.tile_width,
+                "tile_height": level.tile_height,
+            }
+            for level in slide.levels
+        ],
+    }
+
+
+def _table(facts: dict[str, Any]) -> str:
+    mpp = facts["mpp"]
+    size = f"{facts['width']} x {facts['height']} px"
+    if mpp:
+        size += f", {facts['width'] * mpp / 1000:.2f} x {facts['height'] * mpp / 1000:.2f} mm"
+    lines = [
+        facts["path"],
+        f"  format      {facts['format']}",
+        f"  size        {size}",
+        f"  resolution  {f'{mpp:.4f} um/px' if mpp else 'unknown: give it with --slide-mpp where a command asks'}",
+        "  level       width   height  downsample  tile",
+    ]
+    lines += [
+        f"  {index:>5}  {level['width']:>10}  {level['height']:>7}  {level['downsample']:>10.4f}  "
+        f"{level['tile_width']} x {level['tile_height']}"
+        for index, level in enumerate(facts["levels"])
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,28 @@
+"""Options that several subcommands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SlideMpp = Annotated[
+    float | None,
+    typer.Option(help="um per pixel of the finest level, for slides that do not say it.", min=0.01, max=100),
+]
+Model = Annotated[
+    Path, typer.Option("--model", "-m", help="A checkpoint written by sentinode train.", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="Where the network runs: auto, cpu or cuda.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Processes; the results do not depend on it.", min=1, show_default="one per core"),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Lesions are outlined at this probability.", min=0.01, max=0.99, show_default="the checkpoint's"),
+]
+Peak = Annotated[float, typer.Option(help="A lesion's highest probability must reach this.", min=0, max=1)]
+MergeGap = Annotated[float, typer.Option(help="Deposits closer than this many um are one lesion.", min=0)]
+Smallest = Annotated[float, typer.Option(help="Lesions shorter than this many um count as noise.", min=0)]

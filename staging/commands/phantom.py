@@ -1,0 +1,63 @@
+"""``sentinode phantom``: a synthetic CAMELYON17 cohort with known truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from staging.commands.options import Workers
+
+
+def phantom(
+    output: Annotated[Path, typer.Argument(help="A new or empty directory.", show_default=False)],
+    patients: Annotated[int, typer.Option(help="How many patients of five slides.", min=1, max=200)] = 5,
+    centres: Annotated[str, typer.Option(help="Centres 0 to 4, with commas between.")] = "0,1,2,3,4",
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.", min=0)] = 0,
+    mpp: Annotated[float, typer.Option(help="um per pixel of the finest level.", min=0.2, max=8)] = 1.0,
+    size_um: Annotated[
+        tuple[float, float] | None, typer.Option(help="Width and height of every slide in um.", show_default="drawn")
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Make a synthetic cohort: slides, ASAP contours, stage_labels.csv and the exact truth.
+
+    Example: sentinode phantom cohort --patients 10 --centres 0,1,2,3,4 --seed 7 --mpp 1.0
+    """
+    import json  # noqa: PLC0415
+
+    from staging.cluster import available_cores  # noqa: PLC0415
+    from staging.errors import ConfigurationError  # noqa: PLC0415
+    from staging.phantom import generate_cohort  # noqa: PLC0415  (slow import)
+    from staging.progress import CohortProgress  # noqa: PLC0415
+
+    chosen = parse_centres(centres)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigurationError(output, "is not an empty directory", mend="name a new one; nothing was touched")
+    with CohortProgress(patients * 5, verb="slides drawn", tiles=False) as progress:
+        truth = generate_cohort(
+            output,
+            patients=patients,
+            centres=chosen,
+            seed=seed,
+            mpp=mpp,
+            size_um=size_um,
+            workers=workers or available_cores(),
+            on_slide=progress.slide,
+        )
+    typer.echo(json.dumps({"cohort": str(output), "slides": len(truth.slides), "patients": patients}))
+
+
+def parse_centres(text: str) -> tuple[int, ...]:
+    """Centres from a comma separated list.
+
+    Raises:
+        ConfigurationError: something else than centres 0 to 4.
+    """
+    from staging.errors import ConfigurationError  # noqa: PLC0415
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part in {"0", "1", "2", "3", "4"} for part in parts):
+        raise ConfigurationError(None, f"--centres {text!r} is no list of centres", mend="give for example 0,1,2")
+    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -1,0 +1,82 @@
+"""``sentinode run``: a directory of slides to pN-stages and a kappa."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from staging.commands.options import Device, MergeGap, Model, Peak, SlideMpp, Smallest, Threshold, Workers
+
+EXIT_QUARANTINED = 3
+
+
+def run(
+    slides: Annotated[
+        list[Path],
+        typer.Argument(help="A CAMELYON17-style directory, a folder of slides, or slides.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's directory.", show_default=False)],
+    model: Model,
+    reference: Annotated[
+        Path | None, typer.Option(help="stage_labels.csv to score against.", show_default=False)
+    ] = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    threshold: Threshold = None,
+    peak: Peak = 0.99,
+    merge_gap_um: MergeGap = 75.0,
+    smallest_um: Smallest = 60.0,
+    nodes: Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)] = 5,
+    slide_mpp: SlideMpp = None,
+    max_failures: Annotated[
+        float,
+        typer.Option(help="Give up when more than this share of the slides failed (and ten or more).", min=0, max=1),
+    ] = 0.10,
+) -> None:
+    """Make heatmaps, lesions, labels, stages, a score and a report; a second call goes on where the first ended.
+
+    Exit code 0: all slides good; 3: some quarantined; 2: wrong usage; 74: storage failed; 75: output in use.
+
+    Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
+    """
+    from staging.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cluster import available_cores  # noqa: PLC0415
+    from staging.cohort import run_cohort  # noqa: PLC0415
+    from staging.commands.results import summary  # noqa: PLC0415
+    from staging.config import RunConfig  # noqa: PLC0415
+    from staging.labels import SizeRule  # noqa: PLC0415
+    from staging.progress import CohortProgress  # noqa: PLC0415
+    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.device import pick_device  # noqa: PLC0415
+
+    found = find_slides(slides)
+    table = read_stage_table(reference) if reference is not None else None
+    checkpoint = load_checkpoint(model)
+    config = RunConfig(
+        model=checkpoint.digest,
+        threshold=threshold or checkpoint.threshold,
+        peak=peak,
+        mpp=slide_mpp,
+        merge_gap_um=merge_gap_um,
+        rule=SizeRule(min_um=smallest_um),
+        nodes=nodes,
+    )
+    on_gpu = pick_device(device).type == "cuda"
+    with CohortProgress(len(found)) as progress:
+        result = run_cohort(
+            found,
+            output,
+            model=model,
+            config=config,
+            reference=table,
+            workers=workers or (1 if on_gpu else available_cores()),
+            threads=available_cores() if on_gpu else 1,
+            device=device,
+            max_failures=max_failures,
+            news=progress,
+        )
+    typer.echo(summary(result, output))
+    if result.failures:
+        raise typer.Exit(EXIT_QUARANTINED)

@@ -1,0 +1,41 @@
+"""``sentinode tissue``: where on a slide there is tissue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from staging.commands.options import SlideMpp
+
+
+def tissue(
+    slide: Annotated[Path, typer.Argument(help="A slide file.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The mask as PNG (255 = tissue).", show_default=False)],
+    um_per_px: Annotated[float, typer.Option(help="Pixel size of the mask in um.", min=0.5, max=256)] = 16.0,
+    slide_mpp: SlideMpp = None,
+) -> None:
+    """Write a tissue mask and print its area as JSON.
+
+    Example: sentinode tissue patient_000_node_0.tif -o tissue.png
+    """
+    from wsi.render import save_png  # noqa: PLC0415  (slow import)
+    from wsi.slide import Slide  # noqa: PLC0415
+    from wsi.tissue import find_tissue, tissue_area_um2  # noqa: PLC0415
+
+    with Slide.open(slide, mpp=slide_mpp) as opened:
+        mask = find_tissue(opened, um_per_px=um_per_px)
+    save_png(output, mask.array.astype("uint8") * 255)
+    typer.echo(
+        json.dumps(
+            {
+                "slide": str(slide),
+                "mask": str(output),
+                "um_per_px": um_per_px,
+                "tissue_mm2": round(tissue_area_um2(mask) / 1e6, 4),
+                "fraction": round(float(mask.array.mean()), 4),
+            }
+        )
+    )

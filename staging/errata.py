@@ -1,0 +1,22 @@
+"""Slides of the public cohorts that are known to be wrong, as data.
+
+Source: the readme files of CAMELYON16 and CAMELYON17 and the CAMELYON data paper (Litjens et al., GigaScience 2018).
+"""
+
+from __future__ import annotations
+
+PARTLY_ANNOTATED = frozenset(
+    {
+        *(
+            f"tumor_{number:03d}"
+            for number in (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
+        ),
+        "test_114",
+    }
+)
+"""CAMELYON16 slides on which not all tumour is drawn: what lies outside their contours is not known to be normal."""
+
+
+def is_partly_annotated(slide: str) -> bool:
+    """Whether tumour was left undrawn on a slide, named without suffix, in any case."""
+    return slide.lower() in PARTLY_ANNOTATED

@@ -1,0 +1,1 @@
+"""The convolutional network: the only place that imports torch."""

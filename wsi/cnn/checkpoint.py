@@ -1,0 +1,296 @@
+"""A trained network on disk: one safetensors file that carries all that is needed to use it. Pickle is never read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from wsi.cnn.network import Architecture, Network, weight_shapes
+from wsi.errors import CheckpointError
+from wsi.store import atomic_bytes
+
+FORMAT = "sentinode checkpoint"
+VERSION = 1
+TUMOUR = "tumour"
+
+_KEY = "sentinode"
+_LARGEST_FILE = 2 << 30
+_LARGEST_HEADER = 1 << 20
+_FIELDS = frozenset(
+    {
+        "format",
+        "version",
+        "architecture",
+        "mpp",
+        "receptive_field_px",
+        "stride_px",
+        "mean",
+        "std",
+        "class_names",
+        "threshold",
+        "provenance",
+    }
+)
+_ANOTHER = "train one with sentinode train, or give a checkpoint of this program"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A network and how it is to be used.
+
+    Attributes:
+        network: holds architecture, weights and the input's mean and standard deviation; not to be trained further
+            in place.
+        mpp: um per input px.
+        class_names: one per class, the one called "tumour" among them.
+        threshold: probability of tumour from which a cell counts as tumour, 0 < threshold < 1.
+        provenance: what it was trained on and how; values that JSON can hold, without timestamps.
+        path: the file it was loaded from, None for a new one.
+    """
+
+    network: Network
+    mpp: float
+    class_names: tuple[str, ...] = ("normal", TUMOUR)
+    threshold: float = 0.5
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mpp) and self.mpp > 0):
+            raise ValueError(f"a checkpoint needs a positive mpp, got {self.mpp}")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"a threshold lies between 0 and 1, got {self.threshold}")
+        classes = self.architecture.classes
+        if len(set(self.class_names)) != classes or len(self.class_names) != classes or TUMOUR not in self.class_names:
+            raise ValueError(f"a network of {classes} classes needs that many names, {TUMOUR} among them")
+        if not all(math.isfinite(value) for value in self.network.mean):
+            raise ValueError(f"the input's mean is not finite: {self.network.mean}")
+        if not all(math.isfinite(value) and value > 0 for value in self.network.std):
+            raise ValueError(f"the input's standard deviation is not positive: {self.network.std}")
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.network.architecture
+
+    @property
+    def receptive_field_px(self) -> int:
+        return self.architecture.receptive_field_px
+
+    @property
+    def stride_px(self) -> int:
+        return self.architecture.stride_px
+
+    @property
+    def cell_um(self) -> float:
+        """Side of one output cell in um."""
+        return self.stride_px * self.mpp
+
+    @property
+    def tumour_class(self) -> int:
+        """Which of the classes is tumour."""
+        return self.class_names.index(TUMOUR)
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the file's bytes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The file: equal checkpoints give equal bytes.
+
+        Raises:
+            CheckpointError: a weight is NaN or infinite.
+            ValueError, TypeError: the provenance is no JSON.
+        """
+        weights = self.network.weights()
+        _check_values(self.path, weights)
+        meta = {
+            "format": FORMAT,
+            "version": VERSION,
+            "architecture": self.architecture.to_json(),
+            "mpp": self.mpp,
+            "receptive_field_px": self.receptive_field_px,
+            "stride_px": self.stride_px,
+            "mean": list(self.network.mean),
+            "std": list(self.network.std),
+            "class_names": list(self.class_names),
+            "threshold": self.threshold,
+            "provenance": dict(self.provenance),
+        }
+        # one metadata entry only: safetensors writes several in no fixed order
+        text = json.dumps(meta, sort_keys=True, allow_nan=False, separators=(",", ":"))
+        return safetensors.numpy.save(weights, metadata={_KEY: text})
+
+
+def save_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; the file is either whole or absent.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+        StorageError: the file system refuses.
+    """
+    atomic_bytes(Path(path), checkpoint.to_bytes())
+
+
+def load_checkpoint(path: str | PathLike[str]) -> Checkpoint:
+    """Read a checkpoint; nothing in the file is ever executed, and nothing is allocated on its word alone.
+
+    Raises:
+        CheckpointError: there is no such file, it is no sentinode checkpoint (a pickle or .pt is named as such), it is
+            damaged, contradicts itself, or holds NaN or infinite weights.
+    """
+    path = Path(path)
+    data = _read(path)
+    meta = _meta(path, _header(path, data))
+    try:
+        weights = safetensors.numpy.load(data)
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(path, f"is a damaged safetensors file: {error}", mend=_ANOTHER) from error
+    return _assemble(path, meta, weights)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+            _check_start(path, start, path.stat().st_size)
+            return start + file.read(_LARGEST_FILE)
+    except FileNotFoundError as error:
+        raise CheckpointError(path, "there is no such file", mend="check the path given as the model") from error
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def _check_start(path: Path, start: bytes, size: int) -> None:
+    """Refuse by the first 16 bytes whatever is no safetensors file, naming what is commonly mistaken for one."""
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and length <= _LARGEST_HEADER:
+        if length > size - 8:
+            raise CheckpointError(path, "is cut off within its header", mend="copy the file again")
+        if size > _LARGEST_FILE:
+            raise CheckpointError(path, f"is larger than {_LARGEST_FILE >> 30} GiB", mend=_ANOTHER)
+        return
+    kinds = (
+        (b"PK\x03\x04", "is a zip archive (a PyTorch .pt or .pth holds pickled code): it was not opened"),
+        (b"\x80", "is a Python pickle, which runs code when loaded: it was not opened"),
+        (b"\x89HDF", "is an HDF5 file"),
+        (b"\x1f\x8b", "is a gzip file"),
+    )
+    claim = f"claims a header of {length} bytes" if start[8:9] == b"{" else "is not a safetensors file"
+    what = next((what for magic, what in kinds if start.startswith(magic)), claim)
+    raise CheckpointError(path, what, mend=_ANOTHER)
+
+
+def _header(path: Path, data: bytes) -> dict[str, Any]:
+    """The JSON in front of the tensors."""
+    header = _parse(path, data[8 : 8 + int.from_bytes(data[:8], "little")], "header")
+    if not isinstance(header, dict):
+        raise CheckpointError(path, "has a header that is no JSON object", mend=_ANOTHER)
+    return header
+
+
+def _meta(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """Our own metadata, with exactly the fields of this version."""
+    entries = header.get("__metadata__")
+    text = entries.get(_KEY) if isinstance(entries, dict) else None
+    if not isinstance(text, str):
+        raise CheckpointError(path, "is a safetensors file of another program", mend=_ANOTHER)
+    meta = _parse(path, text.encode(errors="replace"), "metadata")
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(path, f"its metadata is not a {FORMAT}'s", mend=_ANOTHER)
+    if meta.get("version") != VERSION:
+        reason = f"is of version {meta.get('version')!r:.20}, this program reads version {VERSION}"
+        raise CheckpointError(path, reason, mend="use the program that wrote it")
+    if set(meta) != _FIELDS:
+        odd = ", ".join(sorted(set(meta) ^ _FIELDS))
+        raise CheckpointError(path, f"its metadata lacks or adds: {odd:.200}", mend=_ANOTHER)
+    return meta
+
+
+def _parse(path: Path, text: bytes, what: str) -> Any:  # noqa: ANN401  (whatever the file holds)
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"its {what} is no JSON: {error}", mend=_ANOTHER) from error
+
+
+def _assemble(path: Path, meta: Mapping[str, Any], weights: Mapping[str, NDArray[Any]]) -> Checkpoint:
+    try:
+        architecture = _architecture(meta)
+        _check_shapes(path, weight_shapes(architecture), weights)
+        _check_values(path, weights)
+        network = Network(architecture, mean=_three(meta["mean"]), std=_three(meta["std"]))
+        network.fill(weights)
+        return Checkpoint(
+            network=network.eval(),
+            mpp=_number(meta["mpp"]),
+            class_names=tuple(_text(name) for name in meta["class_names"]),
+            threshold=_number(meta["threshold"]),
+            provenance=dict(meta["provenance"]),
+            path=path,
+        )
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise CheckpointError(path, f"its metadata contradicts itself: {error}", mend=_ANOTHER) from error
+
+
+def _architecture(meta: Mapping[str, Any]) -> Architecture:
+    architecture = Architecture.from_json(meta["architecture"])
+    if (meta["receptive_field_px"], meta["stride_px"]) != (architecture.receptive_field_px, architecture.stride_px):
+        raise ValueError("receptive field and stride are not those of the architecture")
+    return architecture
+
+
+def _check_shapes(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, NDArray[Any]]) -> None:
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            raise CheckpointError(path, "is missing", place=f"tensor {name}", mend=_ANOTHER)
+        if name not in expected:
+            raise CheckpointError(
+                path, "does not belong to the architecture", place=f"tensor {name:.80}", mend=_ANOTHER
+            )
+        found = weights[name]
+        if found.shape != expected[name] or found.dtype != np.float32:
+            reason = f"is {found.dtype} {found.shape}, the architecture needs float32 {expected[name]}"
+            raise CheckpointError(path, reason, place=f"tensor {name}", mend=_ANOTHER)
+
+
+def _check_values(path: Path | None, weights: Mapping[str, NDArray[Any]]) -> None:
+    for name, values in weights.items():
+        if not np.isfinite(values).all():
+            raise CheckpointError(path, "holds NaN or infinity", place=f"tensor {name}", mend="train again")
+        if name.endswith("running_var") and values.min() < 0:
+            raise CheckpointError(path, "holds a negative variance", place=f"tensor {name}", mend="train again")
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r:.40} is no number")
+    return float(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
+def _three(values: object) -> tuple[float, float, float]:
+    if not isinstance(values, list) or len(values) != 3:
+        raise ValueError("mean and std are three numbers each")
+    return _number(values[0]), _number(values[1]), _number(values[2])

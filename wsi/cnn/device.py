@@ -1,0 +1,61 @@
+"""What computes: the GPU or the cores, and threads that each compute alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Barrier
+
+import torch
+
+from wsi.errors import PathologyError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        PathologyError: the device is not there.
+    """
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_gpu else "cpu")
+    kind, _, index = name.partition(":")
+    is_there = (
+        kind == "cuda" and has_gpu and (not index or (index.isdigit() and int(index) < torch.cuda.device_count()))
+    )
+    if name == "cpu" or is_there:
+        return torch.device(name)
+    raise PathologyError(None, f"there is no device {name!r} here", mend="use the device auto or cpu")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+@contextmanager
+def lone_threads(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads each use one thread within torch; all other threads stay as they were.
+
+    What such a thread computes does not depend on how many there are. Threads of its own inside each operation would
+    also wait for each other many times per millisecond, which is slow wherever something else uses the cores.
+    """
+    meeting = Barrier(workers)
+
+    def enter(_: int) -> None:
+        meeting.wait()  # no thread takes two of these
+        torch.get_num_threads()  # a thread's first question sets its number; later ones leave it
+        torch.set_num_threads(1)
+
+    with ThreadPoolExecutor(workers, name) as pool:
+        # torch keeps the number per thread, and the last one set for threads to come
+        before = torch.get_num_threads()
+        list(pool.map(enter, range(workers)))
+        torch.set_num_threads(before)
+        yield pool
