@@ -9,7 +9,7 @@ from pathlib import Path
 from staging.camelyon import find_slides, read_stage_table
 from staging.cohort import CohortResult, run_cohort
 from staging.config import RunConfig
-from staging.labels import SizeRule
+from staging.labels import SizeRule, SlideLabel
 from staging.phantom import generate_cohort
 from staging.progress import CohortProgress
 from staging.sampling import PatchRecipe, sample_cohort
@@ -17,6 +17,7 @@ from staging.sampling import PatchRecipe, sample_cohort
 TRAINING_CENTRES = (0, 1, 2, 3)
 TEST_CENTRES = (0, 1, 2, 3, 4)
 MODEL_MPP = 2.0
+PATCH_PX = 192
 SMALLEST_UM = 60.0
 
 
@@ -34,11 +35,11 @@ class DemoPlan:
     """
 
     seed: int = 0
-    training_patients: int = 8
+    training_patients: int = 12
     test_patients: int = 10
     mpp: float = 2.0
-    first_epochs: int = 4
-    epochs: int = 9
+    first_epochs: int = 3
+    epochs: int = 11
     workers: int = 2
 
 
@@ -57,13 +58,13 @@ def run_demo(output: Path, plan: DemoPlan, *, say: Callable[[str], None]) -> Coh
     _cohort(test, plan.test_patients, TEST_CENTRES, plan.seed + 1_000_003, plan)
     say("3/5 sampling labelled patches")
     patches, mistakes = output / "patches.zarr", output / "mistakes.zarr"
-    recipe = PatchRecipe(mpp=MODEL_MPP, size_px=160, tumour=64, normal=32, seed=plan.seed)
+    recipe = PatchRecipe(mpp=MODEL_MPP, size_px=PATCH_PX, tumour=28, normal=16, seed=plan.seed)
     _sample(training, patches, recipe, plan)
     say("4/5 training the network: a first one, the places where it errs, and the final one")
     first, model = output / "first.safetensors", output / "model.safetensors"
     _train([patches], first, plan.first_epochs, plan, say)
-    _sample(training, mistakes, replace(recipe, tumour=0, normal=2, hard=24, model=first), plan)
-    _train([patches, mistakes], model, plan.epochs, plan, say)
+    _sample(training, mistakes, replace(recipe, tumour=0, normal=2, hard=20, model=first), plan, negative=True)
+    _train([patches, mistakes], model, plan.epochs, plan, say, start=first)
     say("5/5 running the test patients")
     slides = find_slides([test / "images"])
     with CohortProgress(len(slides)) as progress:
@@ -92,13 +93,16 @@ def _cohort(output: Path, patients: int, centres: tuple[int, ...], seed: int, pl
         )
 
 
-def _sample(cohort: Path, output: Path, recipe: PatchRecipe, plan: DemoPlan) -> None:
+def _sample(cohort: Path, output: Path, recipe: PatchRecipe, plan: DemoPlan, *, negative: bool = False) -> None:
+    reference = read_stage_table(cohort / "stage_labels.csv")
     found = find_slides([cohort / "images"])
+    if negative:
+        found = [slide for slide in found if reference.labels[slide.name] is SlideLabel.NEGATIVE]
     with CohortProgress(len(found), verb="slides sampled", tiles=False) as progress:
         sample_cohort(
             found,
             cohort / "annotations",
-            read_stage_table(cohort / "stage_labels.csv"),
+            reference,
             output,
             recipe=recipe,
             workers=plan.workers,
@@ -106,9 +110,17 @@ def _sample(cohort: Path, output: Path, recipe: PatchRecipe, plan: DemoPlan) -> 
         )
 
 
-def _train(stores: list[Path], model: Path, epochs: int, plan: DemoPlan, say: Callable[[str], None]) -> None:
+def _train(
+    stores: list[Path],
+    model: Path,
+    epochs: int,
+    plan: DemoPlan,
+    say: Callable[[str], None],
+    *,
+    start: Path | None = None,
+) -> None:
     from annotations.patch_store import join_patches, read_patches  # noqa: PLC0415  (slow import)
-    from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.checkpoint import load_checkpoint, save_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.training import train  # noqa: PLC0415
 
     found = join_patches([read_patches(store) for store in stores])
@@ -118,6 +130,7 @@ def _train(stores: list[Path], model: Path, epochs: int, plan: DemoPlan, say: Ca
         mpp=found.mpp,
         groups=found.table["patient"],
         epochs=epochs,
+        start=load_checkpoint(start) if start else None,
         seed=plan.seed,
         device="cpu",
         on_epoch=lambda epoch: say(f"    {epoch}"),

@@ -214,7 +214,7 @@ def test_the_steps_give_what_the_run_gives(tmp_path: Path) -> None:
         "--mpp",
         "8",
         "--size",
-        "80",
+        "112",
         "--tumour",
         "8",
         "--normal",

@@ -46,21 +46,23 @@ def fresh(architecture: Architecture = TINY, **changes: Any) -> Checkpoint:
 
 
 def test_small_has_the_promised_geometry() -> None:
-    assert (SMALL.receptive_field_px, SMALL.stride_px, SMALL.margin_px, SMALL.centre_px) == (64, 8, 28, 31.5)
+    assert (SMALL.receptive_field_px, SMALL.stride_px, SMALL.margin_px, SMALL.centre_px) == (96, 8, 44, 47.5)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 2)), min_size=1, max_size=4),
     st.integers(0, 6),
     st.integers(0, 6),
     st.integers(0, 100),
 )
 def test_a_cell_sees_its_receptive_field_and_nothing_else(
-    shapes: list[tuple[int, int]], row: int, column: int, seed: int
+    shapes: list[tuple[int, int, int]], row: int, column: int, seed: int
 ) -> None:
     try:
-        architecture = Architecture(tuple(Layer(4, kernel, min(stride, kernel)) for kernel, stride in shapes))
+        architecture = Architecture(
+            tuple(Layer(4, kernel, min(stride, kernel), dilation) for kernel, stride, dilation in shapes)
+        )
     except ValueError:
         return  # cells off the pixel grid
     field, stride = architecture.receptive_field_px, architecture.stride_px
@@ -84,23 +86,23 @@ def test_a_cell_sees_its_receptive_field_and_nothing_else(
 
 def test_changing_a_pixel_changes_exactly_the_cells_that_see_it() -> None:
     network = fresh(SMALL).network.folded()
-    image = torch.randint(0, 256, (1, 3, 160, 160), generator=torch.Generator().manual_seed(0)).float()
+    image = torch.randint(0, 256, (1, 3, 256, 256), generator=torch.Generator().manual_seed(0)).float()
     with torch.inference_mode():
         before = network(image)
-        image[0, :, 70, 95] += 100
+        image[0, :, 140, 165] += 100
         changed = np.argwhere((network(image) != before).any(dim=1)[0].numpy())
-    rows = [i for i in range(13) if i * 8 <= 70 < i * 8 + 64]
-    columns = [j for j in range(13) if j * 8 <= 95 < j * 8 + 64]
+    rows = [i for i in range(21) if i * 8 <= 140 < i * 8 + 96]
+    columns = [j for j in range(21) if j * 8 <= 165 < j * 8 + 96]
     assert changed.min(0).tolist() == [rows[0], columns[0]]
     assert changed.max(0).tolist() == [rows[-1], columns[-1]]
 
 
 def test_folding_keeps_the_function() -> None:
     network = fresh(SMALL).network
-    image = torch.randint(0, 256, (2, 3, 96, 120), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = torch.randint(0, 256, (2, 3, 136, 160), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.inference_mode():
         plain, folded = network(image), network.folded()(image.float())
-    assert folded.shape == plain.shape == (2, 2, 5, 8)
+    assert folded.shape == plain.shape == (2, 2, 6, 9)
     torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
 
 
@@ -112,6 +114,7 @@ def test_folding_keeps_the_function() -> None:
         lambda: Architecture((Layer(4, 3),), classes=1),
         lambda: Layer(0, 3),
         lambda: Layer(4, 2, 3),
+        lambda: Layer(4, 3, dilation=0),
         lambda: Layer(4, 10**9),
         lambda: Layer(4.0, 3),  # type: ignore[arg-type]
         lambda: Architecture((Layer(1, 1),) * 100),

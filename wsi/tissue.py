@@ -68,17 +68,20 @@ def covers(mask: Mask, frame: Frame) -> NDArray[np.bool_]:
     low_y, _ = mask.frame.fractions(0.0, frame.y + np.arange(rows) * frame.downsample)
     _, low_x = mask.frame.fractions(frame.x + np.arange(columns) * frame.downsample, 0.0)
     step = frame.downsample / mask.frame.downsample
-    total = np.zeros((mask.array.shape[0] + 1, mask.array.shape[1] + 1), np.int64)
-    total[1:, 1:] = mask.array.cumsum(0, dtype=np.int64).cumsum(1)
     top, bottom = _span(low_y, step, mask.array.shape[0])
     left, right = _span(low_x, step, mask.array.shape[1])
-    count = (
-        total[bottom[:, None], right[None, :]]
-        - total[top[:, None], right[None, :]]
-        - total[bottom[:, None], left[None, :]]
-        + total[top[:, None], left[None, :]]
-    )
-    found: NDArray[np.bool_] = count > 0
+    by_rows = _any_between(mask.array, top, bottom)
+    return _any_between(np.ascontiguousarray(by_rows.T), left, right).T
+
+
+def _any_between(array: NDArray[np.bool_], first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For every i: the or over rows first[i]..last[i] (exclusive), bool (len(first), columns)."""
+    kept = last > first
+    found = np.zeros((len(first), array.shape[1]), bool)
+    if kept.any():
+        pairs = np.stack([first, last], 1)[kept].ravel()
+        closed = np.vstack([array, np.zeros((1, array.shape[1]), bool)])  # reduceat wants last within the array
+        found[kept] = np.logical_or.reduceat(closed, pairs, axis=0)[::2]
     return found
 
 

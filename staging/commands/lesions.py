@@ -20,7 +20,7 @@ def lesions(
     threshold: Annotated[
         float, typer.Option(help="Lesions are outlined at this probability.", min=0.01, max=0.99)
     ] = 0.5,
-    peak: Peak = 0.99,
+    peak: Peak = 0.985,
     merge_gap_um: MergeGap = 75.0,
     smallest_um: Smallest = 60.0,
 ) -> None:

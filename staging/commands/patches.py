@@ -21,7 +21,7 @@ def patches(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The patch store (Zarr).", show_default=False)],
     mpp: Annotated[float, typer.Option(help="um per pixel of the patches.", min=0.1, max=16)] = 2.0,
-    size: Annotated[int, typer.Option(help="Side of a patch in px.", min=32, max=1024)] = 160,
+    size: Annotated[int, typer.Option(help="Side of a patch in px.", min=32, max=1024)] = 192,
     tumour: Annotated[int, typer.Option(help="Patches with tumour per slide that has some.", min=0)] = 64,
     normal: Annotated[int, typer.Option(help="Patches without tumour per slide.", min=0)] = 32,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal patches.", min=0)] = 0,

@@ -25,7 +25,7 @@ def run(
     workers: Workers = None,
     device: Device = "auto",
     threshold: Threshold = None,
-    peak: Peak = 0.99,
+    peak: Peak = 0.985,
     merge_gap_um: MergeGap = 75.0,
     smallest_um: Smallest = 60.0,
     nodes: Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)] = 5,

@@ -17,7 +17,7 @@ def train(
         Path, typer.Option("--output", "-o", help="The checkpoint, model.safetensors.", show_default=False)
     ],
     epochs: Annotated[int, typer.Option(help="Passes over the patches.", min=1)] = 12,
-    batch: Annotated[int, typer.Option(help="Patches per step.", min=1)] = 32,
+    batch: Annotated[int, typer.Option(help="Patches per step.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.", min=0)] = 0,
     device: Device = "auto",
 ) -> None:

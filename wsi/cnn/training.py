@@ -20,7 +20,6 @@ from wsi.cnn.device import lone_threads, pick_device, usable_cores
 from wsi.cnn.network import SMALL, Architecture, Network
 from wsi.stain import StainJitter
 
-_SMOOTHING = 0.01
 _SHARD = 8
 _THRESHOLDS = np.round(np.arange(0.30, 0.801, 0.01), 2)
 _WORTH_A_CHANGE = 0.005  # of Dice: less is noise of the validation patients
@@ -76,7 +75,7 @@ def train(
     mpp: float,
     groups: NDArray[Any] | None = None,
     epochs: int = 12,
-    batch: int = 32,
+    batch: int = 16,
     seed: int = 0,
     device: str = "auto",
     workers: int | None = None,
@@ -271,7 +270,7 @@ class _Run:
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
             logits = self._forward(network, images)
             loss = share * functional.cross_entropy(
-                logits, truth, weight=self._weights, ignore_index=IGNORE, reduction="sum", label_smoothing=_SMOOTHING
+                logits, truth, weight=self._weights, ignore_index=IGNORE, reduction="sum"
             )
             gradients = torch.autograd.grad(loss, list(network.parameters()))
         return float(loss.detach()), gradients
