@@ -10,8 +10,6 @@ from staging.labels import SizeRule
 from wsi.store import digest_of
 
 FORMAT = 1
-PEAK = 0.985
-"""Chosen on synthetic cohorts of other seeds than the ones that are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +29,7 @@ class RunConfig:
 
     model: str
     threshold: float
-    peak: float = PEAK
+    peak: float
     mpp: float | None = None
     merge_gap_um: float = 75.0
     rule: SizeRule = field(default_factory=SizeRule)

@@ -6,18 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from staging.camelyon import find_slides, read_stage_table
+from staging.camelyon import SlideFile, find_slides, read_stage_table
 from staging.cohort import CohortResult, run_cohort
 from staging.config import RunConfig
 from staging.labels import SizeRule, SlideLabel
+from staging.operating_point import calibrate_peak, peak_of, with_peak
 from staging.phantom import generate_cohort
 from staging.progress import CohortProgress
 from staging.sampling import PatchRecipe, sample_cohort
+from wsi.stain import StainJitter
 
 TRAINING_CENTRES = (0, 1, 2, 3)
 TEST_CENTRES = (0, 1, 2, 3, 4)
 MODEL_MPP = 2.0
 PATCH_PX = 192
+NEGATIVES = 24
 SMALLEST_UM = 60.0
 
 
@@ -63,8 +66,10 @@ def run_demo(output: Path, plan: DemoPlan, *, say: Callable[[str], None]) -> Coh
     say("4/5 training the network: a first one, the places where it errs, and the final one")
     first, model = output / "first.safetensors", output / "model.safetensors"
     _train([patches], first, plan.first_epochs, plan, say)
-    _sample(training, mistakes, replace(recipe, tumour=0, normal=2, hard=20, model=first), plan, negative=True)
-    _train([patches, mistakes], model, plan.epochs, plan, say, start=first)
+    _sample(training, mistakes, replace(recipe, tumour=0, normal=2, hard=24, model=first), plan, negative=True)
+    _train([patches, mistakes], model, plan.epochs, plan, say)
+    peak = _calibrate(training, model, plan)
+    say(f"    a lesion must reach {peak:.4f}: nothing on the training's negative slides does")
     say("5/5 running the test patients")
     slides = find_slides([test / "images"])
     with CohortProgress(len(slides)) as progress:
@@ -97,7 +102,7 @@ def _sample(cohort: Path, output: Path, recipe: PatchRecipe, plan: DemoPlan, *, 
     reference = read_stage_table(cohort / "stage_labels.csv")
     found = find_slides([cohort / "images"])
     if negative:
-        found = [slide for slide in found if reference.labels[slide.name] is SlideLabel.NEGATIVE]
+        found = _negatives(cohort)
     with CohortProgress(len(found), verb="slides sampled", tiles=False) as progress:
         sample_cohort(
             found,
@@ -116,11 +121,9 @@ def _train(
     epochs: int,
     plan: DemoPlan,
     say: Callable[[str], None],
-    *,
-    start: Path | None = None,
 ) -> None:
     from annotations.patch_store import join_patches, read_patches  # noqa: PLC0415  (slow import)
-    from wsi.cnn.checkpoint import load_checkpoint, save_checkpoint  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.training import train  # noqa: PLC0415
 
     found = join_patches([read_patches(store) for store in stores])
@@ -130,7 +133,8 @@ def _train(
         mpp=found.mpp,
         groups=found.table["patient"],
         epochs=epochs,
-        start=load_checkpoint(start) if start else None,
+        held_out=0,
+        jitter=StainJitter(sigma=0.15, strength=0.25, hue=0.1, bias=0.04, exposure=0.03),
         seed=plan.seed,
         device="cpu",
         on_epoch=lambda epoch: say(f"    {epoch}"),
@@ -142,4 +146,25 @@ def _configuration(model: Path) -> RunConfig:
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
 
     checkpoint = load_checkpoint(model)
-    return RunConfig(model=checkpoint.digest, threshold=checkpoint.threshold, rule=SizeRule(min_um=SMALLEST_UM))
+    return RunConfig(
+        model=checkpoint.digest,
+        threshold=checkpoint.threshold,
+        peak=peak_of(checkpoint.provenance),
+        rule=SizeRule(min_um=SMALLEST_UM),
+    )
+
+
+def _calibrate(cohort: Path, model: Path, plan: DemoPlan) -> float:
+    from wsi.cnn.checkpoint import load_checkpoint, save_checkpoint  # noqa: PLC0415  (loads torch)
+
+    peak = calibrate_peak(_negatives(cohort), model, smallest_um=SMALLEST_UM, workers=plan.workers)
+    checkpoint = load_checkpoint(model)
+    save_checkpoint(model, replace(checkpoint, provenance=with_peak(checkpoint.provenance, peak)))
+    return peak
+
+
+def _negatives(cohort: Path) -> list[SlideFile]:
+    """Some of the cohort's slides without tumour, of every patient alike."""
+    labels = read_stage_table(cohort / "stage_labels.csv").labels
+    found = [slide for slide in find_slides([cohort / "images"]) if labels[slide.name] is SlideLabel.NEGATIVE]
+    return found[:: max(1, len(found) // NEGATIVES)][:NEGATIVES]

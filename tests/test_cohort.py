@@ -56,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..
 
 
 def configuration(path: Path, **changes: Any) -> RunConfig:
-    return RunConfig(**{"model": load_checkpoint(path).digest, "threshold": 0.5, **changes})
+    return RunConfig(**{"model": load_checkpoint(path).digest, "threshold": 0.5, "peak": 0.9, **changes})
 
 
 def run(slides: Sequence[SlideFile], output: Path, model: Path, **options: Any) -> CohortResult:

@@ -67,7 +67,7 @@ staging.config
 staging.cluster
 staging.progress
 staging.contours staging.tables
-staging.sampling
+staging.sampling staging.operating_point
 staging.analysis
 staging.report
 staging.cohort

@@ -17,13 +17,15 @@ _PEN_OD = 0.12
 _SMALLEST_UM2 = 150.0 * 150.0
 _LARGEST_HOLE_UM2 = 600.0 * 600.0
 _PEN_EXCESS = 12
+_BLACK_OD = 0.3
+_BLACK_CHROMA = 14
 
 
 def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
     """Find the tissue at low magnification: everything that absorbs more light than the glass around it.
 
     The glass and its noise are measured on the slide itself, and the threshold follows from them alone, so that a large
-    dark piece never hides a small pale one (as it does with Otsu's). Green and blue marker strokes and specks under
+    dark piece never hides a small pale one (as with Otsu's). Green, blue and black marker strokes and specks under
     150 um are left out, holes up to 600 um are filled.
 
     Args:
@@ -98,8 +100,9 @@ def _density(array: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.
     table = -np.log10(np.maximum(np.arange(256, dtype=np.float32), 1)[:, None] / glass[None, :])
     density = sum(table[array[..., channel], channel] for channel in range(3)) / 3
     red, green = array[..., 0].astype(np.int16), array[..., 1].astype(np.int16)
-    # haematoxylin and eosin both absorb green most, so green above red is ink (green, blue, cyan), never stain
-    pen = (green - red > _PEN_EXCESS) & (density > _PEN_OD)
+    # haematoxylin and eosin both absorb green most: green above red is ink, and so is what is dark without any colour
+    coloured = (green - red > _PEN_EXCESS) & (density > _PEN_OD)
+    pen = coloured | ((np.ptp(array, axis=2) < _BLACK_CHROMA) & (density > _BLACK_OD))
     return density.astype(np.float32), pen
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.options import MergeGap, Peak, Smallest
+from staging.commands.options import MergeGap, Smallest
 
 
 def lesions(
@@ -20,7 +20,7 @@ def lesions(
     threshold: Annotated[
         float, typer.Option(help="Lesions are outlined at this probability.", min=0.01, max=0.99)
     ] = 0.5,
-    peak: Peak = 0.985,
+    peak: Annotated[float, typer.Option(help="A lesion's highest probability must reach this.", min=0, max=1)] = 0.9,
     merge_gap_um: MergeGap = 75.0,
     smallest_um: Smallest = 60.0,
 ) -> None:

@@ -23,6 +23,11 @@ Threshold = Annotated[
     float | None,
     typer.Option(help="Lesions are outlined at this probability.", min=0.01, max=0.99, show_default="the checkpoint's"),
 ]
-Peak = Annotated[float, typer.Option(help="A lesion's highest probability must reach this.", min=0, max=1)]
+Peak = Annotated[
+    float | None,
+    typer.Option(
+        help="A lesion's highest probability must reach this.", min=0, max=1, show_default="the checkpoint's, else 0.9"
+    ),
+]
 MergeGap = Annotated[float, typer.Option(help="Deposits closer than this many um are one lesion.", min=0)]
 Smallest = Annotated[float, typer.Option(help="Lesions shorter than this many um count as noise.", min=0)]

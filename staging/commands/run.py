@@ -25,7 +25,7 @@ def run(
     workers: Workers = None,
     device: Device = "auto",
     threshold: Threshold = None,
-    peak: Peak = 0.985,
+    peak: Peak = None,
     merge_gap_um: MergeGap = 75.0,
     smallest_um: Smallest = 60.0,
     nodes: Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)] = 5,
@@ -47,6 +47,7 @@ def run(
     from staging.commands.results import summary  # noqa: PLC0415
     from staging.config import RunConfig  # noqa: PLC0415
     from staging.labels import SizeRule  # noqa: PLC0415
+    from staging.operating_point import peak_of  # noqa: PLC0415
     from staging.progress import CohortProgress  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import pick_device  # noqa: PLC0415
@@ -57,7 +58,7 @@ def run(
     config = RunConfig(
         model=checkpoint.digest,
         threshold=threshold or checkpoint.threshold,
-        peak=peak,
+        peak=peak_of(checkpoint.provenance) if peak is None else peak,
         mpp=slide_mpp,
         merge_gap_um=merge_gap_um,
         rule=SizeRule(min_um=smallest_um),

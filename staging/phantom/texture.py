@@ -51,14 +51,14 @@ _CENTROBLAST = Kind(
 )
 _CENTROCYTE = Kind(nucleus_um=6.4, aspect=1.5, chromatin=0.72, pallor=0.25, ragged=0.1, body_um=8, eosin=0.4)
 _HISTIOCYTE = Kind(
-    nucleus_um=7.8,
+    nucleus_um=7.0,
     spread=0.12,
     aspect=1.5,
-    chromatin=0.5,
+    chromatin=0.48,
     pallor=0.45,
     nucleoli=1,
-    body_um=15,
-    eosin=0.46,
+    body_um=16,
+    eosin=0.28,
     ragged=0.08,
 )
 _RETICULAR = Kind(nucleus_um=8.5, aspect=1.7, chromatin=0.45, pallor=0.55, nucleoli=1, body_um=12, eosin=0.38)
@@ -68,17 +68,18 @@ _TINGIBLE = Kind(
 _DEBRIS = Kind(nucleus_um=2.4, spread=0.35, chromatin=1.3, pallor=0.0)
 _FIBROBLAST = Kind(nucleus_um=4.6, spread=0.15, aspect=4.5, chromatin=0.85, pallor=0.1, ragged=0.08)
 _ERYTHROCYTE = Kind(nucleus_um=0.0, body_um=6.6, spread=0.08, eosin=1.5, basophilia=0.02)
+# denser than lymphoid tissue in both stains, as in real patches (H 1.35 and E 1.5 times that of normal node)
 _TUMOUR_CELL = Kind(
-    nucleus_um=11.2,
+    nucleus_um=12.0,
     spread=0.16,
     aspect=1.3,
-    chromatin=0.66,
-    pallor=0.45,
+    chromatin=0.76,
+    pallor=0.42,
     clumps=0.3,
     nucleoli=2,
-    body_um=15.5,
-    eosin=0.55,
-    basophilia=0.13,
+    body_um=16,
+    eosin=0.62,
+    basophilia=0.24,
     ragged=0.07,
 )
 _DARK_TUMOUR_CELL = Kind(
@@ -204,8 +205,8 @@ def _sinus(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _histiocytes(canvas: Canvas, rng: np.random.Generator) -> None:
-    _lymphoid_ground(canvas, rng, eosin=0.4, gaps=0.2)
-    _cells(canvas, rng, _HISTIOCYTE, 12.5, share=0.95, count=32)
+    _lymphoid_ground(canvas, rng, eosin=0.26, gaps=0.25)
+    _cells(canvas, rng, _HISTIOCYTE, 13.5, share=0.95, count=32)
     _cells(canvas, rng, _LYMPHOCYTE, 19, share=0.6, jitter=0.4)
 
 
@@ -293,10 +294,10 @@ def _stroma_between(
     """The ground of a tumour: cytoplasm in the nests, collagen between, white clefts where they tore apart."""
     bundles, phase = _fibres(canvas, rng, period_um=9)
     patchy = canvas.noise(rng, wavelength_um=26, roughness=0.3)
-    eosin = np.where(nests, 0.46 + 0.13 * patchy, 0.62 + 0.3 * bundles + 0.05 * patchy)
+    eosin = np.where(nests, 0.52 + 0.13 * patchy, 0.62 + 0.3 * bundles + 0.05 * patchy)
     if cleft is not None:
         eosin *= 1 - 0.9 * cleft
-    basophilia = np.clip(np.where(nests, 0.12 - 0.04 * patchy, 0.05), 0, 1).astype(np.float32)
+    basophilia = np.clip(np.where(nests, 0.21 - 0.04 * patchy, 0.05), 0, 1).astype(np.float32)
     canvas.ground(h=basophilia, e=np.clip(eosin, 0.02, 1.4).astype(np.float32))
     _spindle_cells(canvas, rng, phase, 17, where=~nests)
     _cells(canvas, rng, _LYMPHOCYTE, 12, share=0.35, where=~nests, jitter=0.4)
