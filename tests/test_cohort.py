@@ -17,6 +17,7 @@ from staging.cohort import CohortResult, run_cohort
 from staging.config import RunConfig
 from staging.errors import ConfigurationError, MissingPatientError, TooManyFailuresError
 from staging.labels import SizeRule
+from staging.operating_point import calibrate_peak, peak_of, with_peak
 from staging.phantom import generate_cohort
 from wsi.cnn.checkpoint import load_checkpoint, save_checkpoint
 from wsi.errors import CheckpointError, OutputInUseError
@@ -251,3 +252,16 @@ def test_a_slide_without_resolution_is_quarantined_until_it_is_given(
     failure = run(slides, tmp_path / "a", model).failures[0]
     assert "--slide-mpp" in failure.reason
     assert run(slides, tmp_path / "b", model, config=configuration(model, mpp=16.0)).failures == ()
+
+
+def test_the_learnt_peak_is_the_lowest_that_clears_the_negative_slides(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    slides = find_slides([cohort / "images"])[:2]
+    peak = calibrate_peak(slides, model, smallest_um=0.0, workers=1)
+    assert 0.5 < peak <= 1.0
+    for name, shift, expected in (("at", 0.0, True), ("above", 1e-5, False)):
+        config = configuration(model, peak=peak - 1e-6 + shift)
+        result = run(slides, tmp_path / name, model, config=config)
+        assert any(analysis.lesions for analysis in result.analyses) == expected
+    assert peak_of(with_peak({"seed": 1}, peak)) == peak
