@@ -68,11 +68,12 @@ def test_glass_specks_and_marker_are_no_tissue(tmp_path: Path) -> None:
         image[disc((500, 300), 200)] = (150, 90, 160)
         image[100:140, 600:1000] = (40, 150, 110)
         image[900:960, 500:1000] = (72, 70, 76)
+        image[650:700, 600:1000] = (107, 116, 194)
         image[disc((800, 800), 8)] = (60, 50, 60)
 
     with a_slide(tmp_path / "marked.tif", paint) as slide:
         mask = find_tissue(slide)
-    for x, y in ((800.0, 120.0), (750.0, 930.0), (800.0, 800.0), (900.0, 500.0)):
+    for x, y in ((800.0, 120.0), (750.0, 930.0), (800.0, 675.0), (800.0, 800.0), (900.0, 500.0)):
         row, column = (int(value) for value in mask.frame.fractions(x, y))
         assert not mask.array[row, column]
 

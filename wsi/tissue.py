@@ -16,7 +16,8 @@ _FAINTEST_CERTAIN_OD = 0.06
 _PEN_OD = 0.12
 _SMALLEST_UM2 = 150.0 * 150.0
 _LARGEST_HOLE_UM2 = 600.0 * 600.0
-_PEN_EXCESS = 12
+# measured on one real tile of each CAMELYON17 centre at 16 um/px: green stays 20 and more under red, chroma above 27
+_PEN_EXCESS = 2
 _BLACK_OD = 0.3
 _BLACK_CHROMA = 14
 
