@@ -248,7 +248,7 @@ def _tint(rng: np.random.Generator, tissue: NDArray[np.uint8], depth: Field, *, 
     tint = 1 - np.clip(absorbed, 0, 0.3) * covered[..., None]
     if fold:
         for _ in range(int(rng.integers(1, 3))):
-            _draw_fold(rng, tint, deep)
+            _draw_fold(rng, tint, deep, covered)
     for _ in range(int(rng.poisson(3))):
         _draw_debris(rng, tint)
     if pen:
@@ -275,14 +275,14 @@ def _walk(rng: np.random.Generator, start: NDArray[np.float64], steps: int, bend
     return np.asarray(start + np.cumsum(np.stack([np.sin(heading), np.cos(heading)], axis=1), axis=0))
 
 
-def _draw_fold(rng: np.random.Generator, tint: Field, depth: Field) -> None:
+def _draw_fold(rng: np.random.Generator, tint: Field, depth: Field, covered: NDArray[np.bool_]) -> None:
     places = np.argwhere(depth > 100)
     if not len(places):
         return
     steps = int(rng.uniform(20, 70))
     points = _walk(rng, places[rng.integers(len(places))].astype(np.float64), steps, 0.05)
     width = rng.uniform(1.0, 2.6) * np.sin(np.linspace(0.15, np.pi - 0.15, steps)) ** 0.5
-    cover = _stroke(depth.shape, points, width) * (depth > 0)
+    cover = _stroke(depth.shape, points, width) * covered  # two layers of glass or fat are as clear as one
     tint *= 1 - cover[..., None] * np.array([0.42, 0.55, 0.36])
 
 
