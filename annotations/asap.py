@@ -214,7 +214,7 @@ class _Found:
                     self._path,
                     f"the group {_short(group)!r} has no known meaning",
                     place=f"annotation {name!r}",
-                    mend=f"say what it is (--group {_short(group)}=tumour); known groups: {', '.join(sorted(roles))}",
+                    mend=f"rename it, or give groups= its role; known groups: {', '.join(sorted(roles))}",
                 )
             lineage.append(parent)
         return role

@@ -160,7 +160,7 @@ def _meaning(path: Path, place: str, properties: Mapping[str, Any], roles: Mappi
         path,
         f"the group {candidates[0]!r} has no known meaning",
         place=place,
-        mend=f"say what it is (--group {candidates[0]}=tumour); known groups: {', '.join(sorted(roles))}",
+        mend=f"rename it, or give groups= its role; known groups: {', '.join(sorted(roles))}",
     )
 
 

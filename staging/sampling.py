@@ -90,6 +90,8 @@ def sample_cohort(
         CohortError: no slide is usable.
         PathologyError: whatever is wrong with a slide or an XML; training data is not drawn around errors.
     """
+    if not annotations.is_dir():
+        raise CohortError(annotations, "there is no such directory of contours", mend="check --annotations")
     sources, left_out = [], []
     for slide in slides:
         contours = annotations / f"{slide.name}.xml"

@@ -29,12 +29,16 @@ def phantom(
 
     from staging.cluster import available_cores  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415
-    from staging.phantom import generate_cohort  # noqa: PLC0415  (slow import)
+    from staging.phantom import generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
     from staging.progress import CohortProgress  # noqa: PLC0415
 
     chosen = parse_centres(centres)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigurationError(output, "is not an empty directory", mend="name a new one; nothing was touched")
+    try:
+        plan_cohort(patients=patients, centres=chosen, seed=seed, mpp=mpp, size_um=size_um)
+    except ValueError as error:
+        raise ConfigurationError(None, str(error), mend="change --patients, --centres or --size-um") from error
     with CohortProgress(patients * 5, verb="slides drawn", tiles=False) as progress:
         truth = generate_cohort(
             output,
