@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -16,11 +15,6 @@ TOPIC = "sentinode-tiles"
 # few in flight: a lost scheduler loses little, and the next slide always waits at a worker
 _AHEAD_PER_WORKER = 2
 _DEATHS = 3
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each(

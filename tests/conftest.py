@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from slide_files import picture
 
 from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.network import Network
+from wsi.pyramid import write_pyramid
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +39,19 @@ def make_checkpoint() -> Callable[..., Checkpoint]:
         return Checkpoint(network=Network(seed=seed), mpp=mpp)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Philips-like file: 3 x 4 tiles of which (0, 0), (0, 1), (1, 0), (1, 1) and (2, 3) are missing."""
+    path = tmp_path_factory.mktemp("sparse") / "philips.tif"
+    image = np.zeros((192, 256, 3), dtype=np.uint8)
+    image[...] = picture(192, 256)
+    missing = {(0, 0), (0, 1), (1, 0), (1, 1), (2, 3)}
+    tiles = [
+        None if (row, column) in missing else image[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
+        for row in range(3)
+        for column in range(4)
+    ]
+    write_pyramid(path, width=256, height=192, mpp=0.25, tile_size=64, tiles=tiles, philips=True)
+    return path

@@ -8,7 +8,7 @@ y0 + (row+1)*d) of level-0 pixels; its centre lies half an array pixel further.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,3 +189,20 @@ class TileGrid:
         """All (row, column), row by row."""
         rows, columns = self.shape
         return ((row, column) for row in range(rows) for column in range(columns))
+
+
+def tile_order(regions: Sequence[Region], level: Level) -> NDArray[np.int64]:
+    """An order of regions in which those that share tiles of a level stand near each other: their numbers, (n,).
+
+    Regions are taken by the tile at their centre along a Z-curve (Morton order), so that a stretch of any length covers
+    a compact patch of tiles.
+    """
+    x = np.array([region.x + region.width / 2 for region in regions]) / level.downsample
+    y = np.array([region.y + region.height / 2 for region in regions]) / level.downsample
+    columns = np.maximum(x // level.tile_width, 0).astype(np.int64)
+    rows = np.maximum(y // level.tile_height, 0).astype(np.int64)
+    keys = np.zeros(len(regions), dtype=np.int64)
+    for bit in range(24):
+        keys |= ((columns >> bit) & 1) << (2 * bit)
+        keys |= ((rows >> bit) & 1) << (2 * bit + 1)
+    return np.argsort(keys, kind="stable")

@@ -24,7 +24,7 @@ def demo(
 
     Example: sentinode demo --output demo --seed 0
     """
-    from staging.cluster import available_cores  # noqa: PLC0415  (slow import)
+    from wsi.cores import usable_cores  # noqa: PLC0415  (slow import)
     from staging.commands.results import kappa_table  # noqa: PLC0415
     from staging.demo import DemoPlan, run_demo  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415
@@ -35,7 +35,7 @@ def demo(
         shutil.rmtree(output)
     output.mkdir(parents=True)
     (output / MARK).touch()
-    plan = DemoPlan(seed=seed, workers=workers or available_cores())
+    plan = DemoPlan(seed=seed, workers=workers or usable_cores())
     result = run_demo(output, plan, say=lambda text: typer.echo(text, err=True))
     if result.score is not None:
         typer.echo(kappa_table(result.score))

@@ -26,7 +26,7 @@ def heatmap(
 
     Example: sentinode heatmap slide.tif --model model.safetensors -o slide.zarr --overlay slide.png
     """
-    from staging.cluster import available_cores  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415
     from staging.progress import CohortProgress  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.inference import infer  # noqa: PLC0415
@@ -43,7 +43,7 @@ def heatmap(
             checkpoint,
             tissue=find_tissue(opened),
             device=device,
-            workers=threads or available_cores(),
+            workers=threads or usable_cores(),
             on_tiles=lambda done, total: progress.tiles(opened.name, done, total),
         )
         made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}

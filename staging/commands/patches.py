@@ -33,7 +33,7 @@ def patches(
     Example: sentinode patches cohort/images -a cohort/annotations -r cohort/stage_labels.csv -o patches.zarr
     """
     from staging.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
-    from staging.cluster import available_cores  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415
     from staging.progress import CohortProgress  # noqa: PLC0415
     from staging.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
 
@@ -46,7 +46,7 @@ def patches(
             read_stage_table(reference),
             output,
             recipe=recipe,
-            workers=workers or available_cores(),
+            workers=workers or usable_cores(),
             news=progress,
         )
     typer.echo(json.dumps({"patches": str(output), **counts}))

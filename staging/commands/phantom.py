@@ -27,7 +27,7 @@ def phantom(
     """
     import json  # noqa: PLC0415
 
-    from staging.cluster import available_cores  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415
     from staging.phantom import generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
     from staging.progress import CohortProgress  # noqa: PLC0415
@@ -47,7 +47,7 @@ def phantom(
             seed=seed,
             mpp=mpp,
             size_um=size_um,
-            workers=workers or available_cores(),
+            workers=workers or usable_cores(),
             on_slide=progress.slide,
         )
     typer.echo(json.dumps({"cohort": str(output), "slides": len(truth.slides), "patients": patients}))

@@ -42,7 +42,7 @@ def run(
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
     from staging.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
-    from staging.cluster import available_cores  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415
     from staging.cohort import run_cohort  # noqa: PLC0415
     from staging.commands.results import summary  # noqa: PLC0415
     from staging.config import RunConfig  # noqa: PLC0415
@@ -72,8 +72,8 @@ def run(
             model=model,
             config=config,
             reference=table,
-            workers=workers or (1 if on_gpu else available_cores()),
-            threads=available_cores() if on_gpu else 1,
+            workers=workers or (1 if on_gpu else usable_cores()),
+            threads=usable_cores() if on_gpu else 1,
             device=device,
             max_failures=max_failures,
             news=progress,

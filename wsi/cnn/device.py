@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,14 +28,6 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu" or is_there:
         return torch.device(name)
     raise PathologyError(None, f"there is no device {name!r} here", mend="use the device auto or cpu")
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
 
 
 @contextmanager

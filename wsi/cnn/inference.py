@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from wsi.cnn.checkpoint import Checkpoint
-from wsi.cnn.device import lone_threads, pick_device, usable_cores
+from wsi.cnn.device import lone_threads, pick_device
+from wsi.cores import usable_cores
 from wsi.errors import CheckpointError, PathologyError
 from wsi.geometry import Frame
 from wsi.raster import Heatmap, Mask

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from wsi.cnn.augmentation import IGNORE, augment, cell_targets, to_tensor
 from wsi.cnn.checkpoint import Checkpoint
-from wsi.cnn.device import lone_threads, pick_device, usable_cores
+from wsi.cnn.device import lone_threads, pick_device
 from wsi.cnn.network import SMALL, Architecture, Network
+from wsi.cores import usable_cores
 from wsi.stain import StainJitter
 
 _SHARD = 8

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,42 @@ MPP_RANGE_UM = (0.05, 100.0)
 _MPP_AGREEMENT = 0.01
 
 
+OnBadTile = Literal["raise", "white"]
+"""What a tile that cannot be decoded does: end the reading, or be white and listed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class BadTile:
+    """A tile that could not be decoded and was read as white: its place on the level's grid of tiles, and why."""
+
+    level: int
+    row: int
+    column: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTiles:
+    """The tiles of one level as they lie in the file, to be copied without decoding.
+
+    Attributes:
+        compression, photometric, samples: the values of the TIFF tags 259, 262 and 277.
+        subsampling: tag 530, (across, down).
+        jpeg_tables: tag 347, empty where the tiles bring their own.
+        rows, columns: the size of the grid of tiles.
+        read: the bytes of the tile at (row, column), None where it is missing.
+    """
+
+    compression: int
+    photometric: int
+    samples: int
+    subsampling: tuple[int, int]
+    jpeg_tables: bytes
+    rows: int
+    columns: int
+    read: Callable[[int, int], bytes | None]
+
+
 class Reader(Protocol):
     """One open file: its levels and their pixels. Safe to use from many threads, not across a fork.
 
@@ -26,6 +63,7 @@ class Reader(Protocol):
         levels: finest first.
         mpp: um per level-0 px, None where the file does not say it believably.
         properties: plain metadata, among it ``sentinode.format``; nothing that identifies a patient.
+        bad_tiles: what was read as white because it could not be decoded, so far.
     """
 
     @property
@@ -37,8 +75,17 @@ class Reader(Protocol):
     @property
     def properties(self) -> Mapping[str, str]: ...
 
-    def read(self, level: int, *, row: int, column: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Pixels of a window given in px of the level: uint8 (height, width, 3), white outside and where missing.
+    @property
+    def bad_tiles(self) -> tuple[BadTile, ...]: ...
+
+    def read(self, level: int, *, row: int, column: int, out: NDArray[np.uint8]) -> None:
+        """Fill an array with pixels of a level, white outside and where missing.
+
+        Args:
+            level: index.
+            row: of the window's first pixel, in px of the level; may lie outside.
+            column: of the same pixel.
+            out: uint8 (height, width, 3).
 
         Raises:
             TileError: a tile under the window cannot be decoded.

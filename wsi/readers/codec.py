@@ -6,18 +6,21 @@ import struct
 
 import imagecodecs
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
+from wsi.readers.jpeg import YCBCR, JpegTiles
 from wsi.readers.structure import TiffPage
 
-_NONE, _LZW, _JPEG, _DEFLATE, _OLD_DEFLATE, _ZSTD = 1, 5, 7, 8, 32946, 50000
+JPEG = 7
+"""TIFF's Compression of JPEG tiles."""
+
+_NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _ZSTD = 1, 5, 8, 32946, 50000
 _APERIO_YCBCR, _APERIO_RGB, _JPEG2000 = 33003, 33005, 34712
 _JPEG2000_KINDS = (_APERIO_YCBCR, _APERIO_RGB, _JPEG2000)
 COMPRESSIONS = {
     _NONE: "none",
     _LZW: "lzw",
-    _JPEG: "jpeg",
+    JPEG: "jpeg",
     _DEFLATE: "deflate",
     _OLD_DEFLATE: "deflate",
     _ZSTD: "zstd",
@@ -27,9 +30,8 @@ COMPRESSIONS = {
 }
 """Names of the TIFF compressions that are decoded here."""
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _PREMULTIPLIED_ALPHA, _ALPHA = 1, 2
-_STARTS_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 def can_decode(page: TiffPage) -> bool:
@@ -37,10 +39,10 @@ def can_decode(page: TiffPage) -> bool:
     if page.compression not in COMPRESSIONS or page.planar != 1 or page.fill_order != 1:
         return False
     allowed: dict[int, tuple[int, ...]]
-    if page.compression == _JPEG:
-        allowed = {1: (_WHITE_IS_ZERO, _BLACK_IS_ZERO), 3: (_RGB, _YCBCR)}
+    if page.compression == JPEG:
+        allowed = {1: (_WHITE_IS_ZERO, _BLACK_IS_ZERO), 3: (_RGB, YCBCR)}
     elif page.compression in _JPEG2000_KINDS:
-        allowed = {1: (_BLACK_IS_ZERO,), 3: (_RGB, _YCBCR)}
+        allowed = {1: (_BLACK_IS_ZERO,), 3: (_RGB, YCBCR)}
     else:
         grey = (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
         allowed = {1: grey, 3: (_RGB,), 4: (_RGB,)}
@@ -59,52 +61,24 @@ class TileCodec:
     def __init__(self, page: TiffPage) -> None:
         self._page = page
         self._shape = (page.tile_height, page.tile_width, page.samples)
-        # Markers inside the JPEG stream may contradict Photometric, which is what TIFF goes by: replace them with
-        # an Adobe marker whose transform says the same as Photometric.
-        transform = b"\1" if page.photometric == _YCBCR else b"\0"
-        adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform if page.samples == 3 else b""
-        self._jpeg_start = b"\xff\xd8" + adobe + _table_segments(page.jpeg_tables)
+        self.jpeg = JpegTiles(page) if page.compression == JPEG else None
 
-    def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Pixels of one tile: uint8 (tile_height, tile_width, 3), or (tile_height, tile_width, 1) where grey.
+    def decode(self, data: bytes, out: NDArray[np.uint8]) -> None:
+        """Decode one tile.
+
+        Args:
+            data: as stored.
+            out: uint8 (tile_height, tile_width, 3), contiguous; grey is written three times.
 
         Raises:
             ValueError, RuntimeError: the bytes are no sound tile.
         """
-        if self._page.compression == _JPEG:
-            return self._jpeg(data)
-        if self._page.compression in _JPEG2000_KINDS:
-            return self._jpeg2000(data)
-        return self._plain(data)
-
-    def _jpeg(self, data: bytes) -> NDArray[np.uint8]:
-        space = "RGB" if self._page.samples == 3 else "GRAY"
-        tile: NDArray[np.uint8] = simplejpeg.decode_jpeg(self._stream(data), colorspace=space)
-        return _grey(tile, self._page) if self._page.samples == 1 else tile
-
-    def _stream(self, data: bytes) -> bytes:
-        """The complete JPEG stream of a tile: shared tables in, application markers out, size checked."""
-        parts = [self._jpeg_start]
-        position = 2
-        while True:
-            if position + 4 > len(data) or data[position] != 0xFF:
-                raise ValueError("no JPEG data")
-            marker, size = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-            if marker == 0xDA:
-                parts.append(data[position:])
-                return b"".join(parts)
-            if marker in _STARTS_OF_FRAME:
-                self._check_frame(data[position + 4 : position + 10])
-            if not 0xE0 <= marker <= 0xEF:
-                parts.append(data[position : position + 2 + size])
-            position += 2 + size
-
-    def _check_frame(self, header: bytes) -> None:
-        if len(header) < 6:
-            raise ValueError("JPEG data end in their header")
-        precision, height, width, samples = struct.unpack(">BHHB", header)
-        if (height, width, samples) != self._shape or precision != 8:
-            raise ValueError(f"JPEG of {width} x {height} px, {samples} samples of {precision} bits")
+        if self.jpeg is not None:
+            self.jpeg.decode(data, out)
+        elif self._page.compression in _JPEG2000_KINDS:
+            out[...] = self._jpeg2000(data)
+        else:
+            out[...] = self._plain(data)
 
     def _jpeg2000(self, data: bytes) -> NDArray[np.uint8]:
         # The size in the codestream's SIZ segment is checked first: the decoder allocates what it says.
@@ -138,18 +112,6 @@ class TileCodec:
         if self._page.samples == 4:
             return _over_white(tile, self._page.extra_samples[:1])
         return _grey(tile, self._page) if self._page.samples == 1 else tile
-
-
-def _table_segments(tables: bytes) -> bytes:
-    """The segments of a JPEGTables stream without its start, end and application markers."""
-    kept = b""
-    position = 2
-    while position + 4 <= len(tables) and tables[position] == 0xFF and tables[position + 1] != 0xD9:
-        size = int.from_bytes(tables[position + 2 : position + 4], "big")
-        if not 0xE0 <= tables[position + 1] <= 0xEF:
-            kept += tables[position : position + 2 + size]
-        position += 2 + size
-    return kept
 
 
 def _grey(tile: NDArray[np.uint8], page: TiffPage) -> NDArray[np.uint8]:

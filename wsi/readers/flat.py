@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from wsi.errors import SlideFormatError, TileError
 from wsi.geometry import Level
-from wsi.readers.base import MPP_RANGE_UM
+from wsi.readers.base import MPP_RANGE_UM, BadTile
 
 MAX_PIXELS = 170_000_000
 """A larger picture is refused: it is decoded whole, at 3 bytes per px."""
@@ -52,20 +52,24 @@ class FlatReader:
         self.mpp = _believable_mpp(dpi)
         self.properties: Mapping[str, str] = {"sentinode.format": kind}
 
-    def read(self, level: int, *, row: int, column: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Pixels of a window: uint8 (height, width, 3), white outside.
+    @property
+    def bad_tiles(self) -> tuple[BadTile, ...]:
+        """None: a picture is read whole or not at all."""
+        return ()
+
+    def read(self, level: int, *, row: int, column: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with a window; see ``wsi.readers.base.Reader``.
 
         Raises:
             TileError: the picture cannot be decoded.
         """
-        size = self.levels[level]
-        out = np.full((height, width, 3), 255, dtype=np.uint8)
+        size, height, width = self.levels[level], *out.shape[:2]
+        out[...] = 255
         top, bottom = max(row, 0), min(row + height, size.height)
         left, right = max(column, 0), min(column + width, size.width)
         if top < bottom and left < right:
             inside = self._decoded()[top:bottom, left:right]
             out[top - row : bottom - row, left - column : right - column] = inside
-        return out
 
     def has_pixels(self, level: int, *, row: int, column: int, height: int, width: int) -> bool:
         """False where the window lies outside the picture."""

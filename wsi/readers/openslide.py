@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 
 from wsi.errors import SlideFormatError, TileError
 from wsi.geometry import Level
-from wsi.readers.base import measure_downsample, settle_mpp
+from wsi.readers.base import BadTile, OnBadTile, measure_downsample, settle_mpp
 
 _MAX_SIDE_PX = 4_000_000
 _DEFAULT_TILE_PX = 256
@@ -44,13 +44,16 @@ class OpenSlideReader:
 
     Args:
         path: the file.
+        on_bad_tile: "raise", or "white": tiles that cannot be read are white and listed in ``bad_tiles``.
 
     Raises:
         SlideFormatError: OpenSlide does not know the file or refuses it.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], *, on_bad_tile: OnBadTile = "raise") -> None:
         self._path = fspath(path)
+        self._on_bad_tile = on_bad_tile
+        self._bad: set[BadTile] = set()
         self._lock = Lock()
         self._slide = self._open()
         told = self._slide.properties
@@ -64,20 +67,34 @@ class OpenSlideReader:
         }
         self._bounds = _stored_bounds(told, self.levels[0])
 
-    def read(self, level: int, *, row: int, column: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Pixels of a window in px of the level: uint8 (height, width, 3), white outside and where nothing is stored.
+    @property
+    def bad_tiles(self) -> tuple[BadTile, ...]:
+        """See ``wsi.readers.base.Reader``."""
+        return tuple(sorted(self._bad.copy()))
+
+    def read(self, level: int, *, row: int, column: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with a window; see ``wsi.readers.base.Reader``. White where nothing is stored.
 
         Raises:
-            TileError: OpenSlide cannot read the window.
+            TileError: OpenSlide cannot read the window, and bad tiles are to raise.
         """
-        size = self.levels[level]
-        out = np.full((height, width, 3), 255, dtype=np.uint8)
+        size, height, width = self.levels[level], *out.shape[:2]
+        out[...] = 255
         top, bottom = max(row, 0), min(row + height, size.height)
         left, right = max(column, 0), min(column + width, size.width)
         if top >= bottom or left >= right:
-            return out
+            return
+        inside = out[top - row : bottom - row, left - column : right - column]
+        try:
+            inside[...] = self._pixels(level, top=top, bottom=bottom, left=left, right=right)
+        except TileError:
+            if self._on_bad_tile == "raise":
+                raise
+            self._read_around_bad(size, top=top, left=left, out=inside)
+
+    def _pixels(self, level: int, *, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+        size, slide = self.levels[level], self._slide
         origin = round(left * size.downsample), round(top * size.downsample)
-        slide = self._slide
         try:
             pixels = slide.read_region(origin, level, (right - left, bottom - top))
         except OpenSlideError as error:
@@ -90,8 +107,22 @@ class OpenSlideReader:
             ) from error
         white = Pillow.new("RGB", pixels.size, (255, 255, 255))
         white.paste(pixels, mask=pixels.getchannel("A"))
-        out[top - row : bottom - row, left - column : right - column] = np.asarray(white)
-        return out
+        return np.asarray(white)
+
+    def _read_around_bad(self, size: Level, *, top: int, left: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` tile by tile; a tile that OpenSlide cannot read is white and listed."""
+        bottom, right = top + out.shape[0], left + out.shape[1]
+        for tile_row in range(top // size.tile_height, -(-bottom // size.tile_height)):
+            y0, y1 = max(top, tile_row * size.tile_height), min(bottom, (tile_row + 1) * size.tile_height)
+            for tile_column in range(left // size.tile_width, -(-right // size.tile_width)):
+                x0, x1 = max(left, tile_column * size.tile_width), min(right, (tile_column + 1) * size.tile_width)
+                part = out[y0 - top : y1 - top, x0 - left : x1 - left]
+                try:
+                    part[...] = self._pixels(size.index, top=y0, bottom=y1, left=x0, right=x1)
+                except TileError as error:
+                    part[...] = 255
+                    bad = BadTile(level=size.index, row=tile_row, column=tile_column, reason=error.reason)
+                    self._bad.add(bad)
 
     def has_pixels(self, level: int, *, row: int, column: int, height: int, width: int) -> bool:
         """False where the window lies outside the level, or outside the bounds that the file gives for its pixels."""

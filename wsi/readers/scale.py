@@ -27,12 +27,18 @@ _PHILIPS_LEVELS = (
 
 
 def name_format(page: TiffPage) -> str:
-    """Which kind of TIFF the first page announces: philips, aperio, ome-tiff or tiff."""
+    """Which kind of TIFF a page announces: philips, aperio, leica, ventana, trestle, ome-tiff or tiff."""
     if page.software.startswith("Philips") and "DPUfsImport" in page.description:
         return "philips"
     if page.description.startswith("Aperio"):
         return "aperio"
     head = page.description[:4096]
+    if "leica-microsystems.com/scn" in head:
+        return "leica"
+    if head.startswith(("level=", "Label Image", "Label_Image", "Probability_Image")):
+        return "ventana"
+    if page.software.startswith("MedScan"):
+        return "trestle"
     return "ome-tiff" if "<OME" in head and "openmicroscopy.org" in head else "tiff"
 
 

@@ -7,18 +7,16 @@ ends in one SlideFormatError within milliseconds.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os import PathLike, fspath
-from pathlib import Path
-from typing import BinaryIO
+from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import SlideFormatError
+from wsi.readers.source import ByteSource, FileSource
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How classic and big TIFF begin, in either byte order."""
@@ -65,6 +63,7 @@ class TiffPage:
         offsets, counts: byte position and length per tile (or strip), row by row; a count of 0 is a missing tile.
         bits: per sample. samples: per pixel. planar: 1 where the samples of a pixel lie together.
         extra_samples: meaning of the samples beyond the colours; 1 premultiplied alpha, 2 plain alpha.
+        subsampling: of the colours of YCbCr, (across, down); JPEG streams say it themselves.
         subfile: bits of NewSubfileType. resolution: pixels per unit along (x, y), nan where not told.
         resolution_unit: 1 none, 2 inch, 3 centimetre.
         sub_pages: the directories that SubIFDs names.
@@ -86,6 +85,7 @@ class TiffPage:
     predictor: int
     fill_order: int
     extra_samples: tuple[int, ...]
+    subsampling: tuple[int, int]
     subfile: int
     jpeg_tables: bytes
     description: str
@@ -113,9 +113,16 @@ def read_structure(path: str | PathLike[str]) -> tuple[TiffPage, ...]:
             (4,000,000 px a side, tiles of at most 4096 px a side, 4096 pages); or a tiled image is not 8-bit.
         OSError: the file cannot be read.
     """
-    with Path(path).open("rb", buffering=0) as file:
-        walker = _Walker(fspath(path), file)
-        return tuple(walker.chain())
+    source = FileSource(path)
+    try:
+        return walk_structure(source)
+    finally:
+        source.close()
+
+
+def walk_structure(source: ByteSource) -> tuple[TiffPage, ...]:
+    """``read_structure`` of a source that is open already."""
+    return tuple(_Walker(source).chain())
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +136,15 @@ class _Entry:
 class _Walker:
     """Walks the directories of one open file."""
 
-    def __init__(self, path: str, file: BinaryIO) -> None:
-        self._path = path
-        self._fd = file.fileno()
-        self._size = os.fstat(self._fd).st_size
+    def __init__(self, source: ByteSource) -> None:
+        self._path = source.name
+        self._source = source
+        self._size = source.size
         self._seen: set[int] = set()
         self._left = self._size + _SHARED_BYTES
         header = self._bytes(0, 8, "header")
         if header[:4] not in TIFF_MAGICS:
-            raise SlideFormatError(path, "is no TIFF")
+            raise SlideFormatError(self._path, "is no TIFF")
         self._order = "<" if header[:2] == b"II" else ">"
         self._is_big = 43 in header[2:4]
         if self._is_big:
@@ -174,7 +181,7 @@ class _Walker:
         self._left -= count
         if self._left < 0:
             raise self._error("has directories that ask for more bytes than the file holds", place)
-        data = os.pread(self._fd, count, offset)
+        data = self._source.read(offset, count)
         if len(data) != count:
             raise self._error("became shorter while it was read", place)
         return data
@@ -283,6 +290,7 @@ class _Walker:
             predictor=self._integer(entries, 317, place, 1),
             fill_order=self._integer(entries, 266, place, 1),
             extra_samples=tuple(self._integers(entries, 338, place, most=64)),
+            subsampling=self._subsampling(entries, place),
             subfile=self._integer(entries, 254, place, 0),
             jpeg_tables=self._raw(entries, 347, place, most=2**16),
             description=self._text(entries, 270, place),
@@ -291,6 +299,10 @@ class _Walker:
             resolution_unit=self._integer(entries, 296, place, 2),
             sub_pages=sub_pages,
         )
+
+    def _subsampling(self, entries: dict[int, _Entry], place: str) -> tuple[int, int]:
+        values = self._integers(entries, 530, place, most=64)
+        return (values[0], values[1]) if len(values) == 2 else (2, 2)  # TIFF 6.0's default
 
     def _tile_size(self, entries: dict[int, _Entry], place: str) -> tuple[int, int]:
         if not entries.keys() & {322, 323, 324}:

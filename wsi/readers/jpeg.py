@@ -1,0 +1,150 @@
+"""The JPEG tiles of a TIFF: abbreviated streams made whole, checked and decoded."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from wsi.readers.structure import TiffPage
+from wsi.readers.turbo import find_turbo
+
+YCBCR = 6
+"""TIFF's Photometric of JPEGs whose colours are turned into YCbCr."""
+
+_WHITE_IS_ZERO = 0
+_END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
+_STARTS_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_DECODED_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what tiles in the wild are
+_LARGE_SHARE = 0.75  # from this share of a tile on, decoding the window alone saves nothing
+
+
+class JpegTiles:
+    """The JPEG tiles of one page. Holds no state between tiles.
+
+    Args:
+        page: its tiles are 8-bit JPEG, grey or of three colours.
+    """
+
+    def __init__(self, page: TiffPage) -> None:
+        self._page = page
+        self._shape = (page.tile_height, page.tile_width, page.samples)
+        # Markers inside the JPEG stream may contradict Photometric, which is what TIFF goes by: replace them with
+        # an Adobe marker whose transform says the same as Photometric.
+        transform = b"\1" if page.photometric == YCBCR else b"\0"
+        adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform if page.samples == 3 else b""
+        self._start = b"\xff\xd8" + adobe + _table_segments(page.jpeg_tables)
+
+    def stream(self, data: bytes) -> bytes:
+        """The complete JPEG of a stored tile, that any decoder shows in the right colours.
+
+        Shared tables go in and application markers out, among them what a scanner may have written about the patient.
+
+        Raises:
+            ValueError: the bytes are no JPEG of the page's tile size and samples.
+        """
+        return self._complete(data)[0]
+
+    def decode(self, data: bytes, out: NDArray[np.uint8]) -> None:
+        """Decode one tile.
+
+        Args:
+            data: as stored.
+            out: uint8 (tile_height, tile_width, 3), contiguous.
+
+        Raises:
+            ValueError: the bytes are no sound tile.
+        """
+        simplejpeg.decode_jpeg(self.stream(data), colorspace="RGB", buffer=out)
+        self._invert(out)
+
+    def decode_window(self, data: bytes, *, top: int, left: int, height: int, width: int) -> NDArray[np.uint8] | None:
+        """Decode a window of one tile, where that costs less than the tile; None where it does not.
+
+        Returns:
+            uint8 (height, width, 3), the same pixels as of the whole tile; damage below the window is not noticed.
+
+        Raises:
+            ValueError: the bytes are no tile of the page.
+        """
+        if height * width > _LARGE_SHARE * self._shape[0] * self._shape[1]:
+            return None
+        turbo = find_turbo()
+        if turbo is None:
+            return None
+        stream, unit = self._complete(data)
+        try:
+            pixels = turbo.decode(
+                stream, top=top, left=left, height=height, width=width, across=self._shape[1], unit=unit
+            )
+        except ValueError:
+            return None  # damaged or of a rare subsampling: decoding the whole tile decides
+        self._invert(pixels)
+        return pixels
+
+    def decode_reduced(self, data: bytes, factor: int) -> NDArray[np.uint8]:
+        """Decode one tile at a half, a quarter or an eighth of its size, within the JPEG's transform.
+
+        Returns:
+            uint8 (tile_height // factor, tile_width // factor, 3).
+
+        Raises:
+            ValueError: the bytes are no sound tile.
+        """
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            self.stream(data),
+            colorspace="RGB",
+            min_height=self._shape[0] // factor,
+            min_width=self._shape[1] // factor,
+            min_factor=factor,
+        )
+        wanted = (self._shape[0] // factor, self._shape[1] // factor, 3)
+        if pixels.shape != wanted:
+            raise ValueError(f"reduced to {pixels.shape} instead of {wanted}")
+        self._invert(pixels)
+        return pixels
+
+    def _invert(self, pixels: NDArray[np.uint8]) -> None:
+        if self._page.photometric == _WHITE_IS_ZERO:
+            np.subtract(255, pixels, out=pixels)
+
+    def _complete(self, data: bytes) -> tuple[bytes, int]:
+        """The complete stream and the width of its units of blocks in px."""
+        parts = [self._start]
+        position, unit = 2, 0
+        while True:
+            if position + 4 > len(data) or data[position] != 0xFF:
+                raise ValueError("no JPEG data")
+            marker, size = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+            if marker == _START_OF_SCAN:
+                if not unit:
+                    raise ValueError("JPEG data without a header")
+                parts.append(data[position:])
+                return b"".join(parts), unit
+            if marker in _STARTS_OF_FRAME:
+                unit = self._check_frame(marker, data[position + 4 : position + 2 + size])
+            if not 0xE0 <= marker <= 0xEF and marker != 0xFE:
+                parts.append(data[position : position + 2 + size])
+            position += 2 + size
+
+    def _check_frame(self, marker: int, header: bytes) -> int:
+        if len(header) < 6 + 3 * self._shape[2]:
+            raise ValueError("JPEG data end in their header")
+        precision, height, width, samples = struct.unpack_from(">BHHB", header)
+        if (height, width, samples) != self._shape or precision != 8 or marker not in _DECODED_FRAMES:
+            raise ValueError(f"JPEG of {width} x {height} px, {samples} samples of {precision} bits, kind {marker:#x}")
+        return 8 * max(header[7 + 3 * sample] >> 4 for sample in range(samples))
+
+
+def _table_segments(tables: bytes) -> bytes:
+    """The segments of a JPEGTables stream without its start, end and application markers."""
+    kept = b""
+    position = 2
+    while position + 4 <= len(tables) and tables[position] == 0xFF and tables[position + 1] != _END_OF_IMAGE:
+        size = int.from_bytes(tables[position + 2 : position + 4], "big")
+        if not 0xE0 <= tables[position + 1] <= 0xEF:
+            kept += tables[position : position + 2 + size]
+        position += 2 + size
+    return kept

@@ -1,0 +1,146 @@
+"""Slides in object stores and on web servers, read by range requests (the extra ``cloud``).
+
+Credentials and endpoints come from the environment as for any S3 client (AWS_ACCESS_KEY_ID, AWS_REGION,
+AWS_ENDPOINT_URL ...); public buckets, such as CAMELYON's, want AWS_SKIP_SIGNATURE=true.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import timedelta
+from threading import Lock
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from wsi.errors import SlideError, SlideNotFoundError
+
+SCHEMES = ("s3", "gs", "az", "http", "https")
+"""Kinds of URL that are read."""
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_BLOCK_BYTES = 2**18  # directories are many small reads side by side: one request brings them all
+_BLOCKS = 32
+_JOIN_BYTES = 2**18  # tiles with a smaller gap come in one request: a round trip takes longer than these bytes
+
+
+class RemoteSource:
+    """An object behind a URL; see ``wsi.readers.source.ByteSource``. Safe from many threads.
+
+    Args:
+        url: of the object.
+
+    Raises:
+        SlideNotFoundError: there is no such object.
+        SlideError: the scheme is unknown, the extra is not installed, or the server refuses.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.name = url
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._lock = Lock()
+        parts = urlsplit(url)
+        if parts.scheme.lower() not in SCHEMES:
+            raise SlideError(url, f"has the scheme {parts.scheme!r}", mend=f"known are {', '.join(SCHEMES)}")
+        self._remote = _import_obstore(url)
+        self._key = unquote(parts.path.lstrip("/"))
+        try:
+            self._store = _open_store(url)
+            self.size = int(self._remote.head(self._store, self._key)["size"])
+        except FileNotFoundError as error:
+            raise SlideNotFoundError(url, "there is no such object", mend="check the URL") from error
+        except Exception as error:
+            raise SlideError(
+                url, f"cannot be reached: {_first_line(error)}", mend="check the URL, the network and the credentials"
+            ) from error
+
+    def read(self, offset: int, count: int) -> bytes:
+        """See ``ByteSource``; small reads are served from blocks of 256 KiB."""
+        first, last = offset // _BLOCK_BYTES, (offset + max(count, 1) - 1) // _BLOCK_BYTES
+        if last - first > 1:
+            return self._get(offset, count)
+        data = b"".join(self._block(number) for number in range(first, last + 1))
+        start = offset - first * _BLOCK_BYTES
+        return data[start : start + count]
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See ``ByteSource``; ranges less than 256 KiB apart come in one request."""
+        if not ranges:
+            return []
+        starts = [offset for offset, _ in ranges]
+        lengths = [count for _, count in ranges]
+        try:
+            found = self._remote.get_ranges(
+                self._store, self._key, starts=starts, lengths=lengths, coalesce=_JOIN_BYTES
+            )
+        except Exception as error:
+            raise _unreadable(error) from error
+        return [bytes(part) for part in found]
+
+    def close(self) -> None:
+        """See ``ByteSource``."""
+        with self._lock:
+            self._blocks.clear()
+
+    def _block(self, number: int) -> bytes:
+        with self._lock:
+            block = self._blocks.get(number)
+        if block is None:
+            start = number * _BLOCK_BYTES
+            block = self._get(start, min(_BLOCK_BYTES, self.size - start))
+            with self._lock:
+                self._blocks[number] = block
+                while len(self._blocks) > _BLOCKS:
+                    self._blocks.popitem(last=False)
+        return block
+
+    def _get(self, offset: int, count: int) -> bytes:
+        if count <= 0:
+            return b""
+        try:
+            return bytes(self._remote.get_range(self._store, self._key, start=offset, length=count))
+        except Exception as error:
+            raise _unreadable(error) from error
+
+
+_first_process: list[int] = []
+
+
+def _import_obstore(url: str) -> Any:  # noqa: ANN401  (a module that may not be there)
+    try:
+        import obstore  # noqa: PLC0415  (slow import of an extra)
+    except ImportError as error:
+        raise SlideError(url, "reading remote slides needs obstore", mend="pip install 'sentinode[cloud]'") from error
+    # The threads that obstore works with do not survive a fork: a child would wait for them for ever.
+    if not _first_process:
+        _first_process.append(os.getpid())
+    if _first_process[0] != os.getpid():
+        raise SlideError(
+            url,
+            "remote slides cannot be read in a forked process once its parent has read one",
+            mend="start workers with the method spawn or forkserver",
+        )
+    return obstore
+
+
+def _open_store(url: str) -> Any:  # noqa: ANN401
+    from obstore.store import from_url  # noqa: PLC0415  (slow import of an extra)
+
+    parts = urlsplit(url)
+    connect: Any = from_url  # its overloads, one per kind of store, do not fit a URL of any kind
+    retries = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
+    endpoints = (os.environ.get(name, "") for name in _ENDPOINTS)
+    is_plain = any(place.lower().startswith("http://") for place in (url, *endpoints))
+    options = {"allow_http": True} if is_plain else {}
+    return connect(f"{parts.scheme}://{parts.netloc}", client_options=options, retry_config=retries)
+
+
+def _unreadable(error: Exception) -> OSError:
+    # obstore's errors are no OSErrors; what reads a source expects those
+    return OSError(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,82 @@
+"""Where the bytes of a slide lie: a local file, or an object that answers to range requests."""
+
+from __future__ import annotations
+
+import os
+import re
+import weakref
+from collections.abc import Sequence
+from os import PathLike, fspath
+from typing import Protocol
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+class ByteSource(Protocol):
+    """Bytes that are read by position, from many threads at once.
+
+    Attributes:
+        name: the path or URL, for messages.
+        size: in bytes.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, count: int) -> bytes:
+        """The bytes from offset on; fewer than count only where the source ends.
+
+        Raises:
+            OSError: the source cannot be read.
+        """
+        ...
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of several (offset, count), in their order; a remote source joins neighbours into one request.
+
+        Raises:
+            OSError: the source cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the source back; it is of no use afterwards."""
+        ...
+
+
+class FileSource:
+    """A local file, read with positioned reads: no shared position, and no mapping that a truncation turns into SIGBUS.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.name = fspath(path)
+        self._fd = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._close = weakref.finalize(self, os.close, self._fd)
+        self.size = os.fstat(self._fd).st_size
+
+    def read(self, offset: int, count: int) -> bytes:
+        """See ``ByteSource``."""
+        return os.pread(self._fd, count, offset)
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See ``ByteSource``."""
+        return [os.pread(self._fd, count, offset) for offset, count in ranges]
+
+    def close(self) -> None:
+        """See ``ByteSource``."""
+        self._close()
+        self._fd = -1
+
+
+def is_url(location: str | PathLike[str]) -> bool:
+    """Whether a slide is named by a URL (``s3://``, ``https://`` ...) and not by a path."""
+    return isinstance(location, str) and _URL.match(location) is not None

@@ -1,0 +1,291 @@
+"""The tiles of an open TIFF: fetched, decoded, and the last ones kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from threading import Lock, local
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.errors import TileError
+from wsi.readers.base import BadTile, OnBadTile, StoredTiles
+from wsi.readers.codec import TileCodec
+from wsi.readers.source import ByteSource
+from wsi.readers.structure import TiffPage
+
+_REMEMBERED_TILES = 4096
+_Value = TypeVar("_Value")
+# what decoders raise on damaged bytes
+_DAMAGE = (ValueError, RuntimeError, TypeError, MemoryError)
+
+
+class TiffTiles:
+    """The tiles of the levels of one TIFF. Safe from many threads.
+
+    A tile of which only a part is wanted is decoded in that part alone where that is possible; wanted a second time, it
+    is decoded whole and kept. So patches drawn at random cost little more than their own pixels, and windows that share
+    tiles decode each of them about once.
+
+    Args:
+        source: the bytes of the file.
+        pages: one per level.
+        on_bad_tile: "raise" or "white".
+        cache_bytes: of decoded tiles that are kept, most recently used first.
+    """
+
+    def __init__(
+        self, source: ByteSource, pages: Sequence[TiffPage], *, on_bad_tile: OnBadTile, cache_bytes: int
+    ) -> None:
+        self._source = source
+        self._pages = tuple(pages)
+        self._codecs = tuple(TileCodec(page) for page in pages)
+        self._on_bad_tile = on_bad_tile
+        self._present = tuple(
+            (page.counts > 0).reshape(-1, self.columns(level)) for level, page in enumerate(self._pages)
+        )
+        self._decoded: _Recent[NDArray[np.uint8]] = _Recent(cache_bytes)
+        self._touched: _Recent[bool] = _Recent(_REMEMBERED_TILES)
+        self._bad: dict[tuple[int, int], str] = {}
+        self._own = local()
+
+    @property
+    def bad(self) -> tuple[BadTile, ...]:
+        """The tiles that were read as white because they could not be decoded, so far."""
+        return tuple(
+            sorted(
+                BadTile(
+                    level=level, row=index // self.columns(level), column=index % self.columns(level), reason=reason
+                )
+                for (level, index), reason in self._bad.copy().items()
+            )
+        )
+
+    def columns(self, level: int) -> int:
+        """Tiles in a row of tiles of a level."""
+        page = self._pages[level]
+        return -(-page.width // page.tile_width)
+
+    def present(self, level: int) -> NDArray[np.bool_]:
+        """Which tiles of a level hold bytes: bool (rows, columns)."""
+        return self._present[level]
+
+    def fetch(self, level: int, indices: Sequence[int]) -> list[bytes | None]:
+        """The stored bytes of tiles given by their number, row by row; None where a tile is missing or is at hand.
+
+        Raises:
+            TileError: the file cannot be read.
+        """
+        page = self._pages[level]
+        wanted = [index for index in indices if page.counts[index] and (level, index) not in self._decoded]
+        try:
+            data = self._source.read_many([(int(page.offsets[index]), int(page.counts[index])) for index in wanted])
+        except OSError as error:
+            raise TileError(
+                self._source.name,
+                f"cannot be read: {error.strerror or error}",
+                place=f"level {level}, {self._place(level, wanted[0])}",
+                mend="try again; where it stays, copy the slide again from its source",
+            ) from error
+        found = dict(zip(wanted, data, strict=True))
+        return [found.get(index) for index in indices]
+
+    def paste(
+        self,
+        level: int,
+        index: int,
+        data: bytes | None,
+        *,
+        top: int,
+        left: int,
+        out: NDArray[np.uint8],
+        once: bool = False,
+    ) -> None:
+        """Fill an array with a part of one tile, white where it is missing.
+
+        Args:
+            level: index of the level.
+            index: number of the tile, row by row.
+            data: as ``fetch`` gave them.
+            top: first row of the part, in px of the tile.
+            left: first column of the part.
+            out: uint8 (height, width, 3), a part of the tile, in any layout of rows.
+            once: this tile will not be asked for again soon: nothing is to be kept.
+
+        Raises:
+            TileError: the tile cannot be decoded, and bad tiles are to raise.
+        """
+        key = level, index
+        if self._pages[level].counts[index] == 0 or key in self._bad:
+            out[...] = 255
+            return
+        tile = self._decoded.get(key)
+        try:
+            if tile is None:
+                tile = self._decode(level, index, data, top=top, left=left, out=out, once=once)
+        except _DAMAGE as error:
+            self._settle_bad(key, error, out)
+            return
+        if tile is not None:
+            out[...] = tile[top : top + out.shape[0], left : left + out.shape[1]]
+
+    def paste_reduced(self, level: int, index: int, data: bytes | None, *, factor: int, out: NDArray[np.uint8]) -> None:
+        """Fill an array with one tile, reduced by 2, 4 or 8 within its JPEG transform; white where it is missing.
+
+        Args:
+            level: index of the level; ``is_jpeg`` holds for it.
+            index: number of the tile, row by row.
+            data: as ``fetch`` gave them.
+            factor: 2, 4 or 8.
+            out: uint8, at most (tile_height // factor, tile_width // factor, 3).
+
+        Raises:
+            TileError: as ``paste``.
+        """
+        key = level, index
+        jpeg = self._codecs[level].jpeg
+        if jpeg is None:
+            raise ValueError("only JPEG tiles are decoded at a reduced size")
+        if self._pages[level].counts[index] == 0 or key in self._bad:
+            out[...] = 255
+            return
+        try:
+            tile = jpeg.decode_reduced(self._stored(level, index) if data is None else data, factor)
+        except _DAMAGE as error:
+            self._settle_bad(key, error, out)
+            return
+        out[...] = tile[: out.shape[0], : out.shape[1]]
+
+    def is_jpeg(self, level: int) -> bool:
+        """Whether the tiles of a level are JPEG."""
+        return self._codecs[level].jpeg is not None
+
+    def stream(self, level: int, row: int, column: int) -> bytes | None:
+        """One tile as a complete JPEG, None where it is missing.
+
+        Raises:
+            ValueError: the level's tiles are not JPEG, or it has no such tile.
+            TileError: the bytes are no JPEG of the page's kind.
+        """
+        jpeg = self._codecs[level].jpeg
+        if jpeg is None:
+            raise ValueError(f"{self._source.name}: the tiles of level {level} are not JPEG")
+        data = self._at(level, row, column)
+        if data is None:
+            return None
+        try:
+            return jpeg.stream(data)
+        except _DAMAGE as error:
+            raise self._error((level, row * self.columns(level) + column), error) from error
+
+    def stored(self, level: int) -> StoredTiles:
+        """The tiles of a level as they lie in the file."""
+        page, columns = self._pages[level], self.columns(level)
+        return StoredTiles(
+            compression=page.compression,
+            photometric=page.photometric,
+            samples=page.samples,
+            subsampling=page.subsampling,
+            jpeg_tables=page.jpeg_tables,
+            rows=len(page.counts) // columns,
+            columns=columns,
+            read=lambda row, column: self._at(level, row, column),
+        )
+
+    def _at(self, level: int, row: int, column: int) -> bytes | None:
+        page, columns = self._pages[level], self.columns(level)
+        if not (0 <= column < columns and 0 <= row < len(page.counts) // columns):
+            raise ValueError(f"{self._source.name}: level {level} has no tile in row {row}, column {column}")
+        index = row * columns + column
+        return self._stored(level, index) if page.counts[index] else None
+
+    def _stored(self, level: int, index: int) -> bytes:
+        page = self._pages[level]
+        try:
+            return self._source.read(int(page.offsets[index]), int(page.counts[index]))
+        except OSError as error:
+            raise self._error((level, index), error) from error
+
+    def _decode(
+        self, level: int, index: int, data: bytes | None, *, top: int, left: int, out: NDArray[np.uint8], once: bool
+    ) -> NDArray[np.uint8] | None:
+        """Decode a part of a tile into ``out``, or give back the whole tile."""
+        page, codec = self._pages[level], self._codecs[level]
+        if data is None:
+            data = self._stored(level, index)
+        height, width = out.shape[:2]
+        shape = (page.tile_height, page.tile_width, 3)
+        if out.shape == shape:
+            if out.flags.c_contiguous:
+                codec.decode(data, out)
+                return None
+            once = True  # nothing of it is left to be asked for
+        is_first = once or not self._touched.get((level, index))
+        if codec.jpeg is not None and is_first:
+            part = codec.jpeg.decode_window(data, top=top, left=left, height=height, width=width)
+            if part is not None:
+                out[...] = part
+                if not once:
+                    self._touched.put((level, index), True, 1)
+                return None
+        tile = self._scratch(shape) if once else np.empty(shape, dtype=np.uint8)
+        codec.decode(data, tile)
+        if not once:
+            self._decoded.put((level, index), tile, tile.nbytes)
+        return tile
+
+    def _scratch(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+        """This thread's own array for a tile, good until its next tile: pages that are in the cache already."""
+        scratch: NDArray[np.uint8] | None = getattr(self._own, "scratch", None)
+        if scratch is None or scratch.shape != shape:
+            scratch = self._own.scratch = np.empty(shape, dtype=np.uint8)
+        return scratch
+
+    def _settle_bad(self, key: tuple[int, int], error: BaseException, out: NDArray[np.uint8]) -> None:
+        if self._on_bad_tile == "raise":
+            raise self._error(key, error) from error
+        self._bad[key] = str(error)
+        out[...] = 255
+
+    def _error(self, key: tuple[int, int], error: BaseException) -> TileError:
+        return TileError(
+            self._source.name,
+            f"the tile cannot be decoded: {error}",
+            place=f"level {key[0]}, {self._place(*key)}",
+            mend="copy the slide again from its source and compare the checksum",
+        )
+
+    def _place(self, level: int, index: int) -> str:
+        row, column = divmod(index, self.columns(level))
+        return f"tile row {row}, tile column {column}"
+
+
+class _Recent(Generic[_Value]):
+    """The most recently used values, bounded by the sum of their sizes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._values: OrderedDict[Hashable, tuple[_Value, int]] = OrderedDict()
+        self._lock = Lock()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+    def get(self, key: Hashable) -> _Value | None:
+        with self._lock:
+            found = self._values.get(key)
+            if found is None:
+                return None
+            self._values.move_to_end(key)
+            return found[0]
+
+    def put(self, key: Hashable, value: _Value, size: int) -> None:
+        with self._lock:
+            if key not in self._values and size <= self._limit:
+                self._values[key] = value, size
+                self._size += size
+            while self._size > self._limit:
+                self._size -= self._values.popitem(last=False)[1][1]

@@ -1,0 +1,124 @@
+"""libjpeg-turbo's cropped decoding, where the library is at hand: only the blocks of a window are transformed.
+
+simplejpeg decodes whole images only. TurboJPEG's third interface also takes a window: for a patch that lies across
+tiles, decoding windows costs about half of decoding the tiles (benchmarks/README.md). The library is the system's
+(libjpeg-turbo 3) or the one that the package ``turbojpeg`` carries; without either, whole tiles are decoded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DECOMPRESS, _PIXELS_RGB = 1, 0  # TJINIT_DECOMPRESS, TJPF_RGB
+_REACH_PX = 4  # how far smooth upsampling of the colours sees: one sample of them, on two or four pixels
+# what the library is called on Linux, macOS and Windows
+_INSTALLED = ("libturbojpeg.so.0", "libturbojpeg.dylib", "turbojpeg.dll")
+
+
+class _Window(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_int), ("y", ctypes.c_int), ("w", ctypes.c_int), ("h", ctypes.c_int))
+
+
+class Turbo:
+    """One loaded TurboJPEG library. Safe from many threads: a decoder is lent to one call at a time.
+
+    Args:
+        path: of the shared library.
+
+    Raises:
+        OSError: it cannot be loaded.
+        AttributeError: it is older than libjpeg-turbo 3.
+    """
+
+    def __init__(self, path: str) -> None:
+        library = ctypes.CDLL(path)
+        handle, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+        self._new = _function(library, "tj3Init", [ctypes.c_int], handle)
+        self._header = _function(library, "tj3DecompressHeader", [handle, text, size])
+        self._crop = _function(library, "tj3SetCroppingRegion", [handle, _Window])
+        self._decode = _function(library, "tj3Decompress8", [handle, text, size, handle, ctypes.c_int, ctypes.c_int])
+        self._message = _function(library, "tj3GetErrorStr", [handle], text)
+        self._destroy = _function(library, "tj3Destroy", [handle], None)
+        self._idle: deque[int] = deque()
+
+    def decode(
+        self, stream: bytes, *, top: int, left: int, height: int, width: int, across: int, unit: int
+    ) -> NDArray[np.uint8]:
+        """Decode a window of a JPEG.
+
+        Smooth upsampling of the colours looks at a pixel's neighbours, and the decoder has none beyond a window's left
+        and right edge: some columns more are decoded there and cut off, so that the pixels are those of the whole.
+
+        Args:
+            stream: a complete JPEG stream whose size and components were checked.
+            top: first row of the window in px.
+            left: first column of the window.
+            height: rows of the window, all within the image.
+            width: columns of the window, all within the image.
+            across: width of the whole image in px.
+            unit: columns of one unit of blocks: 8 times the largest horizontal sampling factor.
+
+        Returns:
+            uint8 (height, width, 3), a view.
+
+        Raises:
+            ValueError: the stream is damaged, or its subsampling is none that the library crops.
+        """
+        first = max(0, left - _REACH_PX) // unit * unit
+        last = min(across, left + width + _REACH_PX)
+        pixels = np.empty((height, last - first, 3), dtype=np.uint8)
+        handle = self._lend()
+        failed = (
+            self._header(handle, stream, len(stream))
+            or self._crop(handle, _Window(first, top, last - first, height))
+            or self._decode(handle, stream, len(stream), pixels.ctypes.data, 0, _PIXELS_RGB)
+        )
+        if failed:
+            reason = self._message(handle).decode(errors="replace")
+            self._destroy(handle)
+            raise ValueError(reason)
+        self._idle.append(handle)
+        return pixels[:, left - first : left - first + width]
+
+    def _lend(self) -> int:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            handle: int | None = self._new(_DECOMPRESS)
+            if handle is None:
+                raise MemoryError("libjpeg-turbo gives no decoder") from None
+            return handle
+
+
+@cache
+def find_turbo() -> Turbo | None:
+    """The TurboJPEG library of this machine, None where there is none of version 3."""
+    for path in _candidates():
+        try:
+            return Turbo(path)
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _candidates() -> list[str]:
+    package = find_spec("turbojpeg")
+    if package is None or package.origin is None:
+        return list(_INSTALLED)
+    carried = sorted(Path(package.origin).parent.glob("turbojpeg.libs/libturbojpeg*"))
+    return [*_INSTALLED, *(str(path) for path in carried)]
+
+
+def _function(
+    library: ctypes.CDLL, name: str, arguments: list[type], result: type | None = ctypes.c_int
+) -> ctypes._NamedFuncPointer:
+    function = library[name]
+    function.argtypes, function.restype = arguments, result
+    return function
