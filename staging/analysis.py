@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from staging.lesions import Lesion, find_lesions
 from wsi.errors import CheckpointError, StorageError
 from wsi.geometry import Region
 from wsi.raster import Heatmap, Mask
+from wsi.readers.base import BadTile
 from wsi.slide import Slide
 from wsi.store import atomic_text, json_text, provenance_of, read_heatmap, write_heatmap
 from wsi.tissue import find_tissue, tissue_area_um2
@@ -62,6 +63,7 @@ class SlideAnalysis:
         probability: the heatmap's maximum.
         tissue_mm2: area the tissue detector found.
         mpp: um per level-0 px that was used.
+        bad_tiles: tiles that could not be decoded and were read as white.
     """
 
     slide: str
@@ -70,6 +72,7 @@ class SlideAnalysis:
     probability: float
     tissue_mm2: float
     mpp: float
+    bad_tiles: tuple[BadTile, ...] = ()
 
     @property
     def largest_um(self) -> float:
@@ -87,7 +90,8 @@ class SlideAnalysis:
             Lesion(**{**lesion, "centroid": tuple(lesion["centroid"]), "region": Region(**lesion["region"])})
             for lesion in record["lesions"]
         )
-        return cls(**{**record, "label": SlideLabel.parse(record["label"]), "lesions": lesions})
+        bad = tuple(BadTile(**tile) for tile in record["bad_tiles"])
+        return cls(**{**record, "label": SlideLabel.parse(record["label"]), "lesions": lesions, "bad_tiles": bad})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,7 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
         CheckpointError: the model is at fault.
     """
     with _stage(task, "open"):
-        slide = Slide.open(task.path, mpp=task.config.mpp)
+        slide = Slide.open(task.path, mpp=task.config.mpp, on_bad_tile=task.config.on_bad_tile)
     with slide:
         with _stage(task, "open"):
             made_from = slide_provenance(slide.fingerprint(), task.config)
@@ -140,13 +144,15 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
             write_contours(task.output / "lesions", task.name, lesions, masks)
         with _stage(task, "overlay"):
             _draw(task, slide, heatmap, masks)
+        analysis = replace(analysis, bad_tiles=slide.bad_tiles)
     atomic_text(_record_path(task), json_text({"made_from": made_from, "analysis": analysis.to_json()}))
     return analysis
 
 
 def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews) -> Heatmap:
     path = task.output / "heatmaps" / f"{task.name}.zarr"
-    if provenance_of(path) == made_from:
+    # Where bad tiles are read as white, what the heatmap's reading found bad is known only to the run that read it.
+    if provenance_of(path) == made_from and task.config.on_bad_tile == "raise":
         return read_heatmap(path)
     from wsi.cnn.inference import infer  # noqa: PLC0415  (loads torch)
 

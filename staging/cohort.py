@@ -155,6 +155,8 @@ def _conclude(
     atomic_text(output / "labels.csv", label_table(lesions, config.rule))
     quarantined = ((one.slide, one.path, one.stage, one.reason) for one in failures)
     atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "stage", "reason"), quarantined))
+    bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
+    atomic_text(output / "bad_tiles.csv", csv_text(("slide", "level", "tile_row", "tile_column", "reason"), bad))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
     atomic_text(output / "unscored.csv", csv_text(("patient", "reason"), unscored))
     staged = {slide: label for slide, label in labels.items() if _patient(slide) in staging.stages}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from staging.labels import SizeRule
+from wsi.readers.base import OnBadTile
 from wsi.store import digest_of
 
 FORMAT = 1
@@ -24,6 +25,7 @@ class RunConfig:
             network that is trained on as much tumour as normal tissue calls too much of a slide faintly suspicious.
         merge_gap_um: deposits closer than this are one lesion (75 um: the CAMELYON16 evaluation).
         rule: the size limits of ITC, micro and macro, and of what is noise.
+        on_bad_tile: whether a tile that cannot be decoded ends its slide ("raise") or is white and reported ("white").
         nodes: how many slides a patient must have to be staged (CAMELYON17: 5).
     """
 
@@ -34,6 +36,7 @@ class RunConfig:
     merge_gap_um: float = 75.0
     rule: SizeRule = field(default_factory=SizeRule)
     nodes: int = 5
+    on_bad_tile: OnBadTile = "raise"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that holds every setting."""

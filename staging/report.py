@@ -52,6 +52,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         slides=[_slide(analysis) for analysis in analyses],
         failures=failures,
+        bad_tiles=[(analysis.slide, tile) for analysis in analyses for tile in analysis.bad_tiles],
         patients=_patients(analyses, failures, staging, reference),
         score=score,
         largest=max((count for row in score["confusion"] for count in row), default=1) or 1 if score else 1,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 
 from staging.camelyon import SlideFile, find_slides, read_stage_table
 from staging.cohort import CohortResult, run_cohort
@@ -161,6 +162,40 @@ def test_bad_slides_are_quarantined_and_change_no_other(
     quarantine = (tmp_path / "out" / "quarantine.csv").read_text()
     assert "unopenable" in quarantine
     assert "patient_060_node_2" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_bad_tile_ends_its_slide_or_is_white_and_reported(cohort: Path, model: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    slide = images / "patient_000_node_0.tif"
+    raw = bytearray((cohort / "images" / slide.name).read_bytes())
+    with tifffile.TiffFile(cohort / "images" / slide.name) as file:
+        page = file.pages[0]
+        assert isinstance(page, tifffile.TiffPage)
+        index = next(index for index, count in enumerate(page.databytecounts) if count)
+        across = -(-page.imagewidth // page.tilewidth)
+        raw[page.dataoffsets[index] : page.dataoffsets[index] + page.databytecounts[index]] = bytes(
+            page.databytecounts[index]
+        )
+    slide.write_bytes(raw)
+    strict = run(find_slides([images]), tmp_path / "strict", model)
+    assert len(strict.failures) == 1
+    row, column = divmod(index, across)
+    assert f"level 0, tile row {row}, tile column {column}" in strict.failures[0].reason
+    lenient = run(
+        find_slides([images]), tmp_path / "lenient", model, config=configuration(model, on_bad_tile="white", nodes=1)
+    )
+    assert not lenient.failures
+    table = (tmp_path / "lenient" / "bad_tiles.csv").read_text()
+    assert f"patient_000_node_0,0,{row},{column}," in table
+    assert "could not be decoded" in (tmp_path / "lenient" / "report.html").read_text()
+    again = run(
+        find_slides([images]), tmp_path / "lenient", model, config=configuration(model, on_bad_tile="white", nodes=1)
+    )
+    assert again.analyses == lenient.analyses
+    assert (tmp_path / "lenient" / "bad_tiles.csv").read_text() == table
+    with pytest.raises(ConfigurationError, match="on_bad_tile: raise -> white"):
+        run(find_slides([images]), tmp_path / "strict", model, config=configuration(model, on_bad_tile="white"))
 
 
 def test_a_mended_slide_is_done_by_the_next_call(finished: Path, cohort: Path, model: Path, tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def thumbnail(slide: Slide, *, max_px: int = 1200) -> Image:
             downsample=downsample,
             shape=(math.ceil(height / downsample), math.ceil(width / downsample)),
             mpp=slide.mpp,
-        )
+        ),
+        exact=False,
     )
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from staging.commands.options import Device, Model, SlideMpp
+from staging.commands.options import Device, Model, OnBadTile, SlideMpp, SlideSource
 
 
 def heatmap(
-    slide: Annotated[Path, typer.Argument(help="A slide file.", show_default=False)],
+    slide: SlideSource,
     output: Annotated[Path, typer.Option("--output", "-o", help="The heatmap, a Zarr folder.", show_default=False)],
     model: Model,
     overlay: Annotated[
@@ -21,15 +22,16 @@ def heatmap(
     threads: Annotated[int | None, typer.Option(help="Reading threads.", min=1, show_default="one per core")] = None,
     device: Device = "auto",
     slide_mpp: SlideMpp = None,
+    on_bad_tile: OnBadTile = "raise",
 ) -> None:
     """Run the network over a slide's tissue and store the heatmap with its place on the slide.
 
     Example: sentinode heatmap slide.tif --model model.safetensors -o slide.zarr --overlay slide.png
     """
-    from wsi.cores import usable_cores  # noqa: PLC0415
     from staging.progress import CohortProgress  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.inference import infer  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415
     from wsi.render import overlay as draw  # noqa: PLC0415  (slow import)
     from wsi.render import save_png, thumbnail  # noqa: PLC0415
     from wsi.slide import Slide  # noqa: PLC0415
@@ -37,7 +39,7 @@ def heatmap(
     from wsi.tissue import find_tissue  # noqa: PLC0415
 
     checkpoint = load_checkpoint(model)
-    with Slide.open(slide, mpp=slide_mpp) as opened, CohortProgress(1) as progress:
+    with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened, CohortProgress(1) as progress:
         found = infer(
             opened,
             checkpoint,
@@ -51,6 +53,7 @@ def heatmap(
         if overlay is not None:
             save_png(overlay, draw(thumbnail(opened), found, threshold=checkpoint.threshold))
         progress.slide(opened.name)
+        bad = opened.bad_tiles
     typer.echo(
         json.dumps(
             {
@@ -59,6 +62,7 @@ def heatmap(
                 "columns": found.frame.shape[1],
                 "um_per_cell": found.frame.pixel_um,
                 "maximum": round(float(found.array.max()), 4),
+                "bad_tiles": [asdict(tile) for tile in bad],
                 "tissue_mm2": round(float(found.tissue.sum()) * found.frame.pixel_um**2 / 1e6, 4),
             }
         )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 
 def info(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files.", show_default=False)],
+    slides: Annotated[
+        list[str],
+        typer.Argument(metavar="SLIDE...", help="Slide files, or URLs of them (s3://, https://).", show_default=False),
+    ],
     *,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per slide in place of a table.")

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 SlideMpp = Annotated[
     float | None,
     typer.Option(help="um per pixel of the finest level, for slides that do not say it.", min=0.01, max=100),
+]
+SlideSource = Annotated[
+    str, typer.Argument(metavar="SLIDE", help="A slide file, or the URL of one (s3://, https://).", show_default=False)
+]
+OnBadTile = Annotated[
+    Literal["raise", "white"],
+    typer.Option(help="A tile that cannot be decoded ends the slide, or is white and reported."),
 ]
 Model = Annotated[
     Path, typer.Option("--model", "-m", help="A checkpoint written by sentinode train.", show_default=False)

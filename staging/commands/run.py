@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.options import Device, MergeGap, Model, Peak, SlideMpp, Smallest, Threshold, Workers
+from staging.commands.options import Device, MergeGap, Model, OnBadTile, Peak, SlideMpp, Smallest, Threshold, Workers
 
 EXIT_QUARANTINED = 3
 
@@ -30,6 +30,7 @@ def run(
     smallest_um: Smallest = 60.0,
     nodes: Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)] = 5,
     slide_mpp: SlideMpp = None,
+    on_bad_tile: OnBadTile = "raise",
     max_failures: Annotated[
         float,
         typer.Option(help="Give up when more than this share of the slides failed (and ten or more).", min=0, max=1),
@@ -42,7 +43,6 @@ def run(
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
     from staging.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
-    from wsi.cores import usable_cores  # noqa: PLC0415
     from staging.cohort import run_cohort  # noqa: PLC0415
     from staging.commands.results import summary  # noqa: PLC0415
     from staging.config import RunConfig  # noqa: PLC0415
@@ -51,6 +51,7 @@ def run(
     from staging.progress import CohortProgress  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import pick_device  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415
 
     found = find_slides(slides)
     table = read_stage_table(reference) if reference is not None else None
@@ -63,6 +64,7 @@ def run(
         merge_gap_um=merge_gap_um,
         rule=SizeRule(min_um=smallest_um),
         nodes=nodes,
+        on_bad_tile=on_bad_tile,
     )
     on_gpu = pick_device(device).type == "cuda"
     with CohortProgress(len(found)) as progress:

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.options import SlideMpp
+from staging.commands.options import SlideMpp, SlideSource
 
 
 def tissue(
-    slide: Annotated[Path, typer.Argument(help="A slide file.", show_default=False)],
+    slide: SlideSource,
     output: Annotated[Path, typer.Option("--output", "-o", help="The mask as PNG (255 = tissue).", show_default=False)],
     um_per_px: Annotated[float, typer.Option(help="Pixel size of the mask in um.", min=0.5, max=256)] = 16.0,
     slide_mpp: SlideMpp = None,
@@ -31,7 +31,7 @@ def tissue(
     typer.echo(
         json.dumps(
             {
-                "slide": str(slide),
+                "slide": slide,
                 "mask": str(output),
                 "um_per_px": um_per_px,
                 "tissue_mm2": round(tissue_area_um2(mask) / 1e6, 4),
