@@ -8,6 +8,7 @@ import sys
 import typer
 
 from staging.commands import (
+    convert,
     demo,
     heatmap,
     info,
@@ -44,6 +45,7 @@ app.command("label")(label.label)
 app.command("stage")(stage.stage)
 app.add_typer(score.app, name="score")
 app.command("phantom")(phantom.phantom)
+app.command("convert")(convert.convert)
 app.command("patches")(patches.patches)
 app.command("train")(train.train)
 

@@ -53,9 +53,9 @@ def test_every_command_shows_an_example(name: str) -> None:
     assert f"Example: sentinode {name} " in " ".join(done.stdout.replace("│", " ").split())
 
 
-def test_all_twelve_commands_are_there() -> None:
+def test_all_commands_are_there() -> None:
     asked = ["info", "tissue", "phantom", "patches", "train", "heatmap", "lesions", "label", "stage", "run", "demo"]
-    assert sorted(commands()) == sorted([*asked, "score kappa"])
+    assert {*asked, "convert", "score kappa"} <= set(commands())
 
 
 def test_help_loads_nothing_slow() -> None:

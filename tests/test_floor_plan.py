@@ -19,12 +19,21 @@ PLAN = """
 wsi.errors
 wsi.geometry
 wsi.raster
-wsi.readers.base wsi.readers.structure wsi.resample
-wsi.readers.codec wsi.readers.scale
+wsi.readers.base wsi.readers.source wsi.resample wsi.cores
+wsi.readers.structure wsi.readers.turbo wsi.readers.remote
+wsi.readers.jpeg wsi.readers.scale
+wsi.readers.codec
+wsi.readers.tiff_tiles
 wsi.readers.tiff wsi.readers.openslide wsi.readers.flat
+wsi.readers.opening
 wsi.readers
+wsi.lazy
 wsi.slide
+wsi.bigtiff
+wsi.tile_encoding
+wsi.tile_stream
 wsi.pyramid
+wsi.convert
 wsi.store
 wsi.lock
 wsi.stain
@@ -39,21 +48,29 @@ wsi.cnn
 wsi
 
 annotations.errors
+annotations.splines annotations.xml
 annotations.annotation
-annotations.asap annotations.geojson
+annotations.groups annotations.asap annotations.imagescope
 annotations.rasterize
 annotations.polygons annotations.lesion_sites
+annotations.geojson annotations.contours annotations.measures
+annotations.formats
 annotations.patches
 annotations.patch_store
 annotations
 
 staging.errors staging.errata
+staging.csv_rows
+staging.detections
 staging.kappa staging.roc staging.froc
 staging.lesions
 staging.labels
 staging.pn
 staging.classifier
 staging.camelyon
+staging.references staging.evaluation_masks
+staging.slide_scores staging.patient_scores staging.lesion_task
+staging.score_pictures staging.score_texts
 staging.phantom.noise staging.phantom.stain
 staging.phantom.cells
 staging.phantom.texture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from openslide import OpenSlide
 
 from wsi.errors import StorageError
-from wsi.pyramid import halve, write_pyramid
+from wsi.pyramid import write_pyramid
 from wsi.slide import Slide
+from wsi.tile_encoding import ColourTiles, halve_colour
 
 Tiles = Iterator[NDArray[np.uint8] | None]
 
@@ -128,10 +130,8 @@ def test_missing_tiles_count_as_white_beside_stored_ones(tmp_path: Path) -> None
 )
 def test_halving_is_the_rounded_mean_of_four(tile: NDArray[np.uint8]) -> None:
     height, width = tile.shape[0] // 2, tile.shape[1] // 2
-    out = np.empty((height, width, 3), dtype=np.uint8)
-    halve(tile, out)
     blocks = tile.reshape(height, 2, width, 2, 3).astype(int).sum(axis=(1, 3))
-    np.testing.assert_array_equal(out, (blocks + 2) // 4)
+    np.testing.assert_array_equal(halve_colour(tile), (blocks + 2) // 4)
 
 
 @settings(max_examples=15, deadline=None)
@@ -197,7 +197,15 @@ def test_a_wrong_tile_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"width": 0}, {"mpp": 0.0}, {"mpp": float("nan")}, {"tile_size": 100}, {"levels": 0}, {"description": "µ"}],
+    [
+        {"width": 0},
+        {"mpp": 0.0},
+        {"mpp": float("nan")},
+        {"tile_size": 100},
+        {"levels": 0},
+        {"description": "µ"},
+        {"workers": 0},
+    ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path: Path, change: dict[str, object]) -> None:
     arguments: dict[str, object] = {"width": 64, "height": 64, "mpp": 0.5, "tile_size": 64, "tiles": [None]}
@@ -224,3 +232,44 @@ def test_a_slide_without_any_tile_is_white(tmp_path: Path) -> None:
         assert (slide.read_frame(slide.frame).array == 255).all()
     with tifffile.TiffFile(path) as tiff:
         assert tiff.pages.first.description == "empty"
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    image = smooth(450, 700)
+    for workers in (1, 2, 7):
+        path = tmp_path / f"{workers}.tif"
+        tiles = cut(image, 64, frozenset({(0, 0), (3, 4), (3, 5)}))
+        write_pyramid(path, width=700, height=450, mpp=0.5, tile_size=64, tiles=tiles, workers=workers)
+    assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "2.tif").read_bytes() == (tmp_path / "7.tif").read_bytes()
+
+
+def test_the_caller_may_use_a_tile_s_memory_again(tmp_path: Path) -> None:
+    image = smooth(320, 320)
+
+    def one_buffer() -> Tiles:
+        buffer = np.empty((64, 64, 3), dtype=np.uint8)
+        for tile in cut(image, 64):
+            buffer[...] = 255 if tile is None else tile
+            yield buffer
+
+    arguments: dict[str, Any] = {"width": 320, "height": 320, "mpp": 0.5, "tile_size": 64, "workers": 3}
+    write_pyramid(tmp_path / "a.tif", tiles=cut(image, 64), **arguments)
+    write_pyramid(tmp_path / "b.tif", tiles=one_buffer(), **arguments)
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+
+def test_a_failing_encoder_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def failing(_kind: ColourTiles, _tile: NDArray[np.uint8]) -> bytes:
+        calls.append(len(calls))
+        if len(calls) > 5:
+            raise RuntimeError("no more")
+        return b"jpeg"
+
+    monkeypatch.setattr(ColourTiles, "encode", failing)
+    tiles = [np.zeros((64, 64, 3), dtype=np.uint8)] * 100
+    with pytest.raises(RuntimeError, match="no more"):
+        write_pyramid(tmp_path / "s.tif", width=640, height=640, mpp=1, tile_size=64, tiles=tiles, workers=2)
+    assert list(tmp_path.iterdir()) == []
+    assert len(calls) < 60

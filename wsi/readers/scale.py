@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from os import PathLike
-
-from lxml import etree
+from typing import TYPE_CHECKING
 
 from wsi.errors import SlideFormatError
 from wsi.readers.base import settle_mpp
 from wsi.readers.structure import TiffPage
+
+if TYPE_CHECKING:
+    from lxml import etree
 
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"
 _APERIO_MPP = re.compile(rf"\|\s*MPP\s*=\s*({_NUMBER})\s*(?:\||$)", re.ASCII)
@@ -130,6 +132,8 @@ def _ome_um(description: str) -> tuple[float, float]:
 
 def _parse(text: str) -> etree._Element | None:
     """The root of an XML text; None where it is unsound or brings a document type (the door for entities)."""
+    from lxml import etree  # noqa: PLC0415  (slow import)
+
     parser = etree.XMLParser(
         resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False, huge_tree=False, recover=False
     )

@@ -16,7 +16,6 @@ from wsi.readers.codec import TileCodec
 from wsi.readers.source import ByteSource
 from wsi.readers.structure import TiffPage
 
-_REMEMBERED_TILES = 4096
 _Value = TypeVar("_Value")
 # what decoders raise on damaged bytes
 _DAMAGE = (ValueError, RuntimeError, TypeError, MemoryError)
@@ -25,9 +24,9 @@ _DAMAGE = (ValueError, RuntimeError, TypeError, MemoryError)
 class TiffTiles:
     """The tiles of the levels of one TIFF. Safe from many threads.
 
-    A tile of which only a part is wanted is decoded in that part alone where that is possible; wanted a second time, it
-    is decoded whole and kept. So patches drawn at random cost little more than their own pixels, and windows that share
-    tiles decode each of them about once.
+    A tile of which only a part is wanted is decoded in that part alone where that is possible; wanted again among the
+    next few, as many as the cache holds, it is decoded whole and kept. So patches drawn at random cost little more than
+    their own pixels, and windows that share tiles decode each of them about once.
 
     Args:
         source: the bytes of the file.
@@ -47,7 +46,7 @@ class TiffTiles:
             (page.counts > 0).reshape(-1, self.columns(level)) for level, page in enumerate(self._pages)
         )
         self._decoded: _Recent[NDArray[np.uint8]] = _Recent(cache_bytes)
-        self._touched: _Recent[bool] = _Recent(_REMEMBERED_TILES)
+        self._touched: _Recent[bool] = _Recent(cache_bytes)
         self._bad: dict[tuple[int, int], str] = {}
         self._own = local()
 
@@ -228,7 +227,7 @@ class TiffTiles:
             if part is not None:
                 out[...] = part
                 if not once:
-                    self._touched.put((level, index), True, 1)
+                    self._touched.put((level, index), True, page.tile_height * page.tile_width * 3)
                 return None
         tile = self._scratch(shape) if once else np.empty(shape, dtype=np.uint8)
         codec.decode(data, tile)

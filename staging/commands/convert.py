@@ -1,0 +1,97 @@
+"""``sentinode convert``: slides to pyramidal BigTIFF, annotations from one format to another."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from staging.commands.options import SlideMpp
+
+_ANNOTATIONS = (".xml", ".geojson", ".json")
+_SLIDES = (".tif", ".tiff", ".btf")
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A slide, or annotations (.xml, .geojson, .json).", show_default=False)
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="OUT", help="The file to write; for a slide .tif.", show_default=False)
+    ],
+    mpp: Annotated[
+        float | None,
+        typer.Option(help="Resample to this many um per pixel.", min=0.01, max=1000, show_default="the slide's own"),
+    ] = None,
+    slide_mpp: SlideMpp = None,
+    quality: Annotated[int, typer.Option(help="JPEG quality of the tiles that are made.", min=1, max=100)] = 80,
+    tile_size: Annotated[int, typer.Option(help="Side of the tiles that are made, a multiple of 16.", min=16)] = 512,
+    *,
+    reencode: Annotated[
+        bool, typer.Option("--reencode", help="Decode and encode JPEG tiles, too, in place of copying them.")
+    ] = False,
+) -> None:
+    """Write any readable slide as a tiled pyramidal BigTIFF, or annotations in another format.
+
+    JPEG tiles are copied without loss. Label, macro and thumbnail images and the vendor's description are left out.
+    What was done is printed as JSON.
+
+    Example: sentinode convert slide.svs slide.tif
+    """
+    if Path(source).suffix.lower() in _ANNOTATIONS:
+        from annotations.formats import convert_annotations  # noqa: PLC0415  (slow import)
+
+        typer.echo(json.dumps(convert_annotations(Path(source), Path(target))))
+        return
+
+    from staging.progress import CohortProgress  # noqa: PLC0415  (slow import)
+    from wsi.convert import convert_slide  # noqa: PLC0415
+    from wsi.slide import Slide  # noqa: PLC0415
+
+    _check(source, target, tile_size=tile_size)
+    start = time.perf_counter()
+    with Slide.open(source, mpp=slide_mpp) as slide, CohortProgress(1, verb="slides converted") as progress:
+        done = convert_slide(
+            slide,
+            target,
+            mpp=mpp,
+            tile_size=tile_size,
+            quality=quality,
+            reencode=reencode,
+            on_tiles=lambda number, total: progress.tiles(slide.name, number, total),
+        )
+        progress.slide(slide.name)
+    typer.echo(
+        json.dumps(
+            {
+                "output": target,
+                "levels": done.levels,
+                "tiles_copied": done.tiles_copied,
+                "tiles_encoded": done.tiles_encoded,
+                "bytes": done.file_bytes,
+                "seconds": round(time.perf_counter() - start, 3),
+            }
+        )
+    )
+
+
+def _check(source: str, target: str, *, tile_size: int) -> None:
+    """What would come out must have a name that readers take for a TIFF and must not replace what went in.
+
+    Raises:
+        ConfigurationError: it has not, or the size of a tile is none that TIFF allows.
+    """
+    from staging.errors import ConfigurationError  # noqa: PLC0415
+    from wsi.convert import is_same_file  # noqa: PLC0415  (slow import)
+
+    if Path(target).suffix.lower() not in _SLIDES:
+        raise ConfigurationError(target, "is no name for a TIFF", mend=f"let it end in one of {', '.join(_SLIDES)}")
+    if is_same_file(source, target):
+        raise ConfigurationError(target, "is the slide that is to be converted", mend="name another file")
+    if tile_size % 16 or tile_size > 4096:
+        raise ConfigurationError(
+            None, f"--tile-size {tile_size} is no multiple of 16 up to 4096", mend="take 256, 512 or 1024"
+        )
