@@ -24,10 +24,10 @@ def demo(
 
     Example: sentinode demo --output demo --seed 0
     """
-    from wsi.cores import usable_cores  # noqa: PLC0415  (slow import)
     from staging.commands.results import kappa_table  # noqa: PLC0415
     from staging.demo import DemoPlan, run_demo  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415  (slow import)
 
     if output.exists():
         if any(output.iterdir()) and not (output / MARK).exists():

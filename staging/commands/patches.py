@@ -33,9 +33,9 @@ def patches(
     Example: sentinode patches cohort/images -a cohort/annotations -r cohort/stage_labels.csv -o patches.zarr
     """
     from staging.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
-    from wsi.cores import usable_cores  # noqa: PLC0415
     from staging.progress import CohortProgress  # noqa: PLC0415
     from staging.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415
 
     found = find_slides(slides)
     recipe = PatchRecipe(mpp=mpp, size_px=size, tumour=tumour, normal=normal, seed=seed, slide_mpp=slide_mpp)

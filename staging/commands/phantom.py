@@ -27,10 +27,10 @@ def phantom(
     """
     import json  # noqa: PLC0415
 
-    from wsi.cores import usable_cores  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415
     from staging.phantom import generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
     from staging.progress import CohortProgress  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415
 
     chosen = parse_centres(centres)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
