@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
+
+from annotations.splines import flatten
+
+Colour = tuple[int, int, int]
+"""Red, green, blue, each 0..255."""
+
+HOLE_OF = "hole of"
+"""Attribute of an outline that the file gives as a hole of the outlines before it; the value is their group."""
+
+HOLE_GROUP = "Exclusion"
+"""Group of outlines that a file gives as holes of tumour: the word for it in CAMELYON16."""
+
+IGNORED_HOLE_GROUP = "Ignore"
+"""Group of outlines that a file gives as holes of something else: they must not cut tumour."""
 
 # ASAP's annotation types (ASAP, annotation/Annotation.cpp).
 KINDS = ("None", "Dot", "Polygon", "Spline", "PointSet", "Measurement", "Rectangle")
@@ -47,7 +61,7 @@ GROUP_ROLES: Mapping[str, Role] = MappingProxyType(
 )
 
 # Red, green, blue, as the published ASAP files colour tumour and cut-outs.
-ROLE_COLOURS: Mapping[Role, tuple[int, int, int]] = MappingProxyType(
+ROLE_COLOURS: Mapping[Role, Colour] = MappingProxyType(
     {Role.TUMOUR: (255, 0, 0), Role.CUT_OUT: (0, 170, 0), Role.TISSUE: (0, 0, 255), Role.IGNORE: (128, 128, 128)}
 )
 
@@ -60,8 +74,10 @@ class Annotation:
         name: as drawn; not unique.
         group: the group as written in the file.
         role: what the group means.
-        kind: one of KINDS; a Spline is taken as the polygon through its points.
+        kind: one of KINDS.
         vertices: float64 (n, 2), columns x, y in level-0 px, in drawing order; an outline closes itself.
+        colour: red, green, blue, or None where the file gives none.
+        attributes: what else the file says of it, by the file's own words.
     """
 
     name: str
@@ -69,6 +85,8 @@ class Annotation:
     role: Role
     kind: str
     vertices: NDArray[np.float64]
+    colour: Colour | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -77,20 +95,63 @@ class Annotation:
             raise ValueError(f"vertices are float64 (n, 2), got {self.vertices.dtype} {self.vertices.shape}")
         if not np.isfinite(self.vertices).all():
             raise ValueError("vertices are finite")
+        _check_colour(self.colour)
 
     @property
     def outline(self) -> NDArray[np.float64] | None:
         """float64 (n, 2) x, y of the closed outline, or None where there is no area to fill.
 
         Real files hold outlines of one or two vertices (a click too many): they are kept, but have no area. A Rectangle
-        given by two opposite corners gets its other two.
+        given by two opposite corners gets its other two. A Spline becomes the curve that ASAP draws through its
+        vertices, as a polygon that lies within splines.TOLERANCE_PX of it.
         """
         if self.kind not in AREA_KINDS:
             return None
         if self.kind == "Rectangle" and len(self.vertices) == 2:
             (left, top), (right, bottom) = self.vertices
             return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-        return self.vertices if len(self.vertices) >= 3 else None
+        drawn = flatten(self.vertices) if self.kind == "Spline" else self.vertices
+        return drawn if len(drawn) >= 3 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A group of annotations as a file lists it (ImageScope: a layer; QuPath: a class).
+
+    Attributes:
+        name: annotations name it as their group.
+        parent: the group it is part of, or None.
+        colour: red, green, blue, or None where the file gives none.
+        attributes: what else the file says of it, by the file's own words.
+    """
+
+    name: str
+    parent: str | None = None
+    colour: Colour | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_colour(self.colour)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AnnotationSet:
+    """All that an annotation file holds.
+
+    Attributes:
+        annotations: in the order of the file.
+        groups: in the order of the file; a group may have no annotations.
+        mpp: um per level-0 px, where the file says so.
+    """
+
+    annotations: tuple[Annotation, ...]
+    groups: tuple[Group, ...] = ()
+    mpp: float | None = None
+
+
+def _check_colour(colour: Colour | None) -> None:
+    if colour is not None and not (len(colour) == 3 and all(0 <= part <= 255 for part in colour)):
+        raise ValueError(f"a colour is red, green, blue of 0..255 each, got {colour}")
 
 
 def known_roles(groups: Mapping[str, Role] | None) -> dict[str, Role]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from annotations.annotation import Annotation
+from annotations.annotation import Annotation, Role
+from annotations.errors import OutsideSlideError
 from annotations.rasterize import layers
 from wsi.raster import Mask
+
+BEYOND_EDGE_PX = 64.0
+"""Vertices may lie this far beyond a slide: hands draw over its edge, and true sizes are known to a few px only."""
 
 _PAIRS_AT_ONCE = 1 << 22
 
@@ -45,6 +50,58 @@ def tumour_area(annotations: Iterable[Annotation]) -> shapely.MultiPolygon:
     ]
     areas = _areas(shapely.union_all(parts))
     return areas if isinstance(areas, shapely.MultiPolygon) else shapely.MultiPolygon([areas])
+
+
+def check_within(
+    annotations: Iterable[Annotation],
+    width: float,
+    height: float,
+    *,
+    beyond_px: float = BEYOND_EDGE_PX,
+    path: str | Path | None = None,
+) -> None:
+    """Refuse annotations that do not fit a slide: they belong to another one, or to another resolution of it.
+
+    Args:
+        annotations: of one slide.
+        width: of the slide in level-0 px.
+        height: of the slide in level-0 px.
+        beyond_px: how far vertices may lie beyond it.
+        path: the file that they were read from, for the message.
+
+    Raises:
+        OutsideSlideError: the first vertex that lies farther out; names the annotation, the vertex and its place.
+    """
+    for number, annotation in enumerate(annotations):
+        x, y = annotation.vertices.T
+        beyond = np.maximum(np.maximum(-x, x - width), np.maximum(-y, y - height)) > beyond_px
+        if beyond.any():
+            vertex = int(np.argmax(beyond))
+            raise OutsideSlideError(
+                path,
+                f"({x[vertex]:.1f}, {y[vertex]:.1f}) lies outside the slide of {width:g} x {height:g} px",
+                place=f"annotation {number} ({annotation.name!r}), vertex {vertex}",
+                mend="check that the annotations belong to this slide",
+            )
+
+
+def without_duplicates(annotations: Iterable[Annotation]) -> tuple[Annotation, ...]:
+    """Annotations without the outlines that were drawn before with the same role.
+
+    The same outline is the same ring of vertices, from whichever vertex and in whichever direction. What has no area
+    stays.
+    """
+    seen: set[tuple[Role, bytes]] = set()
+    kept = []
+    for annotation in annotations:
+        outline = annotation.outline
+        if outline is not None:
+            key = annotation.role, shapely.to_wkb(shapely.normalize(shapely.Polygon(outline)))
+            if key in seen:
+                continue
+            seen.add(key)
+        kept.append(annotation)
+    return tuple(kept)
 
 
 def longest_diameter(points: NDArray[np.float64]) -> float:

@@ -54,6 +54,7 @@ annotations.groups annotations.asap annotations.imagescope
 annotations.rasterize
 annotations.polygons annotations.lesion_sites
 annotations.geojson annotations.contours annotations.measures
+annotations.features
 annotations.formats
 annotations.patches
 annotations.patch_store

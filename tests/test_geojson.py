@@ -13,9 +13,10 @@ import shapely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from annotations.annotation import GROUP_ROLES, Role
-from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, UnknownGroupError
-from annotations.geojson import HOLE_GROUP, Feature, read_geojson, write_geojson
+from annotations.annotation import GROUP_ROLES, HOLE_GROUP, HOLE_OF, Annotation, Group, Role
+from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError, UnknownGroupError
+from annotations.features import features_of
+from annotations.geojson import PART_OF, Feature, read_geojson, read_geojson_set, write_geojson
 from annotations.polygons import to_geometry, tumour_area
 from annotations.rasterize import rasterize
 from wsi.geometry import Frame
@@ -181,6 +182,124 @@ def test_where_a_group_comes_from(tmp_path: Path, properties: dict[str, Any], gr
     path = file_of(tmp_path, feature(polygon(SQUARE), **properties))
     (annotation,) = read_geojson(path, {"Unclassified": Role.TUMOUR})
     assert (annotation.group, annotation.role) == (group, Role.TUMOUR)
+
+
+def drawn(points: Any, kind: str = "Polygon", **fields: Any) -> Annotation:
+    vertices = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return Annotation(
+        **{"name": "a", "group": "Tumor", "role": Role.TUMOUR, "kind": kind, "vertices": vertices, **fields}
+    )
+
+
+def test_what_qupath_says_is_kept_and_written_again(tmp_path: Path) -> None:
+    properties = {
+        "objectType": "annotation",
+        "name": "by hand",
+        "color": [1, 2, 3],
+        "classification": {"name": "Tumor", "color": [200, 0, 0]},
+        "isLocked": True,
+        "measurements": {"Area µm^2": 2.5},
+        "metadata": {"who": "3"},
+        "note": "3",
+    }
+    holed = {"type": "MultiPolygon", "coordinates": json.loads(shapely.to_geojson(HOLED_PAIR))["coordinates"]}
+    content = {"type": "Feature", "id": "6423a977", "geometry": holed, "properties": properties}
+    whole = read_geojson_set(file_of(tmp_path, content))
+    assert whole.groups == (Group(name="Tumor", colour=(200, 0, 0)),)
+    assert [one.group for one in whole.annotations] == ["Tumor", HOLE_GROUP, HOLE_GROUP, "Tumor"]
+    first = whole.annotations[0]
+    assert (first.colour, first.attributes["isLocked"], first.attributes["note"]) == ((1, 2, 3), "true", '"3"')
+    write_geojson(tmp_path / "b.geojson", features_of(whole.annotations, whole.groups))
+    (back,) = json.loads((tmp_path / "b.geojson").read_text())["features"]
+    assert (back["id"], back["properties"]) == ("6423a977", properties)
+    assert shapely.equals(shapely.geometry.shape(back["geometry"]), HOLED_PAIR)
+
+
+HOLED_PAIR = shapely.MultiPolygon([HOLED, shapely.box(30, 30, 40, 40)])
+
+
+@pytest.mark.parametrize(
+    ("classification", "colour"),
+    [
+        ({"name": "Tumor", "color": [7, 8, 9]}, (7, 8, 9)),
+        ({"name": "Tumor", "colorRGB": -3670016}, (200, 0, 0)),
+        ({"name": "Tumor", "color": [7, 8, 999]}, None),
+        ({"name": "Tumor", "colorRGB": True}, None),
+        ({"name": "Tumor"}, None),
+    ],
+)
+def test_colours_of_any_version(tmp_path: Path, classification: dict[str, Any], colour: object) -> None:
+    path = file_of(tmp_path, feature(polygon(SQUARE), classification=classification))
+    assert read_geojson_set(path).groups == (Group(name="Tumor", colour=colour),)  # type: ignore[arg-type]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(
+        st.text(max_size=4).filter(lambda name: name not in ("name", "id", "color")),
+        st.text(max_size=6)
+        | st.sampled_from(['"3"', '"\\"3\\""', "3", "3.0", "1e5", "null", "NaN", "[1]", '"x"', '{"a":1}']),
+        max_size=3,
+    )
+)
+def test_attributes_of_any_kind_come_back(tmp_path: Path, attributes: dict[str, str]) -> None:
+    write_geojson(tmp_path / "a.geojson", features_of([drawn(SQUARE[:-1], attributes=attributes)]))
+    assert read_geojson(tmp_path / "a.geojson")[0].attributes == attributes
+
+
+def test_a_hole_joins_the_outline_that_contains_it(tmp_path: Path) -> None:
+    outer, far = shapely.box(0, 0, 20, 20), shapely.box(100, 0, 120, 20)
+    hole, astray = shapely.box(5, 5, 8, 8), shapely.box(15, 15, 30, 18)
+    annotations = [
+        *(drawn(shapely.get_coordinates(one)[:-1]) for one in (outer, far)),
+        *(
+            drawn(shapely.get_coordinates(one)[:-1], group=HOLE_GROUP, role=Role.CUT_OUT, attributes={HOLE_OF: "Tumor"})
+            for one in (hole, astray)
+        ),
+    ]
+    write_geojson(tmp_path / "a.geojson", features_of(annotations))
+    shapes = [
+        shapely.geometry.shape(one["geometry"]) for one in json.loads((tmp_path / "a.geojson").read_text())["features"]
+    ]
+    assert [one.area for one in shapes] == [400 - 9, 400, 45]
+    assert tumour_area(read_geojson(tmp_path / "a.geojson")).equals(tumour_area(annotations))
+
+
+def test_what_crosses_itself_is_written_as_its_area() -> None:
+    bow_tie = drawn([(0, 0), (10, 10), (10, 0), (0, 10)])
+    (one,) = features_of([bow_tie])
+    assert one.geometry.is_valid
+    assert one.geometry.area == 50
+    spline = drawn([(0, 0), (100, 0), (100, 100), (0, 100)], kind="Spline")
+    (one,) = features_of([spline])
+    assert one.geometry.equals(to_geometry(spline))
+
+
+def test_what_has_no_area_becomes_a_point_or_a_line() -> None:
+    kinds = [("Polygon", 1), ("Polygon", 2), ("Dot", 1), ("PointSet", 2), ("Measurement", 2), ("None", 3), ("Dot", 0)]
+    found = features_of([drawn([(n, n * n) for n in range(count)], kind=kind) for kind, count in kinds])
+    shapes = ["Point", "LineString", "Point", "MultiPoint", "LineString", "LineString"]
+    assert [one.geometry.geom_type for one in found] == shapes
+
+
+def test_parts_of_several_kinds_stay_together(tmp_path: Path) -> None:
+    shape = {"type": "GeometryCollection", "geometries": [polygon(SQUARE), {"type": "Point", "coordinates": [1, 2]}]}
+    path = file_of(tmp_path, feature(shape, classification={"name": "Tumor"}))
+    annotations = read_geojson(path)
+    assert [one.attributes for one in annotations] == [{PART_OF: "0"}] * 2
+    (one,) = features_of(annotations)
+    assert one.geometry.geom_type == "GeometryCollection"
+
+
+def test_an_empty_file_has_an_error_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(EmptyFileError):
+        read_geojson(file_of(tmp_path, b" "))
+
+
+def test_too_large_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("annotations.geojson._MOST_BYTES", 10)
+    with pytest.raises(AnnotationFormatError, match="larger than any"):
+        read_geojson(file_of(tmp_path, feature(polygon(SQUARE))))
 
 
 @pytest.mark.parametrize(

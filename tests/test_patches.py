@@ -130,7 +130,7 @@ def test_equal_seeds_give_equal_patches(slide: Slide, tissue: Mask, tmp_path: Pa
     assert digest(first) == digest(sample(slide, tissue, [LARGE, SMALL]))
     assert digest(first) != digest(sample(slide, tissue, [LARGE, SMALL], seed=6))
     other = tmp_path / "patient_007_node_2.tif"
-    other.write_bytes(slide.path.read_bytes())
+    other.write_bytes(Path(slide.path).read_bytes())
     with Slide.open(other) as renamed:
         assert digest(first) != digest(sample(renamed, tissue, [LARGE, SMALL]))
 

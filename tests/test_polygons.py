@@ -17,7 +17,16 @@ from scipy.spatial.distance import pdist
 
 from annotations.annotation import Annotation, Role
 from annotations.asap import read_asap
-from annotations.polygons import longest_diameter, mask_to_polygons, to_geometry, tumour_area
+from annotations.errors import OutsideSlideError
+from annotations.polygons import (
+    BEYOND_EDGE_PX,
+    check_within,
+    longest_diameter,
+    mask_to_polygons,
+    to_geometry,
+    tumour_area,
+    without_duplicates,
+)
 from annotations.rasterize import polygon_mask, rasterize
 from wsi.geometry import Frame
 from wsi.raster import Mask
@@ -156,3 +165,43 @@ def test_mask_outlines_turn_only_at_corners() -> None:
     assert len(polygon.exterior.coords) == 5
     assert [len(hole.coords) for hole in polygon.interiors] == [5]
     assert mask_to_polygons(mask_of(np.zeros((3, 3), dtype=bool))) == []
+
+
+def test_what_lies_outside_the_slide_is_named() -> None:
+    inside = drawn(box(-BEYOND_EDGE_PX, 0, 100 + BEYOND_EDGE_PX, 50))
+    check_within([inside], 100, 50)
+    for x, y in ((100 + BEYOND_EDGE_PX + 0.5, 7.0), (7.0, -BEYOND_EDGE_PX - 0.5)):
+        points = [(5.0, 5.0), (x, y), (9.0, 9.0)]
+        with pytest.raises(OutsideSlideError, match="outside the slide of 100 x 50 px") as caught:
+            check_within([inside, drawn(points)], 100, 50, path="a.xml")
+        assert caught.value.place == "annotation 1 ('a'), vertex 1"
+        assert "a.xml" in str(caught.value)
+    with pytest.raises(OutsideSlideError):
+        check_within([inside], 100, 50, beyond_px=0)
+
+
+@pytest.mark.parametrize("name", ["camelyon16/tumor_009", "camelyon16/tumor_085", "camelyon17/patient_004_node_4"])
+def test_real_contours_lie_on_their_slides(real_data: Callable[[str], Path], name: str) -> None:
+    annotations = read_asap(real_data(f"annotations/{name}.xml"))
+    check_within(annotations, 97_792, 221_184)
+    with pytest.raises(OutsideSlideError):
+        check_within(annotations, 97_792 / 10, 221_184 / 10)
+
+
+def test_duplicates_go_and_nothing_else() -> None:
+    first = drawn(box(0, 0, 10, 10))
+    turned = drawn(box(0, 0, 10, 10)[2:] + box(0, 0, 10, 10)[:2])
+    backwards = drawn(box(0, 0, 10, 10)[::-1])
+    other = drawn(box(0, 0, 10, 10), Role.CUT_OUT)
+    moved, point = drawn(box(1, 0, 10, 10)), drawn([(1, 1)])
+    kept = without_duplicates([first, turned, other, backwards, moved, point, point])
+    assert kept == (first, other, moved, point, point)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.tuples(positions, positions), min_size=3, max_size=5), max_size=4))
+def test_duplicates_have_no_area_of_their_own(shapes: list[Points]) -> None:
+    annotations = [drawn(points) for points in shapes + shapes]
+    found = without_duplicates(annotations)
+    assert len(found) <= len(shapes)
+    assert tumour_area(found).symmetric_difference(tumour_area(annotations)).area < 1e-9

@@ -1,0 +1,106 @@
+"""Lesions measured on their polygons, exactly and without a raster: what reference labels are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import shapely
+
+from annotations.annotation import Annotation
+from annotations.lesion_sites import MERGE_UM
+from annotations.polygons import longest_diameter, tumour_area
+
+SLIVER_UM = 1.0
+"""What is nowhere as wide as this holds no cell: the leftover of a cut-out that was drawn along its outline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolygonLesion:
+    """One metastasis: a deposit, or several with small gaps between them.
+
+    Attributes:
+        longest_diameter_um: largest distance between two of its points.
+        area_um2: of its deposits, gaps and holes excluded.
+        centroid: (x, y) in level-0 px, of that area.
+        parts: how many deposits it has.
+        geometry: its deposits in level-0 px.
+    """
+
+    longest_diameter_um: float
+    area_um2: float
+    centroid: tuple[float, float]
+    parts: int
+    geometry: shapely.MultiPolygon
+
+
+def measure_lesions(
+    annotations: Iterable[Annotation], *, mpp: float, merge_gap_um: float = MERGE_UM, sliver_um: float = SLIVER_UM
+) -> tuple[PolygonLesion, ...]:
+    """Find and measure the lesions of one slide on its polygons.
+
+    Tumour is the union of the tumour outlines minus the cut-outs, as rasterize has it; outlines drawn twice count once.
+    Its connected pieces are the deposits. Deposits with a gap of at most merge_gap_um are one lesion, by the exact
+    distance of their outlines.
+
+    Args:
+        annotations: of one slide.
+        mpp: um per level-0 px.
+        merge_gap_um: largest gap within a lesion; 0 merges only what touches in a point.
+        sliver_um: deposits that are nowhere this wide are dropped; 0 keeps all.
+
+    Returns:
+        Lesions, largest longest diameter first (then area, then top to bottom); none without tumour.
+
+    Raises:
+        ValueError: mpp is not positive, or a distance is negative.
+    """
+    if not 0 < mpp < float("inf"):
+        raise ValueError(f"mpp is above 0 um per px, got {mpp}")
+    if not (merge_gap_um >= 0 and sliver_um >= 0):
+        raise ValueError(f"distances are at least 0 um, got {merge_gap_um} and {sliver_um}")
+    deposits = [deposit for deposit in tumour_area(annotations).geoms if not _is_sliver(deposit, sliver_um / mpp)]
+    lesions = [_lesion(members, mpp) for members in _merged(deposits, merge_gap_um / mpp)]
+    return tuple(sorted(lesions, key=_order))
+
+
+def _order(lesion: PolygonLesion) -> tuple[float, float, float, float]:
+    return -lesion.longest_diameter_um, -lesion.area_um2, lesion.centroid[1], lesion.centroid[0]
+
+
+def _lesion(deposits: Sequence[shapely.Polygon], mpp: float) -> PolygonLesion:
+    geometry = shapely.MultiPolygon(deposits)
+    return PolygonLesion(
+        longest_diameter_um=longest_diameter(shapely.get_coordinates(geometry)) * mpp,
+        area_um2=geometry.area * mpp**2,
+        centroid=(geometry.centroid.x, geometry.centroid.y),
+        parts=len(deposits),
+        geometry=geometry,
+    )
+
+
+def _is_sliver(deposit: shapely.Polygon, width_px: float) -> bool:
+    # Cheap first: a shape of this area and outline cannot be that narrow everywhere.
+    if not width_px or deposit.area > width_px * deposit.length:
+        return False
+    return bool(deposit.buffer(-width_px / 2).is_empty)
+
+
+def _merged(deposits: Sequence[shapely.Polygon], gap_px: float) -> list[list[shapely.Polygon]]:
+    """Deposits in groups, each connected by gaps of at most gap_px; in order of their first members."""
+    parent = list(range(len(deposits)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    pairs = shapely.STRtree(deposits).query(deposits, predicate="dwithin", distance=gap_px) if deposits else []
+    for one, other in zip(*pairs, strict=True) if len(pairs) else ():
+        low, high = sorted((root(int(one)), root(int(other))))
+        parent[high] = low
+    groups: dict[int, list[shapely.Polygon]] = {}
+    for index, deposit in enumerate(deposits):
+        groups.setdefault(root(index), []).append(deposit)
+    return list(groups.values())
