@@ -5,6 +5,8 @@ Source: the readme files of CAMELYON16 and CAMELYON17 and the CAMELYON data pape
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 PARTLY_ANNOTATED = frozenset(
     {
         *(
@@ -15,6 +17,12 @@ PARTLY_ANNOTATED = frozenset(
     }
 )
 """CAMELYON16 slides on which not all tumour is drawn: what lies outside their contours is not known to be normal."""
+
+OUT_OF_SLIDE_TASK = MappingProxyType({"test_049": "it is a duplicate of another slide"})
+"""CAMELYON16 slides that the organisers leave out of the slide task (ROC), and why."""
+
+OUT_OF_LESION_TASK = MappingProxyType({**OUT_OF_SLIDE_TASK, "test_114": "not all of its tumour is drawn"})
+"""CAMELYON16 slides that the organisers leave out of the lesion task (FROC), and why."""
 
 
 def is_partly_annotated(slide: str) -> bool:

@@ -1,4 +1,4 @@
-"""Quadratic weighted kappa, its confusion matrix and its bootstrap interval. Sees ranks, never texts."""
+"""Quadratic weighted kappa, its confusion matrix, its bootstrap interval, and two raters compared. Sees ranks only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 CLASSES = 5
 """The stages of CAMELYON17."""
+MOST_SWAPS = 2**16
+"""Ways of swapping patients between two submissions up to which all are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,51 @@ class KappaScore:
             "undefined": self.undefined,
             "seed": self.seed,
             "ignored": list(self.ignored),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KappaComparison:
+    """Two submissions against one reference.
+
+    Attributes:
+        kappas: of the one and of the other.
+        difference: the first minus the second; nan where one of them is undefined.
+        interval: (low, high) of the difference, the percentile bootstrap over patients; nan where undefined.
+        level: the share of the bootstrap distribution between low and high.
+        p_value: the probability of a difference this large, either way, if it were all one which submission a stage
+            came from; nan where the difference is.
+        differing: patients whom the two stage differently: only they can be swapped.
+        permutations: how many ways of swapping were looked at.
+        is_exact: they were all the ways there are; otherwise they were drawn, and p_value counts the observed one too.
+        resamples: how many bootstrap samples were drawn.
+        seed: of the random numbers.
+    """
+
+    kappas: tuple[float, float]
+    difference: float
+    interval: tuple[float, float]
+    level: float
+    p_value: float
+    differing: int
+    permutations: int
+    is_exact: bool
+    resamples: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
+        return {
+            "kappas": [_or_none(kappa) for kappa in self.kappas],
+            "difference": _or_none(self.difference),
+            "interval": [_or_none(bound) for bound in self.interval],
+            "level": self.level,
+            "p_value": _or_none(self.p_value),
+            "differing": self.differing,
+            "permutations": self.permutations,
+            "is_exact": self.is_exact,
+            "resamples": self.resamples,
+            "seed": self.seed,
         }
 
 
@@ -138,6 +185,100 @@ def score(
         seed=seed,
         ignored=tuple(ignored),
     )
+
+
+def compare(
+    reference: ArrayLike,
+    one: ArrayLike,
+    other: ArrayLike,
+    *,
+    classes: int = CLASSES,
+    permutations: int = 10_000,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> KappaComparison:
+    """Whether two submissions agree with the reference equally well: a paired permutation test of their kappas.
+
+    Under the null hypothesis the two stages of a patient may be swapped. All ways of swapping are looked at where there
+    are no more than MOST_SWAPS, otherwise ``permutations`` are drawn. Swaps under which a kappa is undefined count as
+    no difference.
+
+    Args:
+        reference: ranks, one per patient.
+        one: ranks of the same patients in the same order.
+        other: ranks of the same patients in the same order.
+        classes: how many ranks there are, used or not.
+        permutations: drawn where there are too many to look at all.
+        resamples: bootstrap samples; 0 for no interval.
+        level: share of the bootstrap distribution within the interval.
+        seed: of the random numbers; equal seeds give equal results.
+
+    Raises:
+        ValueError: as confusion_matrix, or permutations, resamples or level out of range.
+    """
+    if permutations < 1 or resamples < 0 or not 0 < level < 1:
+        raise ValueError(
+            f"a comparison needs permutations >= 1, resamples >= 0 and 0 < level < 1, got {permutations}, {resamples} "
+            f"and {level}"
+        )
+    rows, first, second = (_ranks(values, classes) for values in (reference, one, other))
+    confusions = np.stack([confusion_matrix(rows, ranks, classes=classes) for ranks in (first, second)])
+    kappas = _kappas(confusions)
+    difference = float(kappas[0] - kappas[1])
+    random = np.random.default_rng(seed)
+    counts = np.bincount((rows * classes + first) * classes + second, minlength=classes**3)
+    drawn = _resampled_differences(counts.reshape(classes, classes, classes), resamples, random)
+    defined = drawn[~np.isnan(drawn)]
+    tail = (1 - level) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
+    differing = np.nonzero(first != second)[0]
+    swaps, is_exact = _swaps(differing.size, permutations, random)
+    moved = np.zeros((differing.size, classes, classes), dtype=np.int64)
+    which, row = np.arange(differing.size), rows[differing]
+    moved[which, row, second[differing]] = 1
+    moved[which, row, first[differing]] = -1
+    change = np.tensordot(swaps, moved, axes=1)
+    differences = np.abs(_kappas(confusions[0] + change) - _kappas(confusions[1] - change))
+    # Swaps that mirror each other give the same difference up to the last bits.
+    reached = int((differences >= abs(difference) - 1e-12).sum())
+    p_value = reached / len(swaps) if is_exact else (reached + 1) / (len(swaps) + 1)
+    return KappaComparison(
+        kappas=(float(kappas[0]), float(kappas[1])),
+        difference=difference,
+        interval=(float(low), float(high)),
+        level=level,
+        p_value=math.nan if math.isnan(difference) else p_value,
+        differing=int(differing.size),
+        permutations=len(swaps),
+        is_exact=is_exact,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _swaps(differing: int, permutations: int, random: np.random.Generator) -> tuple[NDArray[np.int64], bool]:
+    """(n, differing) zeros and ones, the patients swapped in each way; and whether these are all the ways."""
+    if 2**differing <= MOST_SWAPS:
+        return (np.arange(2**differing)[:, np.newaxis] >> np.arange(differing)) & 1, True
+    return random.integers(0, 2, size=(permutations, differing)), False
+
+
+def _resampled_differences(
+    counts: NDArray[np.int64], resamples: int, random: np.random.Generator
+) -> NDArray[np.float64]:
+    """(resamples,) differences of kappas in bootstrap samples of patients.
+
+    Args:
+        counts: patients by the ranks that the reference, the one and the other give them.
+        resamples: how many samples to draw.
+        random: where from.
+    """
+    patients = int(counts.sum())
+    if patients == 0 or resamples == 0:
+        return np.empty(0)
+    drawn = random.multinomial(patients, counts.reshape(-1) / patients, size=resamples).reshape(-1, *counts.shape)
+    return _kappas(drawn.sum(axis=3)) - _kappas(drawn.sum(axis=2))
 
 
 def _resampled_kappas(confusion: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:

@@ -4,11 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from staging.score_texts import centre_text, comparison_text, confusion_text, froc_text, with_interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 app = typer.Typer(help="Score a submission against a reference; one JSON object on stdout.", no_args_is_help=True)
+
+Resamples = Annotated[int, typer.Option(help="Bootstrap resamples; 0 for no interval.", min=0, metavar="N")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Slides read at a time; the result does not depend on it.",
+        min=1,
+        metavar="N",
+        show_default="one per core",
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(help="Seed of the random numbers: equal seeds, equal intervals.", min=0, metavar="N")
+]
+Picture = Annotated[Path | None, typer.Option(help="Also draw it into this PNG file.", show_default=False)]
+Table = Annotated[bool, typer.Option("--table", help="Also print it as text, on stderr.")]
+AllSlides = Annotated[
+    bool,
+    typer.Option("--all-slides", help="Also score the slides that the organisers leave out (test_049, test_114)."),
+]
 
 
 @app.callback()
@@ -20,16 +46,232 @@ def score() -> None:
 def kappa(
     reference: Annotated[Path, typer.Argument(help="The organisers' stage_labels.csv.", show_default=False)],
     submission: Annotated[Path, typer.Argument(help="A table of the same form.", show_default=False)],
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples over patients.", min=0)] = 10_000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    *,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another submission: adds the p-value of the difference.", show_default=False),
+    ] = None,
+    permutations: Annotated[
+        int,
+        typer.Option(help="Drawn for the p-value where there are too many to try all.", min=100, metavar="N"),
+    ] = 10_000,
+    resamples: Resamples = 10_000,
+    seed: Seed = 0,
+    table: Table = False,
+    picture: Picture = None,
 ) -> None:
-    """Quadratic weighted kappa of pN-stages (CAMELYON17) with its bootstrap interval and confusion matrix.
+    """Quadratic weighted kappa of pN-stages (CAMELYON17) with its interval, confusion matrix and each centre's kappa.
 
-    Example: sentinode score kappa stage_labels.csv stages.csv
+    Example: sentinode score kappa stage_labels.csv stages.csv --against other.csv
     """
     from staging.camelyon import read_stage_table, score_kappa  # noqa: PLC0415  (slow import)
+    from staging.patient_scores import compare_submissions, kappa_by_centre  # noqa: PLC0415
 
-    result = score_kappa(
-        read_stage_table(reference), read_stage_table(submission, submission=True), resamples=resamples, seed=seed
+    truth, claimed = read_stage_table(reference), read_stage_table(submission, submission=True)
+    result = score_kappa(truth, claimed, resamples=resamples, seed=seed)
+    centres = kappa_by_centre(truth, claimed, resamples=resamples, seed=seed)
+    record = result.to_json()
+    record["centres"] = {
+        name: {key: one.to_json()[key] for key in ("kappa", "interval", "patients", "confusion")}
+        for name, one in centres.items()
+    }
+    if against is not None:
+        record["against"] = compare_submissions(
+            truth,
+            claimed,
+            read_stage_table(against, submission=True),
+            permutations=permutations,
+            resamples=resamples,
+            seed=seed,
+        ).to_json()
+    if table:
+        summary = f"quadratic kappa {with_interval(record['kappa'], record['interval'])}, {result.patients} patients"
+        text = confusion_text(result.stages, result.confusion)
+        texts = [text, "", summary, centre_text(record["centres"])]
+        if against is not None:
+            texts.append(comparison_text(record["against"], against.name))
+        typer.echo("\n".join(texts), err=True)
+    if picture is not None:
+        from staging.score_pictures import confusion_picture  # noqa: PLC0415
+
+        note = f"quadratic kappa {with_interval(record['kappa'], record['interval'])}, {result.patients} patients"
+        _save(picture, confusion_picture(result.confusion, result.stages, title="pN-stage", notes=[note]))
+    _show(record)
+
+
+@app.command()
+def labels(
+    reference: Annotated[
+        Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label.", show_default=False)
+    ],
+    submission: Annotated[
+        Path, typer.Argument(help="A table of either form, as the labels.csv of a run.", show_default=False)
+    ],
+    *,
+    table: Table = False,
+    picture: Picture = None,
+) -> None:
+    """Slide labels (negative, itc, micro, macro): confusion matrix, accuracy, recall of each class, each centre.
+
+    Example: sentinode score labels stage_labels.csv results/labels.csv
+    """
+    from staging.camelyon import read_label_table  # noqa: PLC0415  (slow import)
+    from staging.slide_scores import score_labels  # noqa: PLC0415
+
+    record = score_labels(read_label_table(reference), read_label_table(submission), source=submission).to_json()
+    summary = f"accuracy {with_interval(record['accuracy'], record['accuracy_interval'])}, {record['slides']} slides"
+    if table:
+        typer.echo(f"{confusion_text(record['labels'], record['confusion'])}\n\n{summary}", err=True)
+    if picture is not None:
+        from staging.score_pictures import confusion_picture  # noqa: PLC0415
+
+        drawn = confusion_picture(record["confusion"], record["labels"], title="slide label", notes=[summary])
+        _save(picture, drawn)
+    _show(record)
+
+
+@app.command()
+def auc(
+    reference: Annotated[
+        Path,
+        typer.Argument(help="CAMELYON16's reference.csv, stage_labels.csv or a CSV slide,label.", show_default=False),
+    ],
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            help="Rows slide,probability, or a CSV with these columns (a run's labels.csv).", show_default=False
+        ),
+    ],
+    *,
+    all_slides: AllSlides = False,
+    resamples: Resamples = 10_000,
+    seed: Seed = 0,
+    picture: Picture = None,
+) -> None:
+    """Area under the ROC curve of a probability per slide (CAMELYON16's slide task), with two intervals, each centre.
+
+    Example: sentinode score auc reference.csv predictions.csv --picture roc.png
+    """
+    from staging.references import read_predictions, read_truth  # noqa: PLC0415  (slow import)
+    from staging.slide_scores import score_auc  # noqa: PLC0415
+
+    result = score_auc(
+        read_truth(reference),
+        read_predictions(predictions),
+        with_errata=not all_slides,
+        resamples=resamples,
+        seed=seed,
+        source=predictions,
     )
-    typer.echo(json.dumps(result.to_json()))
+    record = result.to_json()
+    if picture is not None:
+        from staging.score_pictures import curve_picture  # noqa: PLC0415
+
+        note = (
+            f"area {with_interval(record['auc'], record['delong'])} (DeLong), {result.whole.positives} positive and "
+            f"{result.whole.negatives} negative slides"
+        )
+        drawn = curve_picture(
+            [("ROC", result.whole.curve)],
+            title="Slides with metastasis: ROC curve",
+            axes=("false positive rate", "true positive rate"),
+            x_ticks=(0, 0.2, 0.4, 0.6, 0.8, 1),
+            notes=[note],
+            diagonal=True,
+        )
+        _save(picture, drawn)
+    _show(record)
+
+
+@app.command()
+def froc(
+    masks: Annotated[
+        Path,
+        typer.Argument(help="Folder of masks: TIFF pyramids, level-5 TIFF or PNG, or ASAP XML.", show_default=False),
+    ],
+    detections: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of one CSV per slide: rows probability,x,y in level-0 px, no header; empty for none.",
+            show_default=False,
+        ),
+    ],
+    *,
+    normal_list: Annotated[
+        Path | None,
+        typer.Option(
+            help="Slides without tumour, which need no mask: one name a line, or reference.csv.", show_default=False
+        ),
+    ] = None,
+    missing_mask_is_normal: Annotated[
+        bool, typer.Option("--missing-mask-is-normal", help="Slides without a mask, or with a blank one, are normal.")
+    ] = False,
+    tumour_value: Annotated[
+        int | None,
+        typer.Option(
+            help="Value of tumour pixels: 255 in CAMELYON16, 1 as ASAP writes it, 2 in the object store.",
+            min=0,
+            max=255,
+            metavar="N",
+            show_default="detected where it is clear",
+        ),
+    ] = None,
+    level: Annotated[
+        int, typer.Option(help="Level of the pyramid to score at; the organisers' is 5.", min=3, max=8, metavar="N")
+    ] = 5,
+    all_slides: AllSlides = False,
+    workers: Workers = None,
+    resamples: Resamples = 1000,
+    seed: Seed = 0,
+    table: Table = False,
+    picture: Picture = None,
+) -> None:
+    """FROC score of found lesions (CAMELYON16's lesion task), as the organisers compute it and corrected beside it.
+
+    Example: sentinode score froc masks detections --normal-list reference.csv --picture froc.png
+    """
+    from staging.lesion_task import score_folders  # noqa: PLC0415  (slow import)
+    from staging.references import read_normal_slides  # noqa: PLC0415
+
+    result = score_folders(
+        masks,
+        detections,
+        normal_slides=frozenset() if normal_list is None else read_normal_slides(normal_list),
+        missing_mask_is_normal=missing_mask_is_normal,
+        tumour_value=tumour_value,
+        pyramid_level=level,
+        with_errata=not all_slides,
+        workers=workers,
+        resamples=resamples,
+        seed=seed,
+    )
+    record = result.to_json()
+    if table:
+        typer.echo(froc_text(record), err=True)
+    if picture is not None:
+        from staging.score_pictures import curve_picture  # noqa: PLC0415
+
+        note = (
+            f"score {with_interval(record['froc_score'], record['interval'])}, corrected "
+            f"{record['corrected']['froc_score']:.4f}; {record['lesions']} lesions, {record['slides']} slides"
+        )
+        drawn = curve_picture(
+            [("official", result.official.points()), ("corrected", result.corrected.points())],
+            title="Lesions: FROC curve",
+            axes=("false positives per slide", "sensitivity"),
+            x_ticks=(0.125, *record["rates"]),
+            notes=[note],
+            marks=list(zip(record["rates"], record["sensitivities"], strict=True)),
+        )
+        _save(picture, drawn)
+    _show(record)
+
+
+def _save(path: Path, drawn: NDArray[np.uint8]) -> None:
+    from wsi.render import save_png  # noqa: PLC0415  (slow import)
+
+    save_png(path, drawn)
+
+
+def _show(record: dict[str, Any]) -> None:
+    typer.echo(json.dumps(record, allow_nan=False, ensure_ascii=False))

@@ -1,0 +1,204 @@
+"""Area under the ROC curve of a score per slide, with two intervals. Sees numbers and yes or no, never texts.
+
+The interval by DeLong is DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845, from midranks as Sun and Xu,
+IEEE Signal Processing Letters 21 (2014) 1389-1393; the other one is the percentile bootstrap over slides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_CELLS_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RocScore:
+    """How well a score tells positive slides from negative ones.
+
+    Attributes:
+        auc: the share of pairs (positive, negative) in which the positive scores higher, ties counting 1/2.
+        standard_error: of auc, by DeLong; nan with one positive or one negative slide only.
+        delong: (low, high), auc -/+ the normal quantile times standard_error, cut to 0..1; nan where that is.
+        bootstrap: (low, high), percentiles over resamples of slides; nan where no resample had both kinds.
+        level: the share of the distribution between low and high.
+        positives: how many slides are positive.
+        negatives: how many are not.
+        resamples: how many bootstrap samples were drawn.
+        undefined: how many of them had slides of one kind only and are left out.
+        seed: of the bootstrap's random numbers.
+        curve: float64 (n, 2), false and true positive rate from (0, 0) to (1, 1), one row per distinct score.
+    """
+
+    auc: float
+    standard_error: float
+    delong: tuple[float, float]
+    bootstrap: tuple[float, float]
+    level: float
+    positives: int
+    negatives: int
+    resamples: int
+    undefined: int
+    seed: int
+    curve: NDArray[np.float64]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
+        return {
+            "auc": self.auc,
+            "standard_error": _or_none(self.standard_error),
+            "delong": [_or_none(bound) for bound in self.delong],
+            "bootstrap": [_or_none(bound) for bound in self.bootstrap],
+            "level": self.level,
+            "positives": self.positives,
+            "negatives": self.negatives,
+            "resamples": self.resamples,
+            "undefined": self.undefined,
+            "seed": self.seed,
+        }
+
+
+def area_under_curve(truth: ArrayLike, scores: ArrayLike) -> float:
+    """The share of pairs (positive, negative) in which the positive scores higher, ties counting 1/2.
+
+    Pairs are counted in whole numbers, so that equal orders of the slides give the same bits.
+
+    Args:
+        truth: bool, one per slide.
+        scores: one per slide, the higher the more likely positive.
+
+    Raises:
+        ValueError: different lengths, scores that are not finite, or slides of one kind only.
+    """
+    truth, scores = _checked(truth, scores)
+    hits, alarms = _counts(truth, scores)
+    before = np.cumsum(alarms) - alarms
+    below = alarms.sum() - before - alarms
+    return int((hits * (2 * below + alarms)).sum()) / (2 * int(hits.sum()) * int(alarms.sum()))
+
+
+def roc_curve(truth: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
+    """The curve as float64 (n, 2): false and true positive rate, from (0, 0) on, one row per distinct score.
+
+    Raises:
+        ValueError: as area_under_curve.
+    """
+    hits, alarms = _counts(*_checked(truth, scores))
+    rates = np.stack([np.cumsum(alarms) / alarms.sum(), np.cumsum(hits) / hits.sum()], axis=1)
+    return np.concatenate([np.zeros((1, 2)), rates])
+
+
+def score(
+    truth: ArrayLike, scores: ArrayLike, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> RocScore:
+    """The area under the curve with its intervals.
+
+    Args:
+        truth: bool, one per slide.
+        scores: one per slide, the higher the more likely positive.
+        resamples: bootstrap samples; 0 for no such interval.
+        level: share of the distribution within the intervals.
+        seed: of the random numbers; equal seeds give equal intervals.
+
+    Raises:
+        ValueError: as area_under_curve, or resamples or level out of range.
+    """
+    if resamples < 0 or not 0 < level < 1:
+        raise ValueError(f"a bootstrap needs resamples >= 0 and 0 < level < 1, got {resamples} and {level}")
+    truth, scores = _checked(truth, scores)
+    auc = area_under_curve(truth, scores)
+    error = delong_error(truth, scores)
+    reach = NormalDist().inv_cdf((1 + level) / 2) * error
+    drawn = _resampled(truth, scores, resamples, seed)
+    defined = drawn[~np.isnan(drawn)]
+    tail = (1 - level) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
+    undefined = math.isnan(error)
+    return RocScore(
+        auc=auc,
+        standard_error=error,
+        delong=(math.nan, math.nan) if undefined else (max(0.0, auc - reach), min(1.0, auc + reach)),
+        bootstrap=(float(low), float(high)),
+        level=level,
+        positives=int(truth.sum()),
+        negatives=int((~truth).sum()),
+        resamples=resamples,
+        undefined=int(drawn.size - defined.size),
+        seed=seed,
+        curve=roc_curve(truth, scores),
+    )
+
+
+def delong_error(truth: ArrayLike, scores: ArrayLike) -> float:
+    """The standard error of the area by DeLong; nan where there is one positive or one negative slide only.
+
+    Raises:
+        ValueError: as area_under_curve.
+    """
+    truth, scores = _checked(truth, scores)
+    positive, negative = scores[truth], scores[~truth]
+    if positive.size < 2 or negative.size < 2:
+        return math.nan
+    # The placement of a slide: in which share of its pairs the positive one wins. Ranks in the whole minus ranks among
+    # its own kind count the slides of the other kind below it, ties 1/2.
+    whole = _midranks(scores)
+    of_positive = (whole[truth] - _midranks(positive)) / negative.size
+    of_negative = 1 - (whole[~truth] - _midranks(negative)) / positive.size
+    variance = of_positive.var(ddof=1) / positive.size + of_negative.var(ddof=1) / negative.size
+    return float(np.sqrt(variance))
+
+
+def _checked(truth: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    truth, scores = np.asarray(truth, dtype=np.bool_), np.asarray(scores, dtype=np.float64)
+    if truth.ndim != 1 or truth.shape != scores.shape:
+        raise ValueError(f"a score per slide is wanted, got {truth.shape} truths and {scores.shape} scores")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores are finite numbers")
+    if truth.all() or not truth.any():
+        raise ValueError("the area under the curve needs positive and negative slides")
+    return truth, scores
+
+
+def _counts(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positives and negatives at each distinct score, highest score first."""
+    values, place = np.unique(-scores, return_inverse=True)
+    hits = np.bincount(place[truth], minlength=values.size)
+    return hits, np.bincount(place[~truth], minlength=values.size)
+
+
+def _midranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    middle: NDArray[np.float64] = last - (count - 1) / 2
+    return middle[place]
+
+
+def _resampled(truth: NDArray[np.bool_], scores: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """(resamples,) areas of bootstrap samples; nan where a sample has slides of one kind only.
+
+    Slides of one kind with one score are interchangeable, so a sample is a multinomial draw over those groups.
+    """
+    hits, alarms = _counts(truth, scores)
+    groups = hits.size
+    share = np.concatenate([hits, alarms]) / truth.size
+    random = np.random.default_rng(seed)
+    areas = [np.empty(0)]
+    at_once = max(1, _CELLS_AT_ONCE // groups)
+    for start in range(0, resamples, at_once):
+        drawn = random.multinomial(truth.size, share, size=min(at_once, resamples - start))
+        hit, alarm = drawn[:, :groups], drawn[:, groups:]
+        below = alarm.sum(axis=1, keepdims=True) - np.cumsum(alarm, axis=1)
+        won = (hit * (2 * below + alarm)).sum(axis=1)
+        pairs = 2 * hit.sum(axis=1) * alarm.sum(axis=1)
+        areas.append(np.divide(won, pairs, out=np.full(won.size, np.nan), where=pairs > 0))
+    return np.concatenate(areas)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
