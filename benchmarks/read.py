@@ -184,9 +184,9 @@ def read_batches(path: str, boxes: Sequence[Box], workers: int) -> None:
     """Ours, many patches at a time."""
     with Slide.open(path) as slide:
         regions = [Region(x=x, y=y, width=width, height=height) for x, y, width, height in boxes]
-        out = np.empty((200, boxes[0][3], boxes[0][2], 3), dtype=np.uint8)
-        for start in range(0, len(regions), 200):
-            some = regions[start : start + 200]
+        out = np.empty((400, boxes[0][3], boxes[0][2], 3), dtype=np.uint8)
+        for start in range(0, len(regions), 400):
+            some = regions[start : start + 400]
             slide.read_many(some, out=out[: len(some)], workers=workers)
 
 

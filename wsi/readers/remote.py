@@ -51,9 +51,7 @@ class RemoteSource:
         except FileNotFoundError as error:
             raise SlideNotFoundError(url, "there is no such object", mend="check the URL") from error
         except Exception as error:
-            raise SlideError(
-                url, f"cannot be reached: {_first_line(error)}", mend="check the URL, the network and the credentials"
-            ) from error
+            raise SlideError(url, f"cannot be reached: {_first_line(error)}", mend=_mend(parts.scheme)) from error
 
     def read(self, offset: int, count: int) -> bytes:
         """See ``ByteSource``; small reads are served from blocks of 256 KiB."""
@@ -134,6 +132,12 @@ def _open_store(url: str) -> Any:  # noqa: ANN401
     is_plain = any(place.lower().startswith("http://") for place in (url, *endpoints))
     options = {"allow_http": True} if is_plain else {}
     return connect(f"{parts.scheme}://{parts.netloc}", client_options=options, retry_config=retries)
+
+
+def _mend(scheme: str) -> str:
+    if scheme.lower() == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ:
+        return "check the URL; for a public bucket set AWS_SKIP_SIGNATURE=true, for others AWS_ACCESS_KEY_ID"
+    return "check the URL, the network and the credentials"
 
 
 def _unreadable(error: Exception) -> OSError:
