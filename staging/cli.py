@@ -16,9 +16,11 @@ from staging.commands import (
     lesions,
     patches,
     phantom,
+    review,
     run,
     score,
     stage,
+    submission,
     tissue,
     train,
 )
@@ -43,7 +45,9 @@ app.command("heatmap")(heatmap.heatmap)
 app.command("lesions")(lesions.lesions)
 app.command("label")(label.label)
 app.command("stage")(stage.stage)
+app.command("review")(review.review)
 app.add_typer(score.app, name="score")
+app.add_typer(submission.app, name="submission")
 app.command("phantom")(phantom.phantom)
 app.command("convert")(convert.convert)
 app.command("patches")(patches.patches)

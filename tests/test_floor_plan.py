@@ -29,11 +29,13 @@ wsi.readers.opening
 wsi.readers
 wsi.lazy
 wsi.slide
+wsi.patch_reading
 wsi.bigtiff
 wsi.tile_encoding
 wsi.tile_stream
 wsi.pyramid
 wsi.convert
+wsi.sparse
 wsi.store
 wsi.lock
 wsi.stain
@@ -43,7 +45,7 @@ wsi.render
 wsi.cnn.device wsi.cnn.network
 wsi.cnn.checkpoint
 wsi.cnn.augmentation
-wsi.cnn.training wsi.cnn.inference
+wsi.cnn.training wsi.cnn.inference wsi.cnn.patch_loading
 wsi.cnn
 wsi
 
@@ -56,7 +58,10 @@ annotations.polygons annotations.lesion_sites
 annotations.geojson annotations.contours annotations.measures
 annotations.features
 annotations.formats
+annotations.patch_labels
 annotations.patches
+annotations.patch_table annotations.splits
+annotations.sparse_store annotations.patch_exports annotations.contact_sheet
 annotations.patch_store
 annotations
 
@@ -85,7 +90,10 @@ staging.config
 staging.cluster
 staging.progress
 staging.contours staging.tables
-staging.sampling staging.operating_point
+staging.patch_sources staging.operating_point
+staging.patch_output staging.patch_progress
+staging.sampling
+staging.submission staging.review
 staging.analysis
 staging.report
 staging.cohort

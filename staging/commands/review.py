@@ -1,0 +1,45 @@
+"""``sentinode review``: the slides on which a run and the reference differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from staging.commands.options import SlideMpp
+
+
+def review(
+    run: Annotated[Path, typer.Argument(help="What sentinode run wrote.", show_default=False)],
+    reference: Annotated[Path, typer.Argument(help="stage_labels.csv, or a table slide,label.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the page.", show_default=False)],
+    slides: Annotated[
+        list[Path] | None,
+        typer.Option(help="Where the slides lie, for close-ups of lesions.", show_default="overlays only"),
+    ] = None,
+    slide_mpp: SlideMpp = None,
+    most: Annotated[int | None, typer.Option(help="Show so many at most.", min=1, show_default="all")] = None,
+) -> None:
+    """List the slides on which model and reference differ, the surest disagreement first, with pictures.
+
+    Example: sentinode review results stage_labels.csv -o review --slides CAMELYON17/training
+    """
+    from staging.camelyon import find_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.review import find_disagreements, write_review  # noqa: PLC0415
+
+    files = {slide.name: slide.path for slide in find_slides(slides)} if slides else None
+    found, compared = find_disagreements(run, read_label_table(reference))
+    shown = found[:most]
+    write_review(output, shown, compared=compared, run=run, slides=files, slide_mpp=slide_mpp)
+    typer.echo(
+        json.dumps(
+            {
+                "review": str(output / "review.html"),
+                "compared": compared,
+                "differ": len(found),
+                "kinds": {kind: sum(one.kind == kind for one in found) for kind in ("missed", "false alarm", "size")},
+            }
+        )
+    )

@@ -1,0 +1,88 @@
+"""``sentinode submission``: what the CAMELYON challenges take, made from a run and checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(help="Make and check submissions to the CAMELYON challenges.", no_args_is_help=True)
+
+_Task = Annotated[
+    Literal["stages", "lesions", "slides"],
+    typer.Argument(
+        help="stages: CAMELYON17's table; lesions: CAMELYON16's folder of detections; slides: its probabilities.",
+        show_default=False,
+    ),
+]
+
+
+@app.callback()
+def submission() -> None:
+    """Make and check submissions to the CAMELYON challenges."""
+
+
+@app.command()
+def write(
+    task: _Task,
+    run: Annotated[Path, typer.Argument(help="What sentinode run wrote.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The table, or the folder of the lesion task.", show_default=False)
+    ],
+    threshold: Annotated[
+        float, typer.Option(help="Detections are above this probability (lesions).", min=0, max=1)
+    ] = 0.5,
+    radius_um: Annotated[
+        float | None,
+        typer.Option(
+            help="No two detections of a slide lie nearer (lesions).", min=0, show_default="187: 12 cells of 64 px"
+        ),
+    ] = None,
+    *,
+    allow_incomplete: Annotated[
+        bool, typer.Option("--allow-incomplete", help="Also where slides failed or patients are not staged.")
+    ] = False,
+) -> None:
+    """Write a submission from the results of a run.
+
+    Example: sentinode submission write stages results -o submission.csv
+    """
+    from staging.detections import RADIUS_UM  # noqa: PLC0415  (slow import)
+    from staging.submission import Task, write_submission  # noqa: PLC0415
+
+    done = write_submission(
+        Task(task),
+        run,
+        output,
+        threshold=threshold,
+        radius_um=RADIUS_UM if radius_um is None else radius_um,
+        allow_incomplete=allow_incomplete,
+    )
+    typer.echo(json.dumps(done.to_json()))
+
+
+@app.command()
+def check(
+    task: _Task,
+    path: Annotated[Path, typer.Argument(help="The table, or the folder of the lesion task.", show_default=False)],
+    expected: Annotated[
+        Path | None,
+        typer.Option(
+            "--expect",
+            help="Who must be in it: a list, a table such as stage_labels.csv or reference.csv, or a folder of slides.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Read a submission as the organisers do; what is missing ends in an error, what looks wrong is listed.
+
+    Example: sentinode submission check lesions detections --expect reference.csv
+    """
+    from staging.submission import Task, check_submission, read_names, require_complete  # noqa: PLC0415  (slow import)
+
+    names = None if expected is None else read_names(expected)
+    found = check_submission(Task(task), path, expected=names)
+    require_complete(found)
+    typer.echo(json.dumps(found.to_json()))
