@@ -49,3 +49,34 @@ def test_staging_labels(cohort: Path) -> None:
     text = printed("stage_your_labels.py", table, table)
     stage = re.findall(r"patient_040\.zip,(.+)", table.read_text())[0]
     assert f"patient_040 {stage}" in text
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> tuple[Path, Path]:
+    """A reference of four patients, and a submission that errs once."""
+    stages = ["pN0", "pN1mi", "pN1", "pN2"]
+    reference, submission = tmp_path / "reference.csv", tmp_path / "submission.csv"
+    for path, found in ((reference, stages), (submission, ["pN0(i+)", *stages[1:]])):
+        rows = [f"patient_{20 * number:03}.zip,{stage}" for number, stage in enumerate(found)]
+        path.write_text("\n".join(["patient,stage", *rows, ""]))
+    return reference, submission
+
+
+def test_scoring_a_submission(tables: tuple[Path, Path], tmp_path: Path) -> None:
+    text = printed("score_a_submission.py", *tables, tmp_path / "picture.png")
+    assert "kappa 0.9286" in text
+    assert "over 1 patients" in text
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_comparing_two_models(tables: tuple[Path, Path]) -> None:
+    reference, submission = tables
+    text = printed("compare_two_models.py", reference, submission, reference)
+    assert "p_value: 1.0" in text
+    assert "differing: 1" in text
+
+
+def test_reading_many_patches(cohort: Path) -> None:
+    text = printed("read_many_patches.py", cohort / "images" / "patient_040_node_0.tif")
+    assert "200 patches" in text
+    assert int(re.findall(r"JPEG of ([0-9]+) bytes", text)[0]) > 500
