@@ -9,6 +9,7 @@ import typer
 
 from staging.commands import (
     convert,
+    cross_validate,
     demo,
     heatmap,
     info,
@@ -45,6 +46,7 @@ app.command("heatmap")(heatmap.heatmap)
 app.command("lesions")(lesions.lesions)
 app.command("label")(label.label)
 app.command("stage")(stage.stage)
+app.command("cross-validate")(cross_validate.cross_validate)
 app.command("review")(review.review)
 app.add_typer(score.app, name="score")
 app.add_typer(submission.app, name="submission")

@@ -33,9 +33,12 @@ class _Negative:
     slide: SlideFile
     model: Path
     smallest_um: float
+    slide_mpp: float | None
 
 
-def calibrate_peak(slides: Sequence[SlideFile], model: Path, *, smallest_um: float, workers: int) -> float:
+def calibrate_peak(
+    slides: Sequence[SlideFile], model: Path, *, smallest_um: float, workers: int, slide_mpp: float | None = None
+) -> float:
     """The highest probability that a network gives to any false lesion on slides without tumour.
 
     Args:
@@ -43,6 +46,7 @@ def calibrate_peak(slides: Sequence[SlideFile], model: Path, *, smallest_um: flo
         model: the checkpoint.
         smallest_um: shorter lesions are noise and do not count.
         workers: processes.
+        slide_mpp: um per level-0 px in place of what the files say.
 
     Returns:
         0.5 to 1.
@@ -51,7 +55,7 @@ def calibrate_peak(slides: Sequence[SlideFile], model: Path, *, smallest_um: flo
         PathologyError: whatever is wrong with a slide or the checkpoint.
     """
     highest = 0.5
-    tasks = [_Negative(slide=slide, model=model, smallest_um=smallest_um) for slide in slides]
+    tasks = [_Negative(slide=slide, model=model, smallest_um=smallest_um, slide_mpp=slide_mpp) for slide in slides]
     for _, outcome in each(_highest, tasks, workers=workers, on_tiles=_ignore):
         if isinstance(outcome, BaseException):
             raise outcome
@@ -64,7 +68,7 @@ def _highest(task: _Negative, _: TileNews) -> float:
     from wsi.cnn.inference import infer  # noqa: PLC0415
 
     checkpoint = load_checkpoint(task.model)
-    with Slide.open(task.slide.path) as slide:
+    with Slide.open(task.slide.path, mpp=task.slide_mpp) as slide:
         heatmap = infer(slide, checkpoint, tissue=find_tissue(slide), device="cpu", workers=1)
     lesions, _masks = find_lesions(heatmap, threshold=checkpoint.threshold, min_diameter_um=task.smallest_um)
     return max((lesion.probability for lesion in lesions), default=0.0)

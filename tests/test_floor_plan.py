@@ -43,8 +43,10 @@ wsi.tissue
 wsi.tiles
 wsi.render
 wsi.cnn.device wsi.cnn.network
+wsi.cnn.resnet
+wsi.cnn.architectures
 wsi.cnn.checkpoint
-wsi.cnn.augmentation
+wsi.cnn.imports wsi.cnn.augmentation
 wsi.cnn.training wsi.cnn.inference wsi.cnn.patch_loading
 wsi.cnn
 wsi
@@ -54,7 +56,7 @@ annotations.splines annotations.xml
 annotations.annotation
 annotations.groups annotations.asap annotations.imagescope
 annotations.rasterize
-annotations.polygons annotations.lesion_sites
+annotations.polygons annotations.lesion_sites annotations.mask_file
 annotations.geojson annotations.contours annotations.measures
 annotations.features
 annotations.formats
@@ -69,6 +71,8 @@ staging.errors staging.errata
 staging.csv_rows
 staging.detections
 staging.kappa staging.roc staging.froc
+staging.components
+staging.lesion_features
 staging.lesions
 staging.labels
 staging.pn
@@ -97,7 +101,8 @@ staging.submission staging.review
 staging.analysis
 staging.report
 staging.cohort
-staging.demo
+staging.fitting
+staging.cross_validation staging.demo
 staging.commands.options
 staging.commands.results
 staging.commands.*
@@ -109,7 +114,7 @@ staging
 RANK = {name: rank for rank, line in enumerate(PLAN.splitlines()) for name in line.split()}
 
 VAGUE = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "tools"}
-UNWANTED = {"cv2", "numba", "pandas", "skimage", "sklearn", "pydicom"}
+UNWANTED = {"cv2", "numba", "pandas", "skimage", "pydicom"}
 MOST_LINES = 450
 
 

@@ -1,0 +1,86 @@
+"""``sentinode cross-validate``: train, run and score on parts of a cohort that training did not see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from staging.commands.options import Device, SlideMpp, Smallest, Workers
+
+EXIT_QUARANTINED = 3
+
+
+def cross_validate(
+    slides: Annotated[list[Path], typer.Argument(help="A directory of slides, or slides.", show_default=False)],
+    annotations: Annotated[
+        Path,
+        typer.Option("--annotations", "-a", help="Directory of XML, one per slide with tumour.", show_default=False),
+    ],
+    reference: Annotated[
+        Path, typer.Option("--reference", "-r", help="stage_labels.csv of all patients.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder per fold is made here.", show_default=False)],
+    *,
+    leave_one_centre_out: Annotated[
+        bool, typer.Option("--leave-one-centre-out", help="One fold per medical centre; the default.")
+    ] = False,
+    folds: Annotated[
+        int | None, typer.Option(help="So many folds of patients in place of centres.", min=2, show_default=False)
+    ] = None,
+    mpp: Annotated[float, typer.Option(help="um per pixel at which the network looks.", min=0.1, max=16)] = 2.0,
+    size: Annotated[int, typer.Option(help="Side of a training patch in px.", min=32, max=1024)] = 192,
+    epochs: Annotated[int, typer.Option(help="Passes of the final network.", min=1)] = 11,
+    first_epochs: Annotated[int, typer.Option(help="Passes of the first one, whose mistakes are learnt.", min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="Of patches, weights and order.", min=0)] = 0,
+    smallest_um: Smallest = 60.0,
+    nodes: Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)] = 5,
+    slide_mpp: SlideMpp = None,
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Train on all centres but one, run and score the one left out, for each in turn; a second call goes on.
+
+    Prints kappa over all patients and per fold as JSON; the table goes to stderr.
+
+    Example: sentinode cross-validate images -a annotations -r stage_labels.csv -o folds --leave-one-centre-out
+    """
+    from staging.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.commands.results import kappa_table  # noqa: PLC0415
+    from staging.cross_validation import cross_validate as validate  # noqa: PLC0415
+    from staging.cross_validation import folds_by_centre, folds_by_patient  # noqa: PLC0415
+    from staging.errors import CohortError, ConfigurationError  # noqa: PLC0415
+    from staging.fitting import FitRecipe, LabelledCohort  # noqa: PLC0415
+    from wsi.cores import usable_cores  # noqa: PLC0415
+
+    if leave_one_centre_out and folds is not None:
+        raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give one")
+    if not annotations.is_dir():
+        raise CohortError(annotations, "there is no such directory of contours", mend="check --annotations")
+    found = find_slides(slides)
+    recipe = FitRecipe(
+        seed=seed,
+        mpp=mpp,
+        size_px=size,
+        first_epochs=first_epochs,
+        epochs=epochs,
+        smallest_um=smallest_um,
+        slide_mpp=slide_mpp,
+        device=device,
+    )
+    record = validate(
+        LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference)),
+        folds_by_centre(found) if folds is None else folds_by_patient(found, folds),
+        output,
+        recipe=recipe,
+        workers=workers or usable_cores(),
+        nodes=nodes,
+        say=lambda text: typer.echo(text, err=True),
+    )
+    if record["patients"]:
+        typer.echo(kappa_table(record), err=True)
+    typer.echo(json.dumps({"score": str(output / "score.json"), **record}, ensure_ascii=False))
+    if record["quarantined"]:
+        raise typer.Exit(EXIT_QUARANTINED)

@@ -1,0 +1,186 @@
+"""How well the whole road does on slides it was not trained on: train, run and score, fold by fold.
+
+A fold is a medical centre (leave one centre out) or a share of the patients. Slides of a patient are never on both
+sides. Everything is kept, and a second call goes on where the first ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from staging.camelyon import SlideFile, StageTable, centre_of, score_kappa, write_stage_table
+from staging.cohort import CohortResult, run_cohort
+from staging.errors import CohortError, MissingPatientError
+from staging.fitting import FitRecipe, LabelledCohort, fit, run_configuration
+from staging.labels import SlideLabel
+from staging.pn import PatientStage
+from staging.progress import CohortProgress
+from staging.references import CENTRES
+from wsi.store import atomic_text, json_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """One part of the cohort: its name and the slides that are held out with it."""
+
+    name: str
+    held_out: tuple[SlideFile, ...]
+
+
+def folds_by_centre(slides: Sequence[SlideFile]) -> tuple[Fold, ...]:
+    """One fold per medical centre of CAMELYON17, in the centres' order.
+
+    Raises:
+        CohortError: a slide's name does not tell its patient, or all are of one centre.
+    """
+    by_centre: dict[int, list[SlideFile]] = {}
+    for slide in slides:
+        number = _patient(slide).removeprefix("patient_")
+        if not number.isdigit() or int(number) >= 200:
+            raise CohortError(slide.path, "does not tell its centre", mend="use --folds, which goes by patient")
+        by_centre.setdefault(centre_of(int(number)), []).append(slide)
+    folds = tuple(Fold(name=CENTRES[centre], held_out=tuple(found)) for centre, found in sorted(by_centre.items()))
+    if len(folds) < 2:
+        raise CohortError(slides[0].path, "is of the only centre there is", mend="use --folds, which goes by patient")
+    return folds
+
+
+def folds_by_patient(slides: Sequence[SlideFile], folds: int) -> tuple[Fold, ...]:
+    """Equal shares of the patients; neighbours by name, who are often of one centre, go to different folds.
+
+    Raises:
+        CohortError: a slide's name does not tell its patient, or there are fewer patients than folds.
+        ValueError: fewer than two folds.
+    """
+    if folds < 2:
+        raise ValueError(f"a cross-validation needs at least 2 folds, got {folds}")
+    patients = sorted({_patient(slide) for slide in slides})
+    if len(patients) < folds:
+        raise CohortError(None, f"{len(patients)} patients do not make {folds} folds", mend="take fewer folds")
+    part = {patient: index % folds for index, patient in enumerate(patients)}
+    return tuple(
+        Fold(name=f"fold_{number}", held_out=tuple(slide for slide in slides if part[_patient(slide)] == number))
+        for number in range(folds)
+    )
+
+
+def cross_validate(
+    cohort: LabelledCohort,
+    folds: Sequence[Fold],
+    output: Path,
+    *,
+    recipe: FitRecipe,
+    workers: int,
+    nodes: int = 5,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """For every fold train on all others, run the held-out slides and score their patients.
+
+    Args:
+        cohort: all slides with their contours and labels; its stages are the reference.
+        folds: what is held out together.
+        output: a folder per fold, ``stages.csv`` of all patients, ``score.json``.
+        recipe: how the networks are made.
+        workers: processes.
+        nodes: slides a patient must have to be staged.
+        say: hears of each step.
+
+    Returns:
+        What score.json holds: ``kappa`` over all patients that were staged, ``folds`` (kappa, patients and slide
+        accuracy of each), ``unscored``, ``quarantined``.
+
+    Raises:
+        CohortError: a patient is in two folds, or nothing is left to train on.
+        MissingPatientError: the reference lacks a patient.
+        PathologyError: a step failed.
+    """
+    _check_apart(folds)
+    _check_reference(cohort, folds)
+    stages: dict[str, PatientStage] = {}
+    labels: dict[str, SlideLabel] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    unscored: dict[str, str] = {}
+    quarantined: dict[str, str] = {}
+    for number, fold in enumerate(folds, start=1):
+        say(f"{number}/{len(folds)} {fold.name}: {len(fold.held_out)} slides held out")
+        result = _one(cohort, fold, output / fold.name, recipe=recipe, workers=workers, nodes=nodes, say=say)
+        stages |= result.staging.stages
+        found = {analysis.slide: analysis.label for analysis in result.analyses}
+        labels |= found
+        unscored |= {one.patient: one.reason for one in result.staging.unscored}
+        quarantined |= {failure.slide: f"{failure.stage}: {failure.reason}" for failure in result.failures}
+        parts[fold.name] = _part(cohort.reference, result.staging.stages, found)
+    write_stage_table(output / "stages.csv", stages, labels)
+    whole = _part(cohort.reference, stages, labels)
+    record = whole | {"folds": parts, "unscored": unscored, "quarantined": quarantined}
+    atomic_text(output / "score.json", json_text(record))
+    return record
+
+
+def _one(
+    cohort: LabelledCohort,
+    fold: Fold,
+    output: Path,
+    *,
+    recipe: FitRecipe,
+    workers: int,
+    nodes: int,
+    say: Callable[[str], None],
+) -> CohortResult:
+    held_out = {_patient(slide) for slide in fold.held_out}
+    training = [slide for slide in cohort.slides if _patient(slide) not in held_out]
+    if not training:
+        raise CohortError(fold.held_out[0].path, f"is in {fold.name}, beside which there is nothing to train on")
+    model = fit(
+        replace(cohort, slides=training),
+        output,
+        recipe,
+        workers=workers,
+        say=lambda text: say(f"    {text}"),
+    )
+    with CohortProgress(len(fold.held_out)) as progress:
+        return run_cohort(
+            fold.held_out,
+            output / "results",
+            model=model,
+            config=run_configuration(model, recipe, nodes=nodes),
+            reference=cohort.reference,
+            workers=workers,
+            device=recipe.device,
+            news=progress,
+        )
+
+
+def _part(reference: StageTable, stages: dict[str, PatientStage], labels: dict[str, SlideLabel]) -> dict[str, Any]:
+    """Kappa over the patients that were staged, and how many slides have the reference's label."""
+    asked = StageTable(stages={patient: reference.stages[patient] for patient in stages}, path=reference.path)
+    score = score_kappa(asked, StageTable(stages=stages)).to_json() if stages else {"kappa": None, "patients": 0}
+    known = [slide for slide in labels if slide in reference.labels]
+    right = sum(labels[slide] is reference.labels[slide] for slide in known)
+    return score | {"slides": len(known), "slides_right": right}
+
+
+def _check_apart(folds: Sequence[Fold]) -> None:
+    seen: dict[str, str] = {}
+    for fold in folds:
+        for patient in {_patient(slide) for slide in fold.held_out}:
+            if seen.setdefault(patient, fold.name) != fold.name:
+                raise CohortError(None, f"{patient} is in {seen[patient]} and in {fold.name}")
+
+
+def _check_reference(cohort: LabelledCohort, folds: Sequence[Fold]) -> None:
+    patients = sorted({_patient(slide) for fold in folds for slide in fold.held_out})
+    missing = [patient for patient in patients if patient not in cohort.reference.stages]
+    if missing:
+        raise MissingPatientError(
+            cohort.reference.path, f"has no stage for {', '.join(missing[:8])}", mend="complete the reference"
+        )
+
+
+def _patient(slide: SlideFile) -> str:
+    if slide.patient is None:
+        raise CohortError(slide.path, "does not tell its patient", mend="name slides like patient_000_node_0.tif")
+    return slide.patient
