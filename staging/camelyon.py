@@ -29,6 +29,7 @@ from staging.errors import (
 from staging.kappa import KappaScore, score
 from staging.labels import Ranked, SlideLabel
 from staging.pn import PatientStage, parse_slide_name
+from wsi.readers.dicom import read_series
 from wsi.store import atomic_text
 
 __all__ = [
@@ -236,8 +237,8 @@ def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
     """Find the slides of a cohort: in folders of any depth (every CAMELYON layout is one), or named one by one.
 
     In folders, files count by their suffix; masks, annotations and hidden files do not, and photographs (JPEG, PNG)
-    only when there is nothing else. A file that is named itself always counts: its reader judges it. Each file of a
-    DICOM slide that is stored in several files is listed.
+    only when there is nothing else. A file that is named itself always counts: its reader judges it. Of the files of a
+    DICOM series, which are one slide's levels, the first by name stands for the slide.
 
     Args:
         paths: one or more folders and files.
@@ -387,7 +388,7 @@ def _slide_file(path: Path) -> SlideFile:
 
 def _slides_below(folder: Path) -> list[Path]:
     files = list(_files_below(folder))
-    slides = [file for file in files if file.suffix.lower() in SLIDE_SUFFIXES]
+    slides = _one_per_series([file for file in files if file.suffix.lower() in SLIDE_SUFFIXES])
     slides = slides or [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
     archives = [file for file in files if file.suffix.lower() == ".zip"]
     unpacked = {_slide_file(slide).patient for slide in slides} | {slide.parent.name.lower() for slide in slides}
@@ -400,6 +401,18 @@ def _slides_below(folder: Path) -> list[Path]:
         known = " ".join(sorted(SLIDE_SUFFIXES | PHOTO_SUFFIXES))
         raise NoSlidesError(folder, "holds no slides", mend=f"known are {known}")
     return slides
+
+
+def _one_per_series(slides: list[Path]) -> list[Path]:
+    seen: set[tuple[Path, str]] = set()
+    kept = []
+    for path in slides:
+        series = read_series(path) if path.suffix.lower() == ".dcm" else None
+        if series is None or (path.parent, series) not in seen:
+            kept.append(path)
+        if series is not None:
+            seen.add((path.parent, series))
+    return kept
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

@@ -289,3 +289,12 @@ def test_two_slides_of_one_name(tmp_path: Path) -> None:
     touch(tmp_path, "center_0/a.tif", "center_1/A.svs")
     with pytest.raises(DuplicateSlideError, match=r"A\.svs.*same name as .*a\.tif|a\.tif.*same name as .*A\.svs"):
         find_slides(tmp_path)
+
+
+def test_the_files_of_a_dicom_series_are_one_slide(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in ("boxes_0.dcm", "boxes_1.dcm"):
+        (tmp_path / name).write_bytes(real_data(f"slides/{name}").read_bytes())
+    (tmp_path / "other.dcm").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "stump.dcm").write_bytes(b"nothing")
+    assert [slide.name for slide in find_slides([tmp_path])] == ["boxes_0", "other", "stump"]
+    assert len(find_slides([tmp_path / "boxes_0.dcm", tmp_path / "boxes_1.dcm"])) == 2

@@ -19,7 +19,7 @@ PLAN = """
 wsi.errors
 wsi.geometry
 wsi.raster
-wsi.readers.base wsi.readers.source wsi.resample wsi.cores
+wsi.readers.base wsi.readers.source wsi.readers.dicom wsi.resample wsi.cores
 wsi.readers.structure wsi.readers.turbo wsi.readers.remote
 wsi.readers.jpeg wsi.readers.scale
 wsi.readers.codec
@@ -75,10 +75,11 @@ staging.components
 staging.lesion_features
 staging.lesions
 staging.labels
-staging.pn
+staging.pn staging.tnm
 staging.classifier
 staging.camelyon
 staging.references staging.evaluation_masks
+staging.node_tables
 staging.slide_scores staging.patient_scores staging.lesion_task
 staging.score_pictures staging.score_texts
 staging.phantom.noise staging.phantom.stain
