@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 _HEADER_BYTES = 2**17
-# (0020,000E) SeriesInstanceUID in little-endian transfer syntax with the type UI written out, as whole slides are stored
+# (0020,000E) SeriesInstanceUID in little-endian transfer syntax with its type written out, as slides are stored
 _SERIES = re.compile(rb"\x20\x00\x0e\x00UI(..)", re.DOTALL)
 
 
