@@ -1,27 +1,34 @@
 """Outlines to pixels: a pixel is inside when its centre is, by the non-zero rule, on whatever grid a Frame gives.
 
-Vertices are brought onto a lattice of 1/65,536 of an array pixel and everything after that depends on differences of
-whole numbers only. So a mask cut into tiles at any offset equals the mask made whole, bit for bit, and of two outlines
-that share an edge exactly one takes a pixel whose centre lies on it (the one to the right of, or below, the edge).
+Vertices are brought onto a lattice of 2**-26 of an array pixel, far finer than anyone draws and far coarser than the
+rounding of a Frame's position; everything after that depends on differences of whole numbers only. So a mask cut into
+tiles at any offset equals the mask made whole, bit for bit, and of two outlines that share an edge exactly one takes a
+pixel whose centre lies on it (the one to the right of, or below, the edge).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
-from wsi.geometry import Frame
+from wsi.geometry import Frame, TileGrid
 from wsi.raster import Mask
 
-_SUBPIXEL_BITS = 16
+_SUBPIXEL_BITS = 26
 _SUBPIXELS = 1 << _SUBPIXEL_BITS
 _BEFORE_CENTRE = _SUBPIXELS // 2 - 1  # (position + this) >> bits: the first pixel whose centre is not before it
 _BAND_PX = 1 << 22  # winding numbers are held for this many pixels at a time
+_BLOCK = 64  # edges
+_MARGIN = 2.0**-12  # of a pixel; far more than the lattice of any finer grid moves a vertex
+_FINE_PX = 512  # side of the tiles in which level 0 is painted for coarser grids
+_Window = tuple[int, int, int, int]
 
 # Outlines are drawn by hand: an island of tumour may stray a little over the edge of the cut-out it lies in.
 INSIDE_SHARE = 0.9
@@ -73,6 +80,15 @@ def layers(annotations: Iterable[Annotation]) -> tuple[Layer, ...]:
     )
 
 
+class Cover(IntEnum):
+    """How much of a square is tumour."""
+
+    NONE = 0
+    ALL = 1
+    PART = 2
+    """An edge passes through it: only its pixels tell, and these may be all or none."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Painting:
     """The tumour of one slide, ready to be put on any grid.
@@ -80,111 +96,228 @@ class Painting:
     Tumour is the union of the tumour outlines minus the cut-outs, where an island of tumour that lies inside a cut-out
     is tumour again (see layers). Outlines cross themselves in real files: within one outline the non-zero rule holds,
     so that nothing drawn vanishes. Build it with Painting.of.
+
+    Example: the mask of one patch, without any file in between::
+
+        painting = Painting.of(read_annotations("tumor_009.xml"))
+        patch = slide.read_at(0.5, Region(x=61_000, y=120_000, width=1024, height=1024))
+        mask = painting.mask(patch.frame)  # mask.array: bool, the patch's rows and columns
     """
 
-    _layers: tuple[tuple[tuple[_Edges, ...], tuple[_Edges, ...]], ...]
+    _layers: tuple[tuple[_Outlines, _Outlines], ...]
 
     @classmethod
     def of(cls, annotations: Iterable[Annotation]) -> Painting:
         """Prepare the tumour and cut-out outlines among annotations; other roles and kinds without area are ignored."""
         return cls(
-            tuple(
-                (
-                    tuple(_Edges.of(_outline(annotation)) for annotation in layer.tumour),
-                    tuple(_Edges.of(_outline(annotation)) for annotation in layer.cut_outs),
-                )
-                for layer in layers(annotations)
-            )
+            tuple((_Outlines.of(layer.tumour), _Outlines.of(layer.cut_outs)) for layer in layers(annotations)),
         )
 
-    def mask(self, frame: Frame) -> Mask:
-        """The tumour on a grid. Only outlines whose bounding box meets the frame are touched."""
-        painted = np.zeros(frame.shape, dtype=np.bool_)
+    def mask(self, frame: Frame, *, reduce: Literal["centre", "max"] = "centre") -> Mask:
+        """The tumour on a grid; only outlines near it are touched, and the same whole or in tiles.
+
+        Args:
+            frame: the grid.
+            reduce: what a pixel larger than a level-0 px stands for. ``centre``: the point at its centre, so that areas
+                are right on average and lesions smaller than a pixel may vanish. ``max``: all level-0 px whose centres
+                lie in it, so that the mask is the block maximum of the level-0 mask and no lesion vanishes. Level 0 is
+                painted tile by tile and only where an edge passes. Without effect at a downsample of 1 and below.
+        """
+        if reduce not in ("centre", "max"):
+            raise ValueError(f"masks are reduced by centre or max, got {reduce!r}")
+        if reduce == "max" and frame.downsample > 1:
+            return Mask(frame=frame, array=self._block_maximum(frame))
+        return Mask(frame=frame, array=self._at_centres(frame))
+
+    def cover(self, frame: Frame) -> NDArray[np.int8]:
+        """How much of every pixel of a coarse grid is tumour, before any of its finer pixels is looked at.
+
+        For masks in tiles of n px make it of ``frame.coarser(n)``: a tile that no edge passes through is tumour all
+        over or nowhere, by the point at its centre.
+
+        Args:
+            frame: the grid; its pixels are the squares in question.
+
+        Returns:
+            int8 (rows, columns) of Cover.
+        """
+        cover = self._at_centres(frame).astype(np.int8)
+        cover[self._is_passed(frame)] = Cover.PART
+        return cover
+
+    def _at_centres(self, frame: Frame) -> NDArray[np.bool_]:
+        painted = None
         for tumour, cut_outs in self._layers:
-            layer = _union(tumour, frame)
-            if layer.any():
-                layer &= ~_union(cut_outs, frame)
-                painted |= layer
-        return Mask(frame=frame, array=painted)
+            layer = tumour.union(frame)
+            if layer is None:
+                continue
+            cut = cut_outs.union(frame)
+            if cut is not None:
+                layer &= ~cut
+            painted = layer if painted is None else painted | layer
+        return np.zeros(frame.shape, dtype=np.bool_) if painted is None else painted
+
+    def _is_passed(self, frame: Frame) -> NDArray[np.bool_]:
+        rows, columns = frame.shape
+        begun = np.zeros((rows, columns + 1), dtype=np.int32)
+        for tumour, cut_outs in self._layers:
+            tumour.count_passes(frame, begun)
+            cut_outs.count_passes(frame, begun)
+        return np.asarray(np.cumsum(begun, axis=1)[:, :columns] > 0)
+
+    def _block_maximum(self, frame: Frame) -> NDArray[np.bool_]:
+        found = np.zeros(frame.shape, dtype=np.bool_)
+        whole = frame.region
+        finest = Frame(x=whole.x, y=whole.y, downsample=1.0, shape=(whole.height, whole.width), mpp=frame.mpp)
+        grid = TileGrid(frame=finest, tile_shape=(_FINE_PX, _FINE_PX))
+        cover = self.cover(finest.coarser(_FINE_PX))
+        for row, column in np.argwhere(cover != Cover.NONE):
+            tile = grid.tile(int(row), int(column))
+            rows, columns = _places_in(frame, tile)
+            own_rows, own_columns = _within(rows, frame.shape[0]), _within(columns, frame.shape[1])
+            rows, columns = rows[own_rows], columns[own_columns]
+            if not (len(rows) and len(columns)):
+                continue
+            if cover[row, column] == Cover.ALL:
+                found[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+            else:
+                _merge_maximum(self._at_centres(tile)[own_rows, own_columns], rows, columns, found)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Edges:
-    """The edges of one closed outline that are not level, each from its upper to its lower end, in level-0 px."""
+    """The edges of one closed outline, each from its upper to its lower end, in level-0 px.
 
-    x_top: NDArray[np.float64]
-    y_top: NDArray[np.float64]
-    x_bottom: NDArray[np.float64]
-    y_bottom: NDArray[np.float64]
-    x_left: NDArray[np.float64]
-    turn: NDArray[np.int32]  # +1 drawn downwards, -1 drawn upwards
-    bounds: tuple[float, float, float, float]  # left, top, right, bottom
+    Attributes:
+        ends: float64 (4, n): x, y of the upper end, x, y of the lower end; in drawing order.
+        turn: int32 (n,): +1 drawn downwards, -1 drawn upwards.
+        blocks: float64 (3, blocks): the top, bottom and left of every _BLOCK edges that follow one another. Those that
+            are drawn one after the other lie together, so this is an index of where they are.
+        bounds: left, top, right, bottom.
+    """
+
+    ends: NDArray[np.float64]
+    turn: NDArray[np.int32]
+    blocks: NDArray[np.float64]
+    bounds: tuple[float, float, float, float]
 
     @classmethod
     def of(cls, outline: NDArray[np.float64]) -> _Edges:
         x, y = np.ascontiguousarray(outline.T)
-        # Before level edges go: a vertex may be known as the end of a sloped edge only.
-        empty = len(x) == 0
-        left, right = (math.inf, -math.inf) if empty else (float(x.min()), float(x.max()))
-        top, bottom = (math.inf, -math.inf) if empty else (float(y.min()), float(y.max()))
+        if not len(x):
+            return cls(
+                ends=np.empty((4, 0)),
+                turn=np.empty(0, dtype=np.int32),
+                blocks=np.empty((3, 0)),
+                bounds=(math.inf, math.inf, -math.inf, -math.inf),
+            )
         x_end, y_end = np.roll(x, -1), np.roll(y, -1)
-        sloped = y != y_end
-        x, y, x_end, y_end = x[sloped], y[sloped], x_end[sloped], y_end[sloped]
         down = y < y_end
-        x_top, x_bottom = np.where(down, x, x_end), np.where(down, x_end, x)
+        ends = np.where(down, (x, y, x_end, y_end), (x_end, y_end, x, y))
+        starts = np.arange(0, len(x), _BLOCK)
+        blocks = np.stack(
+            [
+                np.minimum.reduceat(ends[1], starts),
+                np.maximum.reduceat(ends[3], starts),
+                np.minimum.reduceat(np.minimum(x, x_end), starts),
+            ]
+        )
         return cls(
-            x_top=x_top,
-            y_top=np.where(down, y, y_end),
-            x_bottom=x_bottom,
-            y_bottom=np.where(down, y_end, y),
-            x_left=np.minimum(x_top, x_bottom),
+            ends=ends,
             turn=np.where(down, 1, -1).astype(np.int32),
-            bounds=(left, top, right, bottom),
+            blocks=blocks,
+            bounds=(float(x.min()), float(y.min()), float(x.max()), float(y.max())),
         )
 
-    def near(self, frame: Frame) -> _Edges:
-        """Without the edges that lie above, below or to the right of the frame: no row of it sees them."""
+    @property
+    def has_area(self) -> bool:
+        left, top, right, bottom = self.bounds
+        return left < right and top < bottom
+
+    def near(self, frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """(ends, turn) without most edges that lie above, below or to the right of the frame: no row of it sees them.
+
+        Those to its left are needed: the winding number of a pixel is counted from them.
+        """
         rows, columns = frame.shape
         top, bottom = frame.y - frame.downsample, frame.y + (rows + 1) * frame.downsample
         right = frame.x + (columns + 1) * frame.downsample
-        kept = (self.y_bottom >= top) & (self.y_top <= bottom) & (self.x_left <= right)
-        return _Edges(
-            x_top=self.x_top[kept],
-            y_top=self.y_top[kept],
-            x_bottom=self.x_bottom[kept],
-            y_bottom=self.y_bottom[kept],
-            x_left=self.x_left[kept],
-            turn=self.turn[kept],
-            bounds=self.bounds,
-        )
+        kept = np.flatnonzero((self.blocks[1] >= top) & (self.blocks[0] <= bottom) & (self.blocks[2] <= right))
+        if len(kept) == self.blocks.shape[1]:
+            return self.ends, self.turn
+        index = (kept[:, np.newaxis] * _BLOCK + np.arange(_BLOCK)).ravel()
+        index = index[index < len(self.turn)]
+        return self.ends[:, index], self.turn[index]
 
 
-def _union(outlines: Sequence[_Edges], frame: Frame) -> NDArray[np.bool_]:
-    inside = np.zeros(frame.shape, dtype=np.bool_)
-    for edges in outlines:
-        window = _window(edges.bounds, frame)
-        if window is not None:
-            _fill(edges.near(frame), frame, window, inside)
-    return inside
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outlines:
+    """Some outlines that are painted as one, each by the non-zero rule.
+
+    Attributes:
+        edges: of each outline that can hold a pixel.
+        bounds: float64 (outlines, 4): left, top, right, bottom.
+    """
+
+    edges: tuple[_Edges, ...]
+    bounds: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, annotations: Iterable[Annotation]) -> _Outlines:
+        return cls.around([_Edges.of(_outline(annotation)) for annotation in annotations])
+
+    @classmethod
+    def around(cls, edges: Iterable[_Edges]) -> _Outlines:
+        held = tuple(one for one in edges if one.has_area)
+        return cls(held, np.array([one.bounds for one in held], dtype=np.float64).reshape(-1, 4))
+
+    def union(self, frame: Frame) -> NDArray[np.bool_] | None:
+        """The pixels whose centres at least one outline holds; None where no outline is near."""
+        inside = None
+        for edges, window in self._near(frame):
+            is_blank = inside is None
+            if inside is None:
+                inside = np.zeros(frame.shape, dtype=np.bool_)
+            _fill(*edges.near(frame), frame, window, inside, is_blank=is_blank)
+        return inside
+
+    def count_passes(self, frame: Frame, begun: NDArray[np.int32]) -> None:
+        """Add +1 where edges begin to touch pixels of a row, -1 behind the last one.
+
+        Args:
+            frame: the grid.
+            begun: int32 (rows, columns + 1), changed; the running sum along a row is the number of edges in a pixel.
+        """
+        for edges, _ in self._near(frame):
+            _count_passes(edges.near(frame)[0], frame, begun)
+
+    def _near(self, frame: Frame) -> Iterator[tuple[_Edges, _Window]]:
+        """The outlines that may hold pixels, and which: (first row, end row, first column, end column)."""
+        rows, columns = frame.fractions(self.bounds[:, ::2], self.bounds[:, 1::2])
+        first = np.maximum(np.floor(np.stack([rows[:, 0], columns[:, 0]], axis=1)) - 1, 0)
+        end = np.minimum(np.ceil(np.stack([rows[:, 1], columns[:, 1]], axis=1)) + 1, frame.shape)
+        for index in np.flatnonzero((first < end).all(axis=1)):
+            (row, column), (end_row, end_column) = first[index], end[index]
+            yield self.edges[index], (int(row), int(end_row), int(column), int(end_column))
 
 
-def _window(bounds: tuple[float, float, float, float], frame: Frame) -> tuple[int, int, int, int] | None:
-    """(first row, end row, first column, end column) of the pixels an outline may hold, or None."""
-    left, top, right, bottom = bounds
-    if not (left < right and top < bottom):
-        return None
-    (row, end_row), (column, end_column) = frame.fractions([left, right], [top, bottom])
-    rows = max(0, math.floor(row) - 1), min(frame.shape[0], math.ceil(end_row) + 1)
-    columns = max(0, math.floor(column) - 1), min(frame.shape[1], math.ceil(end_column) + 1)
-    return (*rows, *columns) if rows[0] < rows[1] and columns[0] < columns[1] else None
+def _fill(
+    ends: NDArray[np.float64],
+    turn: NDArray[np.int32],
+    frame: Frame,
+    window: _Window,
+    inside: NDArray[np.bool_],
+    *,
+    is_blank: bool,
+) -> None:
+    """Set the pixels of one outline: winding numbers are the running sums, along a row, of the crossings before.
 
-
-def _fill(edges: _Edges, frame: Frame, window: tuple[int, int, int, int], inside: NDArray[np.bool_]) -> None:
-    """Set the pixels of one outline: winding numbers are the running sums, along a row, of the crossings before."""
+    With ``is_blank`` nothing is set yet, which saves a pass.
+    """
     first_row, end_row, first_column, end_column = window
     width = end_column - first_column
-    top, x_top = _lattice(*frame.fractions(edges.x_top, edges.y_top))
-    bottom, x_bottom = _lattice(*frame.fractions(edges.x_bottom, edges.y_bottom))
+    (top, bottom), (x_top, x_bottom) = (_lattice(along) for along in frame.fractions(ends[::2], ends[1::2]))
     for band_row in range(first_row, end_row, max(1, _BAND_PX // width)):
         band_end = min(end_row, band_row + max(1, _BAND_PX // width))
         start = np.clip((top + _BEFORE_CENTRE) >> _SUBPIXEL_BITS, band_row, band_end)
@@ -195,19 +328,77 @@ def _fill(edges: _Edges, frame: Frame, window: tuple[int, int, int, int], inside
             continue
         edge = np.repeat(np.arange(len(count)), count)
         row = np.arange(total) - np.repeat(np.cumsum(count) - count - start, count)
-        # Products stay exact below 2**53; beyond it the rounding is the same in every frame.
-        depth = ((row << _SUBPIXEL_BITS) + _SUBPIXELS // 2 - top[edge]).astype(np.float64)
-        run = (x_bottom - x_top).astype(np.float64)[edge] * depth / (bottom - top).astype(np.float64)[edge]
-        crossing = x_top[edge] + np.ceil(run).astype(np.int64)
+        depth, height = (row << _SUBPIXEL_BITS) + _SUBPIXELS // 2 - top[edge], (bottom - top)[edge]
+        across = (x_bottom - x_top)[edge]
+        run = np.ceil(across.astype(np.float64) * depth / height).astype(np.int64)
+        # Exact: products beyond 64 bits wrap round, but the difference of the two is small and comes out right.
+        run -= (run * height - across * depth) // height
+        crossing = x_top[edge] + run
         column = np.clip((crossing + _BEFORE_CENTRE) >> _SUBPIXEL_BITS, first_column, end_column) - first_column
         winding = np.zeros((band_end - band_row, width + 1), dtype=np.int32)
-        np.add.at(winding.reshape(-1), (row - band_row) * (width + 1) + column, edges.turn[edge])
+        np.add.at(winding.reshape(-1), (row - band_row) * (width + 1) + column, turn[edge])
         np.cumsum(winding, axis=1, out=winding)
-        inside[band_row:band_end, first_column:end_column] |= winding[:, :width] != 0
+        part = inside[band_row:band_end, first_column:end_column]
+        if is_blank:
+            part[...] = winding[:, :width]
+        else:
+            part |= winding[:, :width] != 0
 
 
-def _lattice(*fractions: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
-    return (np.rint(fraction * _SUBPIXELS).astype(np.int64) for fraction in fractions)
+def _count_passes(ends: NDArray[np.float64], frame: Frame, begun: NDArray[np.int32]) -> None:
+    """See _Outlines.count_passes; an edge that passes a pixel by within _MARGIN of its side counts, too."""
+    rows, columns = frame.shape
+    (top, bottom), (x_top, x_bottom) = frame.fractions(ends[::2], ends[1::2])
+    start = np.clip(np.floor(top - _MARGIN), 0, rows).astype(np.int64)
+    stop = np.clip(np.floor(bottom + _MARGIN) + 1, 0, rows).astype(np.int64)
+    count = np.maximum(stop - start, 0)
+    edge = np.repeat(np.arange(len(count)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - start, count)
+    height = np.where(bottom > top, bottom - top, 1.0)[edge]
+    # The part of the edge within the row; of a level edge all of it.
+    upper = np.clip((row - _MARGIN - top[edge]) / height, 0, 1)
+    lower = np.where(bottom > top, 0.0, 1.0)[edge] + np.clip((row + 1 + _MARGIN - top[edge]) / height, 0, 1)
+    lower = np.minimum(lower, 1)
+    across = (x_bottom - x_top)[edge]
+    x_upper, x_lower = x_top[edge] + across * upper, x_top[edge] + across * lower
+    first = np.clip(np.floor(np.minimum(x_upper, x_lower) - _MARGIN), 0, columns).astype(np.int64)
+    end = np.clip(np.floor(np.maximum(x_upper, x_lower) + _MARGIN) + 1, 0, columns).astype(np.int64)
+    flat = begun.reshape(-1)
+    np.add.at(flat, row * (columns + 1) + first, np.int32(1))
+    np.add.at(flat, row * (columns + 1) + end, np.int32(-1))
+
+
+def _places_in(frame: Frame, tile: Frame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows and columns of a frame that hold the centres of a tile's rows and columns; they may lie beyond it."""
+    x, y = tile.centres(np.arange(tile.shape[0]), np.arange(tile.shape[1]))
+    rows, columns = (_lattice(along) >> _SUBPIXEL_BITS for along in frame.fractions(x, y))
+    return rows, columns
+
+
+def _within(places: NDArray[np.int64], length: int) -> slice:
+    """Where ascending places are 0 to length - 1."""
+    start, stop = np.searchsorted(places, (0, length))
+    return slice(int(start), int(stop))
+
+
+def _merge_maximum(
+    fine: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64], found: NDArray[np.bool_]
+) -> None:
+    """Set those pixels of ``found`` under which a finer one is set; rows and columns say where the finer ones lie."""
+    first_rows = np.flatnonzero(np.diff(rows, prepend=-1))
+    first_columns = np.flatnonzero(np.diff(columns, prepend=-1))
+    blocks = np.logical_or.reduceat(fine, first_rows, axis=0)
+    blocks = np.logical_or.reduceat(blocks, first_columns, axis=1)
+    found[np.ix_(rows[first_rows], columns[first_columns])] |= blocks
+
+
+def _lattice(fractions: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(fractions * _SUBPIXELS).astype(np.int64)
+
+
+def _union(edges: Iterable[_Edges], frame: Frame) -> NDArray[np.bool_]:
+    inside = _Outlines.around(edges).union(frame)
+    return np.zeros(frame.shape, dtype=np.bool_) if inside is None else inside
 
 
 def _lies_inside(island: _Edges, cut_out: _Edges) -> bool:

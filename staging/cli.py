@@ -15,6 +15,7 @@ from staging.commands import (
     info,
     label,
     lesions,
+    mask,
     patches,
     phantom,
     review,
@@ -52,6 +53,7 @@ app.add_typer(score.app, name="score")
 app.add_typer(submission.app, name="submission")
 app.command("phantom")(phantom.phantom)
 app.command("convert")(convert.convert)
+app.command("mask")(mask.mask)
 app.command("patches")(patches.patches)
 app.command("train")(train.train)
 

@@ -238,7 +238,7 @@ def _compress(data: bytes, compression: Compression) -> bytes:
         return bytes(imagecodecs.lzw_encode(data))
     if compression == "zstd":
         return bytes(imagecodecs.zstd_encode(data, level=_ZSTD_LEVEL))
-    return bytes(imagecodecs.zlib_encode(data, level=_DEFLATE_LEVEL))
+    return bytes(imagecodecs.deflate_encode(data, level=_DEFLATE_LEVEL))
 
 
 def _split_header(encoded: bytes) -> tuple[bytes, bytes, bytes]:
