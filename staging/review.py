@@ -225,7 +225,7 @@ def _draw_crops(
     crops = []
     with Slide.open(path, mpp=slide_mpp, on_bad_tile="white") as slide:
         for number, (x, y) in enumerate(one.places, start=1):
-            image = slide.read_at(max(CROP_UM / _CROP_PX, slide.frame.pixel_um), _around(slide, x, y))
+            image = slide.read_at(CROP_UM / _CROP_PX, _around(slide, x, y))
             what = "its highest probability" if one.kind == "missed" else f"lesion {number}"
             for suffix, drawn in (("", image.array), ("-heatmap", overlay(image, heatmap, threshold=0.5))):
                 picture = output / "pictures" / f"{one.slide}-{number}{suffix}.png"
