@@ -1,4 +1,4 @@
-"""Labelled patches on disk: one Zarr group, published whole."""
+"""Labelled patches with all their pixels: one Zarr group, published whole, or read from a store of sparse slides."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from annotations.errors import PatchStoreError
 from annotations.patches import PatchBatch
+from annotations.sparse_store import TABLE, read_pixels
 from wsi.errors import ArtefactError
 from wsi.store import DONE, publish, verify
 
 _KIND = "sentinode patches"
-_CHUNK_PATCHES = 64
+_CHUNK_PATCHES = 8  # compressed together, and so read together
+_SHARD_BYTES = 64 * 2**20  # of pixels in one file
 _NO_CENTRE = -1
 _TEXTS = ("slide", "patient", "kind")
 _NUMBERS = ("centre", "x", "y", "tumour_fraction")
@@ -79,14 +81,17 @@ def write_patches(path: str | Path, batches: Sequence[PatchBatch]) -> None:
 
 
 def read_patches(path: str | Path) -> PatchSet:
-    """Read a published store whole, after comparing every file with its sha256.
+    """Read a published store whole: Zarr after comparing every file with its sha256, or a folder of sparse slides.
 
     Raises:
         PatchStoreError: there is none, or it is incomplete, damaged or something else.
+        PathologyError: a sparse slide or its contours cannot be read.
     """
     import zarr  # noqa: PLC0415  (slow import)
 
     path = Path(path)
+    if (path / TABLE).is_file():
+        return _read_sparse(path)
     if not (path / DONE).is_file():
         raise PatchStoreError(path, f"is no complete patch store (no {DONE})", mend="make it with sentinode patches")
     try:
@@ -127,6 +132,12 @@ def join_patches(sets: Sequence[PatchSet]) -> PatchSet:
     )
 
 
+def _read_sparse(path: Path) -> PatchSet:
+    found, images, targets = read_pixels(path)
+    table = {name: found[name].astype(str) if name in _TEXTS else found[name] for name in (*_TEXTS, *_NUMBERS)}
+    return PatchSet(images=images, targets=targets, mpp=found.mpp, table=table)
+
+
 def _read_group(group: Any) -> tuple[PatchSet, int]:  # noqa: ANN401
     patches = PatchSet(
         images=np.asarray(group["images"][...]),
@@ -165,33 +176,37 @@ def _columns(batches: Sequence[PatchBatch]) -> dict[str, NDArray[Any]]:
 def _write_pixels(group: Any, name: str, parts: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> None:  # noqa: ANN401
     from zarr.codecs import BloscCodec, Crc32cCodec  # noqa: PLC0415  (slow import)
 
+    chunk = min(_CHUNK_PATCHES, shape[0])
+    chunks_per_shard = max(1, min(-(-shape[0] // chunk), _SHARD_BYTES // (chunk * math.prod(shape[1:]))))
+    shard = chunk * chunks_per_shard
     array = group.create_array(
         name,
         shape=shape,
         dtype=np.uint8,
-        chunks=(min(_CHUNK_PATCHES, shape[0]), *shape[1:]),
+        chunks=(chunk, *shape[1:]),
+        shards=(shard, *shape[1:]),
         # A lost chunk must not read as "no tumour".
         fill_value=255,
         compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec()),
         config={"write_empty_chunks": True},
     )
     at = 0
-    for start, whole in _regrouped(parts):
+    for start, whole in _regrouped(parts, shard):
         array[start : start + len(whole)] = whole
         at = start + len(whole)
     if at != shape[0]:
         raise AssertionError(f"{at} of {shape[0]} patches were written")
 
 
-def _regrouped(parts: Iterable[NDArray[np.uint8]]) -> Iterable[tuple[int, NDArray[np.uint8]]]:
-    """(first patch, patches) in whole chunks, so that each chunk is compressed once."""
+def _regrouped(parts: Iterable[NDArray[np.uint8]], size: int) -> Iterable[tuple[int, NDArray[np.uint8]]]:
+    """(first patch, patches) in whole shards, so that each is written once."""
     start, held, count = 0, list[NDArray[np.uint8]](), 0
     for part in parts:
         held.append(part)
         count += len(part)
-        if count >= _CHUNK_PATCHES:
+        if count >= size:
             joined = np.concatenate(held)
-            whole = count - count % _CHUNK_PATCHES
+            whole = count - count % size
             yield start, joined[:whole]
             start, held, count = start + whole, [joined[whole:]], count - whole
     if count:

@@ -10,20 +10,21 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from annotations.annotation import Annotation, Role
+from annotations.annotation import Annotation
 from annotations.errors import SamplingError
 from annotations.lesion_sites import LesionSite, find_sites
-from annotations.rasterize import Painting, polygon_mask
+from annotations.patch_labels import IGNORE, LabelRule, PatchClass, PatchLabels
 from wsi.geometry import Frame
+from wsi.patch_reading import read_patches
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 
 TUMOUR, BORDER, NORMAL, NEAR, BACKGROUND, HARD = KINDS = ("tumour", "border", "normal", "near", "background", "hard")
-IGNORE = 255
 
 _TRIES = 20  # places looked at for one patch before it is given up
 _INK_CANDIDATES = 6  # of so many places off the tissue the darkest is taken: ink, dust, the slide's edge
@@ -39,15 +40,40 @@ class Shares:
         border: of the tumour patches, centred on an outline.
         near: of the normal patches of a slide with tumour, beside a lesion.
         background: of the normal patches, half on the edge of the tissue and half off it.
+        turns: whose turn it is among the lesions of a slide: ``lesion`` lets each come as often as any other, ``area``
+            as often as it is large.
     """
 
     border: float = 0.3
     near: float = 0.25
     background: float = 0.1
+    turns: Literal["lesion", "area"] = "lesion"
 
     def __post_init__(self) -> None:
         if min(self.border, self.near, self.background) < 0 or max(self.border, self.near + self.background) > 1:
             raise ValueError(f"shares lie between 0 and 1, got {self}")
+        if self.turns not in ("lesion", "area"):
+            raise ValueError(f"lesions take turns by lesion or by area, got {self.turns!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PatchPlace:
+    """Where a patch was drawn, without its pixels.
+
+    Attributes:
+        kind: one of KINDS: what was looked for.
+        frame: of the patch, on its slide.
+        target: uint8 (side, side): 1 tumour, 0 anything else, 255 not known.
+        label: its class by the rule that was asked for.
+        lesion: which of the slide's lesions (outlines at most MERGE_UM apart are one) it was drawn for, in the order of
+            the annotations; None for none.
+    """
+
+    kind: str
+    frame: Frame
+    target: NDArray[np.uint8]
+    label: PatchClass
+    lesion: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +114,7 @@ class PatchBatch:
         return fraction
 
 
-def sample_patches(
+def draw_places(
     slide: Slide,
     annotations: Sequence[Annotation] | None,
     tissue: Mask,
@@ -103,14 +129,13 @@ def sample_patches(
     shares: Shares | None = None,
     mistakes: Heatmap | None = None,
     count_hard: int = 0,
-    patient: str | None = None,
-    centre: int | None = None,
-) -> PatchBatch:
-    """Draw labelled patches from one slide.
+    rule: LabelRule | None = None,
+) -> Iterator[PatchPlace]:
+    """Draw the places of labelled patches on one slide.
 
     Patches lie on the pixel grid of ``slide.frame_at(mpp)``, the one that inference uses. Tumour patches go round the
-    lesions (outlines at most MERGE_UM apart are one); normal and background patches hold no tumour. Where a slide has
-    no such place after some tries there are fewer patches than asked for.
+    lesions (outlines at most MERGE_UM apart are one) and are tumour by the rule; normal and background patches hold no
+    tumour at all. Where a slide has no such place after some tries there are fewer patches than asked for.
 
     Args:
         slide: its resolution must be known.
@@ -127,8 +152,7 @@ def sample_patches(
         shares: of the kinds of patches.
         mistakes: what a model found on the slide; hard patches lie where it calls normal tissue tumour.
         count_hard: hard patches without tumour; 0 without ``mistakes``.
-        patient: written into the batch; the slide's name where None.
-        centre: written into the batch.
+        rule: when a patch is tumour; by default when it shows any.
 
     Raises:
         SamplingError: no annotations for a slide that is not negative; tumour drawn on a slide that is; tumour patches
@@ -137,10 +161,9 @@ def sample_patches(
         TileError: a tile is damaged.
     """
     shares = shares or Shares()
-    drawn = tuple(annotations or ())
+    labels = PatchLabels.of(annotations or (), is_partial=partly_annotated)
     whole = slide.frame_at(mpp)
-    painting = Painting.of(drawn)
-    sites = find_sites(drawn, painting, mpp=whole.pixel_um / whole.downsample)
+    sites = find_sites(labels.annotations, labels.painting, mpp=whole.pixel_um / whole.downsample)
     _check_claims(
         slide, annotations, sites, negative=negative, partly=partly_annotated, normal=count_normal + count_hard
     )
@@ -153,59 +176,97 @@ def sample_patches(
         whole=whole,
         size_px=size_px,
         sites=sites,
-        labels=_Labels(annotations=drawn, painting=painting, partly=partly_annotated),
+        labels=labels,
+        rule=rule or LabelRule(),
+        turns=shares.turns,
         rng=_generator(seed, slide.name),
     )
     border = 0 if partly_annotated else round(count_tumour * shares.border)
     background = round(count_normal * shares.background)
     near = round(count_normal * shares.near) if sites else 0
-    found = [
-        *sampler.tumour(count_tumour - border, count_border=border),
-        *sampler.normal(tissue, count_normal - background - near),
-        *sampler.near(tissue, near),
-        *sampler.background(tissue, background),
-        *(sampler.hard(mistakes, count_hard) if mistakes is not None else ()),
-    ]
-    shape = (len(found), size_px, size_px)
+    yield from sampler.tumour(count_tumour - border, count_border=border)
+    yield from sampler.normal(tissue, count_normal - background - near)
+    yield from sampler.near(tissue, near)
+    yield from sampler.background(tissue, background)
+    if mistakes is not None:
+        yield from sampler.hard(mistakes, count_hard)
+
+
+def sample_patches(
+    slide: Slide,
+    annotations: Sequence[Annotation] | None,
+    tissue: Mask,
+    *,
+    mpp: float,
+    size_px: int,
+    count_tumour: int,
+    count_normal: int,
+    seed: int,
+    negative: bool,
+    partly_annotated: bool = False,
+    shares: Shares | None = None,
+    mistakes: Heatmap | None = None,
+    count_hard: int = 0,
+    rule: LabelRule | None = None,
+    patient: str | None = None,
+    centre: int | None = None,
+) -> PatchBatch:
+    """Draw labelled patches from one slide and read their pixels.
+
+    Args:
+        slide: and all others up to ``rule``: as for draw_places, which decides where the patches lie.
+        annotations: see there.
+        tissue: see there.
+        mpp: see there.
+        size_px: see there.
+        count_tumour: see there.
+        count_normal: see there.
+        seed: see there.
+        negative: see there.
+        partly_annotated: see there.
+        shares: see there.
+        mistakes: see there.
+        count_hard: see there.
+        rule: see there.
+        patient: written into the batch; the slide's name where None.
+        centre: written into the batch.
+
+    Raises:
+        SamplingError: as draw_places.
+        ResolutionError: the slide's mpp is not known.
+        TileError: a tile is damaged.
+    """
+    found = list(
+        draw_places(
+            slide,
+            annotations,
+            tissue,
+            mpp=mpp,
+            size_px=size_px,
+            count_tumour=count_tumour,
+            count_normal=count_normal,
+            seed=seed,
+            negative=negative,
+            partly_annotated=partly_annotated,
+            shares=shares,
+            mistakes=mistakes,
+            count_hard=count_hard,
+            rule=rule,
+        )
+    )
+    x = np.array([place.frame.x for place in found], np.float64)
+    y = np.array([place.frame.y for place in found], np.float64)
     return PatchBatch(
         slide=slide.name,
         patient=patient or slide.name,
         centre=centre,
         mpp=mpp,
-        images=np.array([slide.read_frame(patch.frame).array for patch in found], np.uint8).reshape(*shape, 3),
-        targets=np.array([patch.target for patch in found], np.uint8).reshape(shape),
-        x=np.array([patch.frame.x for patch in found], np.float64),
-        y=np.array([patch.frame.y for patch in found], np.float64),
-        kinds=tuple(patch.kind for patch in found),
+        images=read_patches(slide, x, y, downsample=slide.frame_at(mpp).downsample, size_px=size_px, workers=1),
+        targets=np.array([place.target for place in found], np.uint8).reshape(len(found), size_px, size_px),
+        x=x,
+        y=y,
+        kinds=tuple(place.kind for place in found),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Patch:
-    kind: str
-    frame: Frame
-    target: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Labels:
-    """What the annotations say about every pixel."""
-
-    annotations: tuple[Annotation, ...]
-    painting: Painting
-    partly: bool
-
-    def target(self, frame: Frame) -> NDArray[np.uint8]:
-        tumour = self.painting.mask(frame).array
-        target = tumour.astype(np.uint8)
-        if self.partly:
-            target[~(tumour | self._inside(Role.CUT_OUT, frame))] = IGNORE
-        target[self._inside(Role.IGNORE, frame)] = IGNORE
-        return target
-
-    def _inside(self, role: Role, frame: Frame) -> NDArray[np.bool_]:
-        outlines = [annotation.outline for annotation in self.annotations if annotation.role is role]
-        return polygon_mask([outline for outline in outlines if outline is not None], frame).array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -216,46 +277,51 @@ class _Sampler:
     whole: Frame
     size_px: int
     sites: tuple[LesionSite, ...]
-    labels: _Labels
+    labels: PatchLabels
+    rule: LabelRule
+    turns: Literal["lesion", "area"]
     rng: np.random.Generator
 
-    def tumour(self, count: int, *, count_border: int) -> Iterator[_Patch]:
+    def tumour(self, count: int, *, count_border: int) -> Iterator[PatchPlace]:
         """Inner and border patches; the lesions take turns."""
-        for number, site in enumerate(self._turns(count + count_border)):
-            patch = None
-            # An outline goes near the centre of its patch; a deposit lies anywhere in the middle half.
+        # An outline goes near the centre of its patch; a deposit lies anywhere in the middle half, or at the centre
+        # where that decides the class.
+        jitter = 0 if self.rule.kind == "centre" else 1 / 4
+        for number, lesion in enumerate(self._turns(count + count_border)):
+            site, place = self.sites[lesion], None
             if number < count_border:
-                patch = self._first(BORDER, partial(site.border_point, self.rng), 1 / 16, _has_border)
-            patch = patch or self._first(TUMOUR, partial(site.inner_point, self.rng), 1 / 4, _has_tumour)
-            if patch:
-                yield patch
+                place = self._first(BORDER, partial(site.border_point, self.rng), 1 / 16, _has_border, lesion)
+            place = place or self._first(TUMOUR, partial(site.inner_point, self.rng), jitter, _has_tumour, lesion)
+            if place:
+                yield place
 
-    def normal(self, tissue: Mask, count: int) -> Iterator[_Patch]:
+    def normal(self, tissue: Mask, count: int) -> Iterator[PatchPlace]:
         """Anywhere on the tissue."""
         yield from self._from_cells(NORMAL, tissue.frame, tissue.array, count)
 
-    def near(self, tissue: Mask, count: int) -> Iterator[_Patch]:
+    def near(self, tissue: Mask, count: int) -> Iterator[PatchPlace]:
         """On the tissue, half a patch to two patches from an outline."""
-        for site in self._turns(count):
-            if patch := self._first(NEAR, partial(self._beside, site, tissue), 0, _is_normal):
-                yield patch
+        for lesion in self._turns(count):
+            site = self.sites[lesion]
+            if place := self._first(NEAR, partial(self._beside, site, tissue), 0, _is_normal, lesion):
+                yield place
 
-    def hard(self, mistakes: Heatmap, count: int) -> Iterator[_Patch]:
+    def hard(self, mistakes: Heatmap, count: int) -> Iterator[PatchPlace]:
         """Around cells that a model takes for tumour; what holds tumour is left out as in every normal patch."""
         yield from self._from_cells(HARD, mistakes.frame, mistakes.array >= _HARD_FROM, count)
 
-    def background(self, tissue: Mask, count: int) -> Iterator[_Patch]:
+    def background(self, tissue: Mask, count: int) -> Iterator[PatchPlace]:
         """Half on the edge of the tissue, half off it, where of some places the darkest is taken."""
         on_edge = count - count // 2
         yield from self._from_cells(BACKGROUND, tissue.frame, _edge(tissue.array), on_edge)
         for _ in range(count // 2):
             places = [
-                patch
-                for patch in self._from_cells(BACKGROUND, tissue.frame, ~tissue.array, _INK_CANDIDATES)
-                if not self.slide.is_missing(patch.frame)
+                place
+                for place in self._from_cells(BACKGROUND, tissue.frame, ~tissue.array, _INK_CANDIDATES)
+                if not self.slide.is_missing(place.frame)
             ]
             if places:
-                yield min(places, key=lambda patch: int(self.slide.read_frame(patch.frame).array.sum(dtype=np.int64)))
+                yield min(places, key=lambda place: int(self.slide.read_frame(place.frame).array.sum(dtype=np.int64)))
 
     def _beside(self, site: LesionSite, tissue: Mask) -> tuple[float, float] | None:
         x, y = site.border_point(self.rng)
@@ -264,14 +330,18 @@ class _Sampler:
         x, y = x + reach * float(np.cos(angle)), y + reach * float(np.sin(angle))
         return (x, y) if _holds(tissue, x, y) else None
 
-    def _turns(self, count: int) -> Iterator[LesionSite]:
-        """Lesions in random order, each once before any comes again."""
+    def _turns(self, count: int) -> Iterator[int]:
+        """Numbers of lesions: in random order, each once before any comes again; or as often as they are large."""
+        if self.turns == "area" and self.sites:
+            area = np.array([(site.side**2).sum() for site in self.sites])
+            yield from self.rng.choice(len(area), count, p=area / area.sum()).tolist()
+            return
         order: list[int] = []
         for _ in range(count):
             order = order or self.rng.permutation(len(self.sites)).tolist()
-            yield self.sites[order.pop()]
+            yield order.pop()
 
-    def _from_cells(self, kind: str, frame: Frame, cells: NDArray[np.bool_], count: int) -> Iterator[_Patch]:
+    def _from_cells(self, kind: str, frame: Frame, cells: NDArray[np.bool_], count: int) -> Iterator[PatchPlace]:
         chosen = np.flatnonzero(cells)
         if not len(chosen):
             return
@@ -282,8 +352,8 @@ class _Sampler:
             return frame.x + (column + jitter[0]) * frame.downsample, frame.y + (row + jitter[1]) * frame.downsample
 
         for _ in range(count):
-            if patch := self._first(kind, place, 0, _is_normal):
-                yield patch
+            if found := self._first(kind, place, 0, _is_normal, None):
+                yield found
 
     def _first(
         self,
@@ -291,8 +361,10 @@ class _Sampler:
         place: Callable[[], tuple[float, float] | None],
         jitter: float,
         keeps: Callable[[NDArray[np.uint8]], bool],
-    ) -> _Patch | None:
-        """The first of some places whose target is as it should be; ``jitter`` in sides of a patch, to each side."""
+        lesion: int | None,
+    ) -> PatchPlace | None:
+        """The first of some places that is as it should be; ``jitter`` in sides of a patch, to each side."""
+        wanted: PatchClass = "tumour" if kind in (TUMOUR, BORDER) else "normal"
         for _ in range(_TRIES):
             point = place()
             shift = self.rng.uniform(-jitter, jitter, 2) * self.size_px
@@ -300,8 +372,8 @@ class _Sampler:
                 continue
             frame = self._around(*point, shift)
             target = self.labels.target(frame)
-            if keeps(target):
-                return _Patch(kind=kind, frame=frame, target=target)
+            if keeps(target) and self.labels.class_of(frame, target, self.rule) == wanted:
+                return PatchPlace(kind=kind, frame=frame, target=target, label=wanted, lesion=lesion)
         return None
 
     def _around(self, x: float, y: float, shift: NDArray[np.float64]) -> Frame:

@@ -24,6 +24,11 @@ OUT_OF_SLIDE_TASK = MappingProxyType({"test_049": "it is a duplicate of another 
 OUT_OF_LESION_TASK = MappingProxyType({**OUT_OF_SLIDE_TASK, "test_114": "not all of its tumour is drawn"})
 """CAMELYON16 slides that the organisers leave out of the lesion task (FROC), and why."""
 
+EXCLUDED = MappingProxyType(
+    {**OUT_OF_SLIDE_TASK, "normal_086": "it is tumor_111", "normal_144": "its label is doubtful"}
+)
+"""CAMELYON16 slides that nothing is learnt from, and why: the organisers' readme; normal_144 by several teams."""
+
 
 def is_partly_annotated(slide: str) -> bool:
     """Whether tumour was left undrawn on a slide, named without suffix, in any case."""

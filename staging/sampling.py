@@ -1,62 +1,50 @@
-"""Training patches of a whole cohort: which slides give which classes, and the store they end in."""
+"""Training patches of a whole cohort: drawn slide by slide, then stored slide by slide; a second call goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from annotations.asap import read_asap
-from annotations.patch_store import write_patches
-from annotations.patches import PatchBatch, sample_patches
-from staging.camelyon import SlideFile, StageTable, centre_of
-from staging.cluster import TileNews, each
-from staging.errata import is_partly_annotated
+from annotations.patch_table import PatchTable, join_tables
+from staging.camelyon import SlideFile, StageTable
+from staging.cluster import each
 from staging.errors import CohortError
-from staging.labels import SlideLabel
-from wsi.raster import Heatmap, Mask
-from wsi.slide import Slide
-from wsi.tissue import find_tissue
+from staging.patch_output import (
+    PatchFormat,
+    PatchOutput,
+    SlidePart,
+    check_room,
+    claim,
+    expected_bytes,
+    finish,
+    form_of,
+    size_text,
+    store_part,
+    write_contact_sheet,
+)
+from staging.patch_sources import PatchRecipe, PatchSource, described, draw, find_sources
+from wsi.lock import OutputLock
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatchRecipe:
-    """How patches are drawn from every slide.
-
-    Attributes:
-        mpp: um per pixel of the patches.
-        size_px: their side in pixels.
-        tumour: patches with tumour per slide that has contours.
-        normal: patches without, per slide.
-        seed: equal seeds give equal patches on any number of workers.
-        hard: patches per slide where ``model`` takes normal tissue for tumour.
-        model: the checkpoint whose mistakes are looked for.
-        slide_mpp: um per level-0 px in place of what the files say.
-    """
-
-    mpp: float
-    size_px: int
-    tumour: int
-    normal: int
-    seed: int
-    hard: int = 0
-    model: Path | None = None
-    slide_mpp: float | None = None
+__all__ = ["PatchRecipe", "SamplingNews", "StoringNews", "sample_cohort"]
 
 
 class SamplingNews(Protocol):
     """Who is told how the sampling goes."""
 
     def slide(self, name: str, outcome: str = "") -> None:
-        """A slide has ended."""
+        """Patches were drawn from a slide."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    slide: SlideFile
-    contours: Path | None
-    recipe: PatchRecipe
+class StoringNews(SamplingNews, Protocol):
+    """Who is also told how the storing goes."""
+
+    def stored(self, name: str, patches: int, total: int) -> None:
+        """Patches of a slide were stored; an empty name begins."""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
 
 
 def sample_cohort(
@@ -68,86 +56,141 @@ def sample_cohort(
     recipe: PatchRecipe,
     workers: int,
     news: SamplingNews,
+    form: str | None = None,
+    quality: int | None = None,
+    has_contact_sheet: bool = False,
 ) -> dict[str, Any]:
-    """Draw patches from every usable slide and publish them as one store.
+    """Draw patches from every usable slide and store them.
 
-    A slide with an XML of its name gives both classes; one without gives normal patches only when the reference labels
-    it negative. Any other is left out and counted: a missing XML never means "no tumour".
+    See ``staging.patch_sources.find_sources`` for the slides that are usable. Where a call was interrupted, the next
+    one takes up the slides that were done, if neither they nor the recipe have changed.
 
     Args:
         slides: what find_slides found.
-        annotations: directory of ``<slide>.xml``.
+        annotations: directory of contours, ``<slide>.xml`` or ``.geojson``.
         reference: labels of the slides.
-        output: the patch store to publish.
+        output: the folder to write; ``.zarr`` is a Zarr store, ``.parquet`` the table alone.
         recipe: what to draw.
         workers: processes.
-        news: hears of progress.
+        news: hears of progress; of the storing, too, where it is StoringNews.
+        form: a value of PatchFormat in place of what the output's name says.
+        quality: of JPEG, where any is made.
+        has_contact_sheet: draw some patches of every kind into a PNG.
 
     Returns:
-        Counts: slides, left_out, patches.
+        Counts: ``slides``, ``left_out`` (name and reason), ``short`` (slides that gave fewer patches of a class than
+        were asked for, with both numbers: no more places were found), ``count``, ``classes``, ``splits``, ``bytes``
+        expected, ``contact_sheet``, and for sparse slides ``tiles_copied``, ``tiles_encoded``, ``not_exact`` (slides
+        whose stored pixels are not bit for bit those of the original).
 
     Raises:
-        CohortError: no slide is usable.
-        PathologyError: whatever is wrong with a slide or an XML; training data is not drawn around errors.
+        CohortError: no slide is usable, or no patch was found.
+        ConfigurationError: the output holds something else, or patches made otherwise.
+        StorageError: the disk is too small.
+        PathologyError: whatever is wrong with a slide or its contours; training data is not drawn around errors.
     """
-    if not annotations.is_dir():
-        raise CohortError(annotations, "there is no such directory of contours", mend="check --annotations")
-    sources, left_out = [], []
-    for slide in slides:
-        contours = annotations / f"{slide.name}.xml"
-        if contours.is_file():
-            sources.append(_Source(slide=slide, contours=contours, recipe=recipe))
-        elif reference.labels.get(slide.name) is SlideLabel.NEGATIVE:
-            sources.append(_Source(slide=slide, contours=None, recipe=recipe))
-        else:
-            left_out.append(slide.name)
-    if not sources:
-        raise CohortError(
-            annotations, "has contours for none of the slides, and none is labelled negative", mend="name its directory"
-        )
-    batches = {}
-    for source, outcome in each(_sample, sources, workers=workers, on_tiles=_ignore):
-        if isinstance(outcome, BaseException):
-            raise outcome
-        batches[source.slide.name] = outcome
-        news.slide(source.slide.name, f"{len(outcome.kinds)} patches")
-    ordered = [batches[name] for name in sorted(batches)]
-    write_patches(output, ordered)
+    sources, left_out = find_sources(slides, annotations, reference, recipe)
+    place = PatchOutput(path=output, form=form_of(output, form), quality=quality, slide_mpp=recipe.slide_mpp)
+    telling = cast("StoringNews", news) if hasattr(news, "stored") else None
+    with OutputLock(output if place.form.is_folder else place.work):
+        claim(place, {"recipe": described(recipe), "format": place.form.value, "quality": quality})
+        tables = _drawn(sources, recipe, place, workers=workers, news=news)
+        table = _joined(tables, recipe, annotations)
+        short = {source.slide.name: lack for source in sources if (lack := _lack(source, tables[source.slide.name]))}
+        parts = [
+            SlidePart(file=source.slide.path, contours=source.contours, rows=rows, output=place)
+            for source in sources
+            if len(rows := table.rows(table["slide"] == source.slide.name))
+        ]
+        parts = [replace(part, rows=_own(part, tables)) for part in parts]
+        claim(place, {"slides and contours": {name: tables[name].about["digest"] for name in sorted(tables)}})
+        expected = expected_bytes(place, parts)
+        if telling is not None:
+            telling.say(
+                f"{len(table)} patches of {len(parts)} slides, about {size_text(expected)} as {place.form.value}"
+            )
+        check_room(output, expected)
+        sheet = write_contact_sheet(place, table) if has_contact_sheet else None
+        done = _stored(parts, len(table), place, workers=workers, news=telling)
+        finish(place, table, done)
     return {
-        "slides": len(ordered),
+        "slides": len(sources),
         "left_out": left_out,
-        "count": sum(len(batch.kinds) for batch in ordered),
+        "short": short,
+        "count": len(table),
+        "classes": table.counts("class"),
+        "splits": table.counts("split", "class"),
+        "bytes": expected,
+        "contact_sheet": None if sheet is None else str(sheet),
+        **(_copied(done) if place.form is PatchFormat.SPARSE else {}),
     }
 
 
-def _sample(source: _Source, _: TileNews) -> PatchBatch:
-    recipe, patient = source.recipe, source.slide.patient
-    with Slide.open(source.slide.path, mpp=recipe.slide_mpp) as slide:
-        tissue = find_tissue(slide)
-        partly = is_partly_annotated(source.slide.name)
-        return sample_patches(
-            slide,
-            read_asap(source.contours) if source.contours else None,
-            tissue,
-            mpp=recipe.mpp,
-            size_px=recipe.size_px,
-            count_tumour=recipe.tumour if source.contours else 0,
-            count_normal=0 if partly else recipe.normal,
-            seed=recipe.seed,
-            negative=source.contours is None,
-            mistakes=_mistakes(slide, tissue, recipe.model) if recipe.model and recipe.hard else None,
-            count_hard=0 if partly else recipe.hard,
-            partly_annotated=partly,
-            patient=patient or source.slide.name,
-            centre=centre_of(int(patient.removeprefix("patient_"))) if patient else None,
-        )
+def _drawn(
+    sources: Sequence[PatchSource], recipe: PatchRecipe, place: PatchOutput, *, workers: int, news: SamplingNews
+) -> dict[str, PatchTable]:
+    tables = {}
+    work = [(source, recipe, place.work) for source in sources]
+    for (source, _, _), outcome in each(draw, work, workers=workers, on_tiles=_ignore):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        tables[source.slide.name] = outcome
+        news.slide(source.slide.name, f"{len(outcome)} patches")
+    return tables
 
 
-def _mistakes(slide: Slide, tissue: Mask, model: Path) -> Heatmap:
-    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.inference import infer  # noqa: PLC0415
+def _joined(tables: dict[str, PatchTable], recipe: PatchRecipe, annotations: Path) -> PatchTable:
+    table = join_tables([tables[name] for name in sorted(tables)])
+    if not len(table):
+        raise CohortError(annotations, "no patches were found on any slide", mend="check the contours and the size")
+    table = replace(
+        table,
+        files={name: file for name, file in table.files.items() if name in set(table["slide"].tolist())},
+        about={"recipe": described(recipe)},
+    )
+    if recipe.split is None:
+        return table
+    split = recipe.split.of(table["patient"].astype(str), table["centre"], table["class"] == "tumour", seed=recipe.seed)
+    return table.with_split(split)
 
-    return infer(slide, load_checkpoint(model), tissue=tissue, device="cpu", workers=1)
+
+def _lack(source: PatchSource, table: PatchTable) -> dict[str, list[int]]:
+    """By class, patches drawn and patches asked for, where these are more."""
+    asked = {"tumour": source.tumour, "normal": source.normal + source.hard}
+    drawn = {label: int((table["class"] == label).sum()) for label in asked}
+    return {label: [drawn[label], count] for label, count in asked.items() if drawn[label] < count}
+
+
+def _own(part: SlidePart, tables: dict[str, PatchTable]) -> PatchTable:
+    """A slide's rows with what its own drawing depended on."""
+    name = str(part.rows["slide"][0])
+    return replace(part.rows, files={name: part.rows.files[name]}, about=tables[name].about)
+
+
+def _stored(
+    parts: Sequence[SlidePart], total: int, place: PatchOutput, *, workers: int, news: StoringNews | None
+) -> dict[str, dict[str, Any]]:
+    done: dict[str, dict[str, Any]] = {}
+    if place.form is PatchFormat.TABLE:
+        return done
+    if news is not None:
+        news.stored("", 0, total)
+    for part, outcome in each(store_part, parts, workers=workers, on_tiles=_ignore):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        name = str(part.rows["slide"][0])
+        done[name] = outcome
+        if news is not None:
+            news.stored(name, len(part.rows), total)
+    return done
+
+
+def _copied(done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "tiles_copied": sum(record["tiles_copied"] for record in done.values()),
+        "tiles_encoded": sum(record["tiles_encoded"] for record in done.values()),
+        "not_exact": sorted(name for name, record in done.items() if not record["is_exact"]),
+    }
 
 
 def _ignore(_slide: str, _done: int, _total: int) -> None:

@@ -25,7 +25,7 @@ wsi.readers.jpeg wsi.readers.scale
 wsi.readers.codec
 wsi.readers.tiff_tiles
 wsi.readers.tiff wsi.readers.openslide wsi.readers.flat
-wsi.readers.opening
+wsi.readers.opening wsi.readers.level_pixels
 wsi.readers
 wsi.lazy
 wsi.slide
@@ -44,10 +44,18 @@ wsi.tiles
 wsi.render
 wsi.cnn.device wsi.cnn.network
 wsi.cnn.resnet
-wsi.cnn.architectures
-wsi.cnn.checkpoint
-wsi.cnn.imports wsi.cnn.augmentation
+wsi.cnn.architectures wsi.cnn.ranks wsi.cnn.schedule wsi.cnn.calibration wsi.cnn.resuming
+wsi.cnn.macenko wsi.cnn.jpeg_noise
+wsi.cnn.checkpoint wsi.cnn.device_augmentation
+wsi.cnn.imports wsi.cnn.augmentation wsi.cnn.method
+wsi.cnn.training_data
+wsi.cnn.learner
 wsi.cnn.training wsi.cnn.inference wsi.cnn.patch_loading
+wsi.cnn.curves wsi.cnn.training_log
+wsi.cnn.exported
+wsi.cnn.encoder wsi.cnn.mil
+wsi.cnn.features wsi.cnn.mil_training
+wsi.cnn.attention
 wsi.cnn
 wsi
 
@@ -75,11 +83,11 @@ staging.components
 staging.lesion_features
 staging.lesions
 staging.labels
-staging.pn staging.tnm
-staging.classifier
+staging.pn staging.tnm staging.nuclei
+staging.classifier staging.slide_features staging.importance_picture
 staging.camelyon
 staging.references staging.evaluation_masks
-staging.node_tables
+staging.node_tables staging.classifier_training
 staging.slide_scores staging.patient_scores staging.lesion_task
 staging.score_pictures staging.score_texts
 staging.phantom.noise staging.phantom.stain
@@ -96,13 +104,15 @@ staging.cluster
 staging.progress
 staging.contours staging.tables
 staging.patch_sources staging.operating_point
+staging.mask_files staging.lesion_settings
+staging.lesion_files staging.cell_counts staging.learned_labels
 staging.patch_output staging.patch_progress
 staging.sampling
 staging.submission staging.review
 staging.analysis
 staging.report
 staging.cohort
-staging.fitting
+staging.fitting staging.training_run
 staging.cross_validation staging.demo
 staging.commands.options
 staging.commands.results
@@ -247,7 +257,7 @@ def test_a_module_is_short(name: str) -> None:
 
 @pytest.mark.parametrize("statement", ["import wsi, annotations, staging", "import staging.cli"])
 def test_importing_is_light(statement: str) -> None:
-    heavy = ("torch", "sklearn", "distributed", "dask", "scipy", "zarr")
+    heavy = ("torch", "sklearn", "distributed", "dask", "scipy", "zarr", "pyarrow")
     code = f"{statement}\nimport sys\nprint([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

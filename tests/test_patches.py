@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError, SamplingError
 from annotations.lesion_sites import find_sites
+from annotations.patch_labels import IGNORE
 from annotations.patch_store import read_patches, write_patches
-from annotations.patches import IGNORE, PatchBatch, Shares, sample_patches
+from annotations.patches import PatchBatch, Shares, sample_patches
 from annotations.rasterize import Painting, rasterize
 from wsi.errors import ResolutionError
 from wsi.geometry import Frame
@@ -245,9 +247,11 @@ def test_a_slide_without_resolution_is_refused(tmp_path: Path, tissue: Mask) -> 
         sample(plain, tissue, [LARGE])
 
 
-@pytest.mark.parametrize("shares", [{"border": 1.5}, {"near": -0.1}, {"near": 0.6, "background": 0.6}])
-def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
+@pytest.mark.parametrize(
+    "shares", [{"border": 1.5}, {"near": -0.1}, {"near": 0.6, "background": 0.6}, {"turns": "size"}]
+)
+def test_impossible_shares_are_refused(shares: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"between 0 and 1|by lesion or by area"):
         Shares(**shares)
 
 
@@ -283,6 +287,15 @@ def test_what_is_stored_comes_back(tmp_path: Path, counts: tuple[int, ...]) -> N
         found.table["tumour_fraction"], np.concatenate([batch.tumour_fraction for batch in batches])
     )
     assert [left.name for left in tmp_path.iterdir()] == ["patches"]
+
+
+def test_chunks_are_small_and_files_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("annotations.patch_store._SHARD_BYTES", 24 * 8 * 8 * 3)
+    write_patches(tmp_path / "patches", [made_up(50), made_up(20)])
+    images: Any = zarr.open_group(tmp_path / "patches", mode="r")["images"]
+    assert (images.chunks[0], images.shards[0]) == (8, 24)
+    assert sum(file.is_file() for file in (tmp_path / "patches" / "images" / "c").rglob("*")) == 3
+    assert len(read_patches(tmp_path / "patches").images) == 70
 
 
 def test_equal_patches_give_equal_bytes(tmp_path: Path) -> None:

@@ -99,19 +99,19 @@ def convert_slide(
         raise SlideError(path, "is the slide that is to be converted", mend="name another file for the result")
     frame = _target_frame(slide, mpp)
     stored = slide.stored_tiles(0) if frame == slide.frame else None
-    is_mask = _is_mask(slide.stored_tiles(0))
-    if is_mask and frame != slide.frame:
+    has_values = is_mask(slide.stored_tiles(0))
+    if has_values and frame != slide.frame:
         raise SlideFormatError(
             slide.path, "has one value per pixel, as masks do; resampling mixes the values", mend="leave --mpp out"
         )
     with new_bigtiff(path) as file:
         conversion = _Conversion(slide=slide, file=file, workers=workers, on_tiles=on_tiles)
-        if is_mask:
+        if has_values:
             mask = MaskTiles(tile_size=tile_size, compression="deflate", reduction="max")
             conversion.make_pyramid(frame, mask)
         else:
             colour = ColourTiles(tile_size=tile_size, quality=quality)
-            if _is_jpeg(stored) and not reencode:
+            if is_jpeg(stored) and not reencode:
                 conversion.keep_levels(colour)
             else:
                 conversion.make_pyramid(frame, colour)
@@ -166,16 +166,16 @@ class _Conversion:
             LevelTable.empty(
                 width=level.width, height=level.height, tile_width=level.tile_width, tile_height=level.tile_height
             )
-            if _is_jpeg(stored)
+            if is_jpeg(stored)
             else plan_levels(width=level.width, height=level.height, tile_size=colour.shape[0], levels=1)[0]
             for level, stored in work
         ]
         self._total = sum(table.rows * table.columns for table in [*tables, *(further[:1] if further[1:] else [])])
         for (level, stored), table in zip(work, tables, strict=True):
             frame = slide.frame_of(level)
-            if stored is not None and _is_jpeg(stored):
+            if stored is not None and is_jpeg(stored):
                 self._copy(level.index, stored, table)
-                tags = _jpeg_tags(stored)
+                tags = jpeg_tags(stored)
             else:
                 self._store([table], colour, frame)
                 tags = colour.tags
@@ -199,15 +199,7 @@ class _Conversion:
 
     def _copy(self, level: int, stored: StoredTiles, table: LevelTable) -> None:
         def read(place: tuple[int, int]) -> bytes | None:
-            data = stored.read(*place)
-            if data is not None and not data.startswith(_JPEG_START):
-                raise TileError(
-                    self._slide.path,
-                    "the tile is no JPEG as it should be",
-                    place=f"level {level}, tile row {place[0]}, tile column {place[1]}",
-                    mend="copy the slide again from its source and compare the checksum",
-                )
-            return data
+            return copy_tile(self._slide, level, stored, place)
 
         # A stored grid may be larger than the level: Philips pads levels to whole tiles and more.
         places = ((row, column) for row in range(table.rows) for column in range(table.columns))
@@ -285,17 +277,35 @@ def _target_frame(slide: Slide, mpp: float | None) -> Frame:
     return frame
 
 
-def _is_jpeg(stored: StoredTiles | None) -> bool:
+def copy_tile(slide: Slide, level: int, stored: StoredTiles, place: tuple[int, int]) -> bytes | None:
+    """The bytes of a JPEG tile at (row, column), None where it is missing.
+
+    Raises:
+        TileError: they are no JPEG.
+    """
+    data = stored.read(*place)
+    if data is not None and not data.startswith(_JPEG_START):
+        raise TileError(
+            slide.path,
+            "the tile is no JPEG as it should be",
+            place=f"level {level}, tile row {place[0]}, tile column {place[1]}",
+            mend="copy the slide again from its source and compare the checksum",
+        )
+    return data
+
+
+def is_jpeg(stored: StoredTiles | None) -> bool:
+    """Whether tiles can be copied into a file that every viewer opens."""
     return stored is not None and stored.compression == JPEG_TAG
 
 
-def _is_mask(stored: StoredTiles | None) -> bool:
+def is_mask(stored: StoredTiles | None) -> bool:
     """One lossless value per pixel: JPEG would change it."""
     return stored is not None and stored.samples == 1 and stored.compression in _LOSSLESS_TAGS
 
 
-def _jpeg_tags(stored: StoredTiles) -> Tags:
-    """The part of a directory that tells a decoder how to take the copied tiles."""
+def jpeg_tags(stored: StoredTiles) -> Tags:
+    """The part of a directory that tells a decoder how to take copied JPEG tiles."""
     tags: Tags = {
         258: shorts(*[8] * stored.samples),
         259: shorts(JPEG_TAG),

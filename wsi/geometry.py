@@ -199,9 +199,13 @@ def tile_order(regions: Sequence[Region], level: Level) -> NDArray[np.int64]:
     """
     x = np.array([region.x + region.width / 2 for region in regions]) / level.downsample
     y = np.array([region.y + region.height / 2 for region in regions]) / level.downsample
-    columns = np.maximum(x // level.tile_width, 0).astype(np.int64)
-    rows = np.maximum(y // level.tile_height, 0).astype(np.int64)
-    keys = np.zeros(len(regions), dtype=np.int64)
+    return z_order(np.floor(y / level.tile_height).astype(np.int64), np.floor(x / level.tile_width).astype(np.int64))
+
+
+def z_order(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order of places on a grid along a Z-curve (Morton order): their numbers, (n,); below 0 counts as 0."""
+    rows, columns = np.maximum(rows, 0), np.maximum(columns, 0)
+    keys = np.zeros(len(rows), dtype=np.int64)
     for bit in range(24):
         keys |= ((columns >> bit) & 1) << (2 * bit)
         keys |= ((rows >> bit) & 1) << (2 * bit + 1)

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -24,17 +23,17 @@ from wsi.geometry import Frame, Level, Region
 from wsi.lazy import TILES_PER_CHUNK, level_to_dask
 from wsi.raster import Image
 from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
+from wsi.readers.level_pixels import LevelPixels
 from wsi.readers.opening import open_reader, open_source
 from wsi.readers.source import is_url
-from wsi.readers.tiff import REDUCTIONS, TiffReader
-from wsi.resample import average, plan_axis
+from wsi.readers.tiff import TiffReader
+from wsi.resample import plan_axis
 
 if TYPE_CHECKING:
     import dask.array
 
 _BLOCK_BYTES = 64 * 2**20  # source pixels held at a time by read_frame
 _FINGERPRINT_BYTES = 2**20
-_CUT_PIXELS = 4  # along a side: see _reduces_well
 
 
 class Slide:
@@ -193,12 +192,44 @@ class Slide:
             some = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
             raise ValueError(f"read_many takes regions of one size, got {some} px of level {level}")
         height, width = (int(side) for side in sizes[0])
-        out = _checked_out(out, (len(regions), height, width, 3))
+        return self.read_windows(
+            level, rows=windows[:, 0], columns=windows[:, 1], height=height, width=width, out=out, workers=workers
+        )
+
+    def read_windows(
+        self,
+        level: int,
+        *,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        height: int,
+        width: int,
+        out: NDArray[np.uint8] | None = None,
+        workers: int | None = None,
+    ) -> NDArray[np.uint8]:
+        """``read_many`` for equal windows given in px of the level.
+
+        Args:
+            level: index.
+            rows: int64 (n,), of each window's first pixel; may lie outside.
+            columns: int64 (n,), of the same pixels.
+            height: of every window.
+            width: of every window.
+            out: as for ``read_many``, as are ``workers``, the result and the errors.
+            workers: threads.
+        """
+        out = _checked_out(out, (len(rows), height, width, 3))
         reader, threads = self._open(), workers or usable_cores()
         if isinstance(reader, TiffReader):
-            reader.read_many(level, rows=windows[:, 0], columns=windows[:, 1], out=out, workers=threads)
-        else:
-            _read_each(reader, level, windows, out, threads)
+            reader.read_many(level, rows=rows, columns=columns, out=out, workers=threads)
+            return out
+        with ThreadPoolExecutor(threads, "read") as pool:
+            readings = (
+                pool.submit(reader.read, level, row=int(row), column=int(column), out=part)
+                for row, column, part in zip(rows, columns, out, strict=True)
+            )
+            for reading in list(readings):
+                reading.result()
         return out
 
     def tile_bytes(self, level: int, row: int, column: int) -> bytes | None:
@@ -257,7 +288,7 @@ class Slide:
         Raises:
             TileError: a tile cannot be decoded.
         """
-        source = _LevelPixels.of(self._open(), self._level_for(frame.downsample), frame, exact=exact)
+        source = LevelPixels.of(self._open(), self._level_for(frame.downsample), frame, exact=exact)
         rows, columns = frame.shape
         side = max(1, int(math.sqrt(_BLOCK_BYTES / 3) * source.downsample / frame.downsample))
         if rows * columns <= side * side:
@@ -389,53 +420,3 @@ def _checked_out(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArr
     if out.shape != shape or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {shape}, got {out.dtype} {out.shape}")
     return out
-
-
-def _read_each(reader: Reader, level: int, windows: NDArray[np.int64], out: NDArray[np.uint8], workers: int) -> None:
-    def read(number: int) -> None:
-        reader.read(level, row=int(windows[number, 0]), column=int(windows[number, 1]), out=out[number])
-
-    with ThreadPoolExecutor(workers, "read") as pool:
-        for _ in pool.map(read, range(len(windows))):
-            pass
-
-
-def _reduces_well(frame: Frame, level: Level, factor: int) -> bool:
-    """Whether a level made smaller first gives nearly the same means.
-
-    It does where each pixel of the frame holds whole pixels of the smaller level, or so many that those cut by its
-    border weigh little.
-    """
-    pixel = level.downsample * factor
-    lines = (frame.downsample / pixel, frame.x / pixel, frame.y / pixel)
-    is_aligned = lines[0] >= 1 - 1e-6 and all(abs(line - round(line)) < 1e-6 for line in lines)
-    return is_aligned or lines[0] >= _CUT_PIXELS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _LevelPixels:
-    """A stored level, or one of JPEG tiles that the decoder makes smaller by ``factor``, to be averaged from."""
-
-    reader: Reader
-    level: int
-    factor: int
-    downsample: float
-
-    @classmethod
-    def of(cls, reader: Reader, level: Level, frame: Frame, *, exact: bool) -> _LevelPixels:
-        factor = 1
-        if not exact and isinstance(reader, TiffReader) and reader.can_reduce(level.index):
-            factor = next((factor for factor in REDUCTIONS if _reduces_well(frame, level, factor)), 1)
-        return cls(reader=reader, level=level.index, factor=factor, downsample=level.downsample * factor)
-
-    def averaged(self, frame: Frame) -> NDArray[np.uint8]:
-        """Uint8 (rows, columns, 3) of the frame."""
-        ratio = frame.downsample / self.downsample
-        rows = plan_axis(origin=frame.y / self.downsample, ratio=ratio, count=frame.shape[0])
-        columns = plan_axis(origin=frame.x / self.downsample, ratio=ratio, count=frame.shape[1])
-        source = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), dtype=np.uint8)
-        if self.factor == 1:
-            self.reader.read(self.level, row=rows.start, column=columns.start, out=source)
-        elif isinstance(self.reader, TiffReader):
-            self.reader.read_reduced(self.level, self.factor, row=rows.start, column=columns.start, out=source)
-        return average(source, rows=rows, columns=columns)

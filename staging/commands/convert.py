@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,9 @@ def convert(
     reencode: Annotated[
         bool, typer.Option("--reencode", help="Decode and encode JPEG tiles, too, in place of copying them.")
     ] = False,
+    tissue_only: Annotated[
+        bool, typer.Option("--tissue-only", help="Keep only the tiles with tissue; all others read as white.")
+    ] = False,
 ) -> None:
     """Write any readable slide as a tiled pyramidal BigTIFF, or annotations in another format.
 
@@ -53,6 +56,11 @@ def convert(
 
     _check(source, target, tile_size=tile_size)
     start = time.perf_counter()
+    if tissue_only:
+        _check_tissue_only(mpp, reencode=reencode)
+        stats = _keep_tissue(source, target, slide_mpp=slide_mpp, quality=quality)
+        typer.echo(json.dumps({"output": target, **stats, "seconds": round(time.perf_counter() - start, 3)}))
+        return
     with Slide.open(source, mpp=slide_mpp) as slide, CohortProgress(1, verb="slides converted") as progress:
         done = convert_slide(
             slide,
@@ -76,6 +84,46 @@ def convert(
             }
         )
     )
+
+
+def _keep_tissue(source: str, target: str, *, slide_mpp: float | None, quality: int) -> dict[str, Any]:
+    """Copy the tiles that hold tissue, on every level."""
+    from staging.progress import CohortProgress  # noqa: PLC0415  (slow import)
+    from wsi.slide import Slide  # noqa: PLC0415
+    from wsi.sparse import tissue_windows, write_sparse  # noqa: PLC0415
+    from wsi.tissue import find_tissue  # noqa: PLC0415
+
+    with Slide.open(source, mpp=slide_mpp) as slide, CohortProgress(1, verb="slides converted") as progress:
+        done = write_sparse(
+            slide,
+            target,
+            tissue_windows(slide, find_tissue(slide)),
+            quality=quality,
+            on_tiles=lambda number, total: progress.tiles(slide.name, number, total),
+        )
+        progress.slide(slide.name)
+    return {
+        "levels": done.levels,
+        "tiles_copied": done.tiles_copied,
+        "tiles_encoded": done.tiles_encoded,
+        "exact": done.is_exact,
+        "bytes": done.file_bytes,
+    }
+
+
+def _check_tissue_only(mpp: float | None, *, reencode: bool) -> None:
+    """Tiles are kept as they are or not at all.
+
+    Raises:
+        ConfigurationError: what is asked for would make other tiles of them.
+    """
+    from staging.errors import ConfigurationError  # noqa: PLC0415
+
+    if mpp is not None or reencode:
+        option = "--reencode" if reencode else "--mpp"
+        raise ConfigurationError(
+            None, f"{option} makes new tiles, --tissue-only keeps the stored ones", mend="convert in two steps"
+        )
 
 
 def _check(source: str, target: str, *, tile_size: int) -> None:

@@ -4,49 +4,195 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from staging.commands.options import SlideMpp, Workers
 
+if TYPE_CHECKING:
+    from annotations.patch_labels import LabelRule
+    from annotations.splits import Split
+
+_Format = Literal["sparse", "table", "zarr", "webdataset", "hdf5", "png", "jpeg"]
+
 
 def patches(
-    slides: Annotated[list[Path], typer.Argument(help="A directory of slides, or slides.", show_default=False)],
+    slides: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A directory of slides, or slides; the last one the annotations, without -a.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="A folder; NAME.zarr for Zarr, NAME.parquet for the table alone.", show_default=False
+        ),
+    ],
     annotations: Annotated[
-        Path, typer.Option("--annotations", "-a", help="Directory of ASAP XML, one per slide with tumour.")
-    ],
+        Path | None,
+        typer.Option(
+            "--annotations", "-a", help="Directory of contours (XML, GeoJSON), one file per slide.", show_default=False
+        ),
+    ] = None,
     reference: Annotated[
-        Path, typer.Option("--reference", "-r", help="stage_labels.csv: which slides are negative.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The patch store (Zarr).", show_default=False)],
+        Path | None,
+        typer.Option(
+            "--reference",
+            "-r",
+            help="Table of slide labels (stage_labels.csv): which slides without contours are negative.",
+            show_default=False,
+        ),
+    ] = None,
     mpp: Annotated[float, typer.Option(help="um per pixel of the patches.", min=0.1, max=16)] = 2.0,
-    size: Annotated[int, typer.Option(help="Side of a patch in px.", min=32, max=1024)] = 192,
+    size: Annotated[int, typer.Option(help="Side of a patch in px.", min=32, max=4096)] = 192,
     tumour: Annotated[int, typer.Option(help="Patches with tumour per slide that has some.", min=0)] = 64,
     normal: Annotated[int, typer.Option(help="Patches without tumour per slide.", min=0)] = 32,
+    per_class: Annotated[
+        int | None,
+        typer.Option(
+            help="So many patches of each class in all, shared out equally over centres and their slides, "
+            "in place of --tumour and --normal.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    strategy: Annotated[
+        Literal["lesion", "uniform", "border"],
+        typer.Option(
+            help="Where tumour is looked for: lesions take turns; every part of the tumour alike; on outlines only."
+        ),
+    ] = "lesion",
+    label: Annotated[
+        str,
+        typer.Option(
+            help="What makes a patch tumour, any pixel, the point at its centre or its area: any, centre, area:0.5."
+        ),
+    ] = "any",
+    hard: Annotated[
+        int, typer.Option(help="More normal patches per slide where --model or --heatmaps see tumour.", min=0)
+    ] = 0,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", help="A checkpoint whose mistakes are looked for.", show_default=False),
+    ] = None,
+    heatmaps: Annotated[
+        Path | None, typer.Option(help="Directory of SLIDE.zarr heatmaps, in place of --model.", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split the patients: patient:0.7,0.15,0.15 or centre:4 or folds:5.", show_default="all are train"
+        ),
+    ] = None,
+    form: Annotated[
+        _Format | None,
+        typer.Option(
+            "--format",
+            help="What is written: slides that hold only the tiles needed (their bytes copied, nothing decoded), "
+            "the table alone, or an export for other tools.",
+            show_default="sparse, or by the output's name",
+        ),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            help="Of JPEG: where tiles cannot be copied (90), of jpeg (95), of webdataset (PNG without it).",
+            min=1,
+            max=100,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal patches.", min=0)] = 0,
     slide_mpp: SlideMpp = None,
     workers: Workers = None,
+    *,
+    contact_sheet: Annotated[
+        bool, typer.Option("--contact-sheet/--no-contact-sheet", help="A PNG of some patches of every kind.")
+    ] = True,
 ) -> None:
-    """Draw patches with a class for every pixel; a slide without contours counts as normal only when labelled negative.
+    """Draw labelled patches; slides without contours are normal only if labelled negative.
 
-    Example: sentinode patches cohort/images -a cohort/annotations -r cohort/stage_labels.csv -o patches.zarr
+    Slides that are known to be wrong or only partly annotated are left out. An interrupted call goes on when it is
+    given again. The counts are printed as JSON.
+
+    Example: sentinode patches cohort/images cohort/annotations -r cohort/stage_labels.csv -o patches --per-class 1000
     """
-    from staging.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
-    from staging.progress import CohortProgress  # noqa: PLC0415
+    from staging.camelyon import StageTable, find_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
-    found = find_slides(slides)
-    recipe = PatchRecipe(mpp=mpp, size_px=size, tumour=tumour, normal=normal, seed=seed, slide_mpp=slide_mpp)
-    with CohortProgress(len(found), verb="slides sampled", tiles=False) as progress:
+    where, contours = _apart(slides, annotations)
+    found = find_slides(where)
+    rule, parts = _parsed(label, split)
+    _check_hard(hard, model, heatmaps)
+    recipe = PatchRecipe(
+        mpp=mpp,
+        size_px=size,
+        tumour=tumour,
+        normal=normal,
+        seed=seed,
+        per_class=per_class,
+        strategy=strategy,
+        rule=rule,
+        hard=hard,
+        model=model,
+        heatmaps=heatmaps,
+        split=parts,
+        slide_mpp=slide_mpp,
+    )
+    with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
             found,
-            annotations,
-            read_stage_table(reference),
+            contours,
+            StageTable() if reference is None else StageTable(labels=read_label_table(reference)),
             output,
             recipe=recipe,
             workers=workers or usable_cores(),
             news=progress,
+            form=form,
+            quality=quality,
+            has_contact_sheet=contact_sheet,
         )
     typer.echo(json.dumps({"patches": str(output), **counts}))
+
+
+def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Path]:
+    """Slides and annotations, also where these were given as the last argument."""
+    from staging.errors import ConfigurationError  # noqa: PLC0415
+
+    if annotations is not None:
+        return slides, annotations
+    if len(slides) < 2 or not slides[-1].is_dir():
+        raise ConfigurationError(
+            None, "there is no directory of contours", mend="give it after the slides, or with --annotations"
+        )
+    return slides[:-1], slides[-1]
+
+
+def _parsed(label: str, split: str | None) -> tuple[LabelRule, Split | None]:
+    from annotations.patch_labels import LabelRule  # noqa: PLC0415  (slow import)
+    from annotations.splits import Split  # noqa: PLC0415
+    from staging.errors import ConfigurationError  # noqa: PLC0415
+
+    try:
+        rule = LabelRule.parse(label)
+    except ValueError as error:
+        raise ConfigurationError(None, f"--label: {error}", mend="give any, centre or area:0.5") from error
+    try:
+        return rule, None if split is None else Split.parse(split)
+    except ValueError as error:
+        mend = "give patient:0.7,0.15,0.15 or centre:4 or folds:5"
+        raise ConfigurationError(None, f"--split: {error}", mend=mend) from error
+
+
+def _check_hard(hard: int, model: Path | None, heatmaps: Path | None) -> None:
+    from staging.errors import ConfigurationError  # noqa: PLC0415
+
+    given = (model is not None) + (heatmaps is not None)
+    if hard and given != 1:
+        raise ConfigurationError(None, "--hard needs --model or --heatmaps, one of them", mend="give one")
+    if given and not hard:
+        raise ConfigurationError(None, "--model and --heatmaps are for --hard", mend="say how many with --hard")

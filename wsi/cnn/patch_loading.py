@@ -1,0 +1,256 @@
+"""Patches straight from slides into a training loop: torch datasets over ``wsi.patch_reading``.
+
+PatchStream is the quick one: it gives whole batches, each tile decoded once per window. PatchDataset gives any patch at
+any time, for samplers of one's own. Both may be forked or spawned into DataLoader workers: what is sent are paths and
+positions, and every process opens its own slides, a bounded number at a time.
+
+Example: a training loop without any extracted patch::
+
+    table = read_table("patches.parquet")                     # of annotations.patch_table
+    table = table.rows(table["split"] == "train")
+    stream = PatchStream(table.places(), table.labels, batch=64)
+    for epoch in range(20):
+        stream.set_epoch(epoch)
+        for images, labels, _ in DataLoader(stream, batch_size=None):
+            ...                                                # images: uint8 (64, side, side, 3)
+
+Without DataLoader workers all cores decode on threads and no pixel is copied between processes: the quickest way where
+the network runs on another device. With ``num_workers`` each worker decodes on one core.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from wsi.cores import usable_cores
+from wsi.patch_reading import PassPlan, PatchPlaces, SlidePool, read_places
+from wsi.readers.base import OnBadTile
+
+MOST_IN_WINDOW = 1024
+_WINDOW_BYTES = 192 * 2**20
+
+_Window = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]
+"""Patches in the order they are given out, pixels in the order they were read, and which of these each patch has."""
+
+
+class PatchItems(NamedTuple):
+    """A batch.
+
+    Attributes:
+        images: uint8 (n, side, side, 3), RGB.
+        labels: int64 (n,), what was given as ``labels``; zeros where nothing was.
+        indices: int64 (n,), which patches they are: rows of the table.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+class PatchStream(IterableDataset[PatchItems]):
+    """Batches of patches, one pass over all of them per iteration; for ``DataLoader(stream, batch_size=None)``.
+
+    The shuffle is windowed: see ``wsi.patch_reading.PassPlan``. Between DataLoader workers and between the ranks of a
+    distributed run patches are shared out without overlap. With several ranks each has the same number of batches, and
+    fewer patches than there are workers in all are left out, others in every pass.
+
+    Args:
+        places: where the patches lie.
+        labels: int (n,), one for each.
+        batch: patches of a batch.
+        seed: with the epoch it decides the order; equal seeds give equal batches for equal numbers of workers.
+        window: patches read at a time by each worker, rounded up to whole batches; by default as many as fit into 192
+            MiB of pixels, 1,024 at most. While they are given out the next window is read: two are held.
+        run: patches that stay together for the sake of common tiles.
+        shuffle: False gives the patches in their order, each tile once per window still.
+        drop_last: leave out a last batch that is not full.
+        rank: of this process among ``world_size``; by default as torch.distributed says, if it is set up.
+        world_size: processes that train together.
+        most_slides: open at a time in each worker.
+        on_bad_tile: as for ``Slide.open``.
+
+    Raises:
+        SlideError: a slide cannot be opened.
+        ValueError: labels and places do not belong together, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        places: PatchPlaces,
+        labels: NDArray[np.integer] | None = None,
+        *,
+        batch: int = 32,
+        seed: int = 0,
+        window: int | None = None,
+        run: int = 64,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        most_slides: int = 16,
+        on_bad_tile: OnBadTile = "raise",
+    ) -> None:
+        super().__init__()
+        if batch < 1:
+            raise ValueError(f"a batch holds at least one patch, got {batch}")
+        self._places = places
+        self._labels = _checked(places, labels)
+        self._batch, self._seed = batch, seed
+        self._is_shuffled, self._is_last_dropped = shuffle, drop_last
+        self._rank, self._world_size = _place_in_run(rank, world_size)
+        self._pool = SlidePool(most_slides, on_bad_tile)  # of which each pass makes its own
+        if window is None:
+            window = max(1, min(MOST_IN_WINDOW, _WINDOW_BYTES // (3 * places.size_px**2)))
+        self._plan = PassPlan.of(places, self._pool, run=run, window=-(-window // batch) * batch)
+        self._pool.close()
+        self._buffers: list[NDArray[np.uint8]] = []
+        # In shared memory: workers that live on from pass to pass see the new number, too.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order for the next pass; the same on all ranks. Workers that are kept see it, too."""
+        self._epoch[0] = epoch
+
+    def batches(self, workers: int = 0) -> int:
+        """Batches that this rank gets in a pass from so many DataLoader workers (0: none, as for DataLoader)."""
+        parts = self._world_size * max(1, workers)
+        total = 0
+        for worker in range(max(1, workers)):
+            number = self._rank * max(1, workers) + worker
+            start, stop = self._plan.part(number=number, parts=parts, even=self._world_size > 1)
+            total += (stop - start) // self._batch if self._is_last_dropped else -(-(stop - start) // self._batch)
+        return total
+
+    def __iter__(self) -> Iterator[PatchItems]:
+        info = get_worker_info()
+        workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
+        # Workers are processes already; alone, all cores decode.
+        threads = usable_cores() if info is None else 1
+        windows = self._plan.windows(
+            seed=self._seed,
+            epoch=int(self._epoch[0]),
+            number=self._rank * workers + worker,
+            parts=self._world_size * workers,
+            even=self._world_size > 1,
+            shuffle=self._is_shuffled,
+        )
+        # Fresh memory costs half as much as the decoding: the two buffers are kept from pass to pass.
+        buffers, self._buffers = self._buffers or self._new_buffers(), []
+        pool = copy.copy(self._pool)
+        with closing(pool), ThreadPoolExecutor(1, "window") as ahead:
+            reading: Future[_Window] | None = None
+            for number, window in enumerate(windows):
+                following = ahead.submit(self._read, window, buffers[number % 2][: len(window)], pool, threads)
+                if reading is not None:
+                    yield from self._batches_of(reading.result())
+                reading = following
+            if reading is not None:
+                yield from self._batches_of(reading.result())
+        self._buffers = buffers
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": []}
+
+    def _new_buffers(self) -> list[NDArray[np.uint8]]:
+        side = self._places.size_px
+        most = min(self._plan.window, self._plan.count)
+        return [np.empty((most, side, side, 3), np.uint8) for _ in range(2)]
+
+    def _read(self, window: NDArray[np.int64], out: NDArray[np.uint8], pool: SlidePool, threads: int) -> _Window:
+        # Each slide's patches are read into one piece of the buffer.
+        by_slide = np.argsort(self._places.slide[window], kind="stable")
+        indices = window[by_slide]
+        ends = np.flatnonzero(np.diff(self._places.slide[indices])) + 1
+        for some, part in zip(np.split(indices, ends), np.split(out, ends), strict=True):
+            read_places(self._places, some, pool, out=part, workers=threads)
+        place = np.empty(len(window), np.int64)
+        place[by_slide] = np.arange(len(window))
+        return window, out, place
+
+    def _batches_of(self, read: _Window) -> Iterator[PatchItems]:
+        window, pixels, place = read
+        for start in range(0, len(window), self._batch):
+            chosen = window[start : start + self._batch]
+            if len(chosen) == self._batch or not self._is_last_dropped:
+                yield self._items(chosen, pixels[place[start : start + self._batch]])
+
+    def _items(self, indices: NDArray[np.int64], images: NDArray[np.uint8]) -> PatchItems:
+        return PatchItems(
+            torch.from_numpy(images), torch.from_numpy(self._labels[indices]), torch.from_numpy(indices.copy())
+        )
+
+
+class PatchDataset(Dataset[PatchItems]):
+    """Any patch by its number; a DataLoader with a batch size asks for whole batches, whose tiles are decoded once.
+
+    Batches need no collating: give ``collate_fn=PatchDataset.joined`` to the DataLoader.
+
+    Args:
+        places: where the patches lie.
+        labels: int (n,), one for each.
+        most_slides: open at a time in each worker.
+        on_bad_tile: as for ``Slide.open``.
+    """
+
+    def __init__(
+        self,
+        places: PatchPlaces,
+        labels: NDArray[np.integer] | None = None,
+        *,
+        most_slides: int = 16,
+        on_bad_tile: OnBadTile = "raise",
+    ) -> None:
+        super().__init__()
+        self._places = places
+        self._labels = _checked(places, labels)
+        self._pool = SlidePool(most_slides, on_bad_tile)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> PatchItems:
+        """One patch: image (side, side, 3), label and index without a first axis."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[PatchItems]:
+        """Several at once, as DataLoader's fetcher asks for them."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        threads = usable_cores() if get_worker_info() is None else 1
+        images = torch.from_numpy(read_places(self._places, chosen, self._pool, workers=threads))
+        labels = torch.from_numpy(self._labels[chosen])
+        numbers = torch.from_numpy(chosen)
+        return [PatchItems(*parts) for parts in zip(images, labels, numbers, strict=True)]
+
+    @staticmethod
+    def joined(items: Sequence[PatchItems]) -> PatchItems:
+        """A batch from its patches."""
+        return PatchItems(*(torch.stack(parts) for parts in zip(*items, strict=True)))
+
+
+def _checked(places: PatchPlaces, labels: NDArray[np.integer] | None) -> NDArray[np.int64]:
+    if labels is None:
+        return np.zeros(len(places), np.int64)
+    if labels.shape != (len(places),):
+        raise ValueError(f"{len(places)} patches need as many labels, got {labels.shape}")
+    return labels.astype(np.int64)
+
+
+def _place_in_run(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if rank is not None and world_size is not None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"there is no rank {rank} among {world_size}")
+        return rank, world_size
+    if rank is not None or world_size is not None:
+        raise ValueError("rank and world_size are given together or not at all")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
