@@ -51,3 +51,7 @@ class ConfigurationError(StagingError, ValueError):
 
 class TooManyFailuresError(StagingError, RuntimeError):
     """So many slides failed that the fault lies elsewhere than in single slides."""
+
+
+class UnsupportedStageError(StagingError, ValueError):
+    """The staging rules name no single category for what is known of a patient."""

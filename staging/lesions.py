@@ -15,11 +15,14 @@ On the same shapes the other conventions, which only see which cells are inside,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from staging.components import Numbers, Runs, fill_holes, label_runs, merge_near, trace
+from staging.lesion_features import LesionFeatures, measure_runs
 from wsi.geometry import Frame, Region
 from wsi.raster import Heatmap, Mask
 
@@ -78,17 +81,15 @@ def find_lesions(
         ResolutionError: mpp is not known.
         ValueError: the threshold or the gap is out of range.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"a threshold lies above 0 and at most at 1, got {threshold}")
-    found = _measure(heatmap.frame, heatmap.array, threshold, merge_gap_um)
-    kept = [
-        (lesion, mask)
-        for lesion, mask in found
-        if lesion.area_um2 >= min_area_um2
-        and lesion.longest_diameter_um >= min_diameter_um
-        and lesion.probability >= min_probability
-    ]
-    return tuple(lesion for lesion, _ in kept), tuple(mask for _, mask in kept)
+    features, masks = measure_heatmap(
+        heatmap,
+        threshold=threshold,
+        merge_gap_um=merge_gap_um,
+        min_area_um2=min_area_um2,
+        min_diameter_um=min_diameter_um,
+        min_probability=min_probability,
+    )
+    return tuple(as_lesion(one) for one in features), masks
 
 
 def lesions_of_mask(mask: Mask, *, merge_gap_um: float = MERGE_GAP_UM) -> tuple[tuple[Lesion, ...], tuple[Mask, ...]]:
@@ -100,116 +101,142 @@ def lesions_of_mask(mask: Mask, *, merge_gap_um: float = MERGE_GAP_UM) -> tuple[
         ResolutionError: mpp is not known.
         ValueError: the gap is negative.
     """
-    found = _measure(mask.frame, mask.array.astype(np.float32), 0.5, merge_gap_um)
-    return tuple(lesion for lesion, _ in found), tuple(mask for _, mask in found)
+    found = _found(trace([mask.array]), mask.frame, merge_gap_um)
+    return tuple(as_lesion(one) for one in found.features), found.masks(range(len(found.features)))
 
 
-def _measure(frame: Frame, values: NDArray[np.float32], threshold: float, gap_um: float) -> list[tuple[Lesion, Mask]]:
-    from scipy import ndimage  # noqa: PLC0415  (slow import)
+def measure_heatmap(
+    heatmap: Heatmap,
+    *,
+    threshold: float,
+    merge_gap_um: float = MERGE_GAP_UM,
+    with_holes_filled: bool = False,
+    min_area_um2: float = 0.0,
+    min_diameter_um: float = 0.0,
+    min_probability: float = 0.0,
+) -> tuple[tuple[LesionFeatures, ...], tuple[Mask, ...]]:
+    """Find the lesions of a heatmap and measure all that is known of them; find_lesions tells the rules.
 
+    Args:
+        heatmap: its frame must know its mpp.
+        threshold: a cell is tumour from this probability on, above 0 and at most 1.
+        merge_gap_um: largest gap within a lesion.
+        with_holes_filled: count holes as tumour, before deposits are merged; probabilities stay those of the others.
+        min_area_um2: lesions of a smaller area are dropped.
+        min_diameter_um: lesions of a shorter longest diameter are dropped.
+        min_probability: lesions whose highest probability is lower are dropped.
+
+    Returns:
+        Features and masks, in the order of find_lesions.
+
+    Raises:
+        ResolutionError: mpp is not known.
+        ValueError: the threshold or the gap is out of range.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"a threshold lies above 0 and at most at 1, got {threshold}")
+    runs = trace([heatmap.array], threshold=threshold)
+    found = _found(runs, heatmap.frame, merge_gap_um, with_holes_filled=with_holes_filled)
+    kept = [
+        number
+        for number, one in enumerate(found.features)
+        if one.area_um2 >= min_area_um2
+        and one.longest_diameter_um >= min_diameter_um
+        and one.probability_max >= min_probability
+    ]
+    return tuple(found.features[number] for number in kept), found.masks(kept)
+
+
+def measure_mask(
+    bands: Iterable[NDArray[np.bool_]],
+    frame: Frame,
+    *,
+    merge_gap_um: float = MERGE_GAP_UM,
+    with_holes_filled: bool = False,
+    min_diameter_um: float = 0.0,
+) -> tuple[LesionFeatures, ...]:
+    """Find and measure the lesions of a mask of any size, which is read once and never held whole.
+
+    Args:
+        bands: its rows from top to bottom, bool (rows, columns) each, as components.bands_of gives them; how they are
+            cut changes nothing.
+        frame: where the whole mask lies; its mpp must be known.
+        merge_gap_um: largest gap within a lesion.
+        with_holes_filled: count holes as tumour, before deposits are merged.
+        min_diameter_um: lesions of a shorter longest diameter are dropped.
+
+    Returns:
+        In the order of find_lesions.
+
+    Raises:
+        ResolutionError: mpp is not known.
+        ValueError: the gap is negative, or the bands do not make up the frame.
+    """
+    runs = trace(bands)
+    if runs.shape != tuple(frame.shape):
+        raise ValueError(f"the bands make up {runs.shape}, the frame is {frame.shape}")
+    found = _found(runs, frame, merge_gap_um, with_holes_filled=with_holes_filled)
+    return tuple(one for one in found.features if one.longest_diameter_um >= min_diameter_um)
+
+
+def as_lesion(features: LesionFeatures) -> Lesion:
+    """What decides labels, of all that was measured."""
+    return Lesion(
+        longest_diameter_um=features.longest_diameter_um,
+        area_um2=features.area_um2,
+        centroid=features.centroid,
+        probability=features.probability_max,
+        region=features.region,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Found:
+    """The lesions of a grid, largest first: the features of each, and its number in ``groups``."""
+
+    features: tuple[LesionFeatures, ...]
+    numbers: tuple[int, ...]
+    runs: Runs
+    groups: Numbers
+    frame: Frame
+
+    def masks(self, chosen: Iterable[int]) -> tuple[Mask, ...]:
+        """The cells of some of the lesions, each on its own window of the grid."""
+        order = np.argsort(self.groups, kind="stable")
+        ends = np.searchsorted(self.groups[order], np.arange(len(self.numbers) + 1))
+        return tuple(
+            self._mask(order[ends[number] : ends[number + 1]]) for number in map(self.numbers.__getitem__, chosen)
+        )
+
+    def _mask(self, members: NDArray[np.intp]) -> Mask:
+        rows, starts, stops = self.runs.rows[members], self.runs.starts[members], self.runs.stops[members]
+        top, left = int(rows[0]), int(starts.min())
+        cells = np.zeros((int(rows[-1]) + 1 - top, int(stops.max()) - left), dtype=np.bool_)
+        for row, start, stop in zip(
+            (rows - top).tolist(), (starts - left).tolist(), (stops - left).tolist(), strict=True
+        ):
+            cells[row, start:stop] = True
+        place = self.frame.window(row=top, column=left, height=cells.shape[0], width=cells.shape[1])
+        return Mask(frame=place, array=cells)
+
+
+def _found(runs: Runs, frame: Frame, gap_um: float, *, with_holes_filled: bool = False) -> _Found:
     pixel_um = frame.pixel_um
     if not gap_um >= 0:
         raise ValueError(f"a gap is at least 0 um, got {gap_um}")
-    inside = values >= threshold
-    deposits, count = ndimage.label(inside, structure=np.ones((3, 3)))
-    labels = _merged(deposits.astype(np.int32), count, gap_um / pixel_um)
-    windows = ndimage.find_objects(labels)
-    outlines = _outlines(values, labels, len(windows), threshold)
-    found = []
-    for number, (window, outline) in enumerate(zip(windows, outlines, strict=True), start=1):
-        cells = labels[window] == number
-        rows, columns = window
-        place = frame.window(row=rows.start, column=columns.start, height=cells.shape[0], width=cells.shape[1])
-        x, y = place.centres(*np.nonzero(cells))
-        lesion = Lesion(
-            longest_diameter_um=_longest(outline) * pixel_um,
-            area_um2=float(np.count_nonzero(cells)) * pixel_um**2,
-            centroid=(float(x.mean()), float(y.mean())),
-            probability=float(values[window][cells].max()),
-            region=place.region,
-        )
-        found.append((lesion, Mask(frame=place, array=cells)))
-    return sorted(found, key=lambda one: _order(one[0]))
+    runs = fill_holes(runs) if with_holes_filled else runs
+    components = label_runs(runs)
+    groups = merge_near(runs, components, gap_um / pixel_um)
+    features = measure_runs(runs, groups, components, frame)
+    numbers = sorted(range(len(features)), key=lambda number: _order(features[number]))
+    return _Found(
+        features=tuple(features[number] for number in numbers),
+        numbers=tuple(numbers),
+        runs=runs,
+        groups=groups,
+        frame=frame,
+    )
 
 
-def _order(lesion: Lesion) -> tuple[float, float, int, int]:
+def _order(lesion: LesionFeatures) -> tuple[float, float, int, int]:
     return -lesion.longest_diameter_um, -lesion.area_um2, lesion.region.y, lesion.region.x
-
-
-def _outlines(
-    values: NDArray[np.float32], labels: NDArray[np.int32], count: int, threshold: float
-) -> list[NDArray[np.float64]]:
-    """For every lesion 1..count the (n, 2) rows and columns, in cells, where its outline crosses the grid's lines.
-
-    A crossing lies between the centres of a cell of the lesion and of a side neighbour below the threshold, where the
-    line between their values meets the threshold: these are the vertices of marching squares.
-    """
-    height, width = values.shape
-    rows, columns = np.nonzero(_edge(labels))
-    points, owners = [], []
-    for down, aside in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-        row, column = rows + down, columns + aside
-        within = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        place = row.clip(0, height - 1), column.clip(0, width - 1)
-        crossed = ~within | (labels[place] == 0)
-        here = values[rows, columns][crossed].astype(np.float64)
-        there = np.where(within, values[place], 0.0)[crossed]
-        share = ((here - threshold) / (here - there)).clip(0.0, 1.0)
-        points.append(np.stack([rows[crossed] + share * down, columns[crossed] + share * aside], axis=1))
-        owners.append(labels[rows, columns][crossed])
-    owner = np.concatenate(owners)
-    order = np.argsort(owner, kind="stable")
-    ends = np.cumsum(np.bincount(owner, minlength=count + 1))[:-1]
-    return np.split(np.concatenate(points)[order], ends)[1:]
-
-
-def _longest(points: NDArray[np.float64]) -> float:
-    """Largest distance between two of (n, 2) points, in their units."""
-    import shapely  # noqa: PLC0415  (slow import)
-
-    hull = shapely.get_coordinates(shapely.convex_hull(shapely.MultiPoint(points)))
-    return max(float(np.hypot(*(hull - point).T).max()) for point in hull)
-
-
-def _merged(deposits: NDArray[np.int32], count: int, gap: float) -> NDArray[np.int32]:
-    """Relabel 8-connected deposits 1..count so that those with at most ``gap`` cells between their edges share one.
-
-    Exact and fast: in a row of cells below or above an edge cell only the nearest labelled cell to either side matters,
-    because whatever lies behind it is nearer to that one. So a cell looks at two cells per row within reach.
-    """
-    from scipy.sparse import coo_array  # noqa: PLC0415  (slow import)
-    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
-
-    if count < 2:
-        return deposits
-    height, width = deposits.shape
-    column = np.arange(width, dtype=np.int32)
-    left = np.maximum.accumulate(np.where(deposits > 0, column, -1), axis=1)
-    right = np.minimum.accumulate(np.where(deposits > 0, column, width)[:, ::-1], axis=1)[:, ::-1]
-    rows, columns = np.nonzero(_edge(deposits))
-    own = deposits[rows, columns]
-    joined = []
-    for step in range(int(gap) + 2):
-        rise = max(0, step - 1)
-        if rise > gap:
-            break
-        reach = int(np.sqrt(gap**2 - rise**2) + 1e-9) + 1
-        valid = rows + step < height
-        row, start, mine = rows[valid] + step, columns[valid], own[valid]
-        for nearest, aside in ((left, -1), (right, 1)):
-            begin = start + (aside if step == 0 else 0)
-            seen = (begin >= 0) & (begin < width)
-            other = np.where(seen, nearest[row, begin.clip(0, width - 1)], -1)
-            near = seen & (other >= 0) & (other < width) & (abs(other - start) <= reach)
-            joined.append(np.stack([mine[near], deposits[row[near], other[near]]]))
-    pairs = np.unique(np.concatenate(joined, axis=1), axis=1) - 1
-    graph = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(count, count))
-    _, group = connected_components(graph, directed=False)
-    return np.concatenate([[0], group + 1]).astype(np.int32)[deposits]
-
-
-def _edge(deposits: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Cells of a deposit with a side neighbour outside it; cells at the array's edge have one."""
-    padded = np.pad(deposits > 0, 1)
-    around = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return (deposits > 0) & ~around

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from staging.errors import SlideNameError
@@ -13,6 +14,8 @@ from staging.labels import Ranked, SlideLabel
 EXPECTED_NODES = 5
 """Slides of a CAMELYON17 patient: one per lymph node, node_0 to node_4."""
 
+_PN2_NODES = 4
+_FARTHEST_SUM = 1e-6
 _SLIDE_NAME = re.compile(r"(patient_[0-9]+)_node_([0-9]+)(?:\.[a-z]+)*", re.IGNORECASE)
 
 
@@ -82,10 +85,63 @@ def stage_patient(labels: Iterable[SlideLabel]) -> PatientStage:
         raise ValueError("a patient without slide labels has no stage")
     if SlideLabel.MACRO in nodes:
         positive = sum(node >= SlideLabel.MICRO for node in nodes)
-        return PatientStage.PN2 if positive >= 4 else PatientStage.PN1
+        return PatientStage.PN2 if positive >= _PN2_NODES else PatientStage.PN1
     if SlideLabel.MICRO in nodes:
         return PatientStage.PN1MI
     return PatientStage.PN0_I_PLUS if SlideLabel.ITC in nodes else PatientStage.PN0
+
+
+def stage_probabilities(nodes: Iterable[Sequence[float]]) -> dict[PatientStage, float]:
+    """How likely each stage of a patient is when each node's label is known by its probabilities only.
+
+    Exact for nodes that are independent of each other: the nodes are added one by one to the joint distribution of all
+    that the rule of stage_patient looks at (a macro-metastasis or none, isolated tumour cells or none, and the number
+    of positive nodes up to four), so that it takes time in proportion to the number of nodes.
+
+    Args:
+        nodes: for each node the probability of every SlideLabel, in their order.
+
+    Returns:
+        A probability for every stage; they sum to 1.
+
+    Raises:
+        ValueError: no nodes, or a node's numbers are no probabilities that sum to 1.
+    """
+    states: dict[tuple[bool, bool, int], float] = {(False, False, 0): 1.0}
+    count = 0
+    for node in nodes:
+        _check_probabilities(node)
+        count += 1
+        after: defaultdict[tuple[bool, bool, int], list[float]] = defaultdict(list)
+        for (macro, itc, positive), weight in states.items():
+            for label, share in zip(SlideLabel, node, strict=True):
+                state = (
+                    macro or label is SlideLabel.MACRO,
+                    itc or label is SlideLabel.ITC,
+                    min(_PN2_NODES, positive + (label >= SlideLabel.MICRO)),
+                )
+                after[state].append(weight * share)
+        states = {state: math.fsum(shares) for state, shares in after.items()}
+    if not count:
+        raise ValueError("a patient without slide labels has no stage")
+    found: dict[PatientStage, list[float]] = {stage: [] for stage in PatientStage}
+    for state, weight in states.items():
+        found[_stage_of(*state)].append(weight)
+    total = math.fsum(states.values())
+    return {stage: math.fsum(weights) / total for stage, weights in found.items()}
+
+
+def _stage_of(macro: bool, itc: bool, positive: int) -> PatientStage:  # noqa: FBT001  (a state, not options)
+    """The stage of a patient of whom only this is known."""
+    nodes = [SlideLabel.MACRO] * macro + [SlideLabel.MICRO] * (positive - macro) + [SlideLabel.ITC] * itc
+    return stage_patient([*nodes, SlideLabel.NEGATIVE])
+
+
+def _check_probabilities(node: Sequence[float]) -> None:
+    if len(node) != len(SlideLabel) or not all(0 <= share <= 1 for share in node):
+        raise ValueError(f"a node has a probability from 0 to 1 of each of {len(SlideLabel)} labels, got {list(node)}")
+    if abs(math.fsum(node) - 1) > _FARTHEST_SUM:
+        raise ValueError(f"a node's probabilities sum to 1, got {math.fsum(node)}")
 
 
 def stage_patients(

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from staging.camelyon import read_stage_table
 from staging.errors import SlideNameError
 from staging.labels import SlideLabel
-from staging.pn import PatientStage, Unscored, parse_slide_name, stage_patient, stage_patients
+from staging.pn import PatientStage, Unscored, parse_slide_name, stage_patient, stage_patients, stage_probabilities
 
 NEGATIVE, ITC, MICRO, MACRO = SlideLabel
 
@@ -132,3 +134,55 @@ def test_slide_names(name: str, expected: tuple[str, int]) -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(SlideNameError, match="patient_000_node_0"):
         parse_slide_name(name)
+
+
+def shares_of(weights: tuple[int, ...]) -> tuple[float, ...]:
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)
+
+
+node_shares = st.tuples(*[st.integers(0, 20)] * 4).filter(any).map(shares_of)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(node_shares, min_size=1, max_size=5))
+def test_probabilities_of_stages_agree_with_every_case(nodes: list[tuple[float, ...]]) -> None:
+    expected = dict.fromkeys(PatientStage, 0.0)
+    for labels in itertools.product(SlideLabel, repeat=len(nodes)):
+        weight = 1.0
+        for label, shares in zip(labels, nodes, strict=True):
+            weight *= shares[label.rank]
+        expected[stage_patient(labels)] += weight
+    found = stage_probabilities(nodes)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert sum(found.values()) == pytest.approx(1.0, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(node_shares, min_size=5, max_size=5), st.integers(0, 4), st.integers(0, 2))
+def test_a_node_that_is_likelier_to_be_worse_never_helps(
+    nodes: list[tuple[float, ...]], node: int, better: int
+) -> None:
+    shares = list(nodes[node])
+    shares[better + 1] += shares[better]
+    shares[better] = 0.0
+    worse = [*nodes]
+    worse[node] = tuple(shares)
+    before, after = stage_probabilities(nodes), stage_probabilities(worse)
+    for stage in PatientStage:
+        at_least = [sum(found[one] for one in PatientStage if one >= stage) for found in (before, after)]
+        assert at_least[1] >= at_least[0] - 1e-12
+
+
+def test_certain_labels_make_a_certain_stage() -> None:
+    for labels in itertools.combinations_with_replacement(SlideLabel, 5):
+        shares = [[float(one is label) for one in SlideLabel] for label in labels]
+        assert stage_probabilities(shares)[stage_patient(labels)] == 1.0
+
+
+@pytest.mark.parametrize("node", [[0.5, 0.5, 0.0], [0.5, 0.5, 0.5, 0.0], [1.5, -0.5, 0.0, 0.0], [float("nan")] * 4])
+def test_what_is_no_probability(node: list[float]) -> None:
+    with pytest.raises(ValueError, match="probabilit"):
+        stage_probabilities([node])
+    with pytest.raises(ValueError, match="without slide labels"):
+        stage_probabilities([])

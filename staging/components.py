@@ -1,0 +1,401 @@
+"""Connected components of masks and heatmaps of any size, exact and the same however the pixels are read.
+
+A mask is read once, in bands of rows, and kept as the runs of its rows: a run is a longest stretch of tumour cells.
+Components, holes and gaps follow from the runs alone, so no seam between bands exists. Memory holds one band and the
+runs, whose number grows with the length of the outlines and not with the area.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+BAND_CELLS = 1 << 25
+"""Cells read at a time."""
+
+_RUNS_AT_ONCE = 1 << 14
+_ROUNDING = 1e-9  # cells; a gap of exactly the limit is within it
+
+Numbers = NDArray[np.int64]
+
+
+class PixelSource(Protocol):
+    """What can be cut into windows: a NumPy or Zarr array, or a mask file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
+
+    def __getitem__(self, window: tuple[slice, slice], /) -> Any:  # noqa: ANN401  (an array of any library)
+        """The pixels of rows and columns, half-open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Runs:
+    """The tumour cells of a grid as longest stretches within rows, top to bottom and left to right.
+
+    Attributes:
+        shape: (rows, columns) of the whole grid.
+        rows: int64 (n,).
+        starts, stops: int64 (n,), the columns start <= column < stop.
+        cells: int64 (n,), the tumour cells of each: its length, less where a hole was filled.
+        sums, highs, lows: float64 (n,), sum, maximum and minimum of the values of its tumour cells.
+        crossings: float64 (m, 2) row and column, in cells, at which the value crosses the threshold between the centres
+            of a tumour cell and of a side neighbour outside; None for a mask, where that is half-way.
+        crossing_runs: int64 (m,), the run whose cell that is.
+    """
+
+    shape: tuple[int, int]
+    rows: Numbers
+    starts: Numbers
+    stops: Numbers
+    cells: Numbers
+    sums: NDArray[np.float64]
+    highs: NDArray[np.float64]
+    lows: NDArray[np.float64]
+    crossings: NDArray[np.float64] | None = None
+    crossing_runs: Numbers | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> Numbers:
+        """Columns of each."""
+        return self.stops - self.starts
+
+    def holding(self, rows: Numbers, columns: Numbers) -> Numbers:
+        """The run that holds each of some cells, all of which are in one."""
+        stride = self.shape[1] + 2
+        return np.searchsorted(self.rows * stride + self.starts, rows * stride + columns, side="right") - 1
+
+    def chosen(self, chosen: Numbers | slice) -> Runs:
+        """Some of the runs, in their order, without crossings."""
+        names = ("rows", "starts", "stops", "cells", "sums", "highs", "lows")
+        return Runs(shape=self.shape, **{name: getattr(self, name)[chosen] for name in names})
+
+
+def bands_of(source: PixelSource, *, band_rows: int | None = None) -> Iterator[NDArray[Any]]:
+    """The rows of an array or a file in bands from top to bottom: (rows, columns) each.
+
+    Args:
+        source: an array, or whatever gives one for ``source[rows, columns]``.
+        band_rows: rows of a band; as many as make BAND_CELLS cells where not given, in whole chunks of the source.
+
+    Raises:
+        ValueError: band_rows < 1, or the source is not two-dimensional.
+    """
+    if len(source.shape) != 2:
+        raise ValueError(f"a mask or heatmap is (rows, columns), got {tuple(source.shape)}")
+    height, width = source.shape
+    if band_rows is None:
+        chunk = int((getattr(source, "chunks", None) or (1,))[0])
+        band_rows = max(1, BAND_CELLS // max(1, width) // chunk) * chunk
+    if band_rows < 1:
+        raise ValueError(f"a band has at least 1 row, got {band_rows}")
+    for row in range(0, height, band_rows):
+        yield np.asarray(source[slice(row, min(row + band_rows, height)), slice(0, width)])
+
+
+def trace(bands: Iterable[NDArray[Any]], *, threshold: float | None = None) -> Runs:
+    """The runs of a mask or heatmap that comes in bands of rows.
+
+    Args:
+        bands: bool (rows, columns) of a mask, or floating of a heatmap, from top to bottom and of one width.
+        threshold: from which value on a cell of a heatmap is tumour; None for a mask. Beyond the grid all is 0.
+
+    Raises:
+        ValueError: no bands, bands of different widths, or a mask that is not bool.
+    """
+    tracer = _Tracer(threshold)
+    for band in bands:
+        tracer.add(band)
+    return tracer.finished()
+
+
+class _Tracer:
+    """Collects runs band by band."""
+
+    def __init__(self, threshold: float | None) -> None:
+        self._threshold = threshold
+        self._width: int | None = None
+        self._height = 0
+        self._above: NDArray[Any] | None = None
+        self._runs: list[tuple[NDArray[Any], ...]] = []
+        self._crossings: list[tuple[Numbers, Numbers, NDArray[np.float64]]] = []
+
+    def add(self, band: NDArray[Any]) -> None:
+        if band.ndim != 2 or self._width not in (None, band.shape[1]):
+            raise ValueError(f"bands are (rows, columns) of one width, got {band.shape} after a width of {self._width}")
+        if self._threshold is None and band.dtype != np.bool_:
+            raise ValueError(f"a mask is bool, got {band.dtype}")
+        self._width = band.shape[1]
+        inside = band if self._threshold is None else band >= self._threshold
+        if inside.any():
+            self._runs.append(_runs_of_band(inside, None if self._threshold is None else band, self._height))
+        if self._threshold is not None:
+            self._cross(band, inside)
+        self._height += band.shape[0]
+
+    def finished(self) -> Runs:
+        if self._width is None:
+            raise ValueError("a mask has at least one band")
+        if self._above is not None:
+            self._cross_down(np.concatenate([self._above, np.zeros_like(self._above)]), self._height - 1)
+        kinds = (np.int64, np.int64, np.int64, np.int64, np.float64, np.float64, np.float64)
+        columns = zip(*self._runs, strict=True) if self._runs else [()] * len(kinds)
+        joined = [np.concatenate([np.empty(0, dtype=kind), *parts]) for kind, parts in zip(kinds, columns, strict=True)]
+        rows, starts, stops, cells, sums, highs, lows = joined
+        runs = Runs(
+            shape=(self._height, self._width),
+            rows=rows,
+            starts=starts,
+            stops=stops,
+            cells=cells,
+            sums=sums,
+            highs=highs,
+            lows=lows,
+        )
+        if self._threshold is None:
+            return runs
+        nowhere = np.empty(0, dtype=np.int64)
+        cell_rows = np.concatenate([nowhere, *(part[0] for part in self._crossings)])
+        cell_columns = np.concatenate([nowhere, *(part[1] for part in self._crossings)])
+        points = np.concatenate([np.empty((0, 2)), *(part[2] for part in self._crossings)])
+        owners = runs.holding(cell_rows, cell_columns)
+        order = np.lexsort((points[:, 1], points[:, 0], owners))
+        return replace(runs, crossings=points[order], crossing_runs=owners[order])
+
+    def _cross(self, values: NDArray[Any], inside: NDArray[np.bool_]) -> None:
+        """Collect the crossings within a band, and those between it and the row above it."""
+        for aside in (-1, 1):
+            beside = np.zeros_like(values)
+            if aside < 0:
+                beside[:, 1:] = values[:, :-1]
+            else:
+                beside[:, :-1] = values[:, 1:]
+            at = np.nonzero(inside & ~(beside >= self._threshold))
+            self._collect(at, values[at], beside[at], top=self._height, down=0, aside=aside)
+        above = np.zeros_like(values[:1]) if self._above is None else self._above
+        self._cross_down(np.concatenate([above, values]), self._height - 1)
+        self._above = values[-1:].copy()
+
+    def _cross_down(self, values: NDArray[Any], top: int) -> None:
+        """Collect the crossings between each row and the one below it, of the cells of both."""
+        inside = values >= self._threshold
+        upper, lower = slice(None, -1), slice(1, None)
+        for here, there, row, down in ((upper, lower, top, 1), (lower, upper, top + 1, -1)):
+            at = np.nonzero(inside[here] & ~inside[there])
+            self._collect(at, values[here][at], values[there][at], top=row, down=down, aside=0)
+
+    def _collect(
+        self,
+        at: tuple[NDArray[np.intp], ...],
+        here: NDArray[Any],
+        there: NDArray[Any],
+        *,
+        top: int,
+        down: int,
+        aside: int,
+    ) -> None:
+        if not len(here) or self._threshold is None:
+            return
+        rows, columns = at[0] + top, at[1]
+        inner, outer = here.astype(np.float64), there.astype(np.float64)
+        share = ((inner - self._threshold) / (inner - outer)).clip(0.0, 1.0)
+        points = np.stack([rows + share * down, columns + share * aside], axis=1)
+        self._crossings.append((rows.astype(np.int64), columns.astype(np.int64), points))
+
+
+def _runs_of_band(inside: NDArray[np.bool_], values: NDArray[Any] | None, top: int) -> tuple[NDArray[Any], ...]:
+    """(rows, starts, stops, cells, sums, highs, lows) of one band."""
+    height, width = inside.shape
+    changes = np.empty((height, width + 1), dtype=np.bool_)
+    changes[:, 0], changes[:, -1] = inside[:, 0], inside[:, -1]
+    np.not_equal(inside[:, 1:], inside[:, :-1], out=changes[:, 1:-1])
+    at = np.flatnonzero(changes)
+    rows, columns = at[::2] // (width + 1), at % (width + 1)
+    starts, stops = columns[::2], columns[1::2]
+    cells = stops - starts
+    if values is None:
+        ones = np.ones(len(rows))
+        return rows + top, starts, stops, cells, cells.astype(np.float64), ones, ones
+    own = values[inside].astype(np.float64)
+    begins = np.cumsum(cells) - cells
+    sums, highs, lows = (kind.reduceat(own, begins) for kind in (np.add, np.maximum, np.minimum))
+    return rows + top, starts, stops, cells, sums, highs, lows
+
+
+def label_runs(runs: Runs) -> Numbers:
+    """The component of each run, int64 (n,), numbered from 0 in the order of first cells; corners connect."""
+    return _connected(len(runs), *near(runs, runs, step=1, reach=0))
+
+
+def fill_holes(runs: Runs) -> Runs:
+    """Runs with every hole filled: background that no path over sides leads out of, as scipy's binary_fill_holes.
+
+    The values of filled cells count nowhere: sums, highs and lows stay those of the tumour cells.
+    """
+    (left,) = np.nonzero(runs.rows[1:] == runs.rows[:-1])
+    if not len(left):
+        return runs
+    nothing = np.zeros(len(left))
+    gaps = Runs(
+        shape=runs.shape,
+        rows=runs.rows[left],
+        starts=runs.stops[left],
+        stops=runs.starts[left + 1],
+        cells=np.zeros_like(left),
+        sums=nothing,
+        highs=nothing,
+        lows=nothing,
+    )
+    component = _connected(len(gaps), *near(gaps, gaps, step=1, reach=-1))
+    is_open = np.zeros(len(gaps), dtype=np.bool_)
+    is_open[component[_opens(gaps, runs)]] = True
+    is_hole = np.zeros(len(runs), dtype=np.bool_)
+    is_hole[left + 1] = ~is_open[component]
+    first = np.flatnonzero(~is_hole)
+    last = np.append(first[1:], len(runs)) - 1
+    owners = np.cumsum(~is_hole) - 1
+    return replace(
+        runs,
+        rows=runs.rows[first],
+        starts=runs.starts[first],
+        stops=runs.stops[last],
+        cells=np.add.reduceat(runs.cells, first),
+        sums=np.add.reduceat(runs.sums, first),
+        highs=np.maximum.reduceat(runs.highs, first),
+        lows=np.minimum.reduceat(runs.lows, first),
+        crossing_runs=None if runs.crossing_runs is None else owners[runs.crossing_runs],
+    )
+
+
+def _opens(gaps: Runs, runs: Runs) -> NDArray[np.bool_]:
+    """Which gaps between runs of a row meet, above or below, the background beside all runs of that row."""
+    result = np.zeros(len(gaps), dtype=np.bool_)
+    for step in (-1, 1):
+        row = gaps.rows + step
+        first, end = np.searchsorted(runs.rows, row), np.searchsorted(runs.rows, row, side="right")
+        empty = first == end
+        some = first.clip(0, len(runs) - 1), (end - 1).clip(0, len(runs) - 1)
+        result |= empty | (gaps.starts < runs.starts[some[0]]) | (gaps.stops > runs.stops[some[1]])
+    return result
+
+
+def merge_near(runs: Runs, components: Numbers, gap: float) -> Numbers:
+    """Components in groups: those with at most ``gap`` cells between the nearest edges of their cells are in one.
+
+    Exact, whatever the direction of the gap; 0 merges none. Everything within one square of gap / sqrt(2) is one group
+    for certain; only runs with another group in reach of their square are then compared.
+
+    Args:
+        runs: of the grid.
+        components: int64 (n,), of each run.
+        gap: in cells.
+
+    Returns:
+        int64 (n,), the group of each run, numbered from 0 in the order of first cells.
+    """
+    if len(runs) == 0 or gap <= 0:
+        return components
+    side = int(gap / math.sqrt(2)) + 1
+    holder, squares = _squares(runs, side)
+    order = np.argsort(squares, kind="stable")
+    same = squares[order[1:]] == squares[order[:-1]]
+    count = int(components.max()) + 1
+    pairs = np.unique(components[holder[order[:-1][same]]] * count + components[holder[order[1:][same]]])
+    group = _connected(count, pairs // count, pairs % count)[components]
+    is_near = _has_stranger(holder, squares, group, stride=_stride(runs, side))
+    (some,) = np.nonzero(is_near)
+    part = runs.chosen(some)
+    for step in range(int(gap) + 2):
+        rise = max(0, step - 1)
+        if rise > gap:
+            break
+        reach = int(math.sqrt(gap * gap - rise * rise) + _ROUNDING)
+        own, size = group[some], int(group.max()) + 1
+        found = []
+        for begin in range(0, len(some), _RUNS_AT_ONCE):
+            few = slice(begin, begin + _RUNS_AT_ONCE)
+            one, other = near(part.chosen(few), part, step=step, reach=reach)
+            one, other = own[few][one], own[other]
+            found.append(np.unique((one * size + other)[one != other]))
+        pairs = np.concatenate([np.empty(0, dtype=np.int64), *found])
+        if len(pairs):
+            group = _connected(size, pairs // size, pairs % size)[group]
+    return _ordered(group)
+
+
+def _stride(runs: Runs, side: int) -> int:
+    return runs.shape[1] // side + 4
+
+
+def _squares(runs: Runs, side: int) -> tuple[Numbers, Numbers]:
+    """(run, number of the square) for every square of side x side cells that a run has cells in.
+
+    A side of floor(gap / sqrt(2)) + 1 cells leaves at most gap between any two cells of a square.
+    """
+    first, last = runs.starts // side, (runs.stops - 1) // side
+    holder, offset = expanded(last - first + 1)
+    return holder, (runs.rows[holder] // side + 2) * _stride(runs, side) + first[holder] + offset + 2
+
+
+def _has_stranger(holder: Numbers, squares: Numbers, group: Numbers, *, stride: int) -> NDArray[np.bool_]:
+    """For each run whether another group has a cell in the 7 x 7 squares around one of the run's."""
+    known, index = np.unique(squares, return_index=True)
+    owner = group[holder[index]]
+    is_near = np.zeros(len(known), dtype=np.bool_)
+    for down in range(-3, 4):
+        for aside in range(-3, 4):
+            wanted = known + down * stride + aside
+            at = np.searchsorted(known, wanted).clip(0, len(known) - 1)
+            is_near |= (known[at] == wanted) & (owner[at] != owner)
+    result = np.zeros(len(group), dtype=np.bool_)
+    result[holder[is_near[np.searchsorted(known, squares)]]] = True
+    return result
+
+
+def near(runs: Runs, others: Runs, *, step: int, reach: int) -> tuple[Numbers, Numbers]:
+    """All pairs (run, other) with the other ``step`` rows below and at most ``reach`` columns between them.
+
+    Reach 0 takes corners that touch, -1 only runs that have a column in common.
+    """
+    stride = runs.shape[1] + 2
+    row = (runs.rows + step) * stride
+    low = (runs.starts - reach).clip(0, None)
+    high = (runs.stops + reach).clip(None, runs.shape[1])
+    begin = np.searchsorted(others.rows * stride + others.stops, row + low)
+    end = np.searchsorted(others.rows * stride + others.starts, row + high, side="right")
+    one, offset = expanded((end - begin).clip(0, None))
+    return one, begin[one] + offset
+
+
+def expanded(counts: Numbers) -> tuple[Numbers, Numbers]:
+    """For counts (2, 0, 3): (0, 0, 2, 2, 2) and (0, 1, 0, 1, 2)."""
+    holder = np.repeat(np.arange(len(counts)), counts)
+    begins = np.cumsum(counts) - counts
+    return holder, np.arange(len(holder)) - begins[holder]
+
+
+def _connected(count: int, ones: Numbers, others: Numbers) -> Numbers:
+    from scipy.sparse import coo_array  # noqa: PLC0415  (slow import)
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    graph = coo_array((np.ones(len(ones), dtype=np.int8), (ones, others)), shape=(count, count))
+    return _ordered(connected_components(graph, directed=False)[1].astype(np.int64))
+
+
+def _ordered(numbers: Numbers) -> Numbers:
+    """Renumbered from 0 in the order of first appearance."""
+    _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
