@@ -11,11 +11,13 @@ from staging.commands import (
     convert,
     cross_validate,
     demo,
+    features,
     heatmap,
     info,
     label,
     lesions,
     mask,
+    mil,
     patches,
     phantom,
     review,
@@ -56,6 +58,8 @@ app.command("convert")(convert.convert)
 app.command("mask")(mask.mask)
 app.command("patches")(patches.patches)
 app.command("train")(train.train)
+app.command("features")(features.features)
+app.add_typer(mil.app, name="mil")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,306 @@
+"""``sentinode mil``: slides judged whole, by a head that learns from slide labels alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import typer
+
+EXIT_QUARANTINED = 3
+_TWO = ("negative", "positive")
+
+app = typer.Typer(help="Judge whole slides by attention over the features of their tiles.", no_args_is_help=True)
+
+Features = Annotated[
+    list[Path], typer.Argument(help="Directories of features, as sentinode features writes.", show_default=False)
+]
+
+
+class JudgedSlide(Protocol):
+    """What is needed of wsi.cnn.features.SlideFeatures."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+
+
+@app.callback()
+def mil() -> None:
+    """Judge whole slides by attention over the features of their tiles; one JSON object on stdout."""
+
+
+@app.command()
+def train(
+    features: Features,
+    reference: Annotated[
+        Path,
+        typer.Argument(help="CAMELYON16's reference.csv, stage_labels.csv or a CSV slide,label.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The head, .safetensors.", show_default=False)],
+    *,
+    classes: Annotated[
+        Literal["2", "4"], typer.Option(help="negative or positive; or negative, itc, micro, macro.")
+    ] = "2",
+    patients: Annotated[
+        Path | None,
+        typer.Option(help="CSV slide,patient where names do not tell the patient.", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often every slide is seen.", min=1)] = 40,
+    folds: Annotated[int, typer.Option(help="Parts of the patients, each judged by a head without it.", min=2)] = 5,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal heads.", min=0)] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Folds trained at a time; the result does not depend on it.", min=1, show_default="one per core"
+        ),
+    ] = None,
+) -> None:
+    """Train an attention head on slide labels alone, and judge it on patients that it has not seen.
+
+    Beside the head stands HEAD.unseen.csv: for each slide the probability by a head that has not seen the patient.
+    Slides whose name does not tell the patient count as patients of their own; the JSON says how many do.
+
+    Example: sentinode mil train features stage_labels.csv -o head.safetensors
+    """
+    from staging.roc import area_under_curve  # noqa: PLC0415  (slow import)
+    from staging.tables import csv_text  # noqa: PLC0415
+    from wsi.cnn.mil import save_head  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.mil_training import Bag, MilTraining, train_head  # noqa: PLC0415
+    from wsi.store import atomic_text  # noqa: PLC0415
+
+    names, labels = _labels(reference, classes)
+    found, failures = _opened(features)
+    bags, left_out, alone = [], {}, 0
+    known = _patients(patients) if patients is not None else {}
+    for slide in found:
+        reason = _why_left_out(slide.name, labels)
+        if reason is not None:
+            left_out[slide.name] = reason
+            continue
+        patient = known.get(_key(slide.name)) or _patient(slide.name)
+        alone += patient is None
+        bags.append(
+            Bag(
+                slide=slide.name,
+                patient=patient or f"slide {_key(slide.name)}",
+                label=labels[_key(slide.name)],
+                load=slide.load,
+            )
+        )
+    _check_some(bags, reference)
+    recipe = _recipe([slide for slide in found if slide.name not in left_out])
+    result = train_head(
+        bags,
+        class_names=names,
+        recipe=recipe,
+        options=MilTraining(rounds=rounds, folds=folds, seed=seed),
+        workers=workers,
+        on_round=_tell,
+    )
+    save_head(output, result.head)
+    unseen = {slide: float(values[1:].sum()) for slide, values in result.unseen.items()}
+    truth = {bag.slide: bag.label for bag in bags}
+    rows = ((slide, names[truth[slide]], result.folds[slide], f"{unseen[slide]:.9g}") for slide in sorted(unseen))
+    table = output.with_suffix(".unseen.csv")
+    atomic_text(table, csv_text(("slide", "reference", "fold", "probability"), rows))
+    order = sorted(unseen)
+    auc = area_under_curve([truth[slide] > 0 for slide in order], [unseen[slide] for slide in order])
+    typer.echo(
+        json.dumps(
+            {
+                "head": str(output),
+                "unseen": str(table),
+                "auc_unseen": round(auc, 4),
+                "folds": max(result.folds.values()) + 1,
+                "slides": {name: sum(label == number for label in truth.values()) for number, name in enumerate(names)},
+                "patients": len({bag.patient for bag in bags}),
+                "slides_without_patient": alone,
+                "left_out": left_out,
+                "quarantined": failures,
+            }
+        )
+    )
+    if failures:
+        raise typer.Exit(EXIT_QUARANTINED)
+
+
+@app.command()
+def apply(
+    head: Annotated[Path, typer.Argument(help="A head, as mil train writes it.", show_default=False)],
+    features: Features,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Directory: probabilities.csv and attention per slide.", show_default=False
+        ),
+    ],
+) -> None:
+    """Judge slides: their probability of metastasis, and where the head looked (attention, which is no probability).
+
+    probabilities.csv goes into sentinode score auc. Exit code 0: all slides good; 3: some features could not be used.
+
+    Example: sentinode mil apply head.safetensors features -o judged
+    """
+    from staging.tables import csv_text  # noqa: PLC0415  (slow import)
+    from wsi.cnn.attention import AttentionMap, save_attention_png, write_attention  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.mil import load_head, positive_probability  # noqa: PLC0415
+    from wsi.errors import ArtefactError  # noqa: PLC0415
+    from wsi.lock import OutputLock  # noqa: PLC0415
+    from wsi.store import atomic_text, json_text, sweep  # noqa: PLC0415
+
+    trained = load_head(head)
+    found, failures = _opened(features)
+    digest = trained.digest
+    rows: list[tuple[object, ...]] = []
+    with OutputLock(output):
+        sweep(output / "attention")
+        for slide in found:
+            try:
+                _check_recipe(slide, trained.recipe)
+                verdict = trained.judge(slide.load())
+            except ArtefactError as error:
+                failures[slide.name] = error.reason
+                continue
+            attention = AttentionMap.of(slide, verdict.attention)
+            made_from = {"head": digest, "features": slide.provenance}
+            write_attention(output / "attention" / f"{slide.name}.zarr", attention, made_from)
+            save_attention_png(output / "attention" / f"{slide.name}.png", attention)
+            probability = f"{positive_probability(trained, verdict):.9g}"
+            likeliest = trained.class_names[int(verdict.probabilities.argmax())]
+            rows.append((slide.name, likeliest, probability, *(f"{value:.9g}" for value in verdict.probabilities)))
+        header = ("slide", "label", "probability", *(f"p_{name}" for name in trained.class_names))
+        atomic_text(output / "probabilities.csv", csv_text(header, rows))
+        atomic_text(
+            output / "mil.json", json_text({"head": digest, "classes": trained.class_names, "recipe": trained.recipe})
+        )
+    typer.echo(
+        json.dumps({"probabilities": str(output / "probabilities.csv"), "slides": len(rows), "quarantined": failures})
+    )
+    if failures:
+        raise typer.Exit(EXIT_QUARANTINED)
+
+
+def _tell(done: int, total: int) -> None:
+    """Say on stderr whenever another tenth of the training is done."""
+    if done * 10 // total > (done - 1) * 10 // total:
+        typer.echo(f"training: {done} of {total} rounds", err=True)
+
+
+def _opened(folders: Sequence[Path]) -> tuple[list[Any], dict[str, str]]:
+    """The features in folders by name, and why others cannot be used."""
+    from staging.errors import DuplicateSlideError, NoSlidesError  # noqa: PLC0415  (slow import)
+    from wsi.cnn.features import read_features  # noqa: PLC0415  (loads torch)
+    from wsi.errors import ArtefactError  # noqa: PLC0415
+
+    paths: dict[str, Path] = {}
+    for folder in folders:
+        inside = [folder] if folder.suffix == ".zarr" else sorted(folder.glob("*.zarr"))
+        if not inside or not folder.is_dir():
+            raise NoSlidesError(folder, "holds no features", mend="make them with sentinode features")
+        for path in inside:
+            if _key(path.name) in paths:
+                raise DuplicateSlideError(path, f"has the name of {paths[_key(path.name)]}", mend="leave one out")
+            paths[_key(path.name)] = path
+    found, failures = [], {}
+    for _, path in sorted(paths.items()):
+        try:
+            found.append(read_features(path))
+        except ArtefactError as error:
+            failures[path.stem] = error.reason
+    return found, failures
+
+
+def _recipe(found: Sequence[JudgedSlide]) -> dict[str, Any]:
+    """What all features share: everything but the slide."""
+    first = _shared(found[0])
+    for slide in found:
+        _check_recipe(slide, first)
+    return first
+
+
+def _shared(slide: JudgedSlide) -> dict[str, Any]:
+    apart = {"slide", "slide_mpp", "on_bad_tile"}
+    return {name: value for name, value in slide.provenance.items() if name not in apart}
+
+
+def _check_recipe(slide: JudgedSlide, recipe: Mapping[str, Any]) -> None:
+    from staging.config import differences  # noqa: PLC0415  (slow import)
+    from wsi.errors import ArtefactError  # noqa: PLC0415
+
+    found = differences(_shared(slide), dict(recipe))
+    if found:
+        raise ArtefactError(
+            slide.path, f"was made in another way: {'; '.join(found)}", mend="make all features with the same settings"
+        )
+
+
+def _labels(reference: Path, classes: str) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The names of the classes, and the number of each slide's class by the slide's key."""
+    from staging.camelyon import read_label_table  # noqa: PLC0415  (slow import)
+    from staging.labels import SlideLabel  # noqa: PLC0415
+    from staging.references import read_truth  # noqa: PLC0415
+
+    if classes == "2":
+        return _TWO, {slide: int(is_positive) for slide, is_positive in read_truth(reference).items()}
+    names = tuple(label.value for label in SlideLabel)
+    return names, {_key(slide): label.rank for slide, label in read_label_table(reference).items()}
+
+
+def _why_left_out(slide: str, labels: Mapping[str, int]) -> str | None:
+    from staging.errata import OUT_OF_SLIDE_TASK  # noqa: PLC0415  (slow import)
+
+    if _key(slide) in OUT_OF_SLIDE_TASK:
+        return OUT_OF_SLIDE_TASK[_key(slide)]
+    return None if _key(slide) in labels else "the reference has no label for it"
+
+
+def _check_some(bags: Sequence[object], reference: Path) -> None:
+    from staging.errors import TableError  # noqa: PLC0415  (slow import)
+
+    if not bags:
+        raise TableError(reference, "labels none of the slides that have features", mend="compare the names of both")
+
+
+def _patients(path: Path) -> dict[str, str]:
+    """Patient by slide of a CSV slide,patient, with or without this header.
+
+    Raises:
+        TableError: unreadable, or a row of another form.
+        ConflictError: a slide has two patients.
+    """
+    from staging.csv_rows import read_rows  # noqa: PLC0415  (slow import)
+    from staging.errors import ConflictError, TableError  # noqa: PLC0415
+
+    found: dict[str, str] = {}
+    for line, cells in read_rows(path):
+        if line == 1 and [cell.lower() for cell in cells[:2]] == ["slide", "patient"]:
+            continue
+        if len(cells) < 2 or not all(cells[:2]):
+            raise TableError(path, "the row is not slide,patient", place=f"line {line}", mend="give both")
+        if found.setdefault(_key(cells[0]), cells[1]) != cells[1]:
+            raise ConflictError(
+                path, f"gives {cells[0]} to two patients", place=f"line {line}", mend="keep one of the rows"
+            )
+    return found
+
+
+def _patient(slide: str) -> str | None:
+    from staging.errors import SlideNameError  # noqa: PLC0415  (slow import)
+    from staging.pn import parse_slide_name  # noqa: PLC0415
+
+    try:
+        return parse_slide_name(slide)[0]
+    except SlideNameError:
+        return None
+
+
+def _key(slide: str) -> str:
+    from staging.references import slide_key  # noqa: PLC0415  (slow import)
+
+    return slide_key(slide)
