@@ -274,7 +274,11 @@ def read_classifier(path: Path) -> SlideClassifier:
     """
     try:
         return SlideClassifier.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except OSError as error:
+        raise CheckpointError(
+            path, f"cannot be read: {error.strerror or error}", mend="name a model of sentinode label --train"
+        ) from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
             path, f"is no slide classifier: {error}", mend="make one with sentinode label --train"
         ) from error

@@ -72,7 +72,7 @@ def lesions(
     lesions.csv is what label takes; lesion_features.csv has all measures. A heatmap below the run that made it takes
     that run's settings; the result tells each setting and its source.
 
-    Example: sentinode lesions results/heatmaps/*.zarr -o lesions
+    Example: sentinode lesions results/heatmaps -o lesions
     """
     from staging.contours import write_contours  # noqa: PLC0415  (slow import)
     from staging.errors import DuplicateSlideError  # noqa: PLC0415
@@ -88,6 +88,7 @@ def lesions(
     from staging.tables import lesion_table  # noqa: PLC0415
     from wsi.store import atomic_text, json_text  # noqa: PLC0415
 
+    files = [one for path in files for one in _within(path)]
     options = {"threshold": threshold, "peak": peak, "merge_gap_um": merge_gap_um, "smallest_um": smallest_um}
     heatmaps = [path for path in files if path.suffix.lower() == ".zarr"]
     applied = {path: settings_of(path, options=options, model=model) for path in files}
@@ -132,3 +133,15 @@ def lesions(
         record["tumour_value"] = tumour_values
     atomic_text(output / "lesions.json", json_text({"settings": record["settings"]}))
     typer.echo(json.dumps(record))
+
+
+def _within(path: Path) -> list[Path]:
+    """A path itself, or the heatmaps of a folder of heatmaps."""
+    from staging.errors import CohortError  # noqa: PLC0415  (slow import)
+
+    if not path.is_dir() or path.suffix.lower() == ".zarr":
+        return [path]
+    heatmaps = sorted(path.glob("*.zarr"))
+    if not heatmaps:
+        raise CohortError(path, "is a folder without heatmaps (*.zarr)", mend="name heatmaps, masks or annotations")
+    return heatmaps
