@@ -7,7 +7,7 @@ pixels that differ from whole-number arithmetic with the non-zero rule at pixel 
 tiles, each is given only the outlines whose bounding box meets the tile, and slow ones see fewer tiles; a ratio is that
 of two times over the same tiles.
 
-Run: python benchmarks/masks.py CONTOURS.xml [--tiles N]; rasterisers that are not installed are named and left out.
+Run: python benchmarks/masks.py [CONTOURS.xml] [--tiles N]; rasterisers that are not installed are named and left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -337,7 +338,8 @@ def write_one(contours: Path, compression: str) -> None:
 def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contours", type=Path, help="for example CAMELYON16's tumor_009.xml")
+    real = Path(os.environ.get("SENTINODE_TEST_DATA", ""), "annotations/camelyon16/tumor_009.xml")
+    parser.add_argument("contours", type=Path, nargs="?", default=real, help="tumor_009.xml of CAMELYON16, or another")
     parser.add_argument("--tiles", type=int, default=200, help="of each synthetic slide, at most")
     parser.add_argument("--write", choices=("deflate", "lzw", "zstd"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -346,7 +348,10 @@ def main() -> None:
         return
     print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
     peers = installed()
-    whole_slide(arguments.contours, peers)
+    if arguments.contours.is_file():
+        whole_slide(arguments.contours, peers)
+    else:
+        print("the real file is left out: name it, or set SENTINODE_TEST_DATA")
     tiles_of("many outlines", drawn_by_hand(300, 6_667, radius=2000, seed=0), peers, arguments.tiles)
     tiles_of("one outline", drawn_by_hand(1, 71_000, radius=12_000, seed=1), peers, arguments.tiles)
 
