@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
+from staging.csv_rows import read_rows
 from staging.errors import (
     ConflictError,
     DuplicateSlideError,
@@ -278,10 +279,8 @@ class _Rows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines = _text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        self._rows = self._numbered()
-        _, header = next(self._rows, (0, []))
-        self.header = [cell.lower() for cell in header]
+        header, *self._rows = read_rows(path) or ((0, ()),)
+        self.header = [cell.lower() for cell in header[1]]
 
     def pairs(self, *, exact: bool) -> Iterator[tuple[int, str, str]]:
         """(line, first cell, second cell) of every row that is not blank; ``exact``: no third may follow."""
@@ -297,29 +296,6 @@ class _Rows:
                     mend="write one name, a comma and one label per row",
                 )
             yield line, row[0], row[1]
-
-    def _numbered(self) -> Iterator[tuple[int, list[str]]]:
-        reader = csv.reader(self._lines, strict=True)
-        try:
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                if any(cells):
-                    yield reader.line_num, cells
-        except csv.Error as error:
-            raise TableError(
-                self.path, f"is no CSV: {error}", place=f"line {reader.line_num}", mend="save it as CSV with commas"
-            ) from error
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise TableError(path, "there is no such file", mend="check the path of the table") from error
-    except OSError as error:
-        raise TableError(path, f"cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise TableError(path, "is not UTF-8 text", mend="save it as CSV in UTF-8") from error
 
 
 def _header_error(path: Path, header: list[str], wanted: str) -> TableError:

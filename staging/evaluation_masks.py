@@ -19,8 +19,9 @@ from PIL import Image as Pillow
 from annotations.annotation import Annotation, Role
 from annotations.asap import read_asap
 from annotations.rasterize import Painting
-from staging.errors import CohortError, ConfigurationError
+from staging.errors import CohortError
 from staging.froc import LEVEL, LEVEL_0_UM, EvaluationMask, evaluation_mask, grown_px
+from staging.mask_values import tumour_value_of
 from wsi.errors import SlideFormatError
 from wsi.geometry import Frame, Level, TileGrid
 from wsi.slide import Slide
@@ -30,7 +31,6 @@ SUFFIXES = PYRAMIDS | {".png", ".xml"}
 
 _FARTHEST_RATIO = 1.25  # between a stored level's pixels and those wanted; CAMELYON16's own differ by 1.08
 _MOST_PIXELS = 400_000_000
-_MOST_NAMED_VALUES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,7 +94,9 @@ def read_true_tumour(
     if path.suffix.lower() == ".xml":
         return TrueTumour(path=path, value=None, mask=_mask_of_outlines(path, read_asap(path, groups), level))
     values = _pyramid_values(path, level) if path.suffix.lower() in PYRAMIDS else _picture_values(path)
-    value = _detected(path, _present(values)) if tumour_value is None else tumour_value
+    value = tumour_value
+    if value is None:
+        value = tumour_value_of(path, _present(values), option="--tumour-value")
     tumour = values == value
     return TrueTumour(path=path, value=value, mask=evaluation_mask(tumour, level=level) if tumour.any() else None)
 
@@ -105,27 +107,6 @@ def _present(values: NDArray[np.uint8]) -> list[int]:
     for row in values:
         is_present[row] = True
     return [int(value) for value in np.nonzero(is_present)[0]]
-
-
-def _detected(path: Path, present: list[int]) -> int | None:
-    """The value of tumour among those that a mask holds; None where it holds background only."""
-    if set(present) <= {0}:
-        return None
-    for value in (255, 1):
-        if set(present) <= {0, value}:
-            return value
-    shown = ", ".join(map(str, present[:_MOST_NAMED_VALUES])) + (" ..." if len(present) > _MOST_NAMED_VALUES else "")
-    if set(present) <= {0, 1, 2}:
-        raise ConfigurationError(
-            path,
-            f"holds the values {shown}: 1 is tumour where ASAP wrote it, 2 in the masks of the object store",
-            mend="say which with --tumour-value",
-        )
-    raise ConfigurationError(
-        path,
-        f"holds the values {shown}, which are no known kind of mask",
-        mend="say which is tumour with --tumour-value",
-    )
 
 
 def _pyramid_values(path: Path, level: int) -> NDArray[np.uint8]:

@@ -6,11 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from staging.errors import ConfigurationError
+from staging.mask_values import tumour_value_of
 from wsi.errors import SlideFormatError
 from wsi.geometry import Frame, TileGrid
 from wsi.slide import Slide
-
-_MOST_NAMED = 8
 
 
 class MaskFile:
@@ -89,15 +88,4 @@ class MaskFile:
             if values is not None:
                 counts += np.bincount(values.ravel(), minlength=256)
         present = [int(value) for value in np.flatnonzero(counts)]
-        for value in (255, 1):
-            if set(present) <= {0, value}:
-                return value
-        shown = ", ".join(map(str, present[:_MOST_NAMED])) + (" ..." if len(present) > _MOST_NAMED else "")
-        why = (
-            "1 is tumour where ASAP wrote it, 2 in the masks of the object store"
-            if set(present) <= {0, 1, 2}
-            else "which are no known kind of mask"
-        )
-        raise ConfigurationError(
-            self._slide.path, f"holds the values {shown}: {why}", mend="say which is tumour with --value"
-        )
+        return tumour_value_of(self._slide.path, present, option="--value") or 255

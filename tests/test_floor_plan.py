@@ -76,7 +76,7 @@ annotations.patch_store
 annotations
 
 staging.errors staging.errata
-staging.csv_rows
+staging.csv_rows staging.mask_values
 staging.detections
 staging.kappa staging.roc staging.froc
 staging.components
