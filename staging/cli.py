@@ -18,6 +18,7 @@ from staging.commands import (
     lesions,
     mask,
     mil,
+    model,
     patches,
     phantom,
     review,
@@ -60,6 +61,7 @@ app.command("patches")(patches.patches)
 app.command("train")(train.train)
 app.command("features")(features.features)
 app.add_typer(mil.app, name="mil")
+app.add_typer(model.app, name="model")
 
 
 @app.callback(invoke_without_command=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,18 @@ def test_reading_many_patches(cohort: Path) -> None:
     text = printed("read_many_patches.py", cohort / "images" / "patient_040_node_0.tif")
     assert "200 patches" in text
     assert int(re.findall(r"JPEG of ([0-9]+) bytes", text)[0]) > 500
+
+
+def test_pictures_of_augmentations(cohort: Path, tmp_path: Path) -> None:
+    text = printed("augmentations.py", cohort / "images" / "patient_040_node_0.tif", tmp_path, Path("8"))
+    names = ("turns", "stain", "macenko", "brightness", "blur", "jpeg", "everything")
+    assert [line.partition(":")[0] for line in text.splitlines()] == list(names)
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in names)
+
+
+def test_training_on_real_patches(real_data: Callable[[str], Path]) -> None:
+    text = printed("train_on_real_patches.py", real_data("patches"), Path("1"))
+    assert "50 real patches of 2 slides" in text
+    areas = [float(area) for area in re.findall(r"held out: AUC ([0-9.]+) on", text)]
+    assert len(areas) == 2
+    assert all(0 <= area <= 1 for area in areas)

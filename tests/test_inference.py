@@ -75,7 +75,7 @@ def plain(checkpoint: Checkpoint, array: np.ndarray) -> np.ndarray:
     rows, columns = array.shape[:2]
     padding = ((margin, margin + -rows % stride), (margin, margin + -columns % stride), (0, 0))
     padded = np.pad(array, padding, constant_values=255)
-    network = Network(checkpoint.architecture, mean=checkpoint.network.mean, std=checkpoint.network.std)
+    network = checkpoint.architecture.build(mean=checkpoint.network.mean, std=checkpoint.network.std)
     network.fill(checkpoint.network.weights())
     with torch.inference_mode():
         logits = network.eval()(torch.from_numpy(padded).permute(2, 0, 1)[None])
@@ -205,7 +205,7 @@ def test_progress_rises_to_the_total() -> None:
 def test_a_network_that_gives_nan_is_refused() -> None:
     checkpoint = checkpoint_of()
     with torch.no_grad():
-        checkpoint.network.head.weight.fill_(torch.inf)
+        checkpoint.network.get_parameter("head.weight").fill_(torch.inf)
     slide = ArraySlide(noise(50, 50))
     with pytest.raises(CheckpointError, match="NaN"):
         infer(slide, checkpoint, tissue=all_tissue(slide), device="cpu")

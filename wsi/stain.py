@@ -19,6 +19,9 @@ Analytical and Quantitative Cytology and Histology 23(4), 2001, 291-299. On a sl
 the first two cannot explain (pigment, blood, ink).
 """
 
+JITTER_DRAWS = 11
+"""How many numbers a StainJitter needs for one image."""
+
 _UNIT = STAIN_VECTORS / np.linalg.norm(STAIN_VECTORS, axis=1, keepdims=True)
 _APART = np.linalg.inv(_UNIT)
 _DENSITY: NDArray[np.float32] = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
@@ -70,11 +73,37 @@ class StainJitter:
         channels = np.exp(rng.uniform(-self.hue, self.hue, (count, 1, 3)))
         terms = rng.uniform(-self.bias, self.bias, (count, 3))
         grey = rng.uniform(-self.exposure, self.exposure, (count, 1, 1))
-        mix = (_APART @ (stains * _UNIT)) * (strength * channels)
-        shift = (terms @ _UNIT)[:, None, :] + grey
-        density = rgb_to_od(images).reshape(count, rows * columns, 3) @ mix.astype(np.float32)
-        density += shift.astype(np.float32)
+        mix, shift = _moves(stains, strength, channels, terms, grey)
+        density = rgb_to_od(images).reshape(count, rows * columns, 3) @ mix
+        density += shift
         return od_to_rgb(density).reshape(images.shape)
+
+    def moves(self, draws: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What draws do to optical density: the same jitter for callers that compute elsewhere.
+
+        Args:
+            draws: float64 (n, JITTER_DRAWS), each from -1..1: where within its limits each amount lies.
+
+        Returns:
+            (mix, shift), float32 (n, 3, 3) and (n, 1, 3): the densities of an image, (pixels, 3), become
+            density @ mix + shift.
+        """
+        stains = np.exp(self.sigma * draws[:, 0:3, None])
+        strength = np.exp(self.strength * draws[:, 3:4, None])
+        channels = np.exp(self.hue * draws[:, None, 4:7])
+        return _moves(stains, strength, channels, self.bias * draws[:, 7:10], self.exposure * draws[:, 10:11, None])
+
+
+def _moves(
+    stains: NDArray[np.float64],
+    strength: NDArray[np.float64],
+    channels: NDArray[np.float64],
+    terms: NDArray[np.float64],
+    grey: NDArray[np.float64],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    mix = (_APART @ (stains * _UNIT)) * (strength * channels)
+    shift = (terms @ _UNIT)[:, None, :] + grey
+    return mix.astype(np.float32), shift.astype(np.float32)
 
 
 def rgb_to_od(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import Device
+from staging.commands.options import Device, Workers
 
 
 def train(
@@ -16,30 +17,114 @@ def train(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The checkpoint, model.safetensors.", show_default=False)
     ],
+    network: Annotated[
+        Literal["small", "resnet18", "resnet34", "resnet50"],
+        typer.Option(help="What is trained; a cell sees 96, 436, 900 or 428 px."),
+    ] = "small",
+    start: Annotated[
+        Path | None, typer.Option(help="Go on from this checkpoint, in place of --network.", show_default=False)
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the patches.", min=1)] = 12,
     batch: Annotated[int, typer.Option(help="Patches per step.", min=1)] = 16,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="The highest one.", min=1e-7, max=1, show_default="0.004 for small, 0.001 for the others"),
+    ] = None,
+    schedule: Annotated[
+        Literal["one-cycle", "cosine"], typer.Option(help="How the learning rate goes; cosine begins with a warm-up.")
+    ] = "one-cycle",
+    augment: Annotated[
+        Literal["light", "full"],
+        typer.Option(
+            help="light: turns, stains, focus. full: on the device, with Macenko, brightness, blur, JPEG as well."
+        ),
+    ] = "light",
+    average: Annotated[
+        float, typer.Option(help="Keep a running mean of the weights, so much of it in a step; 0 for none.", min=0)
+    ] = 0.0,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="End after so many passes without a better one on held-out patients.", min=1, show_default=False
+        ),
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the patients to judge by.", min=0, max=0.9)] = 0.2,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: bf16 on a GPU, fp32 on a CPU.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.", min=0)] = 0,
     device: Device = "auto",
+    rounds: Annotated[
+        int, typer.Option(help="So often false positives are looked for, and the network trained anew.", min=0)
+    ] = 0,
+    slides: Annotated[
+        list[Path] | None, typer.Option(help="Training slides, for --rounds.", show_default=False)
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", "-a", help="Their contours, for --rounds.", show_default=False)
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", "-r", help="Their labels, for --rounds.", show_default=False)
+    ] = None,
+    hard: Annotated[int, typer.Option(help="False positives per slide and round.", min=1)] = 24,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="A folder for TensorBoard's events.", show_default=False)
+    ] = None,
+    workers: Workers = None,
+    *,
+    temperature: Annotated[
+        bool, typer.Option(help="Calibrate the probabilities on held-out patients (temperature scaling).")
+    ] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile: for long runs on a GPU.")] = False,
 ) -> None:
-    """Train the network on patches and keep the epoch that is best on held-out patients.
+    """Train a network on patches and keep the epoch that is best on held-out patients.
 
-    Example: sentinode train patches.zarr -o model.safetensors --epochs 12
+    A killed call goes on where it was when it is given again. On several GPUs: torchrun --nproc-per-node 4 -m staging
+    train ... Beside the checkpoint lie a log (.csv) and pictures of learning and calibration (.png).
+
+    Example: sentinode train patches -o model.safetensors --epochs 12
     """
-    from annotations.patch_store import join_patches, read_patches  # noqa: PLC0415  (slow import)
-    from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.training import train as fit  # noqa: PLC0415
+    from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
+    from staging.training_run import MiningPlan, TrainingPlan, run_training  # noqa: PLC0415
+    from wsi.cnn.ranks import is_first_process  # noqa: PLC0415  (loads torch)
 
-    found = join_patches([read_patches(path) for path in patches])
-    result = fit(
-        found.images,
-        found.targets,
-        mpp=found.mpp,
-        groups=found.table["patient"],
+    mining = None
+    if rounds:
+        if not slides or annotations is None or reference is None:
+            raise ConfigurationError(
+                None, "rounds need the training slides", mend="give --slides, --annotations and --reference"
+            )
+        mining = MiningPlan(
+            rounds=rounds,
+            slides=tuple(slides),
+            annotations=annotations,
+            reference=reference,
+            hard=hard,
+            workers=workers,
+        )
+    if not average < 1:
+        raise ConfigurationError(None, f"a mean keeps less than all of itself, got {average}", mend="try 0.999")
+    plan = TrainingPlan(
+        patches=tuple(patches),
+        output=output,
+        network=network,
+        start=start,
         epochs=epochs,
         batch=batch,
         seed=seed,
         device=device,
-        on_epoch=lambda epoch: typer.echo(str(epoch), err=True),
+        learning_rate=learning_rate,
+        held_out=held_out,
+        schedule=schedule,
+        average=average,
+        patience=patience,
+        temperature=temperature,
+        precision=precision,
+        full_augmentation=augment == "full",
+        compiled=compiled,
+        tensorboard=tensorboard,
+        mining=mining,
     )
-    save_checkpoint(output, result.checkpoint)
-    typer.echo(json.dumps({"model": str(output), "patches": len(found.images), "mpp": found.mpp}))
+    made = run_training(plan, say=partial(typer.echo, err=True))
+    if is_first_process():
+        typer.echo(json.dumps(made))

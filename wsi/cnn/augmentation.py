@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi.cnn.network import Architecture
+from wsi.cnn.network import CellGeometry
 from wsi.stain import StainJitter
 
 IGNORE = 255
 _SHARPEST, _SOFTEST = -0.5, 1.0
 
 
-def cell_targets(targets: NDArray[np.uint8], architecture: Architecture) -> NDArray[np.uint8]:
+def cell_targets(targets: NDArray[np.uint8], architecture: CellGeometry) -> NDArray[np.uint8]:
     """The label of each output cell: uint8 (n, side, side) to (n, i, j).
 
     Taken from the pixels next to the cell's centre (four, as the centre is a corner of pixels where the receptive field
@@ -35,7 +35,7 @@ def cell_targets(targets: NDArray[np.uint8], architecture: Architecture) -> NDAr
 def augment(
     images: NDArray[np.uint8],
     targets: NDArray[np.uint8],
-    architecture: Architecture,
+    architecture: CellGeometry,
     jitter: StainJitter,
     rng: np.random.Generator,
 ) -> tuple[torch.Tensor, NDArray[np.uint8]]:
@@ -52,19 +52,19 @@ def augment(
         Float32 (n, 3, side, side) on the 0..255 scale, and the targets of the cells, uint8 (n, i, j).
     """
     turns = rng.integers(0, 8, len(images))
-    turned = np.stack([_turned(image, turn) for image, turn in zip(images, turns, strict=True)])
-    labels = np.stack([_turned(target, turn) for target, turn in zip(targets, turns, strict=True)])
-    stained = jitter(turned, rng)
+    laid = np.stack([turned(image, turn) for image, turn in zip(images, turns, strict=True)])
+    labels = np.stack([turned(target, turn) for target, turn in zip(targets, turns, strict=True)])
+    stained = jitter(laid, rng)
     softness = rng.uniform(_SHARPEST, _SOFTEST, len(images)).astype(np.float32)
     pixels = to_tensor(stained)
     pixels.lerp_(_softened(pixels), torch.from_numpy(softness).view(-1, 1, 1, 1))
     return pixels.clamp_(0, 255), cell_targets(labels, architecture)
 
 
-def _turned(array: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    """One of the eight ways to lay a square."""
-    turned = np.rot90(array, turn % 4)
-    return turned[:, ::-1] if turn >= 4 else turned
+def turned(array: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """One of the eight ways to lay a square (side, side, ...): quarter turns, and from 4 on mirrored as well."""
+    result = np.rot90(array, turn % 4)
+    return result[:, ::-1] if turn >= 4 else result
 
 
 def to_tensor(images: NDArray[np.uint8]) -> torch.Tensor:

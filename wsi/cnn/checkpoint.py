@@ -16,12 +16,14 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from wsi.cnn.network import Architecture, Network, weight_shapes
+from wsi.cnn.architectures import read_architecture
+from wsi.cnn.network import Architecture, CellGeometry, DenseNetwork, weight_shapes
 from wsi.errors import CheckpointError
 from wsi.store import atomic_bytes
 
 FORMAT = "sentinode checkpoint"
-VERSION = 1
+VERSION = 2
+"""Version 1 knows plain stacks of layers only and no temperature; what it can hold is still written as version 1."""
 TUMOUR = "tumour"
 
 _KEY = "sentinode"
@@ -42,6 +44,7 @@ _FIELDS = frozenset(
         "provenance",
     }
 )
+_FIELDS_OF = {1: _FIELDS, 2: _FIELDS | {"temperature"}}
 _ANOTHER = "train one with sentinode train, or give a checkpoint of this program"
 
 
@@ -50,8 +53,8 @@ class Checkpoint:
     """A network and how it is to be used.
 
     Attributes:
-        network: holds architecture, weights and the input's mean and standard deviation; not to be trained further
-            in place.
+        network: holds architecture, weights, temperature and the input's mean and standard deviation; not to be
+            trained further in place.
         mpp: um per input px.
         class_names: one per class, the one called "tumour" among them.
         threshold: probability of tumour from which a cell counts as tumour, 0 < threshold < 1.
@@ -59,7 +62,7 @@ class Checkpoint:
         path: the file it was loaded from, None for a new one.
     """
 
-    network: Network
+    network: DenseNetwork
     mpp: float
     class_names: tuple[str, ...] = ("normal", TUMOUR)
     threshold: float = 0.5
@@ -78,10 +81,17 @@ class Checkpoint:
             raise ValueError(f"the input's mean is not finite: {self.network.mean}")
         if not all(math.isfinite(value) and value > 0 for value in self.network.std):
             raise ValueError(f"the input's standard deviation is not positive: {self.network.std}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"a temperature is a positive number, got {self.temperature}")
 
     @property
-    def architecture(self) -> Architecture:
+    def architecture(self) -> CellGeometry:
         return self.network.architecture
+
+    @property
+    def temperature(self) -> float:
+        """What the network divides its logits by, so that its probabilities are calibrated; 1 where nobody asked."""
+        return self.network.temperature
 
     @property
     def receptive_field_px(self) -> int:
@@ -115,9 +125,10 @@ class Checkpoint:
         """
         weights = self.network.weights()
         _check_values(self.path, weights)
+        is_first = isinstance(self.architecture, Architecture) and self.temperature == 1
         meta = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 1 if is_first else VERSION,
             "architecture": self.architecture.to_json(),
             "mpp": self.mpp,
             "receptive_field_px": self.receptive_field_px,
@@ -127,7 +138,7 @@ class Checkpoint:
             "class_names": list(self.class_names),
             "threshold": self.threshold,
             "provenance": dict(self.provenance),
-        }
+        } | ({} if is_first else {"temperature": self.temperature})
         # one metadata entry only: safetensors writes several in no fixed order
         text = json.dumps(meta, sort_keys=True, allow_nan=False, separators=(",", ":"))
         return safetensors.numpy.save(weights, metadata={_KEY: text})
@@ -209,11 +220,12 @@ def _meta(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     meta = _parse(path, text.encode(errors="replace"), "metadata")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(path, f"its metadata is not a {FORMAT}'s", mend=_ANOTHER)
-    if meta.get("version") != VERSION:
-        reason = f"is of version {meta.get('version')!r:.20}, this program reads version {VERSION}"
+    version = meta.get("version")
+    if type(version) is not int or version not in _FIELDS_OF:
+        reason = f"is of version {version!r:.20}, this program reads versions 1 to {VERSION}"
         raise CheckpointError(path, reason, mend="use the program that wrote it")
-    if set(meta) != _FIELDS:
-        odd = ", ".join(sorted(set(meta) ^ _FIELDS))
+    if set(meta) != _FIELDS_OF[version]:
+        odd = ", ".join(sorted(set(meta) ^ _FIELDS_OF[version]))
         raise CheckpointError(path, f"its metadata lacks or adds: {odd:.200}", mend=_ANOTHER)
     return meta
 
@@ -233,7 +245,11 @@ def _assemble(path: Path, meta: Mapping[str, Any], weights: Mapping[str, NDArray
         architecture = _architecture(meta)
         _check_shapes(path, weight_shapes(architecture), weights)
         _check_values(path, weights)
-        network = Network(architecture, mean=_three(meta["mean"]), std=_three(meta["std"]))
+        network = architecture.build(
+            mean=_three(meta["mean"]),
+            std=_three(meta["std"]),
+            temperature=_number(meta.get("temperature", 1.0)),
+        )
         network.fill(weights)
         return Checkpoint(
             network=network.eval(),
@@ -249,8 +265,8 @@ def _assemble(path: Path, meta: Mapping[str, Any], weights: Mapping[str, NDArray
         raise CheckpointError(path, f"its metadata contradicts itself: {error}", mend=_ANOTHER) from error
 
 
-def _architecture(meta: Mapping[str, Any]) -> Architecture:
-    architecture = Architecture.from_json(meta["architecture"])
+def _architecture(meta: Mapping[str, Any]) -> CellGeometry:
+    architecture = read_architecture(meta["architecture"])
     if (meta["receptive_field_px"], meta["stride_px"]) != (architecture.receptive_field_px, architecture.stride_px):
         raise ValueError("receptive field and stride are not those of the architecture")
     return architecture

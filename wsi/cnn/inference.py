@@ -28,6 +28,7 @@ from wsi.tiles import FrameSource, TilePlan, TileWindow, stream_tiles
 from wsi.tissue import covers
 
 BLOCK_CELLS = 64
+_BLOCK_PX, _FEWEST_CELLS = 512, 8  # at large strides fewer cells: a block of 64 would be 2,048 px wide and take 1 GB
 _GPU_BATCH = 32
 _WHITE = 255
 
@@ -46,11 +47,17 @@ class SlideSource(FrameSource, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
-    """BLOCK_CELLS x BLOCK_CELLS cells: where they begin in the heatmap, and the pixels they see."""
+    """A square of cells: where it begins in the heatmap, how many there are along a side, and the pixels they see."""
 
     row: int
     column: int
+    cells: int
     pixels: _Pixels
+
+
+def block_cells(stride_px: int) -> int:
+    """Cells along a side of the blocks that a network of this stride always sees."""
+    return max(min(_FEWEST_CELLS, BLOCK_CELLS), min(BLOCK_CELLS, _BLOCK_PX // stride_px))
 
 
 def infer(
@@ -100,7 +107,7 @@ def infer(
     frame = slide.frame_at(checkpoint.mpp)
     cells = frame.coarser(architecture.stride_px)
     wanted = covers(tissue, cells)
-    block_px = BLOCK_CELLS * architecture.stride_px
+    block_px = block_cells(architecture.stride_px) * architecture.stride_px
     plan = TilePlan.over(
         frame,
         core_px=-(-window_px // block_px) * block_px,
@@ -158,24 +165,25 @@ def predict(
         raise ValueError(f"an image is uint8 (rows, columns, 3), got {image.dtype} {image.shape}")
     stride, margin = checkpoint.stride_px, checkpoint.architecture.margin_px
     shape = -(-image.shape[0] // stride), -(-image.shape[1] // stride)
-    blocks = -(-shape[0] // BLOCK_CELLS), -(-shape[1] // BLOCK_CELLS)
-    block_px = BLOCK_CELLS * stride
+    side_cells = block_cells(stride)
+    blocks = -(-shape[0] // side_cells), -(-shape[1] // side_cells)
+    block_px = side_cells * stride
     padded = np.full((blocks[0] * block_px + 2 * margin, blocks[1] * block_px + 2 * margin, 3), _WHITE, np.uint8)
     padded[margin : margin + image.shape[0], margin : margin + image.shape[1]] = image
     side = block_px + 2 * margin
     corners = [(row, column) for row in range(blocks[0]) for column in range(blocks[1])]
     pieces = [padded[row * block_px :, column * block_px :][:side, :side] for row, column in corners]
-    whole = np.empty((blocks[0] * BLOCK_CELLS, blocks[1] * BLOCK_CELLS), np.float32)
+    whole = np.empty((blocks[0] * side_cells, blocks[1] * side_cells), np.float32)
     with _judging(checkpoint, pick_device(device), workers or usable_cores()) as judge:
         for (row, column), values in zip(corners, judge(pieces), strict=True):
-            whole[row * BLOCK_CELLS :, column * BLOCK_CELLS :][:BLOCK_CELLS, :BLOCK_CELLS] = values
+            whole[row * side_cells :, column * side_cells :][:side_cells, :side_cells] = values
     return whole[: shape[0], : shape[1]]
 
 
 def _place(block: _Block, shape: tuple[int, int]) -> tuple[slice, slice]:
     return (
-        slice(block.row, min(block.row + BLOCK_CELLS, shape[0])),
-        slice(block.column, min(block.column + BLOCK_CELLS, shape[1])),
+        slice(block.row, min(block.row + block.cells, shape[0])),
+        slice(block.column, min(block.column + block.cells, shape[1])),
     )
 
 
@@ -212,15 +220,17 @@ def _finer(cell: Frame, factor: int) -> Frame:
 def _blocks(window: TileWindow, pixels: _Pixels, seen: NDArray[np.bool_], checkpoint: Checkpoint) -> Iterator[_Block]:
     """The blocks of a window that hold a seen cell."""
     stride, margin = checkpoint.stride_px, checkpoint.architecture.margin_px
-    block_px = BLOCK_CELLS * stride
+    side_cells = block_cells(stride)
+    block_px = side_cells * stride
     side = block_px + 2 * margin
     top, left = window.place[0].start // stride, window.place[1].start // stride
     for down in range(0, pixels.shape[0] - side + 1, block_px):
         for right in range(0, pixels.shape[1] - side + 1, block_px):
             row, column = top + down // stride, left + right // stride
-            if seen[row : row + BLOCK_CELLS, column : column + BLOCK_CELLS].any():
+            if seen[row : row + side_cells, column : column + side_cells].any():
                 # a copy, so that a block that waits does not hold its whole window
-                yield _Block(row=row, column=column, pixels=pixels[down : down + side, right : right + side].copy())
+                piece = pixels[down : down + side, right : right + side].copy()
+                yield _Block(row=row, column=column, cells=side_cells, pixels=piece)
 
 
 def _judging(checkpoint: Checkpoint, device: torch.device, workers: int) -> AbstractContextManager[_Judge]:

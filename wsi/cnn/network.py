@@ -8,6 +8,7 @@ the pixel grid: an image with margin_px around it gives one cell for each stride
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +48,58 @@ class Layer:
             raise ValueError(f"a stride lies in 1..kernel (else pixels are skipped), got {numbers}")
 
 
+class CellGeometry(ABC):
+    """Where the output cells of a network lie on its input, and what they see. Base of every architecture."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """How many classes are told apart."""
+
+    @property
+    @abstractmethod
+    def stride_px(self) -> int:
+        """Input px from one output cell to the next."""
+
+    @property
+    @abstractmethod
+    def receptive_field_px(self) -> int:
+        """Side of the square of input px that one output cell sees."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint stores, for ``architectures.read_architecture``."""
+
+    @abstractmethod
+    def build(
+        self,
+        *,
+        mean: tuple[float, float, float] = (127.5, 127.5, 127.5),
+        std: tuple[float, float, float] = (64.0, 64.0, 64.0),
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> DenseNetwork:
+        """A new network of this architecture; the arguments are DenseNetwork's and the seed of its weights."""
+
+    @property
+    def margin_px(self) -> int:
+        """Input px around the square of an output cell that the cell sees, on each side."""
+        return (self.receptive_field_px - self.stride_px) // 2
+
+    @property
+    def centre_px(self) -> float:
+        """Output cell (i, j) is centred on input (i, j) * stride_px + centre_px, 0.0 being a pixel's centre."""
+        return (self.receptive_field_px - 1) / 2
+
+    def cells(self, size_px: int) -> int:
+        """Output cells along an input of size_px; 0 where it is smaller than the receptive field."""
+        return max(0, (size_px - self.receptive_field_px) // self.stride_px + 1)
+
+
 @dataclass(frozen=True, slots=True)
-class Architecture:
+class Architecture(CellGeometry):
     """The layers before the 1 x 1 head, and how many classes the head tells apart.
 
     Raises:
@@ -83,20 +134,6 @@ class Architecture:
             jump *= layer.stride
         return field
 
-    @property
-    def margin_px(self) -> int:
-        """Input px around the square of an output cell that the cell sees, on each side."""
-        return (self.receptive_field_px - self.stride_px) // 2
-
-    @property
-    def centre_px(self) -> float:
-        """Output cell (i, j) is centred on input (i, j) * stride_px + centre_px, 0.0 being a pixel's centre."""
-        return (self.receptive_field_px - 1) / 2
-
-    def cells(self, size_px: int) -> int:
-        """Output cells along an input of size_px; 0 where it is smaller than the receptive field."""
-        return max(0, (size_px - self.receptive_field_px) // self.stride_px + 1)
-
     def to_json(self) -> dict[str, Any]:
         """What from_json reads back."""
         layers = [[layer.channels, layer.kernel, layer.stride, layer.dilation] for layer in self.layers]
@@ -116,6 +153,17 @@ class Architecture:
             raise ValueError(f"a network has 1..{_MOST_LAYERS} layers, got {len(layers)}")
         return cls(tuple(Layer(*numbers) for numbers in layers), value["classes"])
 
+    def build(
+        self,
+        *,
+        mean: tuple[float, float, float] = (127.5, 127.5, 127.5),
+        std: tuple[float, float, float] = (64.0, 64.0, 64.0),
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> Network:
+        """See CellGeometry.build."""
+        return Network(self, mean=mean, std=std, temperature=temperature, seed=seed)
+
 
 SMALL = Architecture(
     (
@@ -134,73 +182,47 @@ has to reach beyond a band of stroma (about 100 um) on both sides.
 """
 
 
-class Network(nn.Module):
-    """Layers of convolution, batch normalisation and ReLU, and a 1 x 1 convolution to the logits of the classes.
+class DenseNetwork(nn.Module, ABC):
+    """A network that judges every cell of an image of any size, by valid convolutions only. Base of all networks.
 
     Args:
-        architecture: the layers.
+        architecture: its geometry; a subclass narrows the type.
         mean, std: of the input's red, green and blue on the 0..255 scale; taken out before the first layer.
-        seed: of the starting weights; no global random state is used.
+        temperature: the logits are divided by it: above 1 the probabilities are less sure.
     """
 
     def __init__(
         self,
-        architecture: Architecture = SMALL,
+        architecture: CellGeometry,
         *,
-        mean: tuple[float, float, float] = (127.5, 127.5, 127.5),
-        std: tuple[float, float, float] = (64.0, 64.0, 64.0),
-        seed: int = 0,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        temperature: float,
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.mean = mean
         self.std = std
-        generator = torch.Generator().manual_seed(seed)
-        channels = 3
-        stages: list[nn.Module] = []
-        for layer in architecture.layers:
-            convolution = _empty(channels, layer, bias=False)
-            stages += [convolution, nn.BatchNorm2d(layer.channels), nn.ReLU(inplace=True)]
-            channels = layer.channels
-        self.body = nn.Sequential(*stages)
-        self.head = _empty(channels, Layer(architecture.classes, 1), bias=True)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.temperature = temperature
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits of each cell: (n, 3, rows, columns) on the 0..255 scale, any type, to float (n, classes, i, j)."""
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(3, 1, 1)
-        logits: torch.Tensor = self.head(self.body((images.float() - mean) / std))
-        return logits
-
-    def folded(self) -> nn.Sequential:
+    @abstractmethod
+    def folded(self) -> nn.Module:
         """The same function for inference: normalisation folded into the convolutions, whose input is 0..255.
 
         Returns:
             Float32 (n, 3, rows, columns) to float32 logits (n, classes, i, j), in channels-last memory format (about
             1.5 times as fast on a CPU). A copy: later training does not reach it.
         """
-        shift = -torch.tensor(self.mean, dtype=torch.float64) / torch.tensor(self.std, dtype=torch.float64)
-        scale = 1 / torch.tensor(self.std, dtype=torch.float64)
-        stages: list[nn.Module] = []
-        stack = list(self.body)
-        for convolution, norm in zip(stack[0::3], stack[1::3], strict=True):
-            if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
-                raise TypeError("the body is convolution, normalisation, ReLU, in turns")
-            weight = convolution.weight.detach().cpu().double()
-            bias = (weight * shift.view(1, -1, 1, 1)).sum((1, 2, 3))
-            weight = weight * scale.view(1, -1, 1, 1)
-            gain = _double(norm.weight) / (_double(norm.running_var) + norm.eps).sqrt()
-            bias = (bias - _double(norm.running_mean)) * gain + _double(norm.bias)
-            stages += [_filled(convolution, weight * gain.view(-1, 1, 1, 1), bias), nn.ReLU(inplace=True)]
-            shift, scale = torch.zeros_like(bias), torch.ones_like(bias)
-        stages.append(_filled(self.head, _double(self.head.weight), _double(self.head.bias)))
-        folded = nn.Sequential(*stages).eval().requires_grad_(requires_grad=False)
-        return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """Float32 images of the 0..255 scale without their mean, in units of their deviation."""
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(3, 1, 1)
+        return (images.float() - mean) / std
+
+    def tempered(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits divided by the temperature."""
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def weights(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         """Every learned number, by name, as float32 arrays (copies)."""
@@ -219,22 +241,105 @@ class Network(nn.Module):
         self.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, strict=False)
 
 
-def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+class Network(DenseNetwork):
+    """Layers of convolution, batch normalisation and ReLU, and a 1 x 1 convolution to the logits of the classes.
+
+    Args:
+        architecture: the layers.
+        mean, std, temperature: see DenseNetwork.
+        seed: of the starting weights; no global random state is used.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture = SMALL,
+        *,
+        mean: tuple[float, float, float] = (127.5, 127.5, 127.5),
+        std: tuple[float, float, float] = (64.0, 64.0, 64.0),
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(architecture, mean=mean, std=std, temperature=temperature)
+        generator = torch.Generator().manual_seed(seed)
+        channels = 3
+        stages: list[nn.Module] = []
+        for layer in architecture.layers:
+            convolution = empty_convolution(channels, layer, bias=False)
+            stages += [convolution, nn.BatchNorm2d(layer.channels), nn.ReLU(inplace=True)]
+            channels = layer.channels
+        self.body = nn.Sequential(*stages)
+        self.head = empty_convolution(channels, Layer(architecture.classes, 1), bias=True)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of each cell: (n, 3, rows, columns) on the 0..255 scale, any type, to float (n, classes, i, j)."""
+        return self.tempered(self.head(self.body(self.normalised(images))))
+
+    def folded(self) -> nn.Sequential:
+        """See DenseNetwork.folded."""
+        shift = -torch.tensor(self.mean, dtype=torch.float64) / torch.tensor(self.std, dtype=torch.float64)
+        scale = 1 / torch.tensor(self.std, dtype=torch.float64)
+        stages: list[nn.Module] = []
+        stack = list(self.body)
+        for convolution, norm in zip(stack[0::3], stack[1::3], strict=True):
+            if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+                raise TypeError("the body is convolution, normalisation, ReLU, in turns")
+            stages += [folded_pair(convolution, norm, shift=shift, scale=scale), nn.ReLU(inplace=True)]
+            shift, scale = torch.zeros(norm.num_features).double(), torch.ones(norm.num_features).double()
+        weight, bias = double(self.head.weight), double(self.head.bias)
+        stages.append(_filled(self.head, self.tempered(weight), self.tempered(bias)))
+        folded = nn.Sequential(*stages).eval().requires_grad_(requires_grad=False)
+        return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def weight_shapes(architecture: CellGeometry) -> dict[str, tuple[int, ...]]:
     """Name and shape of each array of weights, found without allocating any."""
     with torch.device("meta"):
-        state = Network(architecture).state_dict()
+        state = architecture.build().state_dict()
     # the step counter of batch normalisation has no influence with the fixed momentum used here
     return {name: tuple(value.shape) for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def _empty(inputs: int, layer: Layer, *, bias: bool) -> nn.Conv2d:
+def folded_pair(
+    convolution: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    *,
+    shift: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> nn.Conv2d:
+    """One convolution that does what a convolution without bias and its normalisation do.
+
+    Args:
+        convolution: valid, without bias.
+        norm: what follows it.
+        shift: float64 (inputs,), added to the input; None adds nothing.
+        scale: float64 (inputs,), the input is multiplied by it before shift is added; None multiplies by nothing.
+    """
+    weight = double(convolution.weight)
+    bias = torch.zeros(convolution.out_channels, dtype=torch.float64)
+    if shift is not None:
+        bias = (weight * shift.view(1, -1, 1, 1)).sum((1, 2, 3))
+    if scale is not None:
+        weight = weight * scale.view(1, -1, 1, 1)
+    gain = double(norm.weight) / (double(norm.running_var) + norm.eps).sqrt()
+    bias = (bias - double(norm.running_mean)) * gain + double(norm.bias)
+    return _filled(convolution, weight * gain.view(-1, 1, 1, 1), bias)
+
+
+def empty_convolution(inputs: int, layer: Layer, *, bias: bool) -> nn.Conv2d:
+    """A valid convolution whose weights are not set: no random state is used."""
     convolution: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         nn.Conv2d, inputs, layer.channels, layer.kernel, layer.stride, dilation=layer.dilation, bias=bias
     )
     return convolution
 
 
-def _double(values: torch.Tensor | None) -> torch.Tensor:
+def double(values: torch.Tensor | None) -> torch.Tensor:
+    """A float64 copy on the CPU."""
     if values is None:
         raise TypeError("the network's normalisation and head have all their weights")
     return values.detach().cpu().double()
@@ -242,7 +347,7 @@ def _double(values: torch.Tensor | None) -> torch.Tensor:
 
 def _filled(like: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
     layer = Layer(like.out_channels, like.kernel_size[0], like.stride[0], like.dilation[0])
-    convolution = _empty(like.in_channels, layer, bias=True)
+    convolution = empty_convolution(like.in_channels, layer, bias=True)
     with torch.no_grad():
         convolution.weight.copy_(weight)
         if convolution.bias is not None:

@@ -1,0 +1,281 @@
+"""A network while it learns: gradients of a batch, the optimiser's steps, and all of its state.
+
+On a CPU a batch is cut into shards of equal size, each with its own copy of the normalisation's statistics. Threads
+take shards, and the gradients are added in the order of the shards: the result does not depend on the threads. Several
+processes share the shards of a batch out and add their gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from wsi.cnn.augmentation import IGNORE, augment, cell_targets, to_tensor, turned
+from wsi.cnn.method import Method
+from wsi.cnn.network import DenseNetwork
+from wsi.cnn.ranks import Ranks
+from wsi.cnn.schedule import pace
+from wsi.cnn.training_data import TrainingData
+
+_SHARD = 8
+_FIRST_SCALE = 65536.0
+_SCALE_GROWS_AFTER = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shard:
+    """Patches, the seed of their augmentation, and the pass."""
+
+    chosen: NDArray[np.intp]
+    seed: int
+    number: int
+
+
+class Learner:
+    """Network, its average, optimiser and schedule.
+
+    Args:
+        network: to be trained in place.
+        data: what it learns from.
+        method: how.
+        device: what computes.
+        pool: threads that compute alone.
+        ranks: this process among those that train together.
+        steps: of the whole run.
+        learning_rate: the highest one.
+    """
+
+    def __init__(
+        self,
+        network: DenseNetwork,
+        data: TrainingData,
+        *,
+        method: Method,
+        device: torch.device,
+        pool: ThreadPoolExecutor,
+        ranks: Ranks,
+        steps: int,
+        learning_rate: float,
+    ) -> None:
+        network.to(device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = network.eval()
+        self._average = copy.deepcopy(network) if method.average else None
+        self._device, self._data, self._method = device, data, method
+        self._pool, self._ranks = pool, ranks
+        self._weights = torch.tensor(data.class_weights, dtype=torch.float32, device=device)
+        self._copies: list[DenseNetwork] = []
+        self._parameters = list(network.parameters())
+        self._adam = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=method.weight_decay)
+        self._steps, self._highest = steps, learning_rate
+        self._done = 0
+        self._dtype = _autocast(method, device)
+        self._scale = _FIRST_SCALE if self._dtype == torch.float16 else 1.0
+        self._calm = 0
+
+    @property
+    def judged(self) -> DenseNetwork:
+        """The network whose weights are judged and kept: the average, if there is one."""
+        return self._network if self._average is None else self._average
+
+    def shards(self, chosen: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+        """A batch in the parts that are computed apart: one for each GPU, or of 8 patches for the threads of a CPU."""
+        size = -(-len(chosen) // self._ranks.world) if self._device.type == "cuda" else _SHARD
+        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+    def step(self, chosen: NDArray[np.intp], seeds: Iterator[int], number: int) -> float:
+        """Learn from a batch; its loss.
+
+        Args:
+            chosen: which patches.
+            seeds: gives the augmentation's seed of each shard.
+            number: of the pass.
+        """
+        shards = [_Shard(chosen=part, seed=next(seeds), number=number) for part in self.shards(chosen)]
+        mine = range(self._ranks.rank, len(shards), self._ranks.world)
+        while len(self._copies) < len(shards):
+            self._copies.append(self._copy())
+        share = 1 / max(1, int(np.count_nonzero(self._data.cells[chosen] != IGNORE)))
+        jobs = [(self._copies[index], shards[index]) for index in mine]
+        results = list(self._pool.map(lambda job: self._gradients(*job, share=share), jobs))
+        for index, parameter in enumerate(self._parameters):
+            parts = [gradients[index] for _, gradients in results]
+            parameter.grad = self._ranks.add(sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter))
+        loss = sum(loss for loss, _ in results)
+        if self._ranks.world > 1:
+            loss = float(self._ranks.add(torch.tensor(loss, dtype=torch.float64, device=self._device)))
+        self._optimise()
+        return loss
+
+    def settle(self) -> None:
+        """Give the network the mean of its copies' statistics."""
+        kept = [dict(network.named_buffers()) for network in self._copies]
+        self._share_statistics()
+        for name, buffer in self._network.named_buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(torch.stack([buffers[name] for buffers in kept]).mean(dim=0))
+                if self._average is not None:
+                    self._average.get_buffer(name).copy_(buffer)
+
+    def margins(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Logit of tumour minus logit of normal of each cell: uint8 (n, side, side, 3) to float64 (n, i, j)."""
+        starts = range(0, len(images), _SHARD)
+        mine = range(self._ranks.rank * _SHARD, len(images), self._ranks.world * _SHARD)
+
+        def judge(start: int) -> NDArray[np.float64]:
+            with torch.inference_mode():
+                pixels = to_tensor(images[start : start + _SHARD])
+                logits = self._forward(self.judged, pixels).cpu().double()
+            return np.asarray(logits[:, 1] - logits[:, 0])
+
+        found = dict(zip(mine, self._pool.map(judge, mine), strict=True))
+        if self._ranks.world == 1:
+            return np.concatenate([found[start] for start in starts]) if found else np.zeros((0, 1, 1))
+        count = self._data.architecture.cells(images.shape[1])
+        whole = torch.zeros((len(images), count, count), dtype=torch.float64)
+        for start, part in found.items():
+            whole[start : start + _SHARD] = torch.from_numpy(part)
+        return self._ranks.add(whole.to(self._device)).cpu().numpy()
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """All that decides the next steps: tensors by name, and what JSON can hold."""
+        self._share_statistics()
+        tensors = {f"network/{name}": value for name, value in self._network.state_dict().items()}
+        if self._average is not None:
+            tensors |= {f"average/{name}": value for name, value in self._average.state_dict().items()}
+        for number, network in enumerate(self._copies):
+            tensors |= {f"copy/{number}/{name}": value for name, value in network.named_buffers()}
+        for number, parameter in enumerate(self._parameters):
+            tensors |= {f"adam/{number}/{name}": value for name, value in self._adam.state[parameter].items()}
+        record = {"done": self._done, "copies": len(self._copies), "scale": self._scale, "calm": self._calm}
+        return {name: value.detach().cpu().clone() for name, value in tensors.items()}, record
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+        """Take over what state gave.
+
+        Raises:
+            KeyError, RuntimeError, ValueError, TypeError: it is of another network.
+        """
+        self._done, self._calm = int(record["done"]), int(record["calm"])
+        self._scale = float(record["scale"])
+        self._network.load_state_dict(_below(tensors, "network"))
+        if self._average is not None:
+            self._average.load_state_dict(_below(tensors, "average"))
+        while len(self._copies) < int(record["copies"]):
+            self._copies.append(self._copy())
+        for number, network in enumerate(self._copies):
+            for name, buffer in network.named_buffers():
+                buffer.copy_(tensors[f"copy/{number}/{name}"])
+        for number, parameter in enumerate(self._parameters):
+            held = _below(tensors, f"adam/{number}")
+            # the optimiser counts its steps on the CPU, wherever its means are
+            self._adam.state[parameter] = {
+                name: value.clone()
+                if name == "step"
+                else value.to(self._device).clone(memory_format=torch.preserve_format)
+                for name, value in held.items()
+            }
+
+    def _copy(self) -> DenseNetwork:
+        """The same weights (shared), its own statistics."""
+        shared: dict[int, Any] = {id(parameter): parameter for parameter in self._parameters}
+        network = copy.deepcopy(self._network, shared).train()
+        if self._method.compiler is not None:
+            network.compile(backend=self._method.compiler)
+        return network
+
+    def _gradients(
+        self, network: DenseNetwork, shard: _Shard, *, share: float
+    ) -> tuple[float, tuple[torch.Tensor, ...]]:
+        """Augment a shard; its part of the batch's loss and gradients."""
+        images, cells = self._varied(shard)
+        truth = torch.from_numpy(cells.astype(np.int64)).to(self._device)
+        with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+            logits = self._forward(network, images)
+            loss = share * functional.cross_entropy(
+                logits, truth, weight=self._weights, ignore_index=IGNORE, reduction="sum"
+            )
+            gradients = torch.autograd.grad(loss if self._scale == 1 else loss * self._scale, self._parameters)
+        return float(loss.detach()), gradients
+
+    def _varied(self, shard: _Shard) -> tuple[torch.Tensor, NDArray[np.uint8]]:
+        """Float32 (n, 3, side, side), and the targets of the cells."""
+        data, chosen = self._data, shard.chosen
+        if self._method.augmentation is None:
+            rng = np.random.default_rng(shard.seed)
+            return augment(data.images[chosen], data.targets[chosen], data.architecture, data.jitter, rng)
+        seeds = np.stack([np.full_like(chosen, data.seed), np.full_like(chosen, shard.number), chosen], axis=1)
+        draws = self._method.augmentation.draw(seeds.astype(np.int64))
+        turns = self._method.augmentation.turn_of(draws)
+        labels = np.stack([turned(target, turn) for target, turn in zip(data.targets[chosen], turns, strict=True)])
+        images = self._method.augmentation(torch.from_numpy(data.images[chosen]).to(self._device), draws)
+        return images, cell_targets(labels, data.architecture)
+
+    def _optimise(self) -> None:
+        if self._scale != 1 and not self._is_finite():
+            # fp16 has run over: this batch is left out, the next one is scaled less
+            self._scale, self._calm, self._done = max(2.0, self._scale / 2), 0, self._done + 1
+            return
+        now = pace(
+            self._method.schedule,
+            self._done,
+            steps=self._steps,
+            highest=self._highest,
+            warm_up=self._method.warm_up,
+        )
+        for group in self._adam.param_groups:
+            group["lr"], group["betas"] = now.learning_rate, (now.momentum, 0.999)
+        self._adam.step()
+        self._done += 1
+        if self._scale != 1:
+            self._calm += 1
+            if self._calm % _SCALE_GROWS_AFTER == 0:
+                self._scale = min(_FIRST_SCALE, self._scale * 2)
+        if self._average is not None:
+            kept = min(self._method.average, (1 + self._done) / (10 + self._done))
+            with torch.no_grad():
+                for mean, parameter in zip(self._average.parameters(), self._parameters, strict=True):
+                    mean.lerp_(parameter, 1 - kept)
+
+    def _is_finite(self) -> bool:
+        """Take the scale out of the gradients; whether all of them are finite."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad /= self._scale
+        gradients: Sequence[torch.Tensor] = [p.grad for p in self._parameters if p.grad is not None]
+        return bool(torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all())
+
+    def _share_statistics(self) -> None:
+        """Give each copy the statistics of the process that has it."""
+        if self._ranks.world == 1:
+            return
+        for number, network in enumerate(self._copies):
+            is_mine = number % self._ranks.world == self._ranks.rank
+            for _, buffer in network.named_buffers():
+                if not is_mine:
+                    buffer.zero_()
+                self._ranks.add(buffer)
+
+    def _forward(self, network: DenseNetwork, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            logits: torch.Tensor = network(images.to(self._device))
+        return logits.float()
+
+
+def _autocast(method: Method, device: torch.device) -> torch.dtype:
+    if method.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[method.precision]
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    start = f"{prefix}/"
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}

@@ -1,0 +1,60 @@
+"""What a killed training needs to go on as if nothing had happened: one safetensors file; pickle is never read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from wsi.errors import CheckpointError
+from wsi.store import atomic_bytes
+
+_KEY = "sentinode training"
+_MEND = "remove the file to begin anew"
+
+
+def save_progress(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+    """Write where a training stands; the file is whole or the one before.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        record: values that JSON can hold, ``run`` (what is trained, see load_progress) among them.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    text = json.dumps(record, sort_keys=True)
+    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    atomic_bytes(path, safetensors.torch.save(held, metadata={_KEY: text}))
+
+
+def load_progress(path: Path, run: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """What save_progress wrote, or None where there is no file.
+
+    Args:
+        path: the file.
+        run: what is trained now: every setting that decides the result; it has to be that of the file.
+
+    Raises:
+        CheckpointError: the file is damaged, something else, or of a training with other settings, which are named.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        before = record["run"]
+        odd = [name for name in sorted({*before, *run}) if before.get(name) != run.get(name)]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(path, "is no progress of a training that can be read", mend=_MEND) from error
+    if odd:
+        reason = f"was left by a training with other settings: {', '.join(odd)}"
+        raise CheckpointError(path, reason, mend=f"use the same settings, or {_MEND}")
+    return tensors, record
