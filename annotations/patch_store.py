@@ -93,7 +93,9 @@ def read_patches(path: str | Path) -> PatchSet:
     if (path / TABLE).is_file():
         return _read_sparse(path)
     if not (path / DONE).is_file():
-        raise PatchStoreError(path, f"is no complete patch store (no {DONE})", mend="make it with sentinode patches")
+        raise PatchStoreError(
+            path, f"is no complete patch store: it has no {DONE}", mend="make it with sentinode patches"
+        )
     try:
         verify(path)
         group: Any = zarr.open_group(path, mode="r")

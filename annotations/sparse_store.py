@@ -99,7 +99,7 @@ def read_store(folder: str | Path) -> PatchTable:
     if not (folder / TABLE).is_file():
         raise PatchStoreError(
             folder,
-            f"is no complete patch store (no {TABLE})",
+            f"is no complete patch store: it has no {TABLE}",
             mend="make it with sentinode patches; a second call goes on",
         )
     table = read_table(folder / TABLE)

@@ -55,3 +55,19 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_pyramid(path, width=256, height=192, mpp=0.25, tile_size=64, tiles=tiles, philips=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """500 x 420 px in JPEG tiles of 64 px, five of them missing, two levels below."""
+    image = np.full((448, 512, 3), 255, dtype=np.uint8)
+    image[:420, :500] = picture(420, 500)
+    missing = {(0, 0), (0, 1), (3, 4), (6, 7), (2, 2)}
+    path = tmp_path_factory.mktemp("plain") / "slide.tif"
+    tiles = [
+        None if (row, column) in missing else image[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
+        for row in range(7)
+        for column in range(8)
+    ]
+    write_pyramid(path, width=500, height=420, mpp=0.25, tile_size=64, levels=3, tiles=tiles)
+    return path

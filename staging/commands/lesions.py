@@ -143,5 +143,7 @@ def _within(path: Path) -> list[Path]:
         return [path]
     heatmaps = sorted(path.glob("*.zarr"))
     if not heatmaps:
-        raise CohortError(path, "is a folder without heatmaps (*.zarr)", mend="name heatmaps, masks or annotations")
+        raise CohortError(
+            path, "is a folder without heatmaps, which end in .zarr", mend="name heatmaps, masks or annotations"
+        )
     return heatmaps

@@ -167,7 +167,7 @@ def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Pa
         return slides, annotations
     if len(slides) < 2 or not slides[-1].is_dir():
         raise ConfigurationError(
-            None, "there is no directory of contours", mend="give it after the slides, or with --annotations"
+            slides[-1], "is no directory of contours", mend="give it after the slides, or with --annotations"
         )
     return slides[:-1], slides[-1]
 

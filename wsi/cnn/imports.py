@@ -153,7 +153,10 @@ def _read(path: Path) -> Mapping[str, Any]:
         MemoryError,
         RecursionError,
     ) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
+        # a bare number is all that a KeyError of the unpickler says
+        line = next(
+            (line for line in str(error).splitlines() if " " in line), "it is neither a zip of torch nor weights"
+        )
         raise CheckpointError(path, f"cannot be read as weights: {line:.200}", mend=_CHECK) from error
     while isinstance(content, Mapping):
         inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)

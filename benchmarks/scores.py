@@ -1,0 +1,106 @@
+"""Scores and lesions at the size of the challenges: FROC of 130 slides, kappa's bootstrap, components of 10 gigapixels.
+
+Masks and detections are drawn: 130 slides of 7,000 x 3,000 px at level 5, each with ten lesions and a hundred
+detections; the mask of 10 gigapixels comes in bands and never lies in memory or on the disk.
+
+Run: python benchmarks/scores.py [--slides N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from staging.detections import Detections, write_detections
+from staging.kappa import score
+from staging.lesion_task import score_folders
+from staging.lesions import measure_mask
+from wsi.geometry import Frame
+from wsi.pyramid import write_mask
+
+ROWS, COLUMNS, LEVEL = 3000, 7000, 5
+SIDE, BAND = 100_000, 1024
+
+
+def discs(rows: int, columns: int, count: int, radius: float, random: np.random.Generator) -> NDArray[np.uint8]:
+    """Discs of random radii: uint8 (rows, columns), 255 inside."""
+    mask = np.zeros((rows, columns), np.uint8)
+    for y, x in random.uniform(0, (rows, columns), (count, 2)):
+        size = random.uniform(0.1, 1) * radius
+        top, left = max(0, int(y - size)), max(0, int(x - size))
+        down, along = np.ogrid[top : int(y + size) + 1, left : int(x + size) + 1]
+        window = mask[top : int(y + size) + 1, left : int(x + size) + 1]
+        window[((down - y) ** 2 + (along - x) ** 2 <= size**2)[: window.shape[0], : window.shape[1]]] = 255
+    return mask
+
+
+def draw(folder: Path, slides: int) -> None:
+    """A mask and a table of detections per slide."""
+    for number in range(slides):
+        random = np.random.default_rng(number)
+        mask = np.pad(discs(ROWS, COLUMNS, 10, 150.0, random), ((0, -ROWS % 512), (0, -COLUMNS % 512)))
+        tiles = (mask[y : y + 512, x : x + 512] for y in range(0, ROWS, 512) for x in range(0, COLUMNS, 512))
+        mpp = 0.243 * 2**LEVEL
+        write_mask(folder / "masks" / f"s_{number:03}.tif", width=COLUMNS, height=ROWS, mpp=mpp, tiles=tiles, levels=1)
+        points = random.uniform(0, (1, COLUMNS * 2**LEVEL - 1, ROWS * 2**LEVEL - 1), (100, 3))
+        write_detections(folder / "detections" / f"s_{number:03}.csv", Detections.of([tuple(row) for row in points]))
+
+
+def bands() -> Iterator[NDArray[np.bool_]]:
+    """100,000 x 100,000 px with some 100,000 specks and lesions, in bands of rows."""
+    random = np.random.default_rng(0)
+    for start in range(0, SIDE, BAND):
+        yield discs(min(BAND, SIDE - start), SIDE, 1000, 60.0, random) > 0
+
+
+def peak() -> float:
+    """This process's peak memory in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Print every measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slides", type=int, default=130)
+    slides = parser.parse_args().slides
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
+
+    random = np.random.default_rng(0)
+    reference, submission = random.integers(0, 5, 100), random.integers(0, 5, 100)
+    start = time.perf_counter()
+    score(reference, submission, stages=["a", "b", "c", "d", "e"], resamples=10_000)
+    print(f"kappa, 100 patients, 10,000 resamples: {time.perf_counter() - start:.3f} s")
+
+    frame = Frame(x=0.0, y=0.0, downsample=1.0, shape=(SIDE, SIDE), mpp=0.25)
+    start = time.perf_counter()
+    for _ in bands():
+        pass
+    drawing = time.perf_counter() - start
+    start = time.perf_counter()
+    lesions = measure_mask(bands(), frame, with_holes_filled=True)
+    took = time.perf_counter() - start - drawing
+    print(f"lesions of 10 gigapixels: {len(lesions)} in {took:.1f} s beyond drawing them, peak {peak():.0f} MiB")
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "masks").mkdir()
+        (folder / "detections").mkdir()
+        draw(folder, slides)
+        start = time.perf_counter()
+        found = score_folders(folder / "masks", folder / "detections")
+        print(
+            f"FROC of {slides} slides, all with lesions: {time.perf_counter() - start:.1f} s ({found.to_json()['froc_score']:.4f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
