@@ -33,7 +33,7 @@ import psutil
 import simplejpeg
 from numpy.typing import NDArray
 
-from wsi.geometry import Region, tile_order
+from wsi.geometry import Frame, Region, tile_order
 from wsi.pyramid import write_pyramid
 from wsi.readers.tiff import CACHE_BYTES
 from wsi.slide import Slide
@@ -252,9 +252,27 @@ def measure(path: str, side: int, names: Sequence[str], *, count: int, rounds: i
     in_order: Works = {name: partial(read_all, name, path, ordered) for name in whole}
     in_order["sentinode read_many"] = partial(read_batches, path, ordered, 1)
     compare("The same patches in planned order", in_order, count=4 * count, rounds=rounds, base="openslide")
+    reduced(path, rounds=rounds)
     level = blocks(side)
     passes: Works = {name: partial(read_all, name, path, level) for name in whole}
     compare("A pass over the level in blocks of 2048 px", passes, count=len(level), rounds=rounds, base="openslide")
+
+
+def reduced(path: str, *, rounds: int) -> None:
+    """Ours, the whole slide at once: exact means beside JPEG tiles that the decoder makes smaller."""
+    with Slide.open(path) as slide:
+        height, width = slide.frame.shape
+        coarsest = slide.levels[-1].downsample
+        for factor in (2, 4, 8):
+            side = coarsest * factor
+            shape = int(height / side), int(width / side)
+            frame = Frame(x=0.0, y=0.0, downsample=side, shape=shape, mpp=slide.mpp)
+            works: Works = {
+                "exact": partial(slide.read_frame, frame),
+                "reduced": partial(slide.read_frame, frame, exact=False),
+            }
+            title = f"The whole slide at a downsample of {side:g}, from the level at {coarsest:g}"
+            compare(title, works, count=1, rounds=rounds, base="exact")
 
 
 def into_one(path: str, boxes: Sequence[Box], out: Pixels) -> None:

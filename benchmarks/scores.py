@@ -97,9 +97,8 @@ def main() -> None:
         draw(folder, slides)
         start = time.perf_counter()
         found = score_folders(folder / "masks", folder / "detections")
-        print(
-            f"FROC of {slides} slides, all with lesions: {time.perf_counter() - start:.1f} s ({found.to_json()['froc_score']:.4f})"
-        )
+        took = time.perf_counter() - start
+        print(f"FROC of {slides} slides, all with lesions: {took:.1f} s, score {found.to_json()['froc_score']:.4f}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ wsi.bigtiff
 wsi.tile_encoding
 wsi.tile_stream
 wsi.pyramid
-wsi.convert
+wsi.convert wsi.heatmap_file
 wsi.sparse
 wsi.store
 wsi.lock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from openslide import OpenSlide
 
+from wsi.geometry import Frame
+from wsi.heatmap_file import write_heatmap_tiff
 from wsi.pyramid import write_float, write_mask
+from wsi.raster import Heatmap
 from wsi.slide import Slide
 from wsi.tile_encoding import Compression, Reduction, halve_by_majority, halve_finite
 
@@ -295,3 +299,19 @@ def test_a_tile_of_another_kind_is_refused(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="wanted"):
                 write(tmp_path / "a.tif", width=64, height=64, mpp=None, tile_size=64, tiles=[tile])  # type: ignore[list-item]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_heatmap_is_written_cell_by_cell(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((300, 700), dtype=np.float32)
+    frame = Frame(x=0.0, y=0.0, downsample=64.0, shape=array.shape, mpp=0.25)
+    write_heatmap_tiff(tmp_path / "heat.tif", Heatmap(frame=frame, array=array, tissue=np.ones(array.shape, np.bool_)))
+    with tifffile.TiffFile(tmp_path / "heat.tif") as file:
+        page = file.pages[0]
+        assert isinstance(page, tifffile.TiffPage)
+        np.testing.assert_array_equal(page.asarray(), array)
+        assert page.get_resolution(5)[0] == pytest.approx(1 / 16.0)
+    elsewhere = replace(frame, x=64.0)
+    with pytest.raises(ValueError, match="slide's corner"):
+        write_heatmap_tiff(
+            tmp_path / "b.tif", Heatmap(frame=elsewhere, array=array, tissue=np.ones(array.shape, np.bool_))
+        )

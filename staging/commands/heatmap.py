@@ -19,6 +19,9 @@ def heatmap(
     overlay: Annotated[
         Path | None, typer.Option(help="Also draw it over the slide, as PNG.", show_default=False)
     ] = None,
+    tiff: Annotated[
+        Path | None, typer.Option(help="Also write it as a pyramidal float32 TIFF.", show_default=False)
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Reading threads.", min=1, show_default="one per core")] = None,
     device: Device = "auto",
     slide_mpp: SlideMpp = None,
@@ -32,6 +35,7 @@ def heatmap(
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.inference import infer  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
+    from wsi.heatmap_file import write_heatmap_tiff  # noqa: PLC0415
     from wsi.render import overlay as draw  # noqa: PLC0415  (slow import)
     from wsi.render import save_png, thumbnail  # noqa: PLC0415
     from wsi.slide import Slide  # noqa: PLC0415
@@ -50,6 +54,8 @@ def heatmap(
         )
         made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
         write_heatmap(output, found, made_from)
+        if tiff is not None:
+            write_heatmap_tiff(tiff, found)
         if overlay is not None:
             save_png(overlay, draw(thumbnail(opened), found, threshold=checkpoint.threshold))
         progress.slide(opened.name)
