@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import typer
 import zarr
@@ -319,3 +320,23 @@ def test_wrong_usage_touches_nothing(tmp_path: Path, slides: Path, encoder_file:
     ):
         assert isinstance(call(slides, tmp_path / "out", encoder_file, *more).exception, error)
     assert not (tmp_path / "out").exists()
+
+
+def test_tiles_read_as_white_are_told_by_every_later_call(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    source = next(path for path in sorted(slides.glob("*.tif")) if path.stat().st_size > 10_000)
+    raw = bytearray(source.read_bytes())
+    with tifffile.TiffFile(source) as file:
+        page = file.pages[0]
+        assert isinstance(page, tifffile.TiffPage)
+        index = max(range(len(page.databytecounts)), key=lambda at: page.databytecounts[at])  # tissue, surely
+        start, count = page.dataoffsets[index], page.databytecounts[index]
+    raw[start : start + count] = bytes(count)
+    (folder / source.name).write_bytes(raw)
+    told = []
+    for _ in range(2):
+        done = call(folder, tmp_path / "out", encoder_file, "--on-bad-tile", "white", "--mpp", "2")
+        assert done.exit_code == 0, done.output
+        told.append(json.loads(done.stdout)["bad_tiles"])
+    assert told[0] == told[1] != {}

@@ -112,6 +112,7 @@ staging.submission staging.review
 staging.analysis
 staging.report
 staging.cohort
+staging.feature_run
 staging.fitting staging.training_run
 staging.cross_validation staging.demo
 staging.commands.options

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from staging.commands.options import Device, OnBadTile, SlideMpp, Workers
 
-log = logging.getLogger(__name__)
-
 EXIT_QUARANTINED = 3
 _FORMAT = 1
-_MASK = "find_tissue at 16 um/px"
-_SETTINGS = "features.json"
 
 Three = tuple[float, float, float]
 
@@ -70,6 +61,13 @@ def features(
     """
     from staging.camelyon import find_slides  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415
+    from staging.feature_run import (  # noqa: PLC0415
+        MASK,
+        FeatureTask,
+        LoadedEncoder,
+        check_settings,
+        encode_slides,
+    )
     from wsi.cnn.encoder import load_encoder  # noqa: PLC0415  (loads torch)
     from wsi.cnn.features import TileGeometry  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
@@ -89,7 +87,7 @@ def features(
         "encoder": probed.to_json(),
         "tiles": geometry.to_json(),
         "precision": precision,
-        "mask": _MASK,
+        "mask": MASK,
         "slide_mpp": slide_mpp,
         "on_bad_tile": on_bad_tile,
     }
@@ -114,8 +112,8 @@ def features(
         )
         for slide in found
     ]
-    _check_settings(output, settings)
-    done, failures = _encode_all(tasks, output, settings, processes=processes)
+    check_settings(output, settings)
+    done, failures = encode_slides(tasks, output, settings, processes=processes)
     typer.echo(
         json.dumps(
             {
@@ -132,187 +130,3 @@ def features(
     )
     if failures:
         raise typer.Exit(EXIT_QUARANTINED)
-
-
-def _encode_all(
-    tasks: Sequence[FeatureTask], output: Path, settings: dict[str, Any], *, processes: int
-) -> tuple[list[FeatureResult], list[tuple[str, str, str, str]]]:
-    """What was made, and (slide, path, stage, reason) of what could not be."""
-    from staging.cluster import each  # noqa: PLC0415  (slow import)
-    from staging.progress import CohortProgress  # noqa: PLC0415
-    from staging.tables import csv_text  # noqa: PLC0415
-    from wsi.errors import CheckpointError, StorageError  # noqa: PLC0415
-    from wsi.lock import OutputLock  # noqa: PLC0415
-    from wsi.store import atomic_text, json_text, sweep  # noqa: PLC0415
-
-    done: list[FeatureResult] = []
-    failures: list[tuple[str, str, str, str]] = []
-    with OutputLock(output), CohortProgress(len(tasks), verb="slides encoded") as progress:
-        sweep(output)
-        atomic_text(output / _SETTINGS, json_text(settings))
-        for task, outcome in each(encode_slide, tasks, workers=processes, on_tiles=progress.tiles):
-            if isinstance(outcome, StorageError | CheckpointError | ConnectionError):
-                raise outcome
-            if isinstance(outcome, FeatureResult):
-                done.append(outcome)
-                progress.slide(task.name, f"{outcome.tiles} tiles")
-                continue
-            stage = getattr(outcome, "place", None) or "worker"
-            reason = getattr(outcome, "reason", None) or str(outcome) or type(outcome).__name__
-            failures.append((task.name, str(task.path), stage, reason))
-            progress.slide(task.name, f"quarantined at {stage}: {reason}")
-        failures.sort()
-        atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "stage", "reason"), failures))
-    return sorted(done, key=lambda one: one.name), failures
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedEncoder:
-    """What a worker needs to load the encoder once for all its slides; digest is that of the file at the start."""
-
-    path: Path
-    digest: str
-    size_px: int
-    mean: Three
-    std: Three
-    device: str
-    trust: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureTask:
-    """What a worker needs to know of one slide; output is the Zarr folder."""
-
-    path: Path
-    name: str
-    output: Path
-    encoder: LoadedEncoder
-    mpp: float
-    stride_px: int
-    precision: Literal["float16", "float32"]
-    batch: int | None
-    threads: int
-    slide_mpp: float | None
-    on_bad_tile: Literal["raise", "white"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureResult:
-    """How many tiles of a slide were encoded, whether by an earlier call, and how many read as white."""
-
-    name: str
-    tiles: int
-    was_there: bool
-    bad_tiles: int
-
-
-def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -> FeatureResult:
-    """Make the features of a slide unless they are there.
-
-    Raises:
-        SlideFaultError: the slide is at fault; its place is the stage.
-        StorageError: the output side is at fault.
-        CheckpointError: the encoder is at fault.
-    """
-    from wsi.cnn.features import (  # noqa: PLC0415  (loads torch)
-        TileGeometry,
-        features_provenance,
-        read_features,
-        write_features,
-    )
-    from wsi.errors import ArtefactError  # noqa: PLC0415
-    from wsi.slide import Slide  # noqa: PLC0415
-    from wsi.store import provenance_of  # noqa: PLC0415
-    from wsi.tissue import find_tissue  # noqa: PLC0415
-
-    encoder = _encoder(task.encoder)
-    geometry = TileGeometry(mpp=task.mpp, size_px=encoder.size_px, stride_px=task.stride_px)
-    with _stage(task, "open"):
-        slide = Slide.open(task.path, mpp=task.slide_mpp, on_bad_tile=task.on_bad_tile)
-    with slide:
-        with _stage(task, "open"):
-            made_from = features_provenance(
-                slide.fingerprint(), encoder, geometry, mask=_MASK, precision=task.precision
-            ) | {"slide_mpp": task.slide_mpp, "on_bad_tile": task.on_bad_tile}
-        if provenance_of(task.output) == made_from:
-            with suppress(ArtefactError):  # what is damaged is made again
-                return FeatureResult(name=task.name, tiles=len(read_features(task.output)), was_there=True, bad_tiles=0)
-        with _stage(task, "tissue"):
-            tissue = find_tissue(slide)
-        with _stage(task, "features"):
-            count = write_features(
-                task.output,
-                slide,
-                encoder,
-                tissue=tissue,
-                geometry=geometry,
-                provenance=made_from,
-                precision=task.precision,
-                batch=task.batch,
-                workers=task.threads,
-                on_tiles=lambda done, total: on_tiles(task.name, done, total),
-            )
-        return FeatureResult(name=task.name, tiles=count, was_there=False, bad_tiles=len(slide.bad_tiles))
-
-
-@lru_cache(maxsize=1)
-def _encoder(wanted: LoadedEncoder) -> Any:  # noqa: ANN401  (an Encoder, imported late)
-    from wsi.cnn.encoder import load_encoder  # noqa: PLC0415  (loads torch)
-    from wsi.errors import CheckpointError  # noqa: PLC0415
-
-    encoder = load_encoder(
-        wanted.path,
-        size_px=wanted.size_px,
-        mean=wanted.mean,
-        std=wanted.std,
-        device=wanted.device,
-        trust=wanted.trust,
-    )
-    if encoder.digest != wanted.digest:
-        raise CheckpointError(wanted.path, "changed while the slides were encoded", mend="start again")
-    return encoder
-
-
-@contextmanager
-def _stage(task: FeatureTask, stage: str) -> Iterator[None]:
-    """Say at which stage a slide failed; failures of the output side and of the encoder pass unchanged."""
-    from staging.analysis import SlideFaultError  # noqa: PLC0415  (slow import)
-    from wsi.errors import CheckpointError, PathologyError, StorageError  # noqa: PLC0415
-
-    try:
-        yield
-    except (StorageError, CheckpointError):
-        raise
-    except Exception as error:
-        log.debug("%s failed at %s", task.name, stage, exc_info=True)
-        reason = str(error) if isinstance(error, PathologyError) else f"unexpected {type(error).__name__}: {error}"
-        raise SlideFaultError(task.path, reason, place=stage) from error
-
-
-def _check_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Refuse a directory of other settings before anything is touched."""
-    from staging.config import differences  # noqa: PLC0415  (slow import)
-    from staging.errors import ConfigurationError  # noqa: PLC0415
-
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise ConfigurationError(output, "is a file", mend="name a directory")
-    path = output / _SETTINGS
-    if not path.exists():
-        strangers = [entry.name for entry in output.iterdir() if not entry.name.startswith(".")]
-        if strangers:
-            raise ConfigurationError(output, f"holds {strangers[0]} but no {_SETTINGS}", mend="name an empty directory")
-        return
-    try:
-        theirs = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(path, f"cannot be read: {error}", mend="choose another output") from error
-    # as JSON reads it, so that tuples and lists are alike
-    found = differences(json.loads(json.dumps(settings)), theirs)
-    if found:
-        raise ConfigurationError(
-            output,
-            f"was made with other settings: {'; '.join(found)}",
-            mend="choose another output, or the same settings; nothing was touched",
-        )
