@@ -56,10 +56,10 @@ def draw(folder: Path, slides: int) -> None:
 
 
 def bands() -> Iterator[NDArray[np.bool_]]:
-    """100,000 x 100,000 px with some 100,000 specks and lesions, in bands of rows."""
+    """100,000 x 100,000 px with some 5,000 specks and lesions, in bands of rows."""
     random = np.random.default_rng(0)
     for start in range(0, SIDE, BAND):
-        yield discs(min(BAND, SIDE - start), SIDE, 1000, 60.0, random) > 0
+        yield discs(min(BAND, SIDE - start), SIDE, 50, 120.0, random) > 0
 
 
 def peak() -> float:

@@ -108,7 +108,7 @@ staging.mask_files staging.lesion_settings
 staging.lesion_files staging.cell_counts staging.learned_labels
 staging.patch_output staging.patch_progress
 staging.sampling
-staging.submission staging.review
+staging.submission staging.review staging.mask_drawing
 staging.analysis
 staging.report
 staging.cohort

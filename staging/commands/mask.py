@@ -3,65 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from staging.commands.options import Workers
 
 if TYPE_CHECKING:
-    from annotations.annotation import Role
-    from staging.cluster import TileNews
-    from wsi.geometry import Frame
+    from staging.mask_drawing import MaskJob
 
 _FILES = (".tif", ".tiff", ".btf")
 EXIT_FATAL, EXIT_SOME_FAILED = 1, 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskRecipe:
-    """How every mask of a call is made.
-
-    Attributes:
-        size: (width, height) of level 0 in px where there is no slide.
-        slide_mpp: um per level-0 px in place of what the slide says, or of a slide that is not there.
-        mpp: um per pixel of the mask; None with ``level`` None is level 0.
-        level: the level of the slide whose grid the mask has.
-        values: see write_annotation_mask, as the following ones.
-        reduce: how coarse pixels come from level 0.
-        tile_size: side of a tile in px.
-        compression: of the tiles.
-        groups: roles of further groups.
-        allows_empty: a mask without tumour is no error.
-        threads: per slide.
-    """
-
-    size: tuple[int, int] | None
-    slide_mpp: float | None
-    mpp: float | None
-    level: int | None
-    values: Literal["0/255", "asap", "0/1"]
-    reduce: Literal["max", "centre"]
-    tile_size: int
-    compression: Literal["deflate", "lzw", "zstd"]
-    groups: dict[str, Role]
-    allows_empty: bool
-    threads: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    contours: Path
-    slide: Path | None
-    slides: Path | None  # where the slide of the contours' name was looked for
-    target: Path
-    recipe: MaskRecipe
 
 
 def mask(
@@ -122,6 +78,7 @@ def mask(
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415
+    from staging.mask_drawing import MaskJob, MaskRecipe  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     _check(slide=slide, slides=slides, size=size, mpp=mpp, out_mpp=out_mpp, out_level=out_level, tile_size=tile_size)
@@ -145,7 +102,7 @@ def mask(
     )
     found = _slides_by_name(slides)
     jobs = [
-        _Job(contours=file, slide=slide or found.get(file.stem.lower()), slides=slides, target=target, recipe=recipe)
+        MaskJob(contours=file, slide=slide or found.get(file.stem.lower()), slides=slides, target=target, recipe=recipe)
         for file, target in zip(files, targets, strict=True)
     ]
     _refuse_overwriting(jobs)
@@ -154,7 +111,7 @@ def mask(
         raise typer.Exit(EXIT_FATAL if failures == len(jobs) else EXIT_SOME_FAILED)
 
 
-def _draw_all(jobs: Sequence[_Job], workers: int) -> int:
+def _draw_all(jobs: Sequence[MaskJob], workers: int) -> int:
     """Make all masks, print what came of each and return how many failed.
 
     Raises:
@@ -162,6 +119,7 @@ def _draw_all(jobs: Sequence[_Job], workers: int) -> int:
         StorageError: the output side failed.
     """
     from staging.cluster import each  # noqa: PLC0415  (slow import)
+    from staging.mask_drawing import draw_mask  # noqa: PLC0415
     from staging.progress import CohortProgress  # noqa: PLC0415
     from wsi.errors import StorageError  # noqa: PLC0415
 
@@ -180,83 +138,6 @@ def _draw_all(jobs: Sequence[_Job], workers: int) -> int:
                 progress.slide(job.contours.name)
                 typer.echo(json.dumps(outcome, ensure_ascii=False))
     return failures
-
-
-def draw_mask(job: _Job, news: TileNews) -> dict[str, Any]:
-    """Make one mask.
-
-    Returns:
-        ``mask`` and ``annotations`` (paths), ``size`` (width, height in px) and ``mpp`` (um per px or None) of the
-        mask's finest level, ``values``, ``tumour_px`` and ``tumour_mm2`` (None without mpp): the pixels of that level
-        that are tumour and their area.
-
-    Raises:
-        AnnotationError: the file is missing or bad, has no tumour, an unknown group, or does not fit the slide.
-        SlideError: the slide is bad, or its resolution is needed and unknown.
-        CohortError: there is no slide of that name.
-        StorageError: the mask cannot be written.
-    """
-    from annotations.annotation import Role  # noqa: PLC0415  (slow import)
-    from annotations.formats import read_annotations  # noqa: PLC0415
-    from annotations.groups import require_role  # noqa: PLC0415
-    from annotations.mask_file import write_annotation_mask  # noqa: PLC0415
-    from annotations.polygons import check_within  # noqa: PLC0415
-
-    recipe = job.recipe
-    drawn = read_annotations(job.contours, recipe.groups)
-    if not recipe.allows_empty:
-        require_role(drawn, Role.TUMOUR, job.contours)
-    (width, height), frame = _grid(job)
-    check_within(drawn, width, height, path=job.contours)
-    done = write_annotation_mask(
-        job.target,
-        drawn,
-        frame,
-        values=recipe.values,
-        reduce=recipe.reduce,
-        tile_size=recipe.tile_size,
-        compression=recipe.compression,
-        workers=recipe.threads,
-        on_tiles=lambda number, total: news(job.contours.stem, number, total),
-    )
-    pixel_um = None if frame.mpp is None else frame.pixel_um
-    return {
-        "mask": str(job.target),
-        "annotations": str(job.contours),
-        "size": [frame.shape[1], frame.shape[0]],
-        "mpp": pixel_um,
-        "values": recipe.values,
-        "tumour_px": done.tumour_px,
-        "tumour_mm2": None if pixel_um is None else done.tumour_px * pixel_um**2 / 1e6,
-    }
-
-
-def _grid(job: _Job) -> tuple[tuple[int, int], Frame]:
-    """(width, height) of level 0 in px, and the grid of the mask."""
-    from staging.errors import CohortError  # noqa: PLC0415
-    from wsi.errors import SlideError  # noqa: PLC0415
-    from wsi.geometry import Frame  # noqa: PLC0415
-    from wsi.slide import Slide  # noqa: PLC0415  (slow import)
-
-    recipe = job.recipe
-    if recipe.size is not None:
-        width, height = recipe.size
-        downsample = 1.0 if recipe.mpp is None or recipe.slide_mpp is None else recipe.mpp / recipe.slide_mpp
-        rows, columns = (max(1, math.ceil(side / downsample * (1 - 1e-12))) for side in (height, width))
-        return recipe.size, Frame(x=0.0, y=0.0, downsample=downsample, shape=(rows, columns), mpp=recipe.slide_mpp)
-    if job.slide is None:
-        raise CohortError(
-            job.contours, f"there is no slide {job.contours.stem} in {job.slides}", mend="name its folder with --slides"
-        )
-    with Slide.open(job.slide, mpp=recipe.slide_mpp) as slide:
-        rows, columns = slide.frame.shape
-        if recipe.mpp is not None:
-            return (columns, rows), slide.frame_at(recipe.mpp)
-        level = recipe.level or 0
-        if level >= len(slide.levels):
-            last = len(slide.levels) - 1
-            raise SlideError(slide.path, f"has no level {level}", mend=f"--out-level goes from 0 to {last}")
-        return (columns, rows), slide.frame_of(level)
 
 
 def _check(
@@ -347,7 +228,7 @@ def _slides_by_name(folder: Path | None) -> dict[str, Path]:
     return {} if folder is None else {slide.name.lower(): slide.path for slide in find_slides(folder)}
 
 
-def _refuse_overwriting(jobs: Sequence[_Job]) -> None:
+def _refuse_overwriting(jobs: Sequence[MaskJob]) -> None:
     from staging.errors import ConfigurationError  # noqa: PLC0415
     from wsi.convert import is_same_file  # noqa: PLC0415  (slow import)
 
@@ -368,7 +249,7 @@ def _make(folder: Path) -> None:
         ) from error
 
 
-def _line(job: _Job, error: BaseException) -> str:
+def _line(job: MaskJob, error: BaseException) -> str:
     """An error in one line that names the file."""
     from wsi.errors import PathologyError  # noqa: PLC0415
 
