@@ -15,13 +15,15 @@ from annotations.errors import PatchStoreError
 from annotations.patches import PatchBatch
 from annotations.sparse_store import TABLE, read_pixels
 from wsi.errors import ArtefactError
+from wsi.patch_reading import PassPlan
 from wsi.store import DONE, publish, verify
 
 _KIND = "sentinode patches"
 _CHUNK_PATCHES = 8  # compressed together, and so read together
 _SHARD_BYTES = 64 * 2**20  # of pixels in one file
+_RUN, _WINDOW = 64, 1024  # patches in a run, and read at a time: see PassPlan
 _NO_CENTRE = -1
-_TEXTS = ("slide", "patient", "kind")
+_TEXTS = ("slide", "patient", "kind", "split")
 _NUMBERS = ("centre", "x", "y", "tumour_fraction")
 
 
@@ -33,8 +35,8 @@ class PatchSet:
         images: uint8 (n, side, side, 3), RGB.
         targets: uint8 (n, side, side): 1 tumour, 0 anything else, 255 not known.
         mpp: um per pixel.
-        table: columns of n: slide, patient, kind (text); centre (-1 unknown); x, y (level-0 px of the outer corner of
-            pixel (0, 0)); tumour_fraction.
+        table: columns of n: slide, patient, kind, split (text); centre (-1 unknown); x, y (level-0 px of the outer
+            corner of pixel (0, 0)); tumour_fraction.
     """
 
     images: NDArray[np.uint8]
@@ -87,11 +89,24 @@ def read_patches(path: str | Path) -> PatchSet:
         PatchStoreError: there is none, or it is incomplete, damaged or something else.
         PathologyError: a sparse slide or its contours cannot be read.
     """
-    import zarr  # noqa: PLC0415  (slow import)
-
     path = Path(path)
     if (path / TABLE).is_file():
         return _read_sparse(path)
+    store = open_store(path)
+    rows = np.arange(len(store))
+    images = np.empty((len(rows), store.size_px, store.size_px, 3), np.uint8)
+    store.pixels(rows).read(rows, out=images, workers=1)
+    return PatchSet(images=images, targets=store.targets(rows), mpp=store.mpp, table=store.table)
+
+
+def open_store(path: Path) -> PatchStore:
+    """A published Zarr store, after comparing every file with its sha256.
+
+    Raises:
+        PatchStoreError: there is none, or it is incomplete, damaged or something else.
+    """
+    import zarr  # noqa: PLC0415  (slow import)
+
     if not (path / DONE).is_file():
         raise PatchStoreError(
             path, f"is no complete patch store: it has no {DONE}", mend="make it with sentinode patches"
@@ -99,21 +114,90 @@ def read_patches(path: str | Path) -> PatchSet:
     try:
         verify(path)
         group: Any = zarr.open_group(path, mode="r")
-        is_ours = group.attrs.get("kind") == _KIND
-        patches, count = _read_group(group) if is_ours else (None, 0)
+        store = PatchStore(group) if group.attrs.get("kind") == _KIND else None
     except ArtefactError as error:
         raise PatchStoreError(error.path, error.reason, place=error.place, mend="make the patches again") from error
     except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
         raise PatchStoreError(path, f"is no readable patch store: {error}", mend="make it again") from error
-    if patches is None:
+    if store is None:
         raise PatchStoreError(path, "is another kind of artefact", mend="make patches with sentinode patches")
-    side = patches.size_px
-    shapes = {(count, side, side, 3): patches.images, (count, side, side): patches.targets}
-    if not (math.isfinite(patches.mpp) and patches.mpp > 0) or any(
-        array.shape != shape for shape, array in shapes.items()
-    ):
+    if not store.is_whole:
         raise PatchStoreError(path, "its parts do not belong together", mend="make it again")
-    return patches
+    return store
+
+
+class PatchStore:
+    """A published Zarr store whose pixels are read when they are wanted; open it with ``open_store``.
+
+    Attributes:
+        mpp: um per pixel.
+        size_px: side of the patches.
+        table: as of PatchSet.
+    """
+
+    def __init__(self, group: Any) -> None:  # noqa: ANN401  (zarr's groups are not typed)
+        self._images, self._targets = group["images"], group["targets"]
+        self.mpp, self.size_px = float(group.attrs["mpp"]), int(group.attrs["size_px"])
+        self.table = {name: _read_column(group["table"][name]) for name in (*_TEXTS, *_NUMBERS)}
+        self._count = int(group.attrs["count"])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether pixels, classes and resolution are as they have to be."""
+        shape = (self._count, self.size_px, self.size_px)
+        is_right = (self._images.shape, self._targets.shape) == ((*shape, 3), shape)
+        return is_right and math.isfinite(self.mpp) and self.mpp > 0
+
+    def __len__(self) -> int:
+        return int(self._images.shape[0])
+
+    def targets(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Uint8 (n, side, side) of some patches."""
+        return np.asarray(self._targets.oindex[rows])
+
+    def pixels(self, rows: NDArray[np.int64]) -> ZarrPixels:
+        """The pixels of some patches, to be read later."""
+        return ZarrPixels(self._images, rows)
+
+
+class ZarrPixels:
+    """Patches of a Zarr array, as ``wsi.patch_windows`` reads them.
+
+    Args:
+        images: the array, uint8 (m, side, side, 3).
+        rows: int (n,), which of its patches.
+    """
+
+    def __init__(self, images: Any, rows: NDArray[np.int64]) -> None:  # noqa: ANN401  (zarr's arrays are not typed)
+        self._images, self._rows = images, rows
+
+    @property
+    def size_px(self) -> int:
+        """Side of the patches."""
+        return int(self._images.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def plan(self) -> PassPlan:
+        """Patches that are compressed together are read together."""
+        chunk = self._rows // int(self._images.chunks[0])
+        clusters = np.split(np.arange(len(self._rows)), np.flatnonzero(np.diff(chunk)) + 1)
+        return PassPlan(clusters=tuple(clusters), slide_of=np.zeros(len(clusters), np.int32), run=_RUN, window=_WINDOW)
+
+    def read(self, indices: NDArray[np.int64], *, out: NDArray[np.uint8], workers: int) -> None:
+        """Fill ``out``; Zarr has threads of its own.
+
+        Raises:
+            PatchStoreError: a part is damaged.
+        """
+        del workers
+        try:
+            out[...] = self._images.oindex[self._rows[indices]]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise PatchStoreError(
+                self._images.store_path, f"has a damaged part: {error}", mend="make the patches again"
+            ) from error
 
 
 def join_patches(sets: Sequence[PatchSet]) -> PatchSet:
@@ -140,16 +224,6 @@ def _read_sparse(path: Path) -> PatchSet:
     return PatchSet(images=images, targets=targets, mpp=found.mpp, table=table)
 
 
-def _read_group(group: Any) -> tuple[PatchSet, int]:  # noqa: ANN401
-    patches = PatchSet(
-        images=np.asarray(group["images"][...]),
-        targets=np.asarray(group["targets"][...]),
-        mpp=float(group.attrs["mpp"]),
-        table={name: _read_column(group["table"][name]) for name in (*_TEXTS, *_NUMBERS)},
-    )
-    return patches, int(group.attrs["count"])
-
-
 def _common(path: Path, batches: Sequence[PatchBatch]) -> tuple[float, int]:
     if not any(batch.kinds for batch in batches):
         raise PatchStoreError(path, "there are no patches to store", mend="draw some, or look why none were found")
@@ -168,6 +242,7 @@ def _columns(batches: Sequence[PatchBatch]) -> dict[str, NDArray[Any]]:
         columns["slide"] += [batch.slide] * count
         columns["patient"] += [batch.patient] * count
         columns["kind"] += batch.kinds
+        columns["split"] += [batch.split] * count
         columns["centre"] += [_NO_CENTRE if batch.centre is None else batch.centre] * count
         columns["x"] += batch.x.tolist()
         columns["y"] += batch.y.tolist()

@@ -7,10 +7,9 @@ metastasis that fills the node. Everything follows from the seed and the slide's
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +17,38 @@ from numpy.typing import NDArray
 from annotations.annotation import Annotation
 from annotations.errors import SamplingError
 from annotations.lesion_sites import LesionSite, find_sites
-from annotations.patch_labels import IGNORE, LabelRule, PatchClass, PatchLabels
-from wsi.geometry import Frame
+from annotations.patch_labels import LabelRule, PatchLabels
+from annotations.patch_sampler import (
+    BACKGROUND,
+    BORDER,
+    HARD,
+    KINDS,
+    NEAR,
+    NORMAL,
+    TUMOUR,
+    HardChoice,
+    PatchPlace,
+    PatchSampler,
+)
 from wsi.patch_reading import read_patches
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 
-TUMOUR, BORDER, NORMAL, NEAR, BACKGROUND, HARD = KINDS = ("tumour", "border", "normal", "near", "background", "hard")
-
-_TRIES = 20  # places looked at for one patch before it is given up
-_INK_CANDIDATES = 6  # of so many places off the tissue the darkest is taken: ink, dust, the slide's edge
-_IGNORED_AT_MOST = 0.5
-_HARD_FROM = 0.5  # of probability: where a model calls normal tissue tumour
+__all__ = [
+    "BACKGROUND",
+    "BORDER",
+    "HARD",
+    "KINDS",
+    "NEAR",
+    "NORMAL",
+    "TUMOUR",
+    "HardChoice",
+    "PatchBatch",
+    "PatchPlace",
+    "Shares",
+    "draw_places",
+    "sample_patches",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,26 +76,6 @@ class Shares:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PatchPlace:
-    """Where a patch was drawn, without its pixels.
-
-    Attributes:
-        kind: one of KINDS: what was looked for.
-        frame: of the patch, on its slide.
-        target: uint8 (side, side): 1 tumour, 0 anything else, 255 not known.
-        label: its class by the rule that was asked for.
-        lesion: which of the slide's lesions (outlines at most MERGE_UM apart are one) it was drawn for, in the order of
-            the annotations; None for none.
-    """
-
-    kind: str
-    frame: Frame
-    target: NDArray[np.uint8]
-    label: PatchClass
-    lesion: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PatchBatch:
     """Patches of one slide.
 
@@ -88,6 +87,7 @@ class PatchBatch:
         targets: uint8 (n, side, side): 1 tumour, 0 anything else, 255 not known.
         x, y: float64 (n,), level-0 position of the outer corner of pixel (0, 0).
         kinds: n of KINDS.
+        split: of the patient (train, validation, test, or a fold).
     """
 
     slide: str
@@ -99,6 +99,7 @@ class PatchBatch:
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     kinds: tuple[str, ...]
+    split: str = "train"
 
     def __post_init__(self) -> None:
         count, side = self.targets.shape[0], self.targets.shape[1]
@@ -129,6 +130,7 @@ def draw_places(
     shares: Shares | None = None,
     mistakes: Heatmap | None = None,
     count_hard: int = 0,
+    hard_choice: HardChoice = "even",
     rule: LabelRule | None = None,
 ) -> Iterator[PatchPlace]:
     """Draw the places of labelled patches on one slide.
@@ -152,6 +154,10 @@ def draw_places(
         shares: of the kinds of patches.
         mistakes: what a model found on the slide; hard patches lie where it calls normal tissue tumour.
         count_hard: hard patches without tumour; 0 without ``mistakes``.
+        hard_choice: ``even`` draws them evenly from the cells with a probability of at least 0.5. ``worst`` takes these
+            cells by falling probability, equal ones row by row from the top left: the patch is centred on its cell, as
+            far as it stays on the slide, and begins at least half a side away, along x or y, from every hard patch
+            before it, so that one blob of false positives does not take all places. Chance has no part in it.
         rule: when a patch is tumour; by default when it shows any.
 
     Raises:
@@ -159,7 +165,10 @@ def draw_places(
             wanted without drawn tumour; normal patches wanted from a partly annotated slide.
         ResolutionError: the slide's mpp is not known.
         TileError: a tile is damaged.
+        ValueError: ``hard_choice`` is neither even nor worst.
     """
+    if hard_choice not in get_args(HardChoice):
+        raise ValueError(f"hard patches are chosen even or worst, got {hard_choice!r}")
     shares = shares or Shares()
     labels = PatchLabels.of(annotations or (), is_partial=partly_annotated)
     whole = slide.frame_at(mpp)
@@ -171,7 +180,7 @@ def draw_places(
         raise SamplingError(
             slide.path, "tumour patches are wanted but no tumour is drawn", mend="check the groups of its annotations"
         )
-    sampler = _Sampler(
+    sampler = PatchSampler(
         slide=slide,
         whole=whole,
         size_px=size_px,
@@ -189,7 +198,7 @@ def draw_places(
     yield from sampler.near(tissue, near)
     yield from sampler.background(tissue, background)
     if mistakes is not None:
-        yield from sampler.hard(mistakes, count_hard)
+        yield from sampler.hard(mistakes, count_hard, choice=hard_choice)
 
 
 def sample_patches(
@@ -207,6 +216,7 @@ def sample_patches(
     shares: Shares | None = None,
     mistakes: Heatmap | None = None,
     count_hard: int = 0,
+    hard_choice: HardChoice = "even",
     rule: LabelRule | None = None,
     patient: str | None = None,
     centre: int | None = None,
@@ -227,6 +237,7 @@ def sample_patches(
         shares: see there.
         mistakes: see there.
         count_hard: see there.
+        hard_choice: see there.
         rule: see there.
         patient: written into the batch; the slide's name where None.
         centre: written into the batch.
@@ -251,6 +262,7 @@ def sample_patches(
             shares=shares,
             mistakes=mistakes,
             count_hard=count_hard,
+            hard_choice=hard_choice,
             rule=rule,
         )
     )
@@ -267,153 +279,6 @@ def sample_patches(
         y=y,
         kinds=tuple(place.kind for place in found),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Sampler:
-    """Draws places until they hold what their kind promises."""
-
-    slide: Slide
-    whole: Frame
-    size_px: int
-    sites: tuple[LesionSite, ...]
-    labels: PatchLabels
-    rule: LabelRule
-    turns: Literal["lesion", "area"]
-    rng: np.random.Generator
-
-    def tumour(self, count: int, *, count_border: int) -> Iterator[PatchPlace]:
-        """Inner and border patches; the lesions take turns."""
-        # An outline goes near the centre of its patch; a deposit lies anywhere in the middle half, or at the centre
-        # where that decides the class.
-        jitter = 0 if self.rule.kind == "centre" else 1 / 4
-        for number, lesion in enumerate(self._turns(count + count_border)):
-            site, place = self.sites[lesion], None
-            if number < count_border:
-                place = self._first(BORDER, partial(site.border_point, self.rng), 1 / 16, _has_border, lesion)
-            place = place or self._first(TUMOUR, partial(site.inner_point, self.rng), jitter, _has_tumour, lesion)
-            if place:
-                yield place
-
-    def normal(self, tissue: Mask, count: int) -> Iterator[PatchPlace]:
-        """Anywhere on the tissue."""
-        yield from self._from_cells(NORMAL, tissue.frame, tissue.array, count)
-
-    def near(self, tissue: Mask, count: int) -> Iterator[PatchPlace]:
-        """On the tissue, half a patch to two patches from an outline."""
-        for lesion in self._turns(count):
-            site = self.sites[lesion]
-            if place := self._first(NEAR, partial(self._beside, site, tissue), 0, _is_normal, lesion):
-                yield place
-
-    def hard(self, mistakes: Heatmap, count: int) -> Iterator[PatchPlace]:
-        """Around cells that a model takes for tumour; what holds tumour is left out as in every normal patch."""
-        yield from self._from_cells(HARD, mistakes.frame, mistakes.array >= _HARD_FROM, count)
-
-    def background(self, tissue: Mask, count: int) -> Iterator[PatchPlace]:
-        """Half on the edge of the tissue, half off it, where of some places the darkest is taken."""
-        on_edge = count - count // 2
-        yield from self._from_cells(BACKGROUND, tissue.frame, _edge(tissue.array), on_edge)
-        for _ in range(count // 2):
-            places = [
-                place
-                for place in self._from_cells(BACKGROUND, tissue.frame, ~tissue.array, _INK_CANDIDATES)
-                if not self.slide.is_missing(place.frame)
-            ]
-            if places:
-                yield min(places, key=lambda place: int(self.slide.read_frame(place.frame).array.sum(dtype=np.int64)))
-
-    def _beside(self, site: LesionSite, tissue: Mask) -> tuple[float, float] | None:
-        x, y = site.border_point(self.rng)
-        angle = self.rng.uniform(0, 2 * np.pi)
-        reach = self.rng.uniform(0.5, 2.0) * self.size_px * self.whole.downsample
-        x, y = x + reach * float(np.cos(angle)), y + reach * float(np.sin(angle))
-        return (x, y) if _holds(tissue, x, y) else None
-
-    def _turns(self, count: int) -> Iterator[int]:
-        """Numbers of lesions: in random order, each once before any comes again; or as often as they are large."""
-        if self.turns == "area" and self.sites:
-            area = np.array([(site.side**2).sum() for site in self.sites])
-            yield from self.rng.choice(len(area), count, p=area / area.sum()).tolist()
-            return
-        order: list[int] = []
-        for _ in range(count):
-            order = order or self.rng.permutation(len(self.sites)).tolist()
-            yield order.pop()
-
-    def _from_cells(self, kind: str, frame: Frame, cells: NDArray[np.bool_], count: int) -> Iterator[PatchPlace]:
-        chosen = np.flatnonzero(cells)
-        if not len(chosen):
-            return
-
-        def place() -> tuple[float, float]:
-            row, column = divmod(int(self.rng.choice(chosen)), cells.shape[1])
-            jitter = self.rng.uniform(0, 1, 2)
-            return frame.x + (column + jitter[0]) * frame.downsample, frame.y + (row + jitter[1]) * frame.downsample
-
-        for _ in range(count):
-            if found := self._first(kind, place, 0, _is_normal, None):
-                yield found
-
-    def _first(
-        self,
-        kind: str,
-        place: Callable[[], tuple[float, float] | None],
-        jitter: float,
-        keeps: Callable[[NDArray[np.uint8]], bool],
-        lesion: int | None,
-    ) -> PatchPlace | None:
-        """The first of some places that is as it should be; ``jitter`` in sides of a patch, to each side."""
-        wanted: PatchClass = "tumour" if kind in (TUMOUR, BORDER) else "normal"
-        for _ in range(_TRIES):
-            point = place()
-            shift = self.rng.uniform(-jitter, jitter, 2) * self.size_px
-            if point is None:
-                continue
-            frame = self._around(*point, shift)
-            target = self.labels.target(frame)
-            if keeps(target) and self.labels.class_of(frame, target, self.rule) == wanted:
-                return PatchPlace(kind=kind, frame=frame, target=target, label=wanted, lesion=lesion)
-        return None
-
-    def _around(self, x: float, y: float, shift: NDArray[np.float64]) -> Frame:
-        """The patch on the slide's grid whose centre is nearest to a level-0 position, kept on the slide."""
-        row, column = self.whole.fractions(x, y)
-        first_row, first_column = (
-            _kept(float(at) + float(by) - self.size_px / 2, side - self.size_px)
-            for at, by, side in zip((row, column), shift, self.whole.shape, strict=True)
-        )
-        return self.whole.window(row=first_row, column=first_column, height=self.size_px, width=self.size_px)
-
-
-def _kept(start: float, last: int) -> int:
-    """A patch's first row or column: 0 to ``last``; a slide smaller than a patch lies in its middle."""
-    return last // 2 if last < 0 else min(max(round(start), 0), last)
-
-
-def _has_tumour(target: NDArray[np.uint8]) -> bool:
-    return bool((target == 1).any())
-
-
-def _has_border(target: NDArray[np.uint8]) -> bool:
-    return bool((target == 1).any() and (target == 0).any())
-
-
-def _is_normal(target: NDArray[np.uint8]) -> bool:
-    return not (target == 1).any() and bool((target == IGNORE).mean() <= _IGNORED_AT_MOST)
-
-
-def _holds(mask: Mask, x: float, y: float) -> bool:
-    row, column = (int(np.floor(at)) for at in mask.frame.fractions(x, y))
-    rows, columns = mask.array.shape
-    return 0 <= row < rows and 0 <= column < columns and bool(mask.array[row, column])
-
-
-def _edge(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Tissue cells with a neighbour, above, below, left or right, that is none."""
-    padded = np.pad(tissue, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return tissue & ~inner
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

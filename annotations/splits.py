@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from annotations.errors import SamplingError
 
-TRAIN, TEST = "train", "test"
-_NAMES = (TRAIN, "validation", TEST)
+TRAIN, VALIDATION, TEST = _NAMES = ("train", "validation", "test")
+FOLD = "fold-"
+"""What the name of a fold begins with; its number, from 0, follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,7 @@ def k_fold(
     at = 0  # the second group goes on where the first ended: the folds stay equally large
     for group in _strata(patients, has_tumour):
         for patient in rng.permutation(group).tolist():
-            fold_of[patient] = f"fold-{at % folds}"
+            fold_of[patient] = f"{FOLD}{at % folds}"
             at += 1
     return np.array([fold_of[patient] for patient in patients.tolist()], dtype=object)
 

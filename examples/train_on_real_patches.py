@@ -26,6 +26,7 @@ from staging.progress import CohortProgress
 from staging.sampling import sample_cohort
 from wsi.cnn.calibration import area_under_curve
 from wsi.cnn.training import train
+from wsi.training_patches import HeldPatches
 
 MPP = 0.486
 SIDE_PX = 128
@@ -78,8 +79,10 @@ def fit(drawn: PatchSet, images: NDArray[np.uint8], is_tumour: NDArray[np.bool_]
     """A network of synthetic patches and of real ones, each shown several times."""
     targets = np.broadcast_to(is_tumour[:, None, None].astype(np.uint8), images.shape[:3])
     result = train(
-        np.concatenate([drawn.images, *[images] * REAL_TIMES]),
-        np.concatenate([drawn.targets, *[targets] * REAL_TIMES]),
+        HeldPatches(
+            np.concatenate([drawn.images, *[images] * REAL_TIMES]),
+            np.concatenate([drawn.targets, *[targets] * REAL_TIMES]),
+        ),
         mpp=MPP,
         epochs=passes,
         held_out=0,

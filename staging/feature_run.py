@@ -186,17 +186,17 @@ def _stage(task: FeatureTask, stage: str) -> Iterator[None]:
         raise SlideFaultError(task.path, reason, place=stage) from error
 
 
-def check_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Refuse a directory of other settings before anything is touched."""
+def check_settings(output: Path, settings: dict[str, Any], *, record: str = _SETTINGS) -> None:
+    """Refuse a directory of other settings before anything is touched; record is the file that tells its settings."""
     if not output.exists():
         return
     if not output.is_dir():
         raise ConfigurationError(output, "is a file", mend="name a directory")
-    path = output / _SETTINGS
+    path = output / record
     if not path.exists():
         strangers = [entry.name for entry in output.iterdir() if not entry.name.startswith(".")]
         if strangers:
-            raise ConfigurationError(output, f"holds {strangers[0]} but no {_SETTINGS}", mend="name an empty directory")
+            raise ConfigurationError(output, f"holds {strangers[0]} but no {record}", mend="name an empty directory")
         return
     try:
         theirs = json.loads(path.read_text())

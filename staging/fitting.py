@@ -16,6 +16,7 @@ from staging.progress import CohortProgress
 from staging.sampling import PatchRecipe, sample_cohort
 from wsi.stain import StainJitter
 from wsi.store import digest_of
+from wsi.training_patches import HeldPatches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +173,7 @@ def _train(
 
     found = join_patches([read_patches(store) for store in stores])
     result = train(
-        found.images,
-        found.targets,
+        HeldPatches(found.images, found.targets),
         mpp=found.mpp,
         groups=found.table["patient"],
         epochs=epochs,

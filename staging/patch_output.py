@@ -314,4 +314,5 @@ def _batch(output: PatchOutput, rows: PatchTable, name: str) -> PatchBatch:
         x=rows["x"],
         y=rows["y"],
         kinds=tuple(rows["kind"].tolist()),
+        split=str(rows["split"][0]),
     )

@@ -13,7 +13,7 @@ from annotations.errors import PatchStoreError
 from annotations.formats import read_annotations
 from annotations.patch_labels import LabelRule
 from annotations.patch_table import PatchTable, read_table, table_of, write_table
-from annotations.patches import Shares, draw_places
+from annotations.patches import HardChoice, Shares, draw_places
 from annotations.splits import Split
 from staging.camelyon import SlideFile, StageTable, centre_of
 from staging.cluster import TileNews
@@ -50,10 +50,13 @@ class PatchRecipe:
             tumour patches on outlines.
         rule: when a patch is tumour.
         hard: patches per slide where a model takes normal tissue for tumour.
+        hard_choice: ``worst`` takes the most probable of these mistakes, apart from each other; ``even`` any alike.
         model: the checkpoint whose mistakes are looked for.
         heatmaps: a directory of ``<slide>.zarr`` in which they are looked for, in place of a model.
         split: of the patients; all are of ``train`` where None.
         slide_mpp: um per level-0 px in place of what the files say.
+        device: where the model runs, auto, cpu or cuda; several processes may share a GPU.
+        threads: of each process, which read for the model and on a CPU compute.
     """
 
     mpp: float
@@ -65,10 +68,13 @@ class PatchRecipe:
     strategy: Literal["lesion", "uniform", "border"] = "lesion"
     rule: LabelRule = field(default_factory=LabelRule)
     hard: int = 0
+    hard_choice: HardChoice = "even"
     model: Path | None = None
     heatmaps: Path | None = None
     split: Split | None = None
     slide_mpp: float | None = None
+    device: str = "cpu"
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +196,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             shares=_STRATEGIES[recipe.strategy],
             mistakes=_mistakes(slide, tissue, recipe) if source.hard else None,
             count_hard=source.hard,
+            hard_choice=recipe.hard_choice,
             rule=recipe.rule,
         )
         table = table_of(
@@ -208,8 +215,8 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
 
 
 def described(recipe: PatchRecipe) -> dict[str, Any]:
-    """The recipe as JSON holds it."""
-    values = asdict(recipe)
+    """The recipe as JSON holds it, without where it is carried out: another device may go on with the work."""
+    values = {name: value for name, value in asdict(recipe).items() if name not in ("device", "threads")}
     values |= {"rule": str(recipe.rule), "model": recipe.model and str(recipe.model)}
     return values | {"heatmaps": recipe.heatmaps and str(recipe.heatmaps)}
 
@@ -267,4 +274,4 @@ def _mistakes(slide: Slide, tissue: Mask, recipe: PatchRecipe) -> Heatmap | None
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.inference import infer  # noqa: PLC0415
 
-    return infer(slide, load_checkpoint(recipe.model), tissue=tissue, device="cpu", workers=1)
+    return infer(slide, load_checkpoint(recipe.model), tissue=tissue, device=recipe.device, workers=recipe.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from staging.patch_output import (
 )
 from staging.patch_sources import PatchRecipe, PatchSource, described, draw, find_sources
 from wsi.lock import OutputLock
+from wsi.slide import Slide
 
 __all__ = ["PatchRecipe", "SamplingNews", "StoringNews", "sample_cohort"]
 
@@ -112,6 +114,8 @@ def sample_cohort(
         check_room(output, expected)
         sheet = write_contact_sheet(place, table) if has_contact_sheet else None
         done = _stored(parts, len(table), place, workers=workers, news=telling)
+        if place.form is not PatchFormat.SPARSE:
+            table = replace(table, about={**table.about, "sources": _sources(sources, table)})
         finish(place, table, done)
     return {
         "slides": len(sources),
@@ -152,6 +156,20 @@ def _joined(tables: dict[str, PatchTable], recipe: PatchRecipe, annotations: Pat
         return table
     split = recipe.split.of(table["patient"].astype(str), table["centre"], table["class"] == "tumour", seed=recipe.seed)
     return table.with_split(split)
+
+
+def _sources(sources: Sequence[PatchSource], table: PatchTable) -> dict[str, dict[str, Any]]:
+    """By slide, what tells whether it and its contours are still those that patches were drawn from."""
+    found: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        if source.slide.name in table.files:
+            drawn = source.contours
+            found[source.slide.name] = {
+                "fingerprint": Slide(source.slide.path).fingerprint(),
+                "contours": None if drawn is None else str(drawn.resolve()),
+                "contours_sha256": None if drawn is None else hashlib.sha256(drawn.read_bytes()).hexdigest(),
+            }
+    return found
 
 
 def _lack(source: PatchSource, table: PatchTable) -> dict[str, list[int]]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from annotations.patch_store import PatchSet, join_patches, read_patches
-from staging.camelyon import SlideFile, find_slides, read_stage_table
+import numpy as np
+from numpy.typing import NDArray
+
+from annotations.patch_table import read_table
+from staging.camelyon import find_slides, read_stage_table
 from staging.errors import ConfigurationError
-from staging.patch_sources import PatchRecipe
+from staging.patch_sources import PatchRecipe, described
 from staging.progress import CohortProgress
 from staging.sampling import sample_cohort
 from wsi.cores import usable_cores
-from wsi.store import storage
+from wsi.store import json_text, storage
+
+if TYPE_CHECKING:
+    from annotations.training_set import TrainingSet
+    from wsi.cnn.ranks import Ranks
+    from wsi.cnn.training import Epoch, Training
 
 LEARNING_RATE = {"small": 4e-3}
 _RESNET_LEARNING_RATE = 1e-3
@@ -48,7 +57,8 @@ class TrainingPlan:
     """What is trained and how.
 
     Attributes:
-        patches: stores, joined.
+        patches: stores and tables, joined; what their split calls ``test`` is left out, ``validation`` judges.
+        fold: which fold is left out, where patients were split into folds.
         output: the checkpoint. Beside it lie ``.csv``, ``.learning.png`` and ``.calibration.png``, while training runs
             ``.progress``, and of the rounds of mining ``.round1.safetensors`` and ``.round1.zarr``.
         network: a name among ``wsi.cnn.architectures.NETWORKS``; the start's where there is a start.
@@ -62,6 +72,7 @@ class TrainingPlan:
     """
 
     patches: tuple[Path, ...]
+    fold: int | None
     output: Path
     network: str
     start: Path | None
@@ -92,53 +103,119 @@ def run_training(plan: TrainingPlan, *, say: Callable[[str], None]) -> dict[str,
         ConfigurationError: the patches do not suit the network or the start, or lack a class.
         PathologyError: a store, a slide or the checkpoint to start from is not good.
     """
-    from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.ranks import is_first_process, is_one_of_several  # noqa: PLC0415
+    from wsi.cnn.ranks import joined  # noqa: PLC0415  (loads torch)
 
-    if plan.mining is not None and is_one_of_several():
-        raise ConfigurationError(
-            None, "rounds of mining are not shared out between processes", mend="use --rounds 0 with torchrun"
-        )
-    found = join_patches([read_patches(path) for path in plan.patches])
-    rounds = 0 if plan.mining is None else plan.mining.rounds
-    progress: list[Path] = []
-    for number in range(rounds + 1):
-        is_last = number == rounds
-        place = plan.output if is_last else _beside(plan.output, f".round{number + 1}.safetensors")
-        progress.append(_beside(place, ".progress"))
-        is_resumed = progress[-1].exists()
+    with joined(plan.device) as (ranks, _):
+        return _Rounds(plan, ranks, say).go()
+
+
+class _Rounds:
+    """Training, and looking for mistakes in between."""
+
+    def __init__(self, plan: TrainingPlan, ranks: Ranks, say: Callable[[str], None]) -> None:
+        self._plan, self._ranks = plan, ranks
+        self._say = say if ranks.is_first else _say_nothing
+        self._sources = list(plan.patches)
+        self._judges: tuple[str, ...] | None = None  # the patients whom the first round held out
+
+    def go(self) -> dict[str, Any]:
+        """All rounds; what was made, for JSON."""
+        plan, progress = self._plan, list[Path]()
+        rounds = 0 if plan.mining is None else plan.mining.rounds
+        for number in range(rounds):
+            place = _beside(plan.output, f".round{number + 1}.safetensors")
+            progress.append(_beside(place, ".progress"))
+            self._say(f"round {number + 1} of {rounds + 1}")
+            mistakes = place.with_suffix(".parquet")
+            if self._ranks.is_first and not progress[-1].exists():
+                with storage(mistakes):
+                    mistakes.unlink(missing_ok=True)  # of another network, from an earlier call
+            found, result = self._train(place)
+            self._ranks.first_alone(partial(self._mine, place, mistakes, found, plan.seed + number + 1))
+            self._sources.append(mistakes)
+            self._judges = result.held_out
         if rounds:
-            say(f"round {number + 1} of {rounds + 1}: {len(found.images)} patches")
-        result = _fit(found, plan, place, say)
-        if is_first_process():
+            self._say(f"round {rounds + 1} of {rounds + 1}")
+        progress.append(_beside(plan.output, ".progress"))
+        found, result = self._train(plan.output)
+        if self._ranks.is_first:
+            for path in progress:
+                path.unlink(missing_ok=True)
+        best = result.history[result.best]
+        return {
+            "model": str(plan.output),
+            "patches": len(found.patches),
+            "streamed": found.is_streamed,
+            "mpp": found.mpp,
+            "network": plan.network if plan.start is None else None,
+            "held_out": list(result.held_out),
+            "left_out": sorted(found.left_out),
+            "held_out_auc": best.validation_auc,
+            "temperature": result.checkpoint.temperature,
+        }
+
+    def _train(self, place: Path) -> tuple[TrainingSet, Training]:
+        """Train on all sources, write the checkpoint and its pictures."""
+        from annotations.training_set import open_training_set  # noqa: PLC0415  (loads torch)
+        from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415
+
+        found = open_training_set(
+            self._sources, fold=self._plan.fold, workers=max(1, usable_cores() // self._ranks.on_machine)
+        )
+        where = "read from the slides while the network learns" if found.is_streamed else "held in memory"
+        self._say(f"{len(found.patches)} patches of {len(np.unique(found.patients))} patients, {where}")
+        result = _fit(found, self._plan, place, self._judges, self._say if self._ranks.is_first else None)
+        if self._ranks.is_first:
             save_checkpoint(place, result.checkpoint)
             _draw(place, result)
-        if plan.mining is not None and not is_last:
-            mistakes = _beside(plan.output, f".round{number + 1}.zarr")
-            if mistakes.exists() and not is_resumed:
-                with storage(mistakes):
-                    shutil.rmtree(mistakes)  # the mistakes of another network, from an earlier call
-            _mine(plan.mining, place, mistakes, found, seed=plan.seed + number + 1, held_out=result.held_out)
-            found = join_patches([found, read_patches(mistakes)])
-    if is_first_process():
-        for path in progress:
-            path.unlink(missing_ok=True)
-    best = result.history[result.best]
-    return {
-        "model": str(plan.output),
-        "patches": len(found.images),
-        "mpp": found.mpp,
-        "network": plan.network if plan.start is None else None,
-        "held_out": list(result.held_out),
-        "held_out_auc": best.validation_auc,
-        "temperature": result.checkpoint.temperature,
-    }
+        return found, result
+
+    def _mine(self, model: Path, output: Path, found: TrainingSet, seed: int) -> None:
+        """The places where the network most takes normal tissue for tumour, on slides of no patient who judges it."""
+        from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+        from wsi.cnn.device import shared_out  # noqa: PLC0415
+
+        plan = self._plan.mining
+        if plan is None:
+            return
+        workers, threads = shared_out(self._plan.device, plan.workers)
+        apart = {*load_checkpoint(model).provenance["held_out"], *found.left_out}
+        slides = [slide for slide in find_slides(plan.slides) if (slide.patient or slide.name) not in apart]
+        recipe = PatchRecipe(
+            mpp=found.mpp,
+            size_px=found.patches.size_px,
+            tumour=0,
+            normal=_EASY,
+            seed=seed,
+            hard=plan.hard,
+            hard_choice="worst",
+            model=model,
+            device=self._plan.device,
+            threads=threads,
+        )
+        if output.exists() and read_table(output).about.get("recipe") == json.loads(json_text(described(recipe))):
+            return
+        with CohortProgress(len(slides), verb="slides searched", tiles=False) as progress:
+            sample_cohort(
+                slides,
+                plan.annotations,
+                read_stage_table(plan.reference),
+                output,
+                recipe=recipe,
+                workers=workers,
+                news=progress,
+            )
 
 
-def _fit(found: PatchSet, plan: TrainingPlan, place: Path, say: Callable[[str], None]) -> Any:  # noqa: ANN401  (a Training)
+def _fit(
+    found: TrainingSet,
+    plan: TrainingPlan,
+    place: Path,
+    judges: Sequence[str] | None,
+    say: Callable[[str], None] | None,
+) -> Training:
     from wsi.cnn.device_augmentation import Augmentation  # noqa: PLC0415  (loads torch)
     from wsi.cnn.method import Method  # noqa: PLC0415
-    from wsi.cnn.ranks import is_first_process  # noqa: PLC0415
     from wsi.cnn.training import train  # noqa: PLC0415
     from wsi.cnn.training_log import TrainingLog  # noqa: PLC0415
 
@@ -152,19 +229,18 @@ def _fit(found: PatchSet, plan: TrainingPlan, place: Path, say: Callable[[str], 
         compiler="inductor" if plan.compiled else None,
     )
     rate = plan.learning_rate or LEARNING_RATE.get(plan.network, _RESNET_LEARNING_RATE)
-    log = TrainingLog(_beside(place, ".csv"), tensorboard=plan.tensorboard) if is_first_process() else None
+    log = None if say is None else TrainingLog(_beside(place, ".csv"), tensorboard=plan.tensorboard)
 
-    def note(epoch: Any) -> None:  # noqa: ANN401  (an Epoch)
-        if log is not None:
+    def note(epoch: Epoch) -> None:
+        if log is not None and say is not None:
             log.note(epoch)
             say(str(epoch))
 
     try:
         return train(
-            found.images,
-            found.targets,
+            found.patches,
             mpp=found.mpp,
-            groups=found.table["patient"],
+            groups=found.patients,
             epochs=plan.epochs,
             batch=plan.batch,
             seed=plan.seed,
@@ -172,6 +248,7 @@ def _fit(found: PatchSet, plan: TrainingPlan, place: Path, say: Callable[[str], 
             **_network(plan, found),
             learning_rate=rate,
             held_out=plan.held_out,
+            validation=_validation(found, judges),
             method=method,
             resume=_beside(place, ".progress"),
             on_epoch=note,
@@ -182,7 +259,14 @@ def _fit(found: PatchSet, plan: TrainingPlan, place: Path, say: Callable[[str], 
         raise ConfigurationError(plan.patches[0], str(error), mend="draw other patches") from error
 
 
-def _network(plan: TrainingPlan, found: PatchSet) -> dict[str, Any]:
+def _validation(found: TrainingSet, judges: Sequence[str] | None) -> NDArray[np.bool_] | None:
+    """Which patches judge: those of the split, or of the first round's held-out patients; None to draw patients."""
+    if found.validation.any():
+        return found.validation
+    return None if judges is None else np.isin(found.patients, judges)
+
+
+def _network(plan: TrainingPlan, found: TrainingSet) -> dict[str, Any]:
     """Architecture and checkpoint to start from, as train takes them."""
     from wsi.cnn.architectures import NETWORKS  # noqa: PLC0415  (loads torch)
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415
@@ -195,39 +279,17 @@ def _network(plan: TrainingPlan, found: PatchSet) -> dict[str, Any]:
             f"looks at {start.mpp} um/px, the patches have {found.mpp}",
             mend="draw patches with its --mpp, or import it with theirs",
         )
-    if found.size_px < architecture.receptive_field_px:
+    if found.patches.size_px < architecture.receptive_field_px:
         raise ConfigurationError(
             plan.patches[0],
-            f"its patches of {found.size_px} px are smaller than the {architecture.receptive_field_px} px that one "
-            "cell of the network sees",
+            f"its patches of {found.patches.size_px} px are smaller than the {architecture.receptive_field_px} px that "
+            "one cell of the network sees",
             mend=f"draw them with --size {-(-architecture.receptive_field_px // 64) * 64} or take a smaller network",
         )
     return {"architecture": architecture, "start": start}
 
 
-def _mine(plan: MiningPlan, model: Path, output: Path, found: PatchSet, *, seed: int, held_out: Sequence[str]) -> None:
-    """Patches where the network takes normal tissue for tumour, of the slides whose patients it was trained on."""
-    slides = [slide for slide in find_slides(plan.slides) if _patient(slide) not in set(held_out)]
-    recipe = PatchRecipe(
-        mpp=found.mpp, size_px=found.size_px, tumour=0, normal=_EASY, seed=seed, hard=plan.hard, model=model
-    )
-    with CohortProgress(len(slides), verb="slides searched", tiles=False) as progress:
-        sample_cohort(
-            slides,
-            plan.annotations,
-            read_stage_table(plan.reference),
-            output,
-            recipe=recipe,
-            workers=plan.workers or usable_cores(),
-            news=progress,
-        )
-
-
-def _patient(slide: SlideFile) -> str:
-    return slide.patient or slide.name
-
-
-def _draw(place: Path, result: Any) -> None:  # noqa: ANN401  (a Training)
+def _draw(place: Path, result: Training) -> None:
     from wsi.cnn.curves import calibration_picture, learning_picture  # noqa: PLC0415  (loads torch)
     from wsi.render import save_png  # noqa: PLC0415
 
@@ -237,3 +299,7 @@ def _draw(place: Path, result: Any) -> None:  # noqa: ANN401  (a Training)
 
 def _beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name.removesuffix(".safetensors") + ending)
+
+
+def _say_nothing(_: str) -> None:
+    """Only the first of several processes speaks."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -256,6 +256,22 @@ def test_whatever_is_changed_ends_in_one_error(exported: Path, tmp_path: Path, p
         assert "e.pt2" in str(error)  # noqa: PT017  (either end is good)
     else:
         assert np.isfinite(encoder.encode(noise(2))).all()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**7), st.sampled_from([0, 1, 8, 12, 14, 255]))
+@example(50, 255)  # a name that is no text
+@example(10, 8)  # read as if it were compressed
+@example(10, 14)
+def test_whatever_byte_is_changed_ends_in_one_error(exported: Path, tmp_path: Path, place: int, value: int) -> None:
+    data = bytearray(exported.read_bytes())
+    with zipfile.ZipFile(exported) as archive:
+        first = archive.start_dir
+    changed = [bytes(data[:at] + bytes([value]) + data[at + 1 :]) for at in (place % len(data), first + place % 64)]
+    for one in changed:
+        (tmp_path / "changed.pt2").write_bytes(one)
+        with contextlib.suppress(CheckpointError):
+            load_encoder(tmp_path / "changed.pt2", size_px=SIZE, device="cpu")
 
 
 def test_weights_reach_no_further_than_their_bytes(exported: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from wsi.errors import ArtefactError, CheckpointError, NoTissueError, PathologyE
 from wsi.geometry import Frame
 from wsi.pyramid import write_pyramid
 from wsi.raster import Heatmap, Image, Mask
-from wsi.store import write_heatmap
+from wsi.store import publish, write_heatmap
 from wsi.tiles import TilePlan
 
 SIZE = 16
@@ -237,6 +238,38 @@ def test_damaged_features_are_refused(tmp_path: Path, encoder: Encoder) -> None:
     write_heatmap(tmp_path / "h.zarr", empty, {})
     with pytest.raises(ArtefactError, match="sentinode heatmap"):
         read_features(tmp_path / "h.zarr")
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "words"),
+    [
+        ("features", lambda rows: rows[:, 0], "not enough values"),
+        ("features", lambda rows: rows[1:], "features at"),
+        ("cells", lambda rows: rows[:, :1], "features at"),
+        ("positions", lambda rows: rows[:-1], "features at"),
+        ("cells", lambda rows: rows + 1, "outside the slide"),
+        ("cells", lambda rows: rows * 0, "two of its tiles"),
+        (None, {"provenance": 3}, "no readable features"),
+        (None, {"frame": None}, "no readable features"),
+    ],
+)
+def test_features_of_other_programs_that_contradict_themselves_are_refused(
+    tmp_path: Path, encoder: Encoder, array: str | None, change: Any, words: str
+) -> None:
+    made_from = write(tmp_path / "s.zarr", ArraySlide(noise(40, 40)), encoder)
+    with publish(tmp_path / "odd.zarr", made_from) as work:
+        shutil.copytree(tmp_path / "s.zarr", work, dirs_exist_ok=True)
+        (work / "DONE.json").unlink()
+        group: Any = zarr.open_group(work, mode="r+")
+        if array is None:
+            group.attrs.update(change)
+        else:
+            rows = change(group[array][...])
+            del group[array]
+            group.create_array(array, shape=rows.shape, dtype=rows.dtype)[...] = rows
+    with pytest.raises(ArtefactError, match=words) as caught:
+        read_features(tmp_path / "odd.zarr")
+    assert "odd.zarr" in str(caught.value)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(16, 17), (16, 0), (16, 7)])

@@ -30,6 +30,8 @@ wsi.readers
 wsi.lazy
 wsi.slide
 wsi.patch_reading
+wsi.patch_windows
+wsi.training_patches
 wsi.bigtiff
 wsi.tile_encoding
 wsi.tile_stream
@@ -42,7 +44,7 @@ wsi.stain
 wsi.tissue
 wsi.tiles
 wsi.render
-wsi.cnn.device wsi.cnn.network
+wsi.cnn.device wsi.cnn.network wsi.cnn.weights_file
 wsi.cnn.resnet
 wsi.cnn.architectures wsi.cnn.ranks wsi.cnn.schedule wsi.cnn.calibration wsi.cnn.resuming
 wsi.cnn.macenko wsi.cnn.jpeg_noise
@@ -69,10 +71,12 @@ annotations.geojson annotations.contours annotations.measures
 annotations.features
 annotations.formats
 annotations.patch_labels
+annotations.patch_sampler
 annotations.patches
-annotations.patch_table annotations.splits
+annotations.patch_table annotations.patch_targets annotations.splits
 annotations.sparse_store annotations.patch_exports annotations.contact_sheet
 annotations.patch_store
+annotations.training_set
 annotations
 
 staging.errors staging.errata
@@ -221,6 +225,11 @@ def test_only_the_cnn_imports_torch(name: str) -> None:
 class _WithoutFunctions(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         """Drop it: what it imports is imported late."""
+
+    def visit_If(self, node: ast.If) -> ast.If | None:
+        """Drop what is there for types only: it is never imported."""
+        is_for_types = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return None if is_for_types else node
 
 
 @every_module

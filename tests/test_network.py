@@ -3,32 +3,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_checkpoint import TINY, fresh
 
-from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.device import pick_device
 from wsi.cnn.network import SMALL, Architecture, Layer, Network, weight_shapes
 from wsi.errors import PathologyError
-
-TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
-
-
-def fresh(architecture: Architecture = TINY, **changes: Any) -> Checkpoint:
-    network = Network(architecture, mean=(200.0, 150.0, 180.0), std=(30.0, 40.0, 35.0), seed=5)
-    generator = torch.Generator().manual_seed(1)
-    for name, buffer in network.named_buffers():
-        if name.endswith("running_var"):
-            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-        elif name.endswith("running_mean"):
-            buffer.copy_(torch.randn(buffer.shape, generator=generator))
-    settled: dict[str, Any] = {"network": network.eval(), "mpp": 2.0, "provenance": {"seed": 5, "who": "é"}}
-    return Checkpoint(**settled | changes)
 
 
 def test_small_has_the_promised_geometry() -> None:

@@ -21,7 +21,7 @@ from annotations.rasterize import Painting, rasterize
 from wsi.errors import ResolutionError
 from wsi.geometry import Frame
 from wsi.pyramid import write_pyramid
-from wsi.raster import Mask
+from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 
 MPP = 0.5
@@ -222,6 +222,19 @@ def test_ignored_outlines_are_not_learnt_from(slide: Slide, tissue: Mask) -> Non
     assert (batch.targets == IGNORE).any()
 
 
+def test_the_worst_mistakes_may_be_ignored_for_half_of_their_pixels(slide: Slide, tissue: Mask) -> None:
+    ignored = box(Role.IGNORE, 0, 0, 512, HEIGHT)
+    frame = Frame(x=0, y=0, downsample=2, shape=(HEIGHT // 2, WIDTH // 2), mpp=MPP)
+    probability = np.zeros(frame.shape, np.float32)
+    # patches of 65 px that begin 32 px before their cell: 65, 33 and 32 of their columns are ignored
+    probability[300, [223, 255, 256]] = 1.0, 0.9, 0.8
+    mistakes = Heatmap(frame=frame, array=probability, tissue=np.ones(frame.shape, bool))
+    arguments = {"count_tumour": 0, "count_normal": 0, "size_px": 65, "mistakes": mistakes, "count_hard": 3}
+    batch = sample(slide, tissue, [ignored], **arguments, hard_choice="worst")
+    assert (batch.x.tolist(), batch.y.tolist()) == ([2 * 224], [2 * 268])
+    assert (batch.targets == IGNORE).mean() == 32 / 65
+
+
 def test_tissue_that_is_all_tumour_has_no_normal_patches(slide: Slide, tissue: Mask) -> None:
     batch = sample(slide, tissue, [box(Role.TUMOUR, 0, 0, WIDTH, HEIGHT)], count_tumour=3)
     assert set(batch.kinds) <= {"tumour", "border"}
@@ -245,6 +258,23 @@ def test_a_slide_without_resolution_is_refused(tmp_path: Path, tissue: Mask) -> 
     write_pyramid(path, width=256, height=256, mpp=None, tiles=[None], tile_size=256)
     with Slide.open(path) as plain, pytest.raises(ResolutionError):
         sample(plain, tissue, [LARGE])
+
+
+def test_even_draws_are_the_default_and_other_kinds_do_not_depend_on_the_choice(slide: Slide, tissue: Mask) -> None:
+    probability = np.zeros(tissue.array.shape, np.float32)
+    probability[20:30, 30:40] = np.linspace(0.5, 0.99, 100).reshape(10, 10)
+    mistakes = Heatmap(frame=tissue.frame, array=probability, tissue=tissue.array)
+
+    def found(**choice: Any) -> list[tuple[str, float, float]]:
+        batch = sample(slide, tissue, [LARGE], mistakes=mistakes, count_hard=6, **choice)
+        return list(zip(batch.kinds, batch.x.tolist(), batch.y.tolist(), strict=True))
+
+    even, worst = found(hard_choice="even"), found(hard_choice="worst")
+    assert found() == even != worst
+    assert even[:40] == worst[:40]
+    assert [kind for kind, *_ in worst[40:]] == ["hard"] * 6
+    with pytest.raises(ValueError, match="even or worst"):
+        found(hard_choice="best")
 
 
 @pytest.mark.parametrize(

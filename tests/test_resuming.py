@@ -20,6 +20,7 @@ from wsi.cnn.network import Architecture, Layer
 from wsi.cnn.resuming import load_progress, save_progress
 from wsi.cnn.training import Epoch, Training, train
 from wsi.errors import CheckpointError
+from wsi.training_patches import HeldPatches
 
 TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
 EVERYTHING = Method(
@@ -45,7 +46,7 @@ def patches(count: int = 40, side: int = 40) -> tuple[np.ndarray, np.ndarray]:
 def fit(**changes: Any) -> Training:
     images, targets = patches()
     settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 3, "batch": 10, "device": "cpu"}
-    return train(images, targets, groups=np.arange(40) % 10, **settled | changes)
+    return train(HeldPatches(images, targets), groups=np.arange(40) % 10, **settled | changes)
 
 
 KILLED = """

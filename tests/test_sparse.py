@@ -75,6 +75,19 @@ def test_wanted_tiles_are_copied_byte_for_byte(slide: Slide, tmp_path: Path) -> 
     assert [left.name for left in tmp_path.iterdir()] == ["sparse.tif"]
 
 
+def test_many_stored_tiles_are_read_as_each_is(slide: Slide) -> None:
+    stored = slide.stored_tiles(0)
+    assert stored is not None
+    places = [(row, column) for row in range(stored.rows) for column in range(stored.columns)][::-1]
+    found = stored.read_many(places)
+    assert found == [stored.read(*place) for place in places] == [stored.read_sound(*place) for place in places]
+    assert [place for place, data in zip(places, found, strict=True) if data is None] == [(1, 1)]
+    assert stored.read_many([]) == []
+    assert stored.read_many([(1, 1)]) == [None]
+    with pytest.raises(ValueError, match="no tile in row 0, column 8"):
+        stored.read_many([(0, 7), (0, 8)])
+
+
 def test_other_libraries_open_it(slide: Slide, tmp_path: Path) -> None:
     path = tmp_path / "sparse.tif"
     write_sparse(slide, path, {0: np.array([[200, 300, 90, 90]])})
@@ -109,11 +122,12 @@ def test_touched_tiles_are_those_that_hold_a_pixel(windows: list[tuple[int, int,
 
 def test_what_cannot_be_copied_is_encoded_and_said(tmp_path: Path) -> None:
     image = picture(700, 900)
-    Pillow.fromarray(image).save(tmp_path / "a.png")
-    write_tiff(tmp_path / "b.tif", image, compression="zlib")
-    for name in ("a.png", "b.tif"):
+    Pillow.fromarray(image).save(tmp_path / "a.jpg", quality=98)
+    write_tiff(tmp_path / "b.tif", image, compression="jpeg2000")
+    windows = {0: np.array([[10, 20, 30, 600]])}
+    for name in ("a.jpg", "b.tif"):
         with Slide.open(tmp_path / name, mpp=0.5) as slide:
-            done = write_sparse(slide, tmp_path / "sparse.tif", {0: np.array([[10, 20, 30, 600]])}, quality=95)
+            done = write_sparse(slide, tmp_path / "sparse.tif", windows, quality=95)
             assert (done.tiles_copied, done.tiles_encoded, done.is_exact) == (0, 2, False)
             with Slide.open(tmp_path / "sparse.tif") as copy:
                 assert copy.mpp == pytest.approx(0.5)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from annotations.patch_store import read_patches, write_patches
+from annotations.patch_table import read_table
 from annotations.patches import PatchBatch
 from staging.cli import app
 from staging.errors import ConfigurationError
@@ -21,6 +24,7 @@ from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi.cnn.method import Method
 from wsi.cnn.training import Epoch, train
 from wsi.errors import CheckpointError, PathologyError
+from wsi.training_patches import HeldPatches
 
 
 def sentinode(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -89,12 +93,41 @@ def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path
     assert done.returncode == 0, done.stderr
     told, first = json.loads(done.stdout), load_checkpoint(tmp_path / "model.round1.safetensors")
     assert len(first.provenance["held_out"]) == 1
-    mined = read_patches(tmp_path / "model.round1.zarr")
+    mined = read_table(tmp_path / "model.round1.parquet")
     patches = read_patches(folder / "patches.zarr")
-    assert told["patches"] == len(patches.images) + len(mined.images)
-    assert not set(mined.patients) & set(first.provenance["held_out"])
-    assert (mined.targets != 1).all()
+    assert told["patches"] == len(patches.images) + len(mined)
+    assert not set(mined["patient"].tolist()) & set(first.provenance["held_out"])
+    assert (mined["tumour_fraction"] == 0).all()
     assert load_checkpoint(model).provenance["images"] == told["patches"]
+    assert not list(tmp_path.glob("*.progress"))
+
+
+def test_several_processes_share_the_rounds(folder: Path, tmp_path: Path) -> None:
+    """What torchrun starts: the first process looks for mistakes, the other waits, both train on them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    arguments = [
+        *("train", folder / "patches.zarr", "-o", tmp_path / "model.safetensors", "--held-out", "0.5"),
+        *("--device", "cpu", "--epochs", "1", "--rounds", "1", "--hard", "4", "--workers", "1"),
+        *("--slides", folder / "images", "-a", folder / "annotations", "-r", folder / "stage_labels.csv"),
+    ]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "staging", *map(str, arguments)],
+            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    (out, told), (silent, _) = (process.communicate(timeout=200) for process in running)
+    assert [process.returncode for process in running] == [0, 0], told
+    assert silent == ""
+    assert json.loads(out)["patches"] > len(read_patches(folder / "patches.zarr").images)
+    assert "round 2 of 2" in told
     assert not list(tmp_path.glob("*.progress"))
 
 
@@ -107,8 +140,7 @@ def test_a_killed_call_goes_on_and_another_does_not(folder: Path, tmp_path: Path
     store = read_patches(folder / "patches.zarr")
     with pytest.raises(KeyboardInterrupt):
         train(
-            store.images,
-            store.targets,
+            HeldPatches(store.images, store.targets),
             mpp=store.mpp,
             groups=store.patients,
             epochs=2,

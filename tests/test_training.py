@@ -16,6 +16,7 @@ from wsi.cnn.calibration import area_under_curve
 from wsi.cnn.network import SMALL, Architecture, Layer
 from wsi.cnn.training import Training, train
 from wsi.stain import StainJitter
+from wsi.training_patches import HeldPatches
 
 TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
 
@@ -56,7 +57,7 @@ def textures(count: int, seed: int, side: int = 48) -> tuple[np.ndarray, np.ndar
 def fit(**changes: Any) -> Training:
     images, targets = textures(96, 0)
     settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 6, "batch": 8, "device": "cpu"}
-    return train(images, targets, groups=np.arange(96) % 12, **settled | changes)
+    return train(HeldPatches(images, targets), groups=np.arange(96) % 12, **settled | changes)
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +130,12 @@ def test_what_is_not_looked_at_counts_in_no_loss() -> None:
     images, targets = textures(40, 3)
     targets[:, :, 24:] = 255
     assert (cell_targets(targets, TINY)[:, :, 6:] == 255).all()
-    result = train(images, targets, mpp=2, architecture=TINY, epochs=8, batch=8, device="cpu")
+    result = train(HeldPatches(images, targets), mpp=2, architecture=TINY, epochs=8, batch=8, device="cpu")
     assert result.history[-1].validation_auc is not None
     assert result.history[-1].validation_auc > 0.95
     # a batch in which nothing is looked at is no reason to fail
     targets[5:] = 255
-    train(images, targets, mpp=2, architecture=TINY, epochs=1, batch=2, held_out=0, device="cpu")
+    train(HeldPatches(images, targets), mpp=2, architecture=TINY, epochs=1, batch=2, held_out=0, device="cpu")
 
 
 def test_a_calibrated_threshold_lies_within_its_bounds() -> None:
@@ -178,6 +179,8 @@ IMAGES, TARGETS = textures(8, 0)
         ({"targets": TARGETS * 0}, "no tumour cell"),
         ({"targets": np.maximum(TARGETS, 1)}, "no normal cell"),
         ({"groups": np.arange(3)}, "groups"),
+        ({"validation": np.arange(8)}, "validation needs bool"),
+        ({"validation": np.arange(8) < 3, "groups": np.arange(8) // 2}, "1 is learned from and validated on"),
         ({"epochs": 0}, "epoch"),
         ({"batch": 0}, "epoch"),
         ({"held_out": 1.0}, "held-out"),
@@ -186,6 +189,8 @@ IMAGES, TARGETS = textures(8, 0)
     ],
 )
 def test_training_refuses_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
-    settled: dict[str, Any] = {"images": IMAGES, "targets": TARGETS, "mpp": 2.0, "architecture": TINY, "device": "cpu"}
+    pixels = {name: changes.get(name, array) for name, array in (("images", IMAGES), ("targets", TARGETS))}
+    others = {name: change for name, change in changes.items() if name not in pixels}
+    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "device": "cpu"}
     with pytest.raises(ValueError, match=message):
-        train(**settled | changes)
+        train(HeldPatches(**pixels), **settled | others)

@@ -22,11 +22,12 @@ from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi.cnn.curves import calibration_picture, learning_picture
 from wsi.cnn.device_augmentation import Augmentation
 from wsi.cnn.method import Method
-from wsi.cnn.ranks import Ranks, is_first_process, is_one_of_several, joined
+from wsi.cnn.ranks import Ranks, is_first_process, joined
 from wsi.cnn.schedule import pace
 from wsi.cnn.training import train
 from wsi.cnn.training_log import TrainingLog
 from wsi.errors import PathologyError
+from wsi.training_patches import HeldPatches
 
 EVEN = np.array([1.0, 1.0])
 
@@ -73,8 +74,7 @@ def test_training_ends_early_when_it_grows_no_better() -> None:
     images, targets = patches()
     noise = (np.random.default_rng(1).random(len(targets)) < 0.5).astype(np.uint8)[:, None, None]
     result = train(
-        images,
-        np.broadcast_to(noise, targets.shape).copy(),
+        HeldPatches(images, np.broadcast_to(noise, targets.shape).copy()),
         mpp=2.0,
         architecture=TINY,
         epochs=40,
@@ -118,8 +118,7 @@ def test_a_residual_network_is_trained_from_a_start(tmp_path: Path) -> None:
     targets = np.repeat(np.array([0, 1, 0, 1], np.uint8), 436 * 436).reshape(4, 436, 436)
     start = Checkpoint(network=NETWORKS["resnet18"].build(seed=1).eval(), mpp=0.5)
     result = train(
-        images,
-        targets,
+        HeldPatches(images, targets),
         mpp=0.5,
         architecture=start.architecture,
         start=start,
@@ -255,7 +254,6 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ranks.is_first
         assert torch.equal(ranks.add(torch.ones(2)), torch.ones(2))
     assert is_first_process()
-    assert not is_one_of_several()
     monkeypatch.setenv("RANK", "3")
     assert not is_first_process()
 

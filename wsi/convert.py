@@ -30,8 +30,11 @@ from wsi.tile_stream import LevelTable, map_in_order, plan_levels, store_levels
 MAX_SIDE_PX = 4_000_000
 """The longest side that slide readers here take for believable."""
 
-_LOSSLESS_TAGS = (1, 5, 8, 32_946, 50_000)  # none, LZW, Deflate (new and old), ZSTD
-_YCBCR = 6
+LOSSLESS_TAGS = (1, 5, 8, 32_946, 32_773, 50_000)
+"""TIFF's codes of compressions that keep every value: none, LZW, deflate (new and old), PackBits, ZSTD."""
+
+_WITHOUT_PREDICTOR = (1, 32_773)
+_YCBCR, _COLOURS = 6, 3
 _SAME_MPP = 1e-6
 _JPEG_START = b"\xff\xd8"
 _Tile = TypeVar("_Tile")
@@ -68,9 +71,10 @@ def convert_slide(
     """Write a slide as a generic tiled BigTIFF pyramid that OpenSlide, QuPath and ASAP open.
 
     Where the finest level is stored as JPEG tiles these are copied, and so are those of the other stored levels, at
-    any downsample; missing tiles stay missing. Everything else becomes JPEG, YCbCr 4:2:0, with factor-2 levels made
-    from the finest. Slides of one lossless value per pixel, as masks are, stay so: no value changes, and lower levels
-    take the largest of 2 x 2 (see ``write_mask``). The resolution is the slide's, as given on opening if it was.
+    any downsample; missing tiles stay missing. Everything else becomes JPEG, YCbCr 4:2:0, also colours that were stored
+    without loss so far (``write_sparse`` keeps those), with factor-2 levels made from the finest. Slides of one
+    lossless value per pixel, as masks are, stay so: no value changes, and lower levels take the largest of 2 x 2 (see
+    ``write_mask``). The resolution is the slide's, as given on opening if it was.
 
     Args:
         slide: any slide; its file is only read. Copied tiles are not decoded: of their damage only the
@@ -175,7 +179,7 @@ class _Conversion:
             frame = slide.frame_of(level)
             if stored is not None and is_jpeg(stored):
                 self._copy(level.index, stored, table)
-                tags = jpeg_tags(stored)
+                tags = stored_tags(stored)
             else:
                 self._store([table], colour, frame)
                 tags = colour.tags
@@ -278,12 +282,24 @@ def _target_frame(slide: Slide, mpp: float | None) -> Frame:
 
 
 def copy_tile(slide: Slide, level: int, stored: StoredTiles, place: tuple[int, int]) -> bytes | None:
-    """The bytes of a JPEG tile at (row, column), None where it is missing.
+    """The bytes of a tile at (row, column), None where it is missing.
+
+    Raises:
+        TileError: they are no JPEG as they should be, or the lossless tile cannot be decoded.
+    """
+    if not is_jpeg(stored):
+        return stored.read_sound(*place)
+    data = stored.read(*place)
+    check_jpeg(slide, level, place, data)
+    return data
+
+
+def check_jpeg(slide: Slide, level: int, place: tuple[int, int], data: bytes | None) -> None:
+    """Notice where the bytes of the tile at (row, column) cannot be a JPEG; None, a missing tile, is none to notice.
 
     Raises:
         TileError: they are no JPEG.
     """
-    data = stored.read(*place)
     if data is not None and not data.startswith(_JPEG_START):
         raise TileError(
             slide.path,
@@ -291,7 +307,6 @@ def copy_tile(slide: Slide, level: int, stored: StoredTiles, place: tuple[int, i
             place=f"level {level}, tile row {place[0]}, tile column {place[1]}",
             mend="copy the slide again from its source and compare the checksum",
         )
-    return data
 
 
 def is_jpeg(stored: StoredTiles | None) -> bool:
@@ -299,19 +314,30 @@ def is_jpeg(stored: StoredTiles | None) -> bool:
     return stored is not None and stored.compression == JPEG_TAG
 
 
+def is_lossless(stored: StoredTiles | None) -> bool:
+    """Whether tiles hold their values as they were measured: any JPEG of them would be their first loss."""
+    return stored is not None and stored.compression in LOSSLESS_TAGS
+
+
 def is_mask(stored: StoredTiles | None) -> bool:
     """One lossless value per pixel: JPEG would change it."""
-    return stored is not None and stored.samples == 1 and stored.compression in _LOSSLESS_TAGS
+    return stored is not None and stored.samples == 1 and is_lossless(stored)
 
 
-def jpeg_tags(stored: StoredTiles) -> Tags:
-    """The part of a directory that tells a decoder how to take copied JPEG tiles."""
+def stored_tags(stored: StoredTiles) -> Tags:
+    """The part of a directory that tells a decoder how to take copied tiles, JPEG or lossless."""
     tags: Tags = {
         258: shorts(*[8] * stored.samples),
-        259: shorts(JPEG_TAG),
+        259: shorts(stored.compression),
         262: shorts(stored.photometric),
         277: shorts(stored.samples),
     }
+    if is_lossless(stored):
+        if stored.predictor != 1 and stored.compression not in _WITHOUT_PREDICTOR:
+            tags[317] = shorts(stored.predictor)
+        if stored.samples > _COLOURS and stored.extra_samples:
+            tags[338] = shorts(*stored.extra_samples[: stored.samples - _COLOURS])
+        return tags
     if stored.jpeg_tables:
         tags[347] = opaque(stored.jpeg_tables)
     if stored.photometric == _YCBCR:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
+
+from staging.commands.options import Device
 
 EXIT_QUARANTINED = 3
 _TWO = ("negative", "positive")
+_JUDGED = "mil.json"
+_COLUMNS = ("slide", "label", "probability")
+"""Before the probability of each class; probability is that of anything but negative."""
 
 app = typer.Typer(help="Judge whole slides by attention over the features of their tiles.", no_args_is_help=True)
 
@@ -26,6 +34,8 @@ class JudgedSlide(Protocol):
     def path(self) -> Path: ...
     @property
     def name(self) -> str: ...
+    @property
+    def width(self) -> int: ...
     @property
     def provenance(self) -> dict[str, Any]: ...
 
@@ -60,20 +70,27 @@ def train(
             help="Folds trained at a time; the result does not depend on it.", min=1, show_default="one per core"
         ),
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Train an attention head on slide labels alone, and judge it on patients that it has not seen.
 
-    Beside the head stands HEAD.unseen.csv: for each slide the probability by a head that has not seen the patient.
-    Slides whose name does not tell the patient count as patients of their own; the JSON says how many do.
+    Beside the head stands HEAD.unseen.csv: for each slide what a head says that has not seen the patient; it goes into
+    sentinode score auc, and with 4 classes into sentinode stage. Slides whose name does not tell the patient count as
+    patients of their own; the JSON says how many do.
 
     Example: sentinode mil train features stage_labels.csv -o head.safetensors
     """
-    from staging.roc import area_under_curve  # noqa: PLC0415  (slow import)
+    from staging.errors import ConfigurationError  # noqa: PLC0415  (slow import)
+    from staging.roc import area_under_curve  # noqa: PLC0415
     from staging.tables import csv_text  # noqa: PLC0415
-    from wsi.cnn.mil import save_head  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.device import pick_device  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.mil import save_head  # noqa: PLC0415
     from wsi.cnn.mil_training import Bag, MilTraining, train_head  # noqa: PLC0415
     from wsi.store import atomic_text  # noqa: PLC0415
 
+    pick_device(device)  # before anything is read
+    if output.is_dir():
+        raise ConfigurationError(output, "is a directory", mend="name a file, head.safetensors")
     names, labels = _labels(reference, classes)
     found, failures = _opened(features)
     bags, left_out, alone = [], {}, 0
@@ -93,24 +110,26 @@ def train(
                 load=slide.load,
             )
         )
-    _check_some(bags, reference)
+    _check_some(bags, reference, failures)
     recipe = _recipe([slide for slide in found if slide.name not in left_out])
     result = train_head(
         bags,
         class_names=names,
         recipe=recipe,
         options=MilTraining(rounds=rounds, folds=folds, seed=seed),
+        device=device,
         workers=workers,
         on_round=_tell,
     )
     save_head(output, result.head)
-    unseen = {slide: float(values[1:].sum()) for slide, values in result.unseen.items()}
     truth = {bag.slide: bag.label for bag in bags}
-    rows = ((slide, names[truth[slide]], result.folds[slide], f"{unseen[slide]:.9g}") for slide in sorted(unseen))
+    order = sorted(truth)
+    rows = ((*_row(slide, names, result.unseen[slide]), names[truth[slide]], result.folds[slide]) for slide in order)
     table = output.with_suffix(".unseen.csv")
-    atomic_text(table, csv_text(("slide", "reference", "fold", "probability"), rows))
-    order = sorted(unseen)
-    auc = area_under_curve([truth[slide] > 0 for slide in order], [unseen[slide] for slide in order])
+    atomic_text(table, csv_text((*_COLUMNS, *names, "reference", "fold"), rows))
+    auc = area_under_curve(
+        [truth[slide] > 0 for slide in order], [float(result.unseen[slide][1:].sum()) for slide in order]
+    )
     typer.echo(
         json.dumps(
             {
@@ -122,6 +141,7 @@ def train(
                 "patients": len({bag.patient for bag in bags}),
                 "slides_without_patient": alone,
                 "left_out": left_out,
+                "without_features": sorted(labels.keys() - {_key(slide.name) for slide in found}),
                 "quarantined": failures,
             }
         )
@@ -140,50 +160,82 @@ def apply(
             "--output", "-o", help="Directory: probabilities.csv and attention per slide.", show_default=False
         ),
     ],
+    device: Device = "auto",
 ) -> None:
     """Judge slides: their probability of metastasis, and where the head looked (attention, which is no probability).
 
-    probabilities.csv goes into sentinode score auc. Exit code 0: all slides good; 3: some features could not be used.
+    probabilities.csv goes into sentinode score auc, and that of a head of 4 classes into sentinode stage. Exit code 0:
+    all slides good; 3: some features could not be used.
 
     Example: sentinode mil apply head.safetensors features -o judged
     """
-    from staging.tables import csv_text  # noqa: PLC0415  (slow import)
+    from staging.feature_run import check_settings  # noqa: PLC0415  (slow import)
+    from staging.tables import csv_text  # noqa: PLC0415
     from wsi.cnn.attention import AttentionMap, save_attention_png, write_attention  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.mil import load_head, positive_probability  # noqa: PLC0415
-    from wsi.errors import ArtefactError  # noqa: PLC0415
+    from wsi.cnn.mil import load_head  # noqa: PLC0415
+    from wsi.errors import CheckpointError, PathologyError, StorageError  # noqa: PLC0415
     from wsi.lock import OutputLock  # noqa: PLC0415
     from wsi.store import atomic_text, json_text, sweep  # noqa: PLC0415
 
-    trained = load_head(head)
-    found, failures = _opened(features)
+    trained = load_head(head).to(device)
     digest = trained.digest
-    rows: list[tuple[object, ...]] = []
+    settings = {"head": digest, "classes": list(trained.class_names), "recipe": dict(trained.recipe)}
+    check_settings(output, settings, record=_JUDGED)
+    found, failures = _opened(features)
+    rows: list[tuple[str, ...]] = []
     with OutputLock(output):
         sweep(output / "attention")
+        atomic_text(output / _JUDGED, json_text(settings))
         for slide in found:
             try:
                 _check_recipe(slide, trained.recipe)
+                _check_width(slide, trained.shape.width)
                 verdict = trained.judge(slide.load())
-            except ArtefactError as error:
+            except (CheckpointError, StorageError):
+                raise
+            except PathologyError as error:
                 failures[slide.name] = error.reason
                 continue
             attention = AttentionMap.of(slide, verdict.attention)
             made_from = {"head": digest, "features": slide.provenance}
             write_attention(output / "attention" / f"{slide.name}.zarr", attention, made_from)
             save_attention_png(output / "attention" / f"{slide.name}.png", attention)
-            probability = f"{positive_probability(trained, verdict):.9g}"
-            likeliest = trained.class_names[int(verdict.probabilities.argmax())]
-            rows.append((slide.name, likeliest, probability, *(f"{value:.9g}" for value in verdict.probabilities)))
-        header = ("slide", "label", "probability", *(f"p_{name}" for name in trained.class_names))
-        atomic_text(output / "probabilities.csv", csv_text(header, rows))
-        atomic_text(
-            output / "mil.json", json_text({"head": digest, "classes": trained.class_names, "recipe": trained.recipe})
+            rows.append(_row(slide.name, trained.class_names, verdict.probabilities))
+        _forget(output / "attention", failures)
+        table = output / "probabilities.csv"
+        atomic_text(table, csv_text((*_COLUMNS, *trained.class_names), rows))
+    seen = trained.provenance.get("slides")
+    trained_on = sum(row[0] in seen for row in rows) if isinstance(seen, dict) else 0
+    if trained_on:
+        typer.echo(
+            f"sentinode: the head was trained on {trained_on} of these {len(rows)} slides: how well it does on slides "
+            "that it has not seen stands in the table that mil train wrote beside it",
+            err=True,
         )
     typer.echo(
-        json.dumps({"probabilities": str(output / "probabilities.csv"), "slides": len(rows), "quarantined": failures})
+        json.dumps(
+            {"probabilities": str(table), "slides": len(rows), "trained_on": trained_on, "quarantined": failures}
+        )
     )
     if failures:
         raise typer.Exit(EXIT_QUARANTINED)
+
+
+def _row(slide: str, names: Sequence[str], probabilities: NDArray[np.float64]) -> tuple[str, ...]:
+    """The slide, its likeliest class, the probability of anything but the first class, and that of each class."""
+    positive = float(probabilities[1:].sum())
+    return slide, names[int(probabilities.argmax())], f"{positive:.9g}", *(f"{value:.9g}" for value in probabilities)
+
+
+def _forget(folder: Path, slides: Iterable[str]) -> None:
+    """Remove what an earlier call made of slides that cannot be judged now: the table no longer tells of them."""
+    from wsi.store import storage  # noqa: PLC0415  (slow import)
+
+    with storage(folder):
+        for name in slides:
+            if (folder / f"{name}.zarr").is_dir():
+                shutil.rmtree(folder / f"{name}.zarr")
+            (folder / f"{name}.png").unlink(missing_ok=True)
 
 
 def _tell(done: int, total: int) -> None:
@@ -240,6 +292,13 @@ def _check_recipe(slide: JudgedSlide, recipe: Mapping[str, Any]) -> None:
         )
 
 
+def _check_width(slide: JudgedSlide, width: int) -> None:
+    from wsi.errors import ArtefactError  # noqa: PLC0415  (slow import)
+
+    if slide.width != width:
+        raise ArtefactError(slide.path, f"holds {slide.width} features per tile, the head takes {width}")
+
+
 def _labels(reference: Path, classes: str) -> tuple[tuple[str, ...], dict[str, int]]:
     """The names of the classes, and the number of each slide's class by the slide's key."""
     from staging.camelyon import read_label_table  # noqa: PLC0415  (slow import)
@@ -260,9 +319,12 @@ def _why_left_out(slide: str, labels: Mapping[str, int]) -> str | None:
     return None if _key(slide) in labels else "the reference has no label for it"
 
 
-def _check_some(bags: Sequence[object], reference: Path) -> None:
-    from staging.errors import TableError  # noqa: PLC0415  (slow import)
+def _check_some(bags: Sequence[object], reference: Path, failures: Mapping[str, str]) -> None:
+    from staging.errors import NoSlidesError, TableError  # noqa: PLC0415  (slow import)
 
+    if not bags and failures:
+        told = "; ".join(f"{name}: {reason}" for name, reason in sorted(failures.items()))
+        raise NoSlidesError(None, f"no features can be used: {told:.500}", mend="make them again")
     if not bags:
         raise TableError(reference, "labels none of the slides that have features", mend="compare the names of both")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from staging.commands.options import SlideMpp, Workers
+from staging.commands.options import Device, SlideMpp, Workers
 
 if TYPE_CHECKING:
     from annotations.patch_labels import LabelRule
@@ -73,9 +73,17 @@ def patches(
     hard: Annotated[
         int, typer.Option(help="More normal patches per slide where --model or --heatmaps see tumour.", min=0)
     ] = 0,
+    hard_choice: Annotated[
+        Literal["worst", "even"],
+        typer.Option(
+            help="Which of these: the most probable ones, at least half a patch apart, or any from 0.5 on alike."
+        ),
+    ] = "worst",
     model: Annotated[
         Path | None,
-        typer.Option("--model", "-m", help="A checkpoint whose mistakes are looked for.", show_default=False),
+        typer.Option(
+            "--model", "-m", help="A checkpoint whose mistakes are looked for, on --device.", show_default=False
+        ),
     ] = None,
     heatmaps: Annotated[
         Path | None, typer.Option(help="Directory of SLIDE.zarr heatmaps, in place of --model.", show_default=False)
@@ -106,6 +114,7 @@ def patches(
     ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal patches.", min=0)] = 0,
     slide_mpp: SlideMpp = None,
+    device: Device = "auto",
     workers: Workers = None,
     *,
     contact_sheet: Annotated[
@@ -117,17 +126,20 @@ def patches(
     Slides that are known to be wrong or only partly annotated are left out. An interrupted call goes on when it is
     given again. The counts are printed as JSON.
 
+    --device is for --model alone. Where that runs on a GPU one process does all with a reading thread per core, unless
+    --workers says how many share the GPU, each with its own copy of the network in its memory.
+
     Example: sentinode patches cohort/images cohort/annotations -r cohort/stage_labels.csv -o patches --per-class 1000
     """
     from staging.camelyon import StageTable, find_slides, read_label_table  # noqa: PLC0415  (slow import)
     from staging.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
-    from wsi.cores import usable_cores  # noqa: PLC0415
 
     where, contours = _apart(slides, annotations)
     found = find_slides(where)
     rule, parts = _parsed(label, split)
     _check_hard(hard, model, heatmaps)
+    processes, threads = _shared_out(workers, model, device)
     recipe = PatchRecipe(
         mpp=mpp,
         size_px=size,
@@ -138,10 +150,13 @@ def patches(
         strategy=strategy,
         rule=rule,
         hard=hard,
+        hard_choice=hard_choice,
         model=model,
         heatmaps=heatmaps,
         split=parts,
         slide_mpp=slide_mpp,
+        device=device,
+        threads=threads,
     )
     with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
@@ -150,7 +165,7 @@ def patches(
             StageTable() if reference is None else StageTable(labels=read_label_table(reference)),
             output,
             recipe=recipe,
-            workers=workers or usable_cores(),
+            workers=processes,
             news=progress,
             form=form,
             quality=quality,
@@ -196,3 +211,13 @@ def _check_hard(hard: int, model: Path | None, heatmaps: Path | None) -> None:
         raise ConfigurationError(None, "--hard needs --model or --heatmaps, one of them", mend="give one")
     if given and not hard:
         raise ConfigurationError(None, "--model and --heatmaps are for --hard", mend="say how many with --hard")
+
+
+def _shared_out(workers: int | None, model: Path | None, device: str) -> tuple[int, int]:
+    from wsi.cores import usable_cores  # noqa: PLC0415  (slow import)
+
+    if model is None:
+        return workers or usable_cores(), 1
+    from wsi.cnn.device import shared_out  # noqa: PLC0415  (loads torch)
+
+    return shared_out(device, workers)

@@ -50,8 +50,7 @@ def run(
     from staging.operating_point import peak_of  # noqa: PLC0415
     from staging.progress import CohortProgress  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.device import pick_device  # noqa: PLC0415
-    from wsi.cores import usable_cores  # noqa: PLC0415
+    from wsi.cnn.device import shared_out  # noqa: PLC0415
 
     found = find_slides(slides)
     table = read_stage_table(reference) if reference is not None else None
@@ -66,7 +65,7 @@ def run(
         nodes=nodes,
         on_bad_tile=on_bad_tile,
     )
-    on_gpu = pick_device(device).type == "cuda"
+    processes, threads = shared_out(device, workers)
     with CohortProgress(len(found)) as progress:
         result = run_cohort(
             found,
@@ -74,8 +73,8 @@ def run(
             model=model,
             config=config,
             reference=table,
-            workers=workers or (1 if on_gpu else usable_cores()),
-            threads=usable_cores() if on_gpu else 1,
+            workers=processes,
+            threads=threads,
             device=device,
             max_failures=max_failures,
             news=progress,

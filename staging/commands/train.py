@@ -13,7 +13,9 @@ from staging.commands.options import Device, Workers
 
 
 def train(
-    patches: Annotated[list[Path], typer.Argument(help="What sentinode patches wrote; several are joined.")],
+    patches: Annotated[
+        list[Path], typer.Argument(help="What sentinode patches wrote, stores or tables; several are joined.")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The checkpoint, model.safetensors.", show_default=False)
     ],
@@ -48,7 +50,14 @@ def train(
             help="End after so many passes without a better one on held-out patients.", min=1, show_default=False
         ),
     ] = None,
-    held_out: Annotated[float, typer.Option(help="Share of the patients to judge by.", min=0, max=0.9)] = 0.2,
+    held_out: Annotated[
+        float,
+        typer.Option(help="Share of the patients to judge by, where no split says validation.", min=0, max=0.9),
+    ] = 0.2,
+    fold: Annotated[
+        int | None,
+        typer.Option(help="Leave this fold out, where patients were split into folds.", min=0, show_default=False),
+    ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: bf16 on a GPU, fp32 on a CPU.")
     ] = "auto",
@@ -79,8 +88,9 @@ def train(
 ) -> None:
     """Train a network on patches and keep the epoch that is best on held-out patients.
 
-    A killed call goes on where it was when it is given again. On several GPUs: torchrun --nproc-per-node 4 -m staging
-    train ... Beside the checkpoint lie a log (.csv) and pictures of learning and calibration (.png).
+    Patients of the split test are left out. Sets too large for the memory are read from the slides while the network
+    learns. A killed call goes on where it was when it is given again. On several GPUs: torchrun --nproc-per-node 4 -m
+    staging train ... Beside the checkpoint lie a log (.csv) and pictures of learning and calibration (.png).
 
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
@@ -106,6 +116,7 @@ def train(
         raise ConfigurationError(None, f"a mean keeps less than all of itself, got {average}", mend="try 0.999")
     plan = TrainingPlan(
         patches=tuple(patches),
+        fold=fold,
         output=output,
         network=network,
         start=start,

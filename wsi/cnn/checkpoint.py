@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from wsi.cnn.architectures import read_architecture
 from wsi.cnn.network import Architecture, CellGeometry, DenseNetwork, weight_shapes
+from wsi.cnn.weights_file import WeightsFile, check_finite
 from wsi.errors import CheckpointError
 from wsi.store import atomic_bytes
 
@@ -26,9 +23,6 @@ VERSION = 2
 """Version 1 knows plain stacks of layers only and no temperature; what it can hold is still written as version 1."""
 TUMOUR = "tumour"
 
-_KEY = "sentinode"
-_LARGEST_FILE = 2 << 30
-_LARGEST_HEADER = 1 << 20
 _FIELDS = frozenset(
     {
         "format",
@@ -44,8 +38,14 @@ _FIELDS = frozenset(
         "provenance",
     }
 )
-_FIELDS_OF = {1: _FIELDS, 2: _FIELDS | {"temperature"}}
-_ANOTHER = "train one with sentinode train, or give a checkpoint of this program"
+_FILE = WeightsFile(
+    format=FORMAT,
+    fields={1: _FIELDS, 2: _FIELDS | {"temperature"}},
+    largest_gib=2,
+    given_as="model",
+    owner="the architecture",
+    another="train one with sentinode train, or give a checkpoint of this program",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,7 +127,6 @@ class Checkpoint:
         _check_values(self.path, weights)
         is_first = isinstance(self.architecture, Architecture) and self.temperature == 1
         meta = {
-            "format": FORMAT,
             "version": 1 if is_first else VERSION,
             "architecture": self.architecture.to_json(),
             "mpp": self.mpp,
@@ -139,9 +138,7 @@ class Checkpoint:
             "threshold": self.threshold,
             "provenance": dict(self.provenance),
         } | ({} if is_first else {"temperature": self.temperature})
-        # one metadata entry only: safetensors writes several in no fixed order
-        text = json.dumps(meta, sort_keys=True, allow_nan=False, separators=(",", ":"))
-        return safetensors.numpy.save(weights, metadata={_KEY: text})
+        return _FILE.to_bytes(meta, weights)
 
 
 def save_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> None:
@@ -162,88 +159,14 @@ def load_checkpoint(path: str | PathLike[str]) -> Checkpoint:
             damaged, contradicts itself, or holds NaN or infinite weights.
     """
     path = Path(path)
-    data = _read(path)
-    meta = _meta(path, _header(path, data))
-    try:
-        weights = safetensors.numpy.load(data)
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(path, f"is a damaged safetensors file: {error}", mend=_ANOTHER) from error
+    meta, weights = _FILE.read(path)
     return _assemble(path, meta, weights)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-            _check_start(path, start, path.stat().st_size)
-            return start + file.read(_LARGEST_FILE)
-    except FileNotFoundError as error:
-        raise CheckpointError(path, "there is no such file", mend="check the path given as the model") from error
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
-
-
-def _check_start(path: Path, start: bytes, size: int) -> None:
-    """Refuse by the first 16 bytes whatever is no safetensors file, naming what is commonly mistaken for one."""
-    length = int.from_bytes(start[:8], "little")
-    if start[8:9] == b"{" and length <= _LARGEST_HEADER:
-        if length > size - 8:
-            raise CheckpointError(path, "is cut off within its header", mend="copy the file again")
-        if size > _LARGEST_FILE:
-            raise CheckpointError(path, f"is larger than {_LARGEST_FILE >> 30} GiB", mend=_ANOTHER)
-        return
-    kinds = (
-        (b"PK\x03\x04", "is a zip archive (a PyTorch .pt or .pth holds pickled code): it was not opened"),
-        (b"\x80", "is a Python pickle, which runs code when loaded: it was not opened"),
-        (b"\x89HDF", "is an HDF5 file"),
-        (b"\x1f\x8b", "is a gzip file"),
-    )
-    claim = f"claims a header of {length} bytes" if start[8:9] == b"{" else "is not a safetensors file"
-    what = next((what for magic, what in kinds if start.startswith(magic)), claim)
-    raise CheckpointError(path, what, mend=_ANOTHER)
-
-
-def _header(path: Path, data: bytes) -> dict[str, Any]:
-    """The JSON in front of the tensors."""
-    header = _parse(path, data[8 : 8 + int.from_bytes(data[:8], "little")], "header")
-    if not isinstance(header, dict):
-        raise CheckpointError(path, "has a header that is no JSON object", mend=_ANOTHER)
-    return header
-
-
-def _meta(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-    """Our own metadata, with exactly the fields of this version."""
-    entries = header.get("__metadata__")
-    text = entries.get(_KEY) if isinstance(entries, dict) else None
-    if not isinstance(text, str):
-        raise CheckpointError(path, "is a safetensors file of another program", mend=_ANOTHER)
-    meta = _parse(path, text.encode(errors="replace"), "metadata")
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise CheckpointError(path, f"its metadata is not a {FORMAT}'s", mend=_ANOTHER)
-    version = meta.get("version")
-    if type(version) is not int or version not in _FIELDS_OF:
-        reason = f"is of version {version!r:.20}, this program reads versions 1 to {VERSION}"
-        raise CheckpointError(path, reason, mend="use the program that wrote it")
-    if set(meta) != _FIELDS_OF[version]:
-        odd = ", ".join(sorted(set(meta) ^ _FIELDS_OF[version]))
-        raise CheckpointError(path, f"its metadata lacks or adds: {odd:.200}", mend=_ANOTHER)
-    return meta
-
-
-def _parse(path: Path, text: bytes, what: str) -> Any:  # noqa: ANN401  (whatever the file holds)
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no number")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"its {what} is no JSON: {error}", mend=_ANOTHER) from error
 
 
 def _assemble(path: Path, meta: Mapping[str, Any], weights: Mapping[str, NDArray[Any]]) -> Checkpoint:
     try:
         architecture = _architecture(meta)
-        _check_shapes(path, weight_shapes(architecture), weights)
+        _FILE.check_shapes(path, weight_shapes(architecture), weights)
         _check_values(path, weights)
         network = architecture.build(
             mean=_three(meta["mean"]),
@@ -262,7 +185,7 @@ def _assemble(path: Path, meta: Mapping[str, Any], weights: Mapping[str, NDArray
     except CheckpointError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise CheckpointError(path, f"its metadata contradicts itself: {error}", mend=_ANOTHER) from error
+        raise CheckpointError(path, f"its metadata contradicts itself: {error}", mend=_FILE.another) from error
 
 
 def _architecture(meta: Mapping[str, Any]) -> CellGeometry:
@@ -272,24 +195,9 @@ def _architecture(meta: Mapping[str, Any]) -> CellGeometry:
     return architecture
 
 
-def _check_shapes(path: Path, expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, NDArray[Any]]) -> None:
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in weights:
-            raise CheckpointError(path, "is missing", place=f"tensor {name}", mend=_ANOTHER)
-        if name not in expected:
-            raise CheckpointError(
-                path, "does not belong to the architecture", place=f"tensor {name:.80}", mend=_ANOTHER
-            )
-        found = weights[name]
-        if found.shape != expected[name] or found.dtype != np.float32:
-            reason = f"is {found.dtype} {found.shape}, the architecture needs float32 {expected[name]}"
-            raise CheckpointError(path, reason, place=f"tensor {name}", mend=_ANOTHER)
-
-
 def _check_values(path: Path | None, weights: Mapping[str, NDArray[Any]]) -> None:
+    check_finite(path, weights)
     for name, values in weights.items():
-        if not np.isfinite(values).all():
-            raise CheckpointError(path, "holds NaN or infinity", place=f"tensor {name}", mend="train again")
         if name.endswith("running_var") and values.min() < 0:
             raise CheckpointError(path, "holds a negative variance", place=f"tensor {name}", mend="train again")
 

@@ -9,6 +9,7 @@ from threading import Barrier
 
 import torch
 
+from wsi.cores import usable_cores
 from wsi.errors import PathologyError
 
 
@@ -28,6 +29,22 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu" or is_there:
         return torch.device(name)
     raise PathologyError(None, f"there is no device {name!r} here", mend="use the device auto or cpu")
+
+
+def shared_out(device: str, workers: int | None = None) -> tuple[int, int]:
+    """Processes that compute, and threads in each: where a GPU computes, one process takes all cores to read for it.
+
+    Args:
+        device: as for pick_device.
+        workers: processes, where they are given.
+
+    Raises:
+        PathologyError: the device is not there.
+    """
+    if pick_device(device).type != "cuda":
+        return workers or usable_cores(), 1
+    processes = workers or 1
+    return processes, max(1, usable_cores() // processes)
 
 
 @contextmanager

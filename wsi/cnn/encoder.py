@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi.cnn.device import pick_device
-from wsi.cnn.exported import ARCHIVE, load_exported
+from wsi.cnn.exported import ARCHIVE, DAMAGES, load_exported
 from wsi.errors import CheckpointError, PathologyError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -157,7 +157,7 @@ def _kind_of_archive(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
+    except (*DAMAGES, ValueError, NotImplementedError) as error:
         raise CheckpointError(path, f"is a damaged archive: {error}", mend="copy the file again") from error
     if ARCHIVE in names:
         return "torch.export"

@@ -10,9 +10,12 @@ looked up in a fixed list of pure tensor operations; whatever else a file asks f
 from __future__ import annotations
 
 import json
+import lzma
 import math
 import operator
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,9 @@ from wsi.errors import CheckpointError
 
 ARCHIVE = "archive_format"
 """The member by which a zip file is known as a torch.export archive."""
+
+DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError)
+"""What a zip file's reader raises where bytes of the file were changed, beside what wrong values of its parts raise."""
 
 _LARGEST_JSON = 256 << 20
 _SCHEMA = 8
@@ -162,7 +168,7 @@ def load_exported(path: Path) -> ExportedNetwork:
             return _read(path, archive)
     except CheckpointError:
         raise
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except DAMAGES as error:
         raise CheckpointError(path, f"is a damaged archive: {error}", mend="copy the file again") from error
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError) as error:
         reason = f"is no torch.export file that can be read: {type(error).__name__}: {error}"

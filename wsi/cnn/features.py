@@ -361,7 +361,7 @@ def read_features(path: Path) -> SlideFeatures:
     verify(path)
     try:
         return _opened(path, zarr.open_group(path, mode="r"))
-    except (KeyError, ValueError, TypeError, OSError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, OSError) as error:
         raise ArtefactError(path, f"holds no readable features: {error}", mend="make them again") from error
 
 
@@ -379,13 +379,19 @@ def _opened(path: Path, group: Any) -> SlideFeatures:  # noqa: ANN401  (zarr's g
     )
     grid = whole.coarser(attributes["tiles"]["stride_px"])
     cells: NDArray[np.int32] = np.asarray(group["cells"][...], dtype=np.int32)
-    if not len(cells) or (cells < 0).any() or (cells >= np.array(grid.shape)).any():
+    positions: NDArray[np.float64] = np.asarray(group["positions"][...], dtype=np.float64)
+    count, width = group["features"].shape
+    if not count or cells.shape != (count, 2) or positions.shape != (count, 2):
+        raise ValueError(f"it has {count} features at {cells.shape} cells and {positions.shape} positions")
+    if (cells < 0).any() or (cells >= np.array(grid.shape)).any():
         raise ValueError("its tiles lie outside the slide")
+    if len(np.unique(cells, axis=0)) < count:
+        raise ValueError("two of its tiles lie in one place")
     return SlideFeatures(
         path=path,
         grid=grid,
         cells=cells,
-        positions=np.asarray(group["positions"][...], dtype=np.float64),
-        width=int(group["features"].shape[1]),
-        provenance=attributes["provenance"],
+        positions=positions,
+        width=int(width),
+        provenance=dict(attributes["provenance"]),
     )

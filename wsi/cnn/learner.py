@@ -8,8 +8,10 @@ processes share the shards of a batch out and add their gradients.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +25,20 @@ from wsi.cnn.method import Method
 from wsi.cnn.network import DenseNetwork
 from wsi.cnn.ranks import Ranks
 from wsi.cnn.schedule import pace
-from wsi.cnn.training_data import TrainingData
+from wsi.cnn.training_data import TrainingData, blocks_of
 
 _SHARD = 8
+_AHEAD = 16  # blocks that wait to be judged
 _FIRST_SCALE = 65536.0
 _SCALE_GROWS_AFTER = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shard:
-    """Patches, the seed of their augmentation, and the pass."""
+    """Patches, their pixels, the seed of their augmentation, and the pass."""
 
-    chosen: NDArray[np.intp]
+    chosen: NDArray[np.int64]
+    images: NDArray[np.uint8]
     seed: int
     number: int
 
@@ -86,25 +90,36 @@ class Learner:
         """The network whose weights are judged and kept: the average, if there is one."""
         return self._network if self._average is None else self._average
 
-    def shards(self, chosen: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-        """A batch in the parts that are computed apart: one for each GPU, or of 8 patches for the threads of a CPU."""
-        size = -(-len(chosen) // self._ranks.world) if self._device.type == "cuda" else _SHARD
-        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    def shards(self, size: int) -> Sequence[NDArray[np.int64]]:
+        """Places in a batch that are computed together: one part for each GPU, or 8 for each thread of a CPU."""
+        return blocks_of(np.arange(size), -(-size // self._ranks.world) if self._device.type == "cuda" else _SHARD)
 
-    def step(self, chosen: NDArray[np.intp], seeds: Iterator[int], number: int) -> float:
+    def owners(self, size: int) -> NDArray[np.int64]:
+        """Which process computes each place in a batch: int64 (size,)."""
+        owners = np.empty(size, np.int64)
+        for number, shard in enumerate(self.shards(size)):
+            owners[shard] = number % self._ranks.world
+        return owners
+
+    def step(self, chosen: NDArray[np.int64], images: NDArray[np.uint8], seeds: Iterator[int], number: int) -> float:
         """Learn from a batch; its loss.
 
         Args:
             chosen: which patches.
+            images: uint8 (m, side, side, 3), of those that this process owns.
             seeds: gives the augmentation's seed of each shard.
             number: of the pass.
         """
-        shards = [_Shard(chosen=part, seed=next(seeds), number=number) for part in self.shards(chosen)]
+        shards = [(chosen[places], next(seeds)) for places in self.shards(len(chosen))]
         mine = range(self._ranks.rank, len(shards), self._ranks.world)
         while len(self._copies) < len(shards):
             self._copies.append(self._copy())
         share = 1 / max(1, int(np.count_nonzero(self._data.cells[chosen] != IGNORE)))
-        jobs = [(self._copies[index], shards[index]) for index in mine]
+        pixels = np.split(images, np.cumsum([len(shards[index][0]) for index in mine]))
+        jobs = [
+            (self._copies[index], _Shard(chosen=shards[index][0], images=part, seed=shards[index][1], number=number))
+            for index, part in zip(mine, pixels, strict=False)
+        ]
         results = list(self._pool.map(lambda job: self._gradients(*job, share=share), jobs))
         for index, parameter in enumerate(self._parameters):
             parts = [gradients[index] for _, gradients in results]
@@ -125,25 +140,32 @@ class Learner:
                 if self._average is not None:
                     self._average.get_buffer(name).copy_(buffer)
 
-    def margins(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Logit of tumour minus logit of normal of each cell: uint8 (n, side, side, 3) to float64 (n, i, j)."""
-        starts = range(0, len(images), _SHARD)
-        mine = range(self._ranks.rank * _SHARD, len(images), self._ranks.world * _SHARD)
+    def margins(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Logit of tumour minus logit of normal of each cell of some patches: float64 (n, i, j)."""
+        patches, count = self._data.patches, self._data.architecture.cells(self._data.patches.size_px)
+        blocks = blocks_of(patches.reading_order(chosen), _SHARD)[self._ranks.rank :: self._ranks.world]
+        whole = np.zeros((len(chosen), count, count))
 
-        def judge(start: int) -> NDArray[np.float64]:
+        def judge(images: NDArray[np.uint8]) -> NDArray[np.float64]:
             with torch.inference_mode():
-                pixels = to_tensor(images[start : start + _SHARD])
-                logits = self._forward(self.judged, pixels).cpu().double()
+                logits = self._forward(self.judged, to_tensor(images)).cpu().double()
             return np.asarray(logits[:, 1] - logits[:, 0])
 
-        found = dict(zip(mine, self._pool.map(judge, mine), strict=True))
+        judging: deque[tuple[NDArray[np.int64], Future[NDArray[np.float64]]]] = deque()
+
+        def take(most: int) -> None:
+            while len(judging) > most:
+                block, result = judging.popleft()
+                whole[block] = result.result()
+
+        with closing(patches.images([chosen[block] for block in blocks])) as images:
+            for block, pixels in zip(blocks, images, strict=True):
+                judging.append((block, self._pool.submit(judge, pixels)))
+                take(_AHEAD)
+            take(0)
         if self._ranks.world == 1:
-            return np.concatenate([found[start] for start in starts]) if found else np.zeros((0, 1, 1))
-        count = self._data.architecture.cells(images.shape[1])
-        whole = torch.zeros((len(images), count, count), dtype=torch.float64)
-        for start, part in found.items():
-            whole[start : start + _SHARD] = torch.from_numpy(part)
-        return self._ranks.add(whole.to(self._device)).cpu().numpy()
+            return whole
+        return self._ranks.add(torch.from_numpy(whole).to(self._device)).cpu().numpy()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """All that decides the next steps: tensors by name, and what JSON can hold."""
@@ -209,14 +231,15 @@ class Learner:
     def _varied(self, shard: _Shard) -> tuple[torch.Tensor, NDArray[np.uint8]]:
         """Float32 (n, 3, side, side), and the targets of the cells."""
         data, chosen = self._data, shard.chosen
+        targets = data.patches.targets(chosen)
         if self._method.augmentation is None:
             rng = np.random.default_rng(shard.seed)
-            return augment(data.images[chosen], data.targets[chosen], data.architecture, data.jitter, rng)
+            return augment(shard.images, targets, data.architecture, data.jitter, rng)
         seeds = np.stack([np.full_like(chosen, data.seed), np.full_like(chosen, shard.number), chosen], axis=1)
         draws = self._method.augmentation.draw(seeds.astype(np.int64))
         turns = self._method.augmentation.turn_of(draws)
-        labels = np.stack([turned(target, turn) for target, turn in zip(data.targets[chosen], turns, strict=True)])
-        images = self._method.augmentation(torch.from_numpy(data.images[chosen]).to(self._device), draws)
+        labels = np.stack([turned(target, turn) for target, turn in zip(targets, turns, strict=True)])
+        images = self._method.augmentation(torch.from_numpy(shard.images).to(self._device), draws)
         return images, cell_targets(labels, data.architecture)
 
     def _optimise(self) -> None:

@@ -6,34 +6,37 @@ Source: Ilse, Tomczak, Welling: Attention-based deep multiple instance learning,
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import nn
 
-from wsi.cnn.device import lone_threads
-from wsi.errors import CheckpointError
+from wsi.cnn.device import lone_threads, pick_device
+from wsi.cnn.weights_file import WeightsFile, check_finite
+from wsi.errors import CheckpointError, PathologyError
 from wsi.store import atomic_bytes
 
 FORMAT = "sentinode attention-MIL head"
 VERSION = 1
 NEGATIVE = "negative"
 
-_KEY = "sentinode"
-_FIELDS = frozenset({"format", "version", "shape", "class_names", "recipe", "provenance"})
-_LARGEST_FILE = 1 << 30
-_LARGEST_HEADER = 1 << 20
 _WIDEST = 1 << 16
-_ANOTHER = "train one with sentinode mil train"
+_FILE = WeightsFile(
+    format=FORMAT,
+    fields={VERSION: frozenset({"format", "version", "shape", "class_names", "recipe", "provenance"})},
+    largest_gib=1,
+    given_as="head",
+    owner="the head",
+    another="train one with sentinode mil train",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,17 +104,18 @@ class GatedAttention(nn.Module):
         """Judge one slide.
 
         Args:
-            features: float32 (tiles, width).
+            features: float32 (tiles, width), on the device of the weights.
             dropout: the share of a tile's hidden values that is left out, in training.
-            generator: draws which.
+            generator: draws which, on the CPU.
 
         Returns:
             Logits (classes,) and attention (tiles,), which sums to 1.
         """
         hidden = torch.relu(self.project((features - self.mean) / self.std))
         if dropout:
+            # drawn on the CPU, so that every device leaves out the same
             kept = torch.rand(hidden.shape, generator=generator) >= dropout
-            hidden = hidden * kept / (1 - dropout)
+            hidden = hidden * kept.to(hidden.device) / (1 - dropout)
         scores = self.attend(torch.tanh(self.content(hidden)) * torch.sigmoid(self.gate(hidden)))
         attention = scores[:, 0].softmax(dim=0)
         return self.decide(attention @ hidden), attention
@@ -160,14 +164,26 @@ class MilHead:
         """Hex sha256 of the file's bytes."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
+    def to(self, device: str) -> MilHead:
+        """The same head, judging on a device: auto, cpu or cuda.
+
+        Raises:
+            PathologyError: the device is not there.
+        """
+        return replace(self, network=deepcopy(self.network).to(pick_device(device)))
+
     def judge(self, features: NDArray[np.float32]) -> SlideVerdict:
-        """Judge a slide on one thread, so that the result has the same bits everywhere on one machine.
+        """Judge a slide where the network lies; the device holds this one slide.
+
+        On a CPU one thread does it, so that the result has the same bits everywhere on one machine; a GPU agrees with
+        it to rounding.
 
         Args:
             features: float32 (tiles, width), at least one tile.
 
         Raises:
             CheckpointError: the head gives NaN.
+            PathologyError: the GPU's memory is too small for the slide.
             ValueError: the features have another shape.
         """
         if features.ndim != 2 or not len(features) or features.shape[1] != self.shape.width:
@@ -176,12 +192,10 @@ class MilHead:
             return pool.submit(self._judge, features).result()
 
     def _judge(self, features: NDArray[np.float32]) -> SlideVerdict:
-        with torch.inference_mode():
-            logits, attention = self.network(torch.from_numpy(np.ascontiguousarray(features)))
-            probabilities = logits.double().softmax(dim=0).numpy()
-        if not (np.isfinite(probabilities).all() and torch.isfinite(attention).all()):
+        probabilities, attention = judged(self.network, features)
+        if not (np.isfinite(probabilities).all() and np.isfinite(attention).all()):
             raise CheckpointError(self.path, "gives NaN", mend="train again")
-        return SlideVerdict(probabilities=probabilities, attention=attention.numpy())
+        return SlideVerdict(probabilities=probabilities, attention=attention)
 
     def to_bytes(self) -> bytes:
         """The file: equal heads give equal bytes.
@@ -189,25 +203,50 @@ class MilHead:
         Raises:
             CheckpointError: a weight is NaN or infinite.
         """
-        weights = {name: tensor.detach().numpy() for name, tensor in self.network.state_dict().items()}
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in self.network.state_dict().items()}
         _check_weights(self.path, self.shape, weights)
         meta = {
-            "format": FORMAT,
             "version": VERSION,
             "shape": asdict(self.shape),
             "class_names": list(self.class_names),
             "recipe": dict(self.recipe),
             "provenance": dict(self.provenance),
         }
-        # one metadata entry only: safetensors writes several in no fixed order
-        text = json.dumps(meta, sort_keys=True, allow_nan=False, separators=(",", ":"))
-        return safetensors.numpy.save(weights, metadata={_KEY: text})
+        return _FILE.to_bytes(meta, weights)
 
 
-def positive_probability(head: MilHead, verdict: SlideVerdict) -> float:
-    """The probability that a slide is anything but negative."""
-    is_positive = [name != NEGATIVE for name in head.class_names]
-    return float(verdict.probabilities[is_positive].sum())
+def judged(network: GatedAttention, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """What a network says of a slide, not checked for NaN.
+
+    Args:
+        network: on any device.
+        features: float32 (tiles, width).
+
+    Returns:
+        Probabilities, float64 (classes,), and attention, float32 (tiles,).
+
+    Raises:
+        PathologyError: the GPU's memory is too small for the slide.
+    """
+    with torch.inference_mode(), enough_memory(len(features)):
+        there = torch.from_numpy(np.ascontiguousarray(features)).to(network.mean.device)
+        logits, attention = network(there)
+        return logits.cpu().double().softmax(dim=0).numpy(), attention.cpu().numpy()
+
+
+@contextmanager
+def enough_memory(tiles: int) -> Iterator[None]:
+    """Say in one error that a slide of so many tiles does not fit into the GPU.
+
+    Raises:
+        PathologyError: it does not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PathologyError(
+            None, f"the GPU's memory is too small for {tiles} tiles", mend="free it or use the device cpu"
+        ) from error
 
 
 def save_head(path: str | PathLike[str], head: MilHead) -> None:
@@ -228,12 +267,7 @@ def load_head(path: str | PathLike[str]) -> MilHead:
             is damaged, contradicts itself, or holds NaN or infinite weights.
     """
     path = Path(path)
-    data = _read(path)
-    meta = _meta(path, data)
-    try:
-        weights = safetensors.numpy.load(data)
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(path, f"is a damaged safetensors file: {error}", mend=_ANOTHER) from error
+    meta, weights = _FILE.read(path)
     try:
         shape = HeadShape(**meta["shape"])
         _check_weights(path, shape, weights)
@@ -247,70 +281,14 @@ def load_head(path: str | PathLike[str]) -> MilHead:
             provenance=dict(meta["provenance"]),
             path=path,
         )
+    except CheckpointError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(path, f"its metadata contradicts itself: {error}", mend=_ANOTHER) from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            start, size = file.read(16), path.stat().st_size
-            length = int.from_bytes(start[:8], "little")
-            if start[8:9] != b"{" or length > min(_LARGEST_HEADER, size - 8) or size > _LARGEST_FILE:
-                is_code = start.startswith((b"PK\x03\x04", b"\x80"))
-                what = "holds pickled code: it was not opened" if is_code else "is no whole safetensors file"
-                raise CheckpointError(path, what, mend=_ANOTHER)
-            return start + file.read(_LARGEST_FILE)
-    except FileNotFoundError as error:
-        raise CheckpointError(path, "there is no such file", mend="check the path given as the head") from error
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
-
-
-def _meta(path: Path, data: bytes) -> dict[str, Any]:
-    """Our own metadata, with exactly the fields of this version."""
-    header = _parsed(path, data[8 : 8 + int.from_bytes(data[:8], "little")])
-    entries = header.get("__metadata__")
-    text = entries.get(_KEY) if isinstance(entries, dict) else None
-    if not isinstance(text, str):
-        raise CheckpointError(path, "is a safetensors file of another program", mend=_ANOTHER)
-    meta = _parsed(path, text.encode(errors="replace"))
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(path, f"is no {FORMAT}", mend=_ANOTHER)
-    if meta.get("version") != VERSION:
-        reason = f"is of version {meta.get('version')!r:.20}, this program reads version {VERSION}"
-        raise CheckpointError(path, reason, mend="use the program that wrote it")
-    if set(meta) != _FIELDS:
-        odd = ", ".join(sorted(set(meta) ^ _FIELDS))
-        raise CheckpointError(path, f"its metadata lacks or adds: {odd:.200}", mend=_ANOTHER)
-    return meta
-
-
-def _parsed(path: Path, text: bytes) -> dict[str, Any]:
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no number")
-
-    try:
-        value = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"its header is no JSON: {error}", mend=_ANOTHER) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(path, "its header is no JSON object", mend=_ANOTHER)
-    return value
+        raise CheckpointError(path, f"its metadata contradicts itself: {error}", mend=_FILE.another) from error
 
 
 def _check_weights(path: Path | None, shape: HeadShape, weights: Mapping[str, NDArray[Any]]) -> None:
-    expected = shape.weights()
-    for name in sorted(expected.keys() | weights.keys()):
-        place = f"tensor {name:.80}"
-        if name not in weights or name not in expected:
-            what = "is missing" if name in expected else "does not belong to a head"
-            raise CheckpointError(path, what, place=place, mend=_ANOTHER)
-        found = weights[name]
-        if found.shape != expected[name] or found.dtype != np.float32:
-            reason = f"is {found.dtype} {found.shape}, the head needs float32 {expected[name]}"
-            raise CheckpointError(path, reason, place=place, mend=_ANOTHER)
-        if not np.isfinite(found).all() or (name == "std" and not (found > 0).all()):
-            raise CheckpointError(path, "holds NaN, infinity or no positive std", place=place, mend="train again")
+    _FILE.check_shapes(path, shape.weights(), weights)
+    check_finite(path, weights)
+    if not (weights["std"] > 0).all():
+        raise CheckpointError(path, "is not positive", place="tensor std", mend="train again")

@@ -2,6 +2,9 @@
 
 Folds never part a patient. Every fold is trained for the same number of rounds that is fixed beforehand, so that
 nothing is chosen on the slides that it is judged on; the final head is trained on all slides in the same way.
+
+A device holds one slide at a time for each fold that is trained on it. On a CPU every fold has one thread, and equal
+arguments give equal bits; a GPU draws the same tiles and leaves out the same values, and agrees to rounding.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi.cnn.device import lone_threads
-from wsi.cnn.mil import GatedAttention, HeadShape, MilHead
+from wsi.cnn.device import lone_threads, pick_device
+from wsi.cnn.mil import GatedAttention, HeadShape, MilHead, enough_memory, judged
 from wsi.cores import usable_cores
 from wsi.errors import PathologyError
 
@@ -128,6 +131,7 @@ def train_head(
     class_names: Sequence[str],
     recipe: Mapping[str, Any],
     options: MilTraining | None = None,
+    device: str = "auto",
     workers: int | None = None,
     on_round: Callable[[int, int], None] | None = None,
 ) -> MilResult:
@@ -140,15 +144,17 @@ def train_head(
         class_names: "negative" first; labels are numbers of these.
         recipe: how the features were made.
         options: how to train.
-        workers: folds trained at a time; it has no influence on the result. None takes the usable cores.
+        device: auto, cpu or cuda; the head itself is given on the CPU.
+        workers: folds trained at a time; it has no influence on the result. None takes the usable cores, one on a GPU.
         on_round: called with (rounds done, rounds in all), from several threads.
 
     Raises:
-        PathologyError: too few patients of a kind; or the training gives NaN.
+        PathologyError: the device is not there, or its memory is too small for a slide; too few patients of a kind; or
+            the training gives NaN.
         ArtefactError: features cannot be read.
         ValueError: no slides, two of one name, or a label without a name.
     """
-    options = options or MilTraining()
+    options, target = options or MilTraining(), pick_device(device)
     if not bags or len({bag.slide for bag in bags}) != len(bags):
         raise ValueError("training needs slides of different names")
     if not all(0 <= bag.label < len(class_names) for bag in bags):
@@ -172,11 +178,12 @@ def train_head(
 
     def without(fold: int) -> tuple[GatedAttention, dict[str, NDArray[np.float64]]]:
         seen = [bag for bag in ordered if dealt[bag.patient] != fold]
-        network = _trained(seen, shape, store, options, told)
+        network = _trained(seen, shape, store, options, told, target)
         unseen = [bag for bag in ordered if dealt[bag.patient] == fold]
-        return network, {bag.slide: _probabilities(network, store.features(bag)) for bag in unseen}
+        found = {bag.slide: judged(network, store.features(bag))[0] for bag in unseen}
+        return network.cpu(), found
 
-    with lone_threads(workers or usable_cores(), "mil") as pool:
+    with lone_threads(workers or (1 if target.type == "cuda" else usable_cores()), "mil") as pool:
         # the last of them leaves nobody out: the head itself
         runs = list(pool.map(without, range(count + 1)))
     provenance = {
@@ -212,14 +219,20 @@ class _Store:
         return found
 
 
-def _trained(
-    bags: Sequence[Bag], shape: HeadShape, store: _Store, options: MilTraining, told: Callable[[], None]
+def _trained(  # noqa: PLR0917  (the arguments of train_head, settled)
+    bags: Sequence[Bag],
+    shape: HeadShape,
+    store: _Store,
+    options: MilTraining,
+    told: Callable[[], None],
+    device: torch.device,
 ) -> GatedAttention:
     network = GatedAttention(shape, seed=options.seed)
     _set_scale(network, bags, store, options)
+    network.to(device)
     counts = np.bincount([bag.label for bag in bags], minlength=shape.classes)
     weights = len(bags) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    loss = torch.nn.CrossEntropyLoss(weight=torch.from_numpy(weights).float(), reduction="sum")
+    loss = torch.nn.CrossEntropyLoss(weight=torch.from_numpy(weights).float().to(device), reduction="sum")
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
     )
@@ -228,12 +241,14 @@ def _trained(
     generator = torch.Generator().manual_seed(options.seed)
     for _ in range(options.rounds):
         for index in draws.permutation(len(bags)):
-            features = torch.from_numpy(_drawn(store.features(bags[index]), options.most_tiles, draws))
-            logits, _ = network(features, dropout=options.dropout, generator=generator)
-            optimiser.zero_grad()
-            error = loss(logits[None], torch.tensor([bags[index].label]))
-            error.backward()
-            optimiser.step()
+            features = _drawn(store.features(bags[index]), options.most_tiles, draws)
+            with enough_memory(len(features)):
+                there = torch.from_numpy(features).to(device)
+                logits, _ = network(there, dropout=options.dropout, generator=generator)
+                optimiser.zero_grad()
+                error = loss(logits[None], torch.tensor([bags[index].label], device=device))
+                error.backward()
+                optimiser.step()
         schedule.step()
         if not torch.isfinite(error):
             raise PathologyError(None, "the training of the head gives NaN", mend="lower the learning rate")
@@ -259,10 +274,3 @@ def _drawn(features: NDArray[np.float32], most: int, draws: np.random.Generator)
     if len(features) <= most:
         return features
     return features[np.sort(draws.choice(len(features), most, replace=False))]
-
-
-def _probabilities(network: GatedAttention, features: NDArray[np.float32]) -> NDArray[np.float64]:
-    with torch.inference_mode():
-        logits, _ = network(torch.from_numpy(features))
-        probabilities: NDArray[np.float64] = logits.double().softmax(dim=0).numpy()
-    return probabilities

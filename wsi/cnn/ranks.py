@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
 
 from wsi.cnn.device import pick_device
 from wsi.errors import PathologyError
+
+_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,10 +25,15 @@ class Ranks:
     Attributes:
         rank: its number, from 0.
         world: how many there are.
+        on_machine: how many of them share this machine's cores.
+        waiting: the process group in which the others wait for the first, for days if need be.
     """
 
     rank: int = 0
     world: int = 1
+
+    on_machine: int = 1
+    waiting: Any = None
 
     @property
     def is_first(self) -> bool:
@@ -37,10 +46,17 @@ class Ranks:
             distributed.all_reduce(values)
         return values
 
+    def first_alone(self, work: Callable[[], None]) -> None:
+        """Have the first process do something that the others wait for."""
+        if self.is_first:
+            work()
+        if self.world > 1:
+            distributed.barrier(group=self.waiting)
+
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the processes that torchrun started; NCCL between GPUs, Gloo between CPUs.
+    """Join the processes that torchrun started, for as long as the outermost call lasts; NCCL between GPUs, else Gloo.
 
     Args:
         device: as for ``pick_device``; where there are several processes, ``auto`` and ``cuda`` give each its own GPU.
@@ -67,8 +83,15 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
             ) from error
     if target.type == "cuda":
         torch.cuda.set_device(target)
+    waiting = distributed.new_group(backend="gloo", timeout=_PATIENCE) if is_ours else None
     try:
-        yield Ranks(rank=distributed.get_rank(), world=distributed.get_world_size()), target
+        ranks = Ranks(
+            rank=distributed.get_rank(),
+            world=distributed.get_world_size(),
+            on_machine=max(1, _number("LOCAL_WORLD_SIZE", 1)),
+            waiting=waiting,
+        )
+        yield ranks, target
     finally:
         if is_ours:
             distributed.destroy_process_group()
@@ -84,8 +107,3 @@ def _number(name: str, otherwise: int) -> int:
 def is_first_process() -> bool:
     """Whether this process writes what is made: of those that torchrun started, the first one."""
     return _number("RANK", 0) == 0
-
-
-def is_one_of_several() -> bool:
-    """Whether torchrun started other processes, too."""
-    return _number("WORLD_SIZE", 1) > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from wsi.cnn.method import Method
 from wsi.cnn.network import SMALL, CellGeometry
 from wsi.cnn.ranks import Ranks, joined
 from wsi.cnn.resuming import load_progress, save_progress
-from wsi.cnn.training_data import TrainingData, batches_of, sha256_of
+from wsi.cnn.training_data import TrainingData
 from wsi.cores import usable_cores
 from wsi.errors import CheckpointError
 from wsi.stain import StainJitter
+from wsi.training_patches import TrainingPatches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +81,7 @@ class Training:
 
 
 def train(
-    images: NDArray[np.uint8],
-    targets: NDArray[np.uint8],
+    patches: TrainingPatches,
     *,
     mpp: float,
     groups: NDArray[Any] | None = None,
@@ -94,6 +95,7 @@ def train(
     learning_rate: float = 4e-3,
     jitter: StainJitter | None = None,
     held_out: float = 0.2,
+    validation: NDArray[np.bool_] | None = None,
     calibrate: bool = False,
     method: Method | None = None,
     resume: Path | None = None,
@@ -106,10 +108,9 @@ def train(
     Started by torchrun, the processes share each batch out, and each of them returns the same.
 
     Args:
-        images: uint8 (n, side, side, 3), RGB at mpp.
-        targets: uint8 (n, side, side): 0 normal, 1 tumour, 255 not looked at. A cell takes the value of the four
-            pixels around its centre, and is not looked at where they differ.
-        mpp: um per pixel of the images.
+        patches: HeldPatches or StreamedPatches. A cell takes the class of the four pixels around its centre, and is not
+            looked at where they differ.
+        mpp: um per pixel of the patches.
         groups: (n,) the patient of each image: a patient is either trained on or validated on. None: each image is
             its own group.
         epochs: passes over the training patches; but for the method's patience the only limit, so that a faster
@@ -123,6 +124,7 @@ def train(
         learning_rate: the highest of the schedule.
         jitter: how far stains are moved; None takes StainJitter's defaults. An augmentation of ``method`` has its own.
         held_out: share of the groups that is validated on; 0 for none.
+        validation: bool (n,), which patches are validated on, in place of a share; whole groups.
         calibrate: choose the threshold (0.30 to 0.80) with the highest Dice on the held-out cells, unless 0.5 is
             within 0.005 of it; otherwise the threshold is 0.5.
         method: schedule, augmentation, averaging, early end, precision; None takes the defaults.
@@ -144,10 +146,10 @@ def train(
         raise ValueError("the checkpoint to go on from has another architecture or mpp")
     method, rng = method or Method(), np.random.default_rng(seed)
     data = TrainingData.split(
-        images,
-        targets,
+        patches,
         groups=groups,
         share=held_out,
+        validation=validation,
         architecture=architecture,
         jitter=jitter or StainJitter(),
         seed=seed,
@@ -163,10 +165,9 @@ def train(
         "batch": batch,
         "learning_rate": learning_rate,
         "start": None if start is None else start.digest,
-        "images": len(images),
+        "images": len(patches),
         "held_out": list(data.held_out),
-        "images_sha256": sha256_of(images),
-        "targets_sha256": sha256_of(targets),
+        **patches.record,
         "torch": str(torch.__version__),
     }
     if method != Method():
@@ -190,7 +191,7 @@ def train(
             "processes": ranks.world,
             "device": target.type,
         }
-        course = _Course(learner, data, rng, epochs=epochs, size=size)
+        course = _Course(learner, data, rng, epochs=epochs, size=size, rank=ranks.rank)
         course.go(
             progress=_Progress(path=resume, every=resume_every, run=run, ranks=ranks),
             patience=method.patience,
@@ -198,7 +199,7 @@ def train(
         )
         network = learner.judged
         network.load_state_dict(course.kept)
-        margins = learner.margins(images[data.shown])
+        margins = learner.margins(data.shown)
     cells = data.cells[data.shown]
     looked_at = cells != IGNORE
     margins, truth = margins.reshape(cells.shape)[looked_at], cells[looked_at] == 1
@@ -251,10 +252,10 @@ class _Course:
     """The passes of a training, and which of them is best so far."""
 
     def __init__(
-        self, learner: Learner, data: TrainingData, rng: np.random.Generator, *, epochs: int, size: int
+        self, learner: Learner, data: TrainingData, rng: np.random.Generator, *, epochs: int, size: int, rank: int
     ) -> None:
         self._learner, self._data, self._rng = learner, data, rng
-        self._epochs, self._size = epochs, size
+        self._epochs, self._owners, self._rank = epochs, learner.owners(size), rank
         self._losses: list[float] = []
         self.history: list[Epoch] = []
         self.best = 0
@@ -282,19 +283,20 @@ class _Course:
         """One pass, but for the batches of it that are done already."""
         began = self._rng.bit_generator.state
         seeds = iter(lambda: int(self._rng.integers(2**63)), -1)
-        batches = list(batches_of(self._data.learning, self._size, self._rng))
-        done = len(self._losses)
-        for chosen in batches[:done]:
-            list(itertools.islice(seeds, len(self._learner.shards(chosen))))
-        for number, chosen in enumerate(batches[done:], done + 1):
-            self._losses.append(self._learner.step(chosen, seeds, len(self.history)))
-            if number % progress.every == 0 and number < len(batches):
-                self._save(progress, began)
+        patches, done = self._data.patches, len(self._losses)
+        batches = patches.batches(self._data.learning, self._owners, self._rng)
+        list(itertools.islice(seeds, done * len(self._learner.shards(len(self._owners)))))
+        own = [batch[self._owners == self._rank] for batch in batches[done:]]
+        with closing(patches.images(own)) as images:
+            for number, (chosen, pixels) in enumerate(zip(batches[done:], images, strict=True), done + 1):
+                self._losses.append(self._learner.step(chosen, pixels, seeds, len(self.history)))
+                if number % progress.every == 0 and number < len(batches):
+                    self._save(progress, began)
         self._learner.settle()
 
     def _judge(self) -> Epoch:
         cells = self._data.cells[self._data.shown]
-        margins = self._learner.margins(self._data.images[self._data.shown])
+        margins = self._learner.margins(self._data.shown)
         looked_at = cells != IGNORE
         loss: float | None = None
         area: float | None = None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,10 @@ from numpy.typing import NDArray
 from wsi.cnn.augmentation import IGNORE, cell_targets
 from wsi.cnn.network import CellGeometry
 from wsi.stain import StainJitter
+from wsi.training_patches import TrainingPatches
+
+_LOOKED_AT = 8192  # patches of which colours are measured, at most
+_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -20,9 +23,9 @@ class TrainingData:
     """Patches, split.
 
     Attributes:
-        images: uint8 (n, side, side, 3), RGB.
-        targets: uint8 (n, side, side): 0 normal, 1 tumour, 255 not looked at.
-        cells: uint8 (n, i, j): the same of each output cell, before any augmentation.
+        patches: all of them.
+        cells: uint8 (n, i, j), the class of each output cell, before any augmentation: 0 normal, 1 tumour, 255 not
+            looked at.
         class_weights: float64 (2,), with which both classes count half of what is learned.
         learning, shown: indices of the patches that are learned from and of those that judge.
         held_out: names of the groups of the latter.
@@ -31,12 +34,11 @@ class TrainingData:
         seed: of the augmentation.
     """
 
-    images: NDArray[np.uint8]
-    targets: NDArray[np.uint8]
+    patches: TrainingPatches
     cells: NDArray[np.uint8]
     class_weights: NDArray[np.float64]
-    learning: NDArray[np.intp]
-    shown: NDArray[np.intp]
+    learning: NDArray[np.int64]
+    shown: NDArray[np.int64]
     held_out: tuple[str, ...]
     architecture: CellGeometry
     jitter: StainJitter
@@ -45,11 +47,11 @@ class TrainingData:
     @classmethod
     def split(
         cls,
-        images: NDArray[np.uint8],
-        targets: NDArray[np.uint8],
+        patches: TrainingPatches,
         *,
         groups: NDArray[Any] | None,
         share: float,
+        validation: NDArray[np.bool_] | None,
         architecture: CellGeometry,
         jitter: StainJitter,
         seed: int,
@@ -58,27 +60,29 @@ class TrainingData:
         """Hold groups out, and weigh the classes of the others.
 
         Args:
-            images: uint8 (n, side, side, 3).
-            targets: uint8 (n, side, side).
+            patches: all.
             groups: (n,) the group of each patch; None makes each its own.
             share: of the groups that is held out, 0 for none.
+            validation: bool (n,), which patches are held out, in place of a share.
             architecture: of the network.
             jitter: how far stains are moved.
             seed: of the augmentation.
             rng: draws the groups.
 
         Raises:
-            ValueError: shapes or values do not fit, or what is learned from lacks one of the two classes.
+            ValueError: shapes or values do not fit, a group stands on both sides, or what is learned from lacks one of
+                the two classes.
         """
-        cells = _checked(images, targets, architecture)
-        names = np.arange(len(images)).astype(str) if groups is None else np.asarray(groups).astype(str)
-        if names.shape != (len(images),):
-            raise ValueError(f"groups need shape ({len(images)},), got {names.shape}")
-        validation = _held_out(names, cells, share, rng)
+        cells = _cells(patches, architecture)
+        names = np.arange(len(patches)).astype(str) if groups is None else np.asarray(groups).astype(str)
+        if names.shape != (len(patches),):
+            raise ValueError(f"groups need shape ({len(patches)},), got {names.shape}")
+        if validation is None:
+            validation = _held_out(names, cells, share, rng)
+        _check_apart(names, validation)
         learning = np.flatnonzero(~validation)
         return cls(
-            images=images,
-            targets=targets,
+            patches=patches,
             cells=cells,
             class_weights=_class_weights(cells[learning]),
             learning=learning,
@@ -90,36 +94,43 @@ class TrainingData:
         )
 
     def moments(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation of red, green and blue of what is learned from."""
-        return _moments(self.images[self.learning])
+        """Mean and standard deviation of red, green and blue of what is learned from, of 8,192 patches at most."""
+        chosen = self.learning[np.linspace(0, len(self.learning) - 1, min(len(self.learning), _LOOKED_AT)).astype(int)]
+        counts = np.zeros((3, 256), np.int64)
+        for images in self.patches.images(blocks_of(chosen[self.patches.reading_order(chosen)], _TOGETHER)):
+            for channel in range(3):
+                counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
+        return _moments(counts)
 
 
-def batches_of(chosen: NDArray[np.intp], size: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
-    """One pass in random order, in full batches; what is left over waits for another pass."""
-    order = rng.permutation(chosen)
-    for start in range(0, len(order) - size + 1, size):
-        yield order[start : start + size]
+def blocks_of(chosen: NDArray[np.int64], size: int) -> Sequence[NDArray[np.int64]]:
+    """Neighbours together, so many at a time; the last ones are fewer."""
+    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
-def sha256_of(array: NDArray[np.uint8]) -> str:
-    """Hex sha256 of the values."""
-    return hashlib.sha256(array.tobytes()).hexdigest()
-
-
-def _checked(images: NDArray[np.uint8], targets: NDArray[np.uint8], architecture: CellGeometry) -> NDArray[np.uint8]:
+def _cells(patches: TrainingPatches, architecture: CellGeometry) -> NDArray[np.uint8]:
     """The cells' targets, uint8 (n, i, j)."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
-        raise ValueError(f"images are uint8 (n, side, side, 3), got {images.dtype} {images.shape}")
-    if targets.dtype != np.uint8 or targets.shape != images.shape[:3]:
-        raise ValueError(f"targets are uint8 {images.shape[:3]}, got {targets.dtype} {targets.shape}")
-    if images.shape[1] < architecture.receptive_field_px:
-        raise ValueError(f"images of {images.shape[1]} px are smaller than the receptive field")
+    if patches.size_px < architecture.receptive_field_px:
+        raise ValueError(f"images of {patches.size_px} px are smaller than the receptive field")
     if architecture.classes != 2:
         raise ValueError(f"training tells normal from tumour: two classes, not {architecture.classes}")
-    odd = np.setdiff1d(np.unique(targets), (0, 1, IGNORE))
-    if odd.size:
-        raise ValueError(f"targets are 0, 1 or {IGNORE}, got {odd.tolist()}")
-    return cell_targets(targets, architecture)
+    count = architecture.cells(patches.size_px)
+    cells = np.empty((len(patches), count, count), np.uint8)
+    for chosen in blocks_of(np.arange(len(patches)), _TOGETHER):
+        targets = patches.targets(chosen)
+        odd = set(np.flatnonzero(np.bincount(targets.ravel(), minlength=256)).tolist()) - {0, 1, IGNORE}
+        if odd:
+            raise ValueError(f"targets are 0, 1 or {IGNORE}, got {sorted(odd)}")
+        cells[chosen] = cell_targets(targets, architecture)
+    return cells
+
+
+def _check_apart(names: NDArray[np.str_], validation: NDArray[np.bool_]) -> None:
+    if validation.dtype != bool or validation.shape != names.shape:
+        raise ValueError(f"validation needs bool of shape {names.shape}, got {validation.dtype} {validation.shape}")
+    both = np.intersect1d(names[validation], names[~validation])
+    if both.size:
+        raise ValueError(f"{both[0]} is learned from and validated on")
 
 
 def _held_out(
@@ -146,10 +157,9 @@ def _class_weights(cells: NDArray[np.uint8]) -> NDArray[np.float64]:
     return weights
 
 
-def _moments(images: NDArray[np.uint8]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each channel."""
+def _moments(counts: NDArray[np.int64]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each channel from how often it has each value, int64 (3, 256)."""
     grey = np.arange(256)
-    counts = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
     means = [float((count * grey).sum() / count.sum()) for count in counts]
     squares = [float((count * grey**2).sum() / count.sum()) for count in counts]
     stds = [max(1.0, square - mean**2) ** 0.5 for mean, square in zip(means, squares, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Literal, Protocol
@@ -36,24 +36,31 @@ class BadTile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTiles:
-    """The tiles of one level as they lie in the file, to be copied without decoding.
+    """The tiles of one level as they lie in the file, to be copied: 8 bits a sample, the samples of a pixel together.
 
     Attributes:
-        compression, photometric, samples: the values of the TIFF tags 259, 262 and 277.
+        compression, photometric, samples, predictor: the values of the TIFF tags 259, 262, 277 and 317.
+        extra_samples: tag 338, the meaning of what follows the colours.
         subsampling: tag 530, (across, down).
         jpeg_tables: tag 347, empty where the tiles bring their own.
         rows, columns: the size of the grid of tiles.
         read: the bytes of the tile at (row, column), None where it is missing.
+        read_many: the same for several (row, column), in their order; of a remote file in few requests.
+        read_sound: as read, after the tile was decoded to see whether that can be done; TileError where it cannot.
     """
 
     compression: int
     photometric: int
     samples: int
+    predictor: int
+    extra_samples: tuple[int, ...]
     subsampling: tuple[int, int]
     jpeg_tables: bytes
     rows: int
     columns: int
     read: Callable[[int, int], bytes | None]
+    read_many: Callable[[Sequence[tuple[int, int]]], list[bytes | None]]
+    read_sound: Callable[[int, int], bytes | None]
 
 
 class Reader(Protocol):

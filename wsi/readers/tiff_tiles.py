@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from itertools import compress
 from threading import Lock, local
 from typing import Generic, TypeVar
 
@@ -83,16 +84,7 @@ class TiffTiles:
         """
         page = self._pages[level]
         wanted = [index for index in indices if page.counts[index] and (level, index) not in self._decoded]
-        try:
-            data = self._source.read_many([(int(page.offsets[index]), int(page.counts[index])) for index in wanted])
-        except OSError as error:
-            raise TileError(
-                self._source.name,
-                f"cannot be read: {error.strerror or error}",
-                place=f"level {level}, {self._place(level, wanted[0])}",
-                mend="try again; where it stays, copy the slide again from its source",
-            ) from error
-        found = dict(zip(wanted, data, strict=True))
+        found = dict(zip(wanted, self._read_many(level, wanted), strict=True))
         return [found.get(index) for index in indices]
 
     def paste(
@@ -193,19 +185,56 @@ class TiffTiles:
             compression=page.compression,
             photometric=page.photometric,
             samples=page.samples,
+            predictor=page.predictor,
+            extra_samples=page.extra_samples,
             subsampling=page.subsampling,
             jpeg_tables=page.jpeg_tables,
             rows=len(page.counts) // columns,
             columns=columns,
             read=lambda row, column: self._at(level, row, column),
+            read_many=lambda places: self._many_at(level, places),
+            read_sound=lambda row, column: self._sound_at(level, row, column),
         )
 
-    def _at(self, level: int, row: int, column: int) -> bytes | None:
+    def _index(self, level: int, row: int, column: int) -> int:
         page, columns = self._pages[level], self.columns(level)
         if not (0 <= column < columns and 0 <= row < len(page.counts) // columns):
             raise ValueError(f"{self._source.name}: level {level} has no tile in row {row}, column {column}")
-        index = row * columns + column
+        return row * columns + column
+
+    def _read_many(self, level: int, indices: Sequence[int]) -> list[bytes]:
+        """The stored bytes of tiles that are there."""
+        if not indices:
+            return []
+        page = self._pages[level]
+        try:
+            return self._source.read_many([(int(page.offsets[index]), int(page.counts[index])) for index in indices])
+        except OSError as error:
+            raise TileError(
+                self._source.name,
+                f"cannot be read: {error.strerror or error}",
+                place=f"level {level}, {self._place(level, indices[0])}",
+                mend="try again; where it stays, copy the slide again from its source",
+            ) from error
+
+    def _many_at(self, level: int, places: Sequence[tuple[int, int]]) -> list[bytes | None]:
+        indices, counts = [self._index(level, row, column) for row, column in places], self._pages[level].counts
+        is_there = [bool(counts[index]) for index in indices]
+        found = iter(self._read_many(level, list(compress(indices, is_there))))
+        return [next(found) if there else None for there in is_there]
+
+    def _at(self, level: int, row: int, column: int) -> bytes | None:
+        page, index = self._pages[level], self._index(level, row, column)
         return self._stored(level, index) if page.counts[index] else None
+
+    def _sound_at(self, level: int, row: int, column: int) -> bytes | None:
+        page, data = self._pages[level], self._at(level, row, column)
+        if data is not None:
+            try:
+                self._codecs[level].decode(data, self._scratch((page.tile_height, page.tile_width, 3)))
+            except _DAMAGE as error:
+                raise self._error((level, row * self.columns(level) + column), error) from error
+        return data
 
     def _stored(self, level: int, index: int) -> bytes:
         page = self._pages[level]

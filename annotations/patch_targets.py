@@ -1,0 +1,74 @@
+"""Classes of all pixels of many patches, held small: a patch of one class takes no more than its number."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_QUICKEST = 1
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class PatchTargets:
+    """Uint8 (n, side, side), any of which can be given back.
+
+    Attributes:
+        size_px: side of the patches.
+        held: of each patch its only class, or all classes compressed.
+    """
+
+    size_px: int
+    held: list[int | bytes]
+
+    @classmethod
+    def normal(cls, count: int, size_px: int) -> PatchTargets:
+        """So many patches of 0."""
+        return cls(size_px=size_px, held=[0] * count)
+
+    @classmethod
+    def joined(cls, parts: Iterable[PatchTargets]) -> PatchTargets:
+        """All patches of several, in their order.
+
+        Raises:
+            ValueError: they differ in size, or there are none.
+        """
+        parts = list(parts)
+        (side,) = {part.size_px for part in parts}
+        return cls(size_px=side, held=[held for part in parts for held in part.held])
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def put(self, chosen: NDArray[np.integer], targets: NDArray[np.uint8]) -> None:
+        """Set some patches.
+
+        Args:
+            chosen: int (n,), their numbers.
+            targets: uint8 (n, side, side).
+
+        Raises:
+            ValueError: the targets have another shape.
+        """
+        expected = (len(chosen), self.size_px, self.size_px)
+        if targets.dtype != np.uint8 or targets.shape != expected:
+            raise ValueError(f"targets are uint8 {expected}, got {targets.dtype} {targets.shape}")
+        for number, target in zip(chosen.tolist(), targets, strict=True):
+            first = int(target.flat[0])
+            is_one = bool((target == first).all())
+            self.held[number] = first if is_one else zlib.compress(target.tobytes(), _QUICKEST)
+
+    def __call__(self, chosen: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Uint8 (n, side, side) of some patches, by their numbers."""
+        found = np.empty((len(chosen), self.size_px, self.size_px), np.uint8)
+        for target, number in zip(found, chosen.tolist(), strict=True):
+            held = self.held[number]
+            target[...] = held if isinstance(held, int) else _unpacked(held, self.size_px)
+        return found
+
+
+def _unpacked(held: bytes, side: int) -> NDArray[np.uint8]:
+    return np.frombuffer(zlib.decompress(held), np.uint8).reshape(side, side)
