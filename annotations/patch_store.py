@@ -16,6 +16,7 @@ from annotations.patches import PatchBatch
 from annotations.sparse_store import TABLE, read_pixels
 from wsi.errors import ArtefactError
 from wsi.patch_reading import PassPlan
+from wsi.readers.base import BadTile
 from wsi.store import DONE, publish, verify
 
 _KIND = "sentinode patches"
@@ -178,6 +179,11 @@ class ZarrPixels:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
+        """None: a damaged part is an error."""
+        return ()
 
     def plan(self) -> PassPlan:
         """Patches that are compressed together are read together."""

@@ -25,6 +25,7 @@ from annotations.sparse_store import TABLE, paint_targets, read_store
 from annotations.splits import FOLD, TEST, VALIDATION
 from wsi.cores import usable_cores
 from wsi.patch_windows import JoinedPixels, PatchPixels, SlidePixels
+from wsi.readers.base import BadTile, OnBadTile
 from wsi.slide import Slide
 from wsi.store import DONE
 from wsi.training_patches import HeldPatches, StreamedPatches, TrainingPatches
@@ -43,6 +44,7 @@ class TrainingSet:
         patients: text (n,), whose each patch is.
         validation: bool (n,), which ones the split gives to validation; all False where it gives none.
         left_out: patients whose patches were left out: those of the split ``test``, or of the fold left out.
+        pixels: where the pixels are read.
     """
 
     patches: TrainingPatches
@@ -50,6 +52,12 @@ class TrainingSet:
     patients: NDArray[np.str_]
     validation: NDArray[np.bool_]
     left_out: frozenset[str]
+    pixels: PatchPixels
+
+    @property
+    def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
+        """Tiles that were read as white because they could not be decoded, each with its slide, so far."""
+        return self.pixels.bad_tiles
 
     @property
     def is_streamed(self) -> bool:
@@ -72,13 +80,19 @@ class _Source:
 
 
 def open_training_set(
-    paths: Sequence[Path], *, fold: int | None = None, held_bytes: int | None = None, workers: int | None = None
+    paths: Sequence[Path],
+    *,
+    fold: int | None = None,
+    on_bad_tile: OnBadTile = "raise",
+    held_bytes: int | None = None,
+    workers: int | None = None,
 ) -> TrainingSet:
     """Open what ``sentinode patches`` wrote. Patches of the split ``test`` are left out: they are for judging only.
 
     Args:
         paths: folders of sparse slides, tables (``.parquet``, or a folder that holds one), Zarr stores; joined.
         fold: which fold is left out, where patients were split into folds.
+        on_bad_tile: as for ``Slide.open``.
         held_bytes: sets of at most so many bytes of pixels and classes are read into memory; 256 MiB by default.
         workers: threads that decode.
 
@@ -87,7 +101,7 @@ def open_training_set(
             size or resolution, or the folds and ``fold`` do not go together.
         PathologyError: a slide or its contours cannot be read.
     """
-    sources = [_opened(Path(path), fold) for path in paths]
+    sources = [_opened(Path(path), fold, on_bad_tile) for path in paths]
     _check_alike(sources)
     if fold is not None and not any(_folds(source.splits) for source in sources):
         raise PatchStoreError(None, f"there are no folds, and so no fold {fold}", mend="leave --fold out")
@@ -106,6 +120,7 @@ def open_training_set(
         patients=patients,
         validation=np.concatenate([source.splits == VALIDATION for source in sources]),
         left_out=left_out,
+        pixels=pixels,
     )
 
 
@@ -122,13 +137,13 @@ def _patches(
     return HeldPatches(images, targets(everything))
 
 
-def _opened(path: Path, fold: int | None) -> _Source:
+def _opened(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
     if path.is_file() or (path / TABLE).is_file():
-        return _of_table(path, fold)
+        return _of_table(path, fold, on_bad_tile)
     return _of_zarr(path, fold)
 
 
-def _of_table(path: Path, fold: int | None) -> _Source:
+def _of_table(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
     folder = path.parent if path.is_file() else path
     table = read_table(path if path.is_file() else path / TABLE)
     if "store" in table.about:
@@ -149,7 +164,7 @@ def _of_table(path: Path, fold: int | None) -> _Source:
     return _Source(
         path=path,
         mpp=rows.mpp,
-        pixels=SlidePixels(rows.places(folder)),
+        pixels=SlidePixels(rows.places(folder), on_bad_tile=on_bad_tile),
         targets=targets,
         patients=rows["patient"].astype(str),
         splits=splits[kept],

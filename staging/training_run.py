@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,14 @@ from staging.patch_sources import PatchRecipe, described
 from staging.progress import CohortProgress
 from staging.sampling import sample_cohort
 from wsi.cores import usable_cores
+from wsi.readers.base import OnBadTile
 from wsi.store import json_text, storage
 
 if TYPE_CHECKING:
     from annotations.training_set import TrainingSet
     from wsi.cnn.ranks import Ranks
     from wsi.cnn.training import Epoch, Training
+    from wsi.cnn.training_log import TrainingLog
 
 LEARNING_RATE = {"small": 4e-3}
 _RESNET_LEARNING_RATE = 1e-3
@@ -59,6 +61,7 @@ class TrainingPlan:
     Attributes:
         patches: stores and tables, joined; what their split calls ``test`` is left out, ``validation`` judges.
         fold: which fold is left out, where patients were split into folds.
+        on_bad_tile: whether a tile that cannot be decoded ends the training, or is white and told.
         output: the checkpoint. Beside it lie ``.csv``, ``.learning.png`` and ``.calibration.png``, while training runs
             ``.progress``, and of the rounds of mining ``.round1.safetensors`` and ``.round1.zarr``.
         network: a name among ``wsi.cnn.architectures.NETWORKS``; the start's where there is a start.
@@ -73,6 +76,7 @@ class TrainingPlan:
 
     patches: tuple[Path, ...]
     fold: int | None
+    on_bad_tile: OnBadTile
     output: Path
     network: str
     start: Path | None
@@ -93,8 +97,22 @@ class TrainingPlan:
     mining: MiningPlan | None
 
 
-def run_training(plan: TrainingPlan, *, say: Callable[[str], None]) -> dict[str, Any]:
+class TrainingNews(Protocol):
+    """Who is told how training goes."""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+
+    def step(self, done: int, total: int) -> None:
+        """So many of a pass's patches were learnt from."""
+
+
+def run_training(plan: TrainingPlan, *, news: TrainingNews) -> dict[str, Any]:
     """Train, look for mistakes, train again; write the checkpoint, the log and the pictures.
+
+    Args:
+        plan: what is trained.
+        news: hears of each pass; where several processes train, each has its own, and only the first should speak.
 
     Returns:
         What was made, for JSON.
@@ -106,15 +124,14 @@ def run_training(plan: TrainingPlan, *, say: Callable[[str], None]) -> dict[str,
     from wsi.cnn.ranks import joined  # noqa: PLC0415  (loads torch)
 
     with joined(plan.device) as (ranks, _):
-        return _Rounds(plan, ranks, say).go()
+        return _Rounds(plan, ranks, news).go()
 
 
 class _Rounds:
     """Training, and looking for mistakes in between."""
 
-    def __init__(self, plan: TrainingPlan, ranks: Ranks, say: Callable[[str], None]) -> None:
-        self._plan, self._ranks = plan, ranks
-        self._say = say if ranks.is_first else _say_nothing
+    def __init__(self, plan: TrainingPlan, ranks: Ranks, news: TrainingNews) -> None:
+        self._plan, self._ranks, self._news = plan, ranks, news
         self._sources = list(plan.patches)
         self._judges: tuple[str, ...] | None = None  # the patients whom the first round held out
 
@@ -125,7 +142,7 @@ class _Rounds:
         for number in range(rounds):
             place = _beside(plan.output, f".round{number + 1}.safetensors")
             progress.append(_beside(place, ".progress"))
-            self._say(f"round {number + 1} of {rounds + 1}")
+            self._news.say(f"round {number + 1} of {rounds + 1}")
             mistakes = place.with_suffix(".parquet")
             if self._ranks.is_first and not progress[-1].exists():
                 with storage(mistakes):
@@ -135,7 +152,7 @@ class _Rounds:
             self._sources.append(mistakes)
             self._judges = result.held_out
         if rounds:
-            self._say(f"round {rounds + 1} of {rounds + 1}")
+            self._news.say(f"round {rounds + 1} of {rounds + 1}")
         progress.append(_beside(plan.output, ".progress"))
         found, result = self._train(plan.output)
         if self._ranks.is_first:
@@ -150,6 +167,7 @@ class _Rounds:
             "network": plan.network if plan.start is None else None,
             "held_out": list(result.held_out),
             "left_out": sorted(found.left_out),
+            "bad_tiles": len(found.bad_tiles),
             "held_out_auc": best.validation_auc,
             "temperature": result.checkpoint.temperature,
         }
@@ -158,13 +176,22 @@ class _Rounds:
         """Train on all sources, write the checkpoint and its pictures."""
         from annotations.training_set import open_training_set  # noqa: PLC0415  (loads torch)
         from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415
+        from wsi.cnn.training_log import TrainingLog  # noqa: PLC0415
 
         found = open_training_set(
-            self._sources, fold=self._plan.fold, workers=max(1, usable_cores() // self._ranks.on_machine)
+            self._sources,
+            fold=self._plan.fold,
+            on_bad_tile=self._plan.on_bad_tile,
+            workers=max(1, usable_cores() // self._ranks.on_machine),
         )
         where = "read from the slides while the network learns" if found.is_streamed else "held in memory"
-        self._say(f"{len(found.patches)} patches of {len(np.unique(found.patients))} patients, {where}")
-        result = _fit(found, self._plan, place, self._judges, self._say if self._ranks.is_first else None)
+        self._news.say(f"{len(found.patches)} patches of {len(np.unique(found.patients))} patients, {where}")
+        log = TrainingLog(_beside(place, ".csv"), tensorboard=self._plan.tensorboard) if self._ranks.is_first else None
+        result = _fit(found, self._plan, place, judges=self._judges, log=log, news=self._news)
+        for slide, bad in found.bad_tiles:
+            self._news.say(
+                f"{slide}: level {bad.level}, tile row {bad.row}, column {bad.column} is white: {bad.reason}"
+            )
         if self._ranks.is_first:
             save_checkpoint(place, result.checkpoint)
             _draw(place, result)
@@ -211,13 +238,14 @@ def _fit(
     found: TrainingSet,
     plan: TrainingPlan,
     place: Path,
+    *,
     judges: Sequence[str] | None,
-    say: Callable[[str], None] | None,
+    log: TrainingLog | None,
+    news: TrainingNews,
 ) -> Training:
     from wsi.cnn.device_augmentation import Augmentation  # noqa: PLC0415  (loads torch)
     from wsi.cnn.method import Method  # noqa: PLC0415
     from wsi.cnn.training import train  # noqa: PLC0415
-    from wsi.cnn.training_log import TrainingLog  # noqa: PLC0415
 
     method = Method(
         schedule=plan.schedule,
@@ -229,12 +257,11 @@ def _fit(
         compiler="inductor" if plan.compiled else None,
     )
     rate = plan.learning_rate or LEARNING_RATE.get(plan.network, _RESNET_LEARNING_RATE)
-    log = None if say is None else TrainingLog(_beside(place, ".csv"), tensorboard=plan.tensorboard)
 
     def note(epoch: Epoch) -> None:
-        if log is not None and say is not None:
+        if log is not None:
             log.note(epoch)
-            say(str(epoch))
+        news.say(str(epoch))
 
     try:
         return train(
@@ -252,6 +279,7 @@ def _fit(
             method=method,
             resume=_beside(place, ".progress"),
             on_epoch=note,
+            on_step=news.step,
         )
     except ValueError as error:
         if type(error) is not ValueError:
@@ -299,7 +327,3 @@ def _draw(place: Path, result: Training) -> None:
 
 def _beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name.removesuffix(".safetensors") + ending)
-
-
-def _say_nothing(_: str) -> None:
-    """Only the first of several processes speaks."""

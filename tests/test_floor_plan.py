@@ -105,7 +105,7 @@ staging.phantom.cohort
 staging.phantom
 staging.config
 staging.cluster
-staging.progress
+staging.progress staging.training_progress
 staging.contours staging.tables
 staging.patch_sources staging.operating_point
 staging.mask_files staging.lesion_settings

@@ -19,6 +19,7 @@ from annotations.patches import PatchBatch
 from staging.cli import app
 from staging.errors import ConfigurationError
 from staging.phantom import generate_cohort
+from staging.training_progress import TrainingProgress
 from wsi.cnn.architectures import NETWORKS
 from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi.cnn.method import Method
@@ -193,3 +194,24 @@ def test_patches_of_one_class_are_wrong_usage(tmp_path: Path) -> None:
     )
     write_patches(tmp_path / "p.zarr", [batch])
     assert "hold no tumour cell" in refused(ConfigurationError, "train", tmp_path / "p.zarr", "-o", tmp_path / "m")
+
+
+def test_progress_is_told_in_lines_where_nobody_watches(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([10.0, 40.0, 80.0, 81.0, 90.0, 170.0])
+    monkeypatch.setattr("staging.training_progress.time.perf_counter", lambda: next(clock))
+    with TrainingProgress() as progress:
+        for done in (16, 32, 1616, 3200):
+            progress.step(done, 3200)
+        for done in (16, 176):
+            progress.step(done, 3200)
+        progress.say("epoch [1]/2")
+    assert capsys.readouterr().err.splitlines() == [
+        "1,616 of 3,200 patches, 23 patches/s",
+        "176 of 3,200 patches, 2 patches/s",
+        "epoch [1]/2",
+    ]
+    with TrainingProgress(is_silent=True) as progress:
+        progress.say("nothing")
+    assert capsys.readouterr().err == ""

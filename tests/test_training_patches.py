@@ -25,6 +25,7 @@ from wsi.cnn.checkpoint import load_checkpoint
 from wsi.cnn.training import Training, train
 from wsi.patch_reading import PassPlan
 from wsi.patch_windows import JoinedPixels, WindowReader, window_of
+from wsi.readers.base import BadTile
 from wsi.training_patches import HeldPatches, StreamedPatches
 
 
@@ -43,6 +44,10 @@ class ArrayPixels:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
+        return ()
 
     def plan(self) -> PassPlan:
         slides = np.arange(len(self._clusters), dtype=np.int32) // 3

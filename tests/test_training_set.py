@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from staging.phantom import generate_cohort
 from staging.progress import CohortProgress
 from staging.sampling import sample_cohort
 from wsi.cnn.checkpoint import load_checkpoint
+from wsi.errors import TileError
 from wsi.patch_reading import SlidePool, read_places
+from wsi.slide import Slide
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +188,33 @@ def test_training_on_a_split_table_streams_and_leaves_the_test_out(
     assert told["streamed"]
     assert (told["held_out"], told["left_out"]) == ([names[1]], [names[2]])
     assert "patches_sha256" in load_checkpoint(model).provenance
+
+
+def test_a_damaged_tile_ends_training_or_is_told(folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(folder / "sparse", store)
+    table = read_table(store / "patches.parquet")
+    name = str(table["slide"][0])
+    data = bytearray((store / table.files[name]).read_bytes())
+    with Slide.open(store / table.files[name]) as slide:
+        stored = slide.stored_tiles(0)
+        assert stored is not None
+        found_tiles = {place: stored.read(*place) for place in np.ndindex(stored.rows, stored.columns)}
+    place, tile = next((place, tile) for place, tile in found_tiles.items() if tile)
+    at = data.find(tile)
+    data[at + 2 : at + 30] = bytes(28)  # a JPEG without its first markers
+    (store / table.files[name]).write_bytes(bytes(data))
+    facts = {slide: dict(fact) for slide, fact in table.about["store"].items()}
+    facts[name]["fingerprint"] = Slide(store / table.files[name]).fingerprint()
+    write_table(store / "patches.parquet", replace(table, about={**table.about, "store": facts}))
+    with pytest.raises(TileError, match="tile row"):
+        everything(open_training_set([store]))
+    found = open_training_set([store], on_bad_tile="white", held_bytes=0)
+    everything(found)
+    assert {(Path(slide).stem, bad.row, bad.column) for slide, bad in found.bad_tiles} == {(name, *place)}
+    model = tmp_path / "model.safetensors"
+    command = ["train", str(store), "-o", str(model), "--device", "cpu", "--epochs", "1", "--on-bad-tile", "white"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["bad_tiles"] == 1
+    assert "is white:" in done.stderr

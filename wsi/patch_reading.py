@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.geometry import Level, z_order
-from wsi.readers.base import OnBadTile
+from wsi.readers.base import BadTile, OnBadTile
 from wsi.resample import AxisPlan, average, plan_axis
 from wsi.slide import Slide
 
@@ -68,6 +68,7 @@ class SlidePool:
     most: int = 16
     on_bad_tile: OnBadTile = "raise"
     _open: OrderedDict[str, Slide] = field(default_factory=OrderedDict, repr=False)
+    _bad: set[tuple[str, BadTile]] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         if self.most < 1:
@@ -86,13 +87,24 @@ class SlidePool:
         found = self._open.pop(key, None)
         self._open[key] = Slide.open(key, on_bad_tile=self.on_bad_tile) if found is None else found
         while len(self._open) > self.most:
-            self._open.popitem(last=False)[1].close()
+            self._give_back(last=False)
         return self._open[key]
+
+    @property
+    def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
+        """Tiles that could not be decoded and were read as white, each with its slide's path, so far."""
+        still = {(path, tile) for path, slide in self._open.items() for tile in slide.bad_tiles}
+        return tuple(sorted(self._bad | still))
 
     def close(self) -> None:
         """Give all slides back."""
         while self._open:
-            self._open.popitem()[1].close()
+            self._give_back(last=True)
+
+    def _give_back(self, *, last: bool) -> None:
+        path, slide = self._open.popitem(last=last)
+        self._bad.update((path, tile) for tile in slide.bad_tiles)
+        slide.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SlidePool, (self.most, self.on_bad_tile)

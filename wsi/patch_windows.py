@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.patch_reading import PassPlan, PatchPlaces, SlidePool, read_places
-from wsi.readers.base import OnBadTile
+from wsi.readers.base import BadTile, OnBadTile
 
 MOST_PATCHES = 1024
 
@@ -25,6 +25,11 @@ class PatchPixels(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+    @property
+    def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
+        """Tiles that were read as white because they could not be decoded, each with its slide, so far."""
+        ...
 
     def plan(self) -> PassPlan:
         """Which patches are cheaply read together."""
@@ -55,6 +60,11 @@ class SlidePixels:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
+        """Tiles that were read as white, with ``on_bad_tile="white"``."""
+        return self._pool.bad_tiles
 
     def plan(self) -> PassPlan:
         """Clusters of patches that share tiles.
@@ -90,6 +100,11 @@ class JoinedPixels:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
+        """Those of all parts."""
+        return tuple(bad for part in self._parts for bad in part.bad_tiles)
 
     def plan(self) -> PassPlan:
         """The plans of all parts."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import Device, Workers
+from staging.commands.options import Device, OnBadTile, Workers
 
 
 def train(
@@ -58,6 +57,7 @@ def train(
         int | None,
         typer.Option(help="Leave this fold out, where patients were split into folds.", min=0, show_default=False),
     ] = None,
+    on_bad_tile: OnBadTile = "raise",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: bf16 on a GPU, fp32 on a CPU.")
     ] = "auto",
@@ -95,6 +95,7 @@ def train(
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
+    from staging.training_progress import TrainingProgress  # noqa: PLC0415
     from staging.training_run import MiningPlan, TrainingPlan, run_training  # noqa: PLC0415
     from wsi.cnn.ranks import is_first_process  # noqa: PLC0415  (loads torch)
 
@@ -117,6 +118,7 @@ def train(
     plan = TrainingPlan(
         patches=tuple(patches),
         fold=fold,
+        on_bad_tile=on_bad_tile,
         output=output,
         network=network,
         start=start,
@@ -136,6 +138,7 @@ def train(
         tensorboard=tensorboard,
         mining=mining,
     )
-    made = run_training(plan, say=partial(typer.echo, err=True))
+    with TrainingProgress(is_silent=not is_first_process()) as progress:
+        made = run_training(plan, news=progress)
     if is_first_process():
         typer.echo(json.dumps(made))

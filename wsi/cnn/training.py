@@ -102,6 +102,7 @@ def train(
     resume_every: int = 100,
     provenance: Mapping[str, Any] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Training:
     """Train a network. The same arguments on the same kind of CPU give equal bytes, whatever the number of threads.
 
@@ -133,6 +134,7 @@ def train(
         resume_every: steps between two writings; every pass ends with one, too.
         provenance: added to the checkpoint's; values that JSON can hold.
         on_epoch: called after each pass; for those made before a resumption at once.
+        on_step: called after each batch with the patches that this pass has learnt from and those of the whole pass.
 
     Raises:
         ValueError: shapes or values do not fit, or the training groups lack one of the two classes.
@@ -195,7 +197,8 @@ def train(
         course.go(
             progress=_Progress(path=resume, every=resume_every, run=run, ranks=ranks),
             patience=method.patience,
-            on_epoch=on_epoch,
+            on_epoch=on_epoch or _ignore,
+            on_step=on_step or _ignore,
         )
         network = learner.judged
         network.load_state_dict(course.kept)
@@ -261,14 +264,20 @@ class _Course:
         self.best = 0
         self.kept: dict[str, torch.Tensor] = {}
 
-    def go(self, *, progress: _Progress, patience: int | None, on_epoch: Callable[[Epoch], None] | None) -> None:
+    def go(
+        self,
+        *,
+        progress: _Progress,
+        patience: int | None,
+        on_epoch: Callable[[Epoch], None],
+        on_step: Callable[[int, int], None],
+    ) -> None:
         """Make all passes, from where the progress was left."""
         self._take(progress)
-        if on_epoch is not None:
-            for epoch in self.history:
-                on_epoch(epoch)
+        for epoch in self.history:
+            on_epoch(epoch)
         while len(self.history) < self._epochs and not self._is_over(patience):
-            self._learn(progress)
+            self._learn(progress, on_step)
             epoch = self._judge()
             self.history.append(epoch)
             if epoch.validation_loss is None or len(self.history) == 1 or self._is_better(epoch.validation_loss):
@@ -276,20 +285,20 @@ class _Course:
                 self.kept = copy.deepcopy(dict(self._learner.judged.state_dict()))
             self._losses = []
             self._save(progress, self._rng.bit_generator.state)
-            if on_epoch is not None:
-                on_epoch(epoch)
+            on_epoch(epoch)
 
-    def _learn(self, progress: _Progress) -> None:
+    def _learn(self, progress: _Progress, on_step: Callable[[int, int], None]) -> None:
         """One pass, but for the batches of it that are done already."""
         began = self._rng.bit_generator.state
         seeds = iter(lambda: int(self._rng.integers(2**63)), -1)
-        patches, done = self._data.patches, len(self._losses)
+        patches, done, size = self._data.patches, len(self._losses), len(self._owners)
         batches = patches.batches(self._data.learning, self._owners, self._rng)
-        list(itertools.islice(seeds, done * len(self._learner.shards(len(self._owners)))))
+        list(itertools.islice(seeds, done * len(self._learner.shards(size))))
         own = [batch[self._owners == self._rank] for batch in batches[done:]]
         with closing(patches.images(own)) as images:
             for number, (chosen, pixels) in enumerate(zip(batches[done:], images, strict=True), done + 1):
                 self._losses.append(self._learner.step(chosen, pixels, seeds, len(self.history)))
+                on_step(number * size, len(batches) * size)
                 if number % progress.every == 0 and number < len(batches):
                     self._save(progress, began)
         self._learner.settle()
@@ -350,3 +359,7 @@ class _Course:
             raise CheckpointError(
                 progress.path, "is no progress of this training", mend="remove the file to begin anew"
             ) from error
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens."""
