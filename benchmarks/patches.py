@@ -2,9 +2,10 @@
 
 Patches per second that arrive in the training process (batches of 32, shuffled, two workers, the file cache warm), on
 the fly and from each store; bytes per patch; the memory of a worker; then the processor time of writing patches out.
-Three tables on one slide: the whole of it cut into patches off the tile grid, patches around a few places as lesions
-give them, and few patches far apart. Ways take turns in every round; a ratio is the median over the rounds of two times
-of one round.
+Three tables: a slide cut into patches off the tile grid, patches around a few places as lesions give them, and 1,200
+patches that share no tile on a slide of 51,200 px, the tiles of the first one copied side by side. Ways take turns in
+every round; a ratio is the median over the rounds of two times of one round. The bare decoding of the patches that
+share no tile is on one core: nothing that decodes them with this library can be quicker than that times the cores.
 
 Run: python benchmarks/patches.py [--slide FILE] [--rounds N] [--size PX]; needs h5py (the extra export) and psutil.
 """
@@ -40,11 +41,18 @@ from annotations.patch_store import write_patches
 from annotations.patch_table import COLUMNS, PatchTable
 from annotations.patches import PatchBatch
 from annotations.sparse_store import finish_store, read_store, store_slide
+from wsi.bigtiff import new_bigtiff
 from wsi.cnn.patch_loading import PatchItems, PatchStream
+from wsi.convert import stored_tags
+from wsi.geometry import Level
 from wsi.patch_reading import read_patches
+from wsi.pyramid import level_tags
+from wsi.readers.turbo import find_turbo
 from wsi.slide import Slide
+from wsi.tile_stream import LevelTable
 
 BATCH, WORKERS = 32, 2
+LARGE_PX = 51_200
 Corners = NDArray[np.int64]  # (n, 2): x, y in level-0 px
 Pixels = NDArray[np.uint8]
 
@@ -159,9 +167,33 @@ def lesion_corners(side: int, size: int, *, lesions: int = 12, each: int = 40) -
     return np.asarray(corners.reshape(-1, 2))
 
 
-def lonely_corners(side: int, size: int, *, count: int = 100) -> Corners:
-    """Few and anywhere."""
-    return np.random.default_rng(4).integers(0, side - size, (count, 2))
+def lonely_corners(level: Level, size: int, *, count: int = 1200) -> Corners:
+    """Far apart: each within blocks of tiles of its own, anywhere on their grid."""
+    rng, tile = np.random.default_rng(4), level.tile_width
+    block = tile * -(-(tile + size - 1) // tile)
+    across = min(level.shape) // block
+    blocks = rng.choice(across**2, min(count, across**2), replace=False)
+    return np.stack(np.divmod(blocks, across), axis=1) * block + rng.integers(0, tile, (len(blocks), 2))
+
+
+def enlarge(path: Path, target: Path, times: int) -> None:
+    """A slide of ``times`` x ``times`` the size; every tile is there on its own, so that no cache sees two as one."""
+    with Slide.open(path) as slide, new_bigtiff(target) as file:
+        pages = []
+        for level in slide.levels:
+            stored = slide.stored_tiles(level.index)
+            if stored is None:
+                raise SystemExit(f"{path}: a tiled TIFF is needed")
+            wide, high, tile = times * level.width, times * level.height, (level.tile_width, level.tile_height)
+            table = LevelTable.empty(width=wide, height=high, tile_width=tile[0], tile_height=tile[1])
+            for index in range(table.rows * table.columns):
+                row, column = divmod(index, table.columns)
+                data = stored.read(row % stored.rows, column % stored.columns) or b""
+                table.put(index, offset=file.append(data), count=len(data))
+            pages.append((table, stored_tags(stored), slide.frame_of(level).pixel_um))
+        file.write_directories(
+            level_tags(table, tags, is_reduced=index > 0, mpp=mpp) for index, (table, tags, mpp) in enumerate(pages)
+        )
 
 
 def table_of_corners(slide: Slide, corners: Corners, size: int) -> PatchTable:
@@ -232,7 +264,39 @@ def compare(
         print(f"{name:34}{count[name] / statistics.median(taken):10.0f}{ratio:26.2f}{stored}", flush=True)
 
 
-def loading(title: str, path: Path, corners: Corners, size: int, *, rounds: int, folder: Path) -> None:
+def bare_decoding(path: Path, corners: Corners, size: int) -> Callable[[], tuple[float, int]]:
+    """One thread that decodes, from memory, what each patch wants of each of its tiles, and nothing else."""
+    turbo = find_turbo()
+    if turbo is None:
+        raise SystemExit("libjpeg-turbo 3 is needed")
+    with Slide.open(path) as slide:
+        tile = slide.levels[0].tile_width
+        crops = [
+            (slide.tile_bytes(0, row, column) or b"", {"top": top, "left": left, "height": height, "width": width})
+            for x, y in corners.tolist()
+            for row, top, height in pieces(y, size, tile)
+            for column, left, width in pieces(x, size, tile)
+        ]
+
+    def one() -> tuple[float, int]:
+        start = time.perf_counter()
+        for stream, place in crops:
+            turbo.decode(stream, **place, across=tile, unit=16)
+        return time.perf_counter() - start, len(corners)
+
+    return one
+
+
+def pieces(first: int, size: int, tile: int) -> list[tuple[int, int, int]]:
+    """Along one axis: the tiles under a patch, and first px and number of px in each."""
+    under = range(first // tile, (first + size - 1) // tile + 1)
+    starts = [(number, max(first - number * tile, 0)) for number in under]
+    return [(number, start, min(first + size - number * tile, tile) - start) for number, start in starts]
+
+
+def loading(
+    title: str, path: Path, corners: Corners, size: int, *, rounds: int, folder: Path, is_far_apart: bool = False
+) -> None:
     """Everything that can deliver these patches to a training loop."""
     stored, sizes = stores(path, corners, size, folder)
     with Slide.open(path) as slide:
@@ -249,6 +313,8 @@ def loading(title: str, path: Path, corners: Corners, size: int, *, rounds: int,
     }
     works = {name: passes(loader) for name, loader in loaders.items()}
     works["sentinode on the fly, threads"] = passes(PatchStream(places, batch=BATCH))
+    if is_far_apart:
+        works["(bare decoding, one core)"] = bare_decoding(path, corners, size)
     names = {"sparse": "sentinode from sparse slides", "png": "folder of PNGs", "hdf5": "HDF5 (CLAM)"}
     names |= {"webdataset": "WebDataset (PNG)", "zarr": "Zarr"}
     per_patch = {names[form]: total / len(corners) for form, total in sizes.items()}
@@ -343,9 +409,7 @@ def memory(path: Path, corners: Corners, size: int) -> None:
         for _ in loader:
             workers = psutil.Process().children()
             highest = max([highest, *(worker.memory_info().rss for worker in workers)])
-    print(
-        f"\nResident memory of a worker, windows of 1,024 patches of {size} px: {highest / 2**20:.0f} MiB", flush=True
-    )
+    print(f"\nResident memory of a worker, windows of 1,024 patches of {size} px: {highest / 2**20:.0f} MiB")
 
 
 def main() -> None:
@@ -355,9 +419,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=256, help="side of a patch in px of level 0")
     options = parser.parse_args()
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = options.slide or folder / "slide.tif"
@@ -367,18 +429,20 @@ def main() -> None:
             draw(path, 20)
         with Slide.open(path) as slide:
             side = min(slide.frame.shape)
+        large = folder / "large.tif"
+        enlarge(path, large, max(1, LARGE_PX // side))
         tables = {
-            "The whole slide": whole_corners(side, options.size),
-            "Around lesions": lesion_corners(side, options.size),
-            "Far apart": lonely_corners(side, options.size),
+            "The whole slide": (path, whole_corners(side, options.size)),
+            "Around lesions": (path, lesion_corners(side, options.size)),
+            "Far apart": (large, lonely_corners(Slide.open(large).levels[0], options.size)),
         }
-        for title, corners in tables.items():
-            loading(title, path, corners, options.size, rounds=options.rounds, folder=folder / "stores")
-        for title, corners in tables.items():
-            extraction(title, path, corners, options.size, rounds=options.rounds, folder=folder / "written")
-        large = lesion_corners(side, 512)
-        extraction("Around lesions", path, large, 512, rounds=options.rounds, folder=folder / "written")
-        memory(path, tables["The whole slide"], options.size)
+        stored, written = folder / "stores", folder / "written"
+        for title, (of, corners) in tables.items():
+            loading(title, of, corners, options.size, rounds=options.rounds, folder=stored, is_far_apart=of == large)
+        for title, (of, corners) in tables.items():
+            extraction(title, of, corners, options.size, rounds=options.rounds, folder=written)
+        extraction("Around lesions", path, lesion_corners(side, 512), 512, rounds=options.rounds, folder=written)
+        memory(path, whole_corners(side, options.size), options.size)
 
 
 if __name__ == "__main__":

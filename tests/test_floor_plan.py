@@ -84,6 +84,7 @@ staging.csv_rows staging.mask_values
 staging.detections
 staging.kappa staging.roc staging.froc
 staging.components
+staging.merging
 staging.lesion_features
 staging.lesions
 staging.labels

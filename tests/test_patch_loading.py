@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from wsi.cnn.patch_loading import PatchDataset, PatchItems, PatchStream
 from wsi.geometry import Frame
 from wsi.patch_reading import PatchPlaces, SlidePool
+from wsi.patch_windows import SlidePixels
 from wsi.pyramid import write_pyramid
 from wsi.slide import Slide
 
@@ -88,6 +92,35 @@ def test_every_patch_once_with_its_pixels(
     assert orders[0] == orders[2] != orders[1]
 
 
+class Changed(IterableDataset[PatchItems]):
+    """Grey levels changed in place by the worker; labels say whether the training process can map the pixels."""
+
+    def __init__(self, stream: PatchStream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[PatchItems]:
+        for images, found, indices in self._stream:
+            is_shared = images.is_shared()  # type: ignore[no-untyped-call]
+            yield PatchItems(images.add_(1), torch.full_like(found, is_shared), indices)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files without a name are Linux's")
+@pytest.mark.parametrize("strategy", ["file_descriptor", "file_system"])
+def test_a_worker_may_change_its_batches_however_they_are_sent(
+    places: PatchPlaces, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    monkeypatch.setattr(torch.multiprocessing, "get_sharing_strategy", lambda: strategy)
+    stream = Changed(PatchStream(places, batch=8, window=24))
+    batches = list(DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork"))
+    for images, is_shared, indices in batches:
+        assert torch.equal(images, pixels[indices] + 1)
+        assert is_shared.bool().all() == (strategy == "file_descriptor")
+        images.zero_()  # nothing else lies in this memory
+    assert sorted(torch.cat([batch.indices for batch in batches]).tolist()) == list(range(COUNT))
+    assert not torch.cat([batch.images for batch in batches]).any()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     world=st.integers(1, 5),
@@ -104,9 +137,8 @@ def test_ranks_share_patches_without_overlap(
     for rank in range(world):
         stream = PatchStream(places, batch=batch, window=window, run=run, rank=rank, world_size=world, drop_last=drop)
         stream.set_epoch(epoch)
-        # who gets what, without pixels
-        stream._read = lambda window, *_: (window, np.empty((len(window), 1)), np.arange(len(window)))  # type: ignore[method-assign,assignment]
-        taken.append([items.indices.tolist() for items in stream])
+        with mock.patch.object(SlidePixels, "read"):  # who gets what, without pixels
+            taken.append([items.indices.tolist() for items in stream])
         assert len(taken[-1]) == stream.batches()
     # as many steps on every rank: none waits for another
     assert len({len(one) for one in taken}) == 1

@@ -142,8 +142,8 @@ def test_windows_are_bounded_and_read_by_tiles() -> None:
 
 def test_reading_stays_one_window_ahead_and_ends_early() -> None:
     pixels = ArrayPixels(numbered(60))
-    reader = WindowReader(pixels, np.arange(60), workers=1)
-    with closing(reader.read(np.arange(60).reshape(6, 10))) as windows:
+    reader = WindowReader(np.arange(60))
+    with closing(reader.read(pixels, np.arange(60).reshape(6, 10), workers=1)) as windows:
         next(windows)
         assert len(pixels.reads) <= 2
     assert len(pixels.reads) <= 2

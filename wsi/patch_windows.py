@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,10 @@ class SlidePixels:
     def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
         """Tiles that were read as white, with ``on_bad_tile="white"``."""
         return self._pool.bad_tiles
+
+    def close(self) -> None:
+        """Give the slides back; they are opened again when they are wanted."""
+        self._pool.close()
 
     def plan(self) -> PassPlan:
         """Clusters of patches that share tiles.
@@ -149,33 +153,36 @@ class ReadWindow:
 
 
 class WindowReader:
-    """Reads windows of patches ahead, into two buffers that are kept.
+    """Reads windows of patches ahead, into two buffers that are kept from pass to pass; pickles without them.
 
     Args:
-        pixels: all patches.
-        order: int64 (n,), where each patch stands in an order in which those that share tiles stand together.
-        workers: threads that decode.
+        order: int (n,), where each patch stands in an order in which those that are cheaply read together do so, too.
     """
 
-    def __init__(self, pixels: PatchPixels, order: NDArray[np.int64], *, workers: int) -> None:
-        self._pixels, self._order, self._workers = pixels, order, workers
+    def __init__(self, order: NDArray[np.integer]) -> None:
+        self._order = order
         self._buffers: list[NDArray[np.uint8]] = []
 
-    def read(self, windows: Iterable[NDArray[np.int64]]) -> Generator[ReadWindow, None, None]:
-        """Read windows, one ahead of the one that is given out.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": []}
+
+    def read(
+        self, pixels: PatchPixels, windows: Iterable[NDArray[np.int64]], *, workers: int
+    ) -> Generator[ReadWindow, None, None]:
+        """Read windows on so many threads, one ahead of the one that is given out.
 
         Raises:
             PathologyError: patches cannot be read.
         """
-        # Fresh memory costs half as much as the decoding: the two buffers are kept from pass to pass.
-        side = self._pixels.size_px
+        # Fresh memory costs half as much as the decoding.
+        side = pixels.size_px
         buffers, self._buffers = self._buffers or [np.empty((0, side, side, 3), np.uint8) for _ in range(2)], []
         with ThreadPoolExecutor(1, "window") as ahead:
             reading: Future[ReadWindow] | None = None
             for number, window in enumerate(windows):
                 if len(buffers[number % 2]) < len(window):
                     buffers[number % 2] = np.empty((len(window), side, side, 3), np.uint8)
-                following = ahead.submit(self._read, window, buffers[number % 2][: len(window)])
+                following = ahead.submit(self._read, pixels, window, buffers[number % 2][: len(window)], workers)
                 if reading is not None:
                     yield reading.result()
                 reading = following
@@ -183,9 +190,9 @@ class WindowReader:
                 yield reading.result()
         self._buffers = buffers
 
-    def _read(self, window: NDArray[np.int64], out: NDArray[np.uint8]) -> ReadWindow:
+    def _read(self, pixels: PatchPixels, window: NDArray[np.int64], out: NDArray[np.uint8], workers: int) -> ReadWindow:
         by_tile = np.argsort(self._order[window], kind="stable")
-        self._pixels.read(window[by_tile], out=out, workers=self._workers)
+        pixels.read(window[by_tile], out=out, workers=workers)
         place = np.empty(len(window), np.int64)
         place[by_tile] = np.arange(len(window))
         return ReadWindow(indices=window, pixels=out, place=place)

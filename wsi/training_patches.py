@@ -139,7 +139,7 @@ class StreamedPatches:
         self._plan = pixels.plan()
         self._order = np.empty(len(pixels), np.int64)
         self._order[np.concatenate([np.empty(0, np.int64), *self._plan.clusters])] = np.arange(len(pixels))
-        self._reader = WindowReader(pixels, self._order, workers=workers or usable_cores())
+        self._reader, self._workers = WindowReader(self._order), workers or usable_cores()
 
     @property
     def size_px(self) -> int:
@@ -186,7 +186,8 @@ class StreamedPatches:
             PathologyError: patches cannot be read.
         """
         groups = list(_together(parts, self._window))
-        with closing(self._reader.read(np.concatenate(group) for group in groups)) as windows:
+        together = map(np.concatenate, groups)
+        with closing(self._reader.read(self._pixels, together, workers=self._workers)) as windows:
             for group, window in zip(groups, windows, strict=True):
                 ends = np.cumsum([len(part) for part in group])[:-1]
                 for place in np.split(window.place, ends):

@@ -20,9 +20,8 @@ the network runs on another device. With ``num_workers`` each worker decodes on 
 
 from __future__ import annotations
 
-import copy
+import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -33,13 +32,10 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from wsi.cores import usable_cores
 from wsi.patch_reading import PassPlan, PatchPlaces, SlidePool, read_places
+from wsi.patch_windows import ReadWindow, SlidePixels, WindowReader, window_of
 from wsi.readers.base import OnBadTile
 
-MOST_IN_WINDOW = 1024
 _WINDOW_BYTES = 192 * 2**20
-
-_Window = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]
-"""Patches in the order they are given out, pixels in the order they were read, and which of these each patch has."""
 
 
 class PatchItems(NamedTuple):
@@ -107,12 +103,11 @@ class PatchStream(IterableDataset[PatchItems]):
         self._batch, self._seed = batch, seed
         self._is_shuffled, self._is_last_dropped = shuffle, drop_last
         self._rank, self._world_size = _place_in_run(rank, world_size)
-        self._pool = SlidePool(most_slides, on_bad_tile)  # of which each pass makes its own
-        if window is None:
-            window = max(1, min(MOST_IN_WINDOW, _WINDOW_BYTES // (3 * places.size_px**2)))
-        self._plan = PassPlan.of(places, self._pool, run=run, window=-(-window // batch) * batch)
-        self._pool.close()
-        self._buffers: list[NDArray[np.uint8]] = []
+        self._most_slides, self._on_bad_tile = most_slides, on_bad_tile
+        window = window_of(places.size_px, _WINDOW_BYTES) if window is None else window
+        with closing(SlidePool(most_slides, on_bad_tile)) as pool:
+            self._plan = PassPlan.of(places, pool, run=run, window=-(-window // batch) * batch)
+        self._reader = WindowReader(places.slide)
         # In shared memory: workers that live on from pass to pass see the new number, too.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -143,50 +138,18 @@ class PatchStream(IterableDataset[PatchItems]):
             even=self._world_size > 1,
             shuffle=self._is_shuffled,
         )
-        # Fresh memory costs half as much as the decoding: the two buffers are kept from pass to pass.
-        buffers, self._buffers = self._buffers or self._new_buffers(), []
-        pool = copy.copy(self._pool)
-        with closing(pool), ThreadPoolExecutor(1, "window") as ahead:
-            reading: Future[_Window] | None = None
-            for number, window in enumerate(windows):
-                following = ahead.submit(self._read, window, buffers[number % 2][: len(window)], pool, threads)
-                if reading is not None:
-                    yield from self._batches_of(reading.result())
-                reading = following
-            if reading is not None:
-                yield from self._batches_of(reading.result())
-        self._buffers = buffers
+        pixels = SlidePixels(self._places, most_slides=self._most_slides, on_bad_tile=self._on_bad_tile)
+        with closing(pixels), closing(self._reader.read(pixels, windows, workers=threads)) as reading:
+            for window in reading:
+                yield from self._batches_of(window)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": []}
-
-    def _new_buffers(self) -> list[NDArray[np.uint8]]:
-        side = self._places.size_px
-        most = min(self._plan.window, self._plan.count)
-        return [np.empty((most, side, side, 3), np.uint8) for _ in range(2)]
-
-    def _read(self, window: NDArray[np.int64], out: NDArray[np.uint8], pool: SlidePool, threads: int) -> _Window:
-        # Each slide's patches are read into one piece of the buffer.
-        by_slide = np.argsort(self._places.slide[window], kind="stable")
-        indices = window[by_slide]
-        ends = np.flatnonzero(np.diff(self._places.slide[indices])) + 1
-        for some, part in zip(np.split(indices, ends), np.split(out, ends), strict=True):
-            read_places(self._places, some, pool, out=part, workers=threads)
-        place = np.empty(len(window), np.int64)
-        place[by_slide] = np.arange(len(window))
-        return window, out, place
-
-    def _batches_of(self, read: _Window) -> Iterator[PatchItems]:
-        window, pixels, place = read
-        for start in range(0, len(window), self._batch):
-            chosen = window[start : start + self._batch]
+    def _batches_of(self, window: ReadWindow) -> Iterator[PatchItems]:
+        for start in range(0, len(window.indices), self._batch):
+            chosen = window.indices[start : start + self._batch]
             if len(chosen) == self._batch or not self._is_last_dropped:
-                yield self._items(chosen, pixels[place[start : start + self._batch]])
-
-    def _items(self, indices: NDArray[np.int64], images: NDArray[np.uint8]) -> PatchItems:
-        return PatchItems(
-            torch.from_numpy(images), torch.from_numpy(self._labels[indices]), torch.from_numpy(indices.copy())
-        )
+                images = _gathered(window.pixels, window.place[start : start + self._batch])
+                labels = torch.from_numpy(self._labels[chosen])
+                yield PatchItems(images, labels, torch.from_numpy(chosen.copy()))
 
 
 class PatchDataset(Dataset[PatchItems]):
@@ -234,6 +197,29 @@ class PatchDataset(Dataset[PatchItems]):
     def joined(items: Sequence[PatchItems]) -> PatchItems:
         """A batch from its patches."""
         return PatchItems(*(torch.stack(parts) for parts in zip(*items, strict=True)))
+
+
+def _gathered(pixels: NDArray[np.uint8], chosen: NDArray[np.int64]) -> torch.Tensor:
+    """A copy of some patches; in a DataLoader worker in memory that the training process can map."""
+    # what torch itself opens a tensor with that another process has sent; its lack costs time only
+    mapped: Any = getattr(torch.UntypedStorage, "_new_shared_fd_cpu", None)
+    if get_worker_info() is None or mapped is None or not _are_tensors_sent_as_files():
+        # take, not pixels[chosen]: it leaves the interpreter's lock to the threads that decode.
+        return torch.from_numpy(pixels.take(chosen, axis=0))
+    # Writing a file takes half the time of filling mapped memory page by page; and this one takes nothing of /dev/shm,
+    # which is small in containers.
+    with os.fdopen(os.memfd_create("patches"), "wb") as file:
+        for at in chosen.tolist():
+            file.write(pixels[at])
+        file.flush()
+        storage = mapped(file.fileno(), len(chosen) * pixels[0].nbytes)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(len(chosen), *pixels.shape[1:])
+
+
+def _are_tensors_sent_as_files() -> bool:
+    """Whether torch shares memory by open files without a name: on Linux, unless told otherwise."""
+    strategy = torch.multiprocessing.get_sharing_strategy()  # type: ignore[no-untyped-call]
+    return hasattr(os, "memfd_create") and strategy == "file_descriptor"
 
 
 def _checked(places: PatchPlaces, labels: NDArray[np.integer] | None) -> NDArray[np.int64]:
