@@ -400,10 +400,11 @@ def extraction(title: str, path: Path, corners: Corners, size: int, *, rounds: i
 
 
 def memory(path: Path, corners: Corners, size: int) -> None:
-    """The largest resident memory of a worker that reads with the default window."""
+    """The largest resident memory of a spawned worker (a fork would count this script's) with the default window."""
     with Slide.open(path) as slide:
         places = table_of_corners(slide, corners, size).places()
-    loader = loader_of(PatchStream(places, batch=BATCH), is_batched=True)
+    stream = PatchStream(places, batch=BATCH)
+    loader = DataLoader(stream, None, num_workers=2, persistent_workers=True, multiprocessing_context="spawn")
     highest = 0
     for _ in range(3):
         for _ in loader:
