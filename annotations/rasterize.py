@@ -413,13 +413,13 @@ def _lies_inside(island: _Edges, cut_out: _Edges) -> bool:
     own = _union([island], grid)
     area = int(own.sum())
     common = int((own & _union([cut_out], grid)).sum())
-    return common >= INSIDE_SHARE * area > 0 and area * grid.downsample**2 < _area(cut_out)
+    return common >= INSIDE_SHARE * area > 0 and _is_smaller(island, cut_out)
 
 
-def _area(edges: _Edges) -> float:
-    """Area in level-0 px by the non-zero rule, good to the pixels of the probing grid."""
-    grid = _probe(edges)
-    return 0.0 if grid is None else float(_union([edges], grid).sum()) * grid.downsample**2
+def _is_smaller(one: _Edges, other: _Edges) -> bool:
+    """Judged on one grid over both, on which outlines around the same pixels are equal, however they are drawn."""
+    grid = _probe(one, other)
+    return grid is not None and int(_union([one], grid).sum()) < int(_union([other], grid).sum())
 
 
 def probe_frame(outline: NDArray[np.float64]) -> Frame | None:
@@ -427,8 +427,9 @@ def probe_frame(outline: NDArray[np.float64]) -> Frame | None:
     return _probe(_Edges.of(outline))
 
 
-def _probe(edges: _Edges) -> Frame | None:
-    left, top, right, bottom = edges.bounds
+def _probe(*outlines: _Edges) -> Frame | None:
+    lefts, tops, rights, bottoms = zip(*(edges.bounds for edges in outlines), strict=True)
+    left, top, right, bottom = min(lefts), min(tops), max(rights), max(bottoms)
     side = max(right - left, bottom - top) / _PROBE_PX
     if not side > 0:
         return None

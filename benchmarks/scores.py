@@ -1,7 +1,8 @@
 """Scores and lesions at the size of the challenges: FROC of 130 slides, kappa's bootstrap, components of 10 gigapixels.
 
 Masks and detections are drawn: 130 slides of 7,000 x 3,000 px at level 5, each with ten lesions and a hundred
-detections; the mask of 10 gigapixels comes in bands and never lies in memory or on the disk.
+detections; masks of up to 10 gigapixels come in bands and never lie in memory or on the disk. One has some 5,000
+deposits far apart; in two others, of 1 and 10 gigapixels, deposits lie so near each other that most are one lesion.
 
 Run: python benchmarks/scores.py [--slides N]
 """
@@ -55,11 +56,26 @@ def draw(folder: Path, slides: int) -> None:
         write_detections(folder / "detections" / f"s_{number:03}.csv", Detections.of([tuple(row) for row in points]))
 
 
-def bands() -> Iterator[NDArray[np.bool_]]:
-    """100,000 x 100,000 px with some 5,000 specks and lesions, in bands of rows."""
+def bands(side: int, deposits: int) -> Iterator[NDArray[np.bool_]]:
+    """Side x side px with so many deposits of radii up to 30 um, in bands of rows."""
     random = np.random.default_rng(0)
-    for start in range(0, SIDE, BAND):
-        yield discs(min(BAND, SIDE - start), SIDE, 50, 120.0, random) > 0
+    for start in range(0, side, BAND):
+        yield discs(min(BAND, side - start), side, deposits * BAND // side, 120.0, random) > 0
+
+
+def measure(side: int, deposits: int) -> None:
+    """Print how long the lesions of one mask take."""
+    frame = Frame(x=0.0, y=0.0, downsample=1.0, shape=(side, side), mpp=0.25)
+    start = time.perf_counter()
+    for _ in bands(side, deposits):
+        pass
+    drawing = time.perf_counter() - start
+    start = time.perf_counter()
+    lesions = measure_mask(bands(side, deposits), frame, with_holes_filled=True)
+    took = time.perf_counter() - start - drawing
+    largest, found = max(one.deposits for one in lesions), sum(one.deposits for one in lesions)
+    print(f"{deposits} discs on {side**2 / 1e9:.0f} gigapixels: {len(lesions)} lesions, {largest} of {found} deposits")
+    print(f"in one, {took:.1f} s beyond drawing them, peak so far {peak():.0f} MiB", flush=True)
 
 
 def peak() -> float:
@@ -80,15 +96,10 @@ def main() -> None:
     score(reference, submission, stages=["a", "b", "c", "d", "e"], resamples=10_000)
     print(f"kappa, 100 patients, 10,000 resamples: {time.perf_counter() - start:.3f} s")
 
-    frame = Frame(x=0.0, y=0.0, downsample=1.0, shape=(SIDE, SIDE), mpp=0.25)
-    start = time.perf_counter()
-    for _ in bands():
-        pass
-    drawing = time.perf_counter() - start
-    start = time.perf_counter()
-    lesions = measure_mask(bands(), frame, with_holes_filled=True)
-    took = time.perf_counter() - start - drawing
-    print(f"lesions of 10 gigapixels: {len(lesions)} in {took:.1f} s beyond drawing them, peak {peak():.0f} MiB")
+    # the least first: the peak is that of all before
+    measure(31_623, 10_000)
+    measure(SIDE, 4_900)
+    measure(SIDE, 100_000)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -7,7 +7,6 @@ runs, whose number grows with the length of the outlines and not with the area.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,8 +17,7 @@ from numpy.typing import NDArray
 BAND_CELLS = 1 << 25
 """Cells read at a time."""
 
-_RUNS_AT_ONCE = 1 << 14
-_ROUNDING = 1e-9  # cells; a gap of exactly the limit is within it
+_RUNS_AT_ONCE = 1 << 19
 
 Numbers = NDArray[np.int64]
 
@@ -233,7 +231,7 @@ def _runs_of_band(inside: NDArray[np.bool_], values: NDArray[Any] | None, top: i
 
 def label_runs(runs: Runs) -> Numbers:
     """The component of each run, int64 (n,), numbered from 0 in the order of first cells; corners connect."""
-    return _connected(len(runs), *near(runs, runs, step=1, reach=0))
+    return connected(len(runs), *near(runs, runs, step=1, reach=0))
 
 
 def fill_holes(runs: Runs) -> Runs:
@@ -241,28 +239,11 @@ def fill_holes(runs: Runs) -> Runs:
 
     The values of filled cells count nowhere: sums, highs and lows stay those of the tumour cells.
     """
-    (left,) = np.nonzero(runs.rows[1:] == runs.rows[:-1])
-    if not len(left):
+    is_after_hole = _after_holes(runs)
+    if not is_after_hole.any():
         return runs
-    nothing = np.zeros(len(left))
-    gaps = Runs(
-        shape=runs.shape,
-        rows=runs.rows[left],
-        starts=runs.stops[left],
-        stops=runs.starts[left + 1],
-        cells=np.zeros_like(left),
-        sums=nothing,
-        highs=nothing,
-        lows=nothing,
-    )
-    component = _connected(len(gaps), *near(gaps, gaps, step=1, reach=-1))
-    is_open = np.zeros(len(gaps), dtype=np.bool_)
-    is_open[component[_opens(gaps, runs)]] = True
-    is_hole = np.zeros(len(runs), dtype=np.bool_)
-    is_hole[left + 1] = ~is_open[component]
-    first = np.flatnonzero(~is_hole)
+    first = np.flatnonzero(~is_after_hole)
     last = np.append(first[1:], len(runs)) - 1
-    owners = np.cumsum(~is_hole) - 1
     return replace(
         runs,
         rows=runs.rows[first],
@@ -272,8 +253,32 @@ def fill_holes(runs: Runs) -> Runs:
         sums=np.add.reduceat(runs.sums, first),
         highs=np.maximum.reduceat(runs.highs, first),
         lows=np.minimum.reduceat(runs.lows, first),
-        crossing_runs=None if runs.crossing_runs is None else owners[runs.crossing_runs],
+        crossing_runs=None if runs.crossing_runs is None else (np.cumsum(~is_after_hole) - 1)[runs.crossing_runs],
     )
+
+
+def _after_holes(runs: Runs) -> NDArray[np.bool_]:
+    """Which runs have a hole on their left."""
+    result = np.zeros(len(runs), dtype=np.bool_)
+    (left,) = np.nonzero(runs.rows[1:] == runs.rows[:-1])
+    if not len(left):
+        return result
+    nothing = np.broadcast_to(0.0, len(left))
+    gaps = Runs(
+        shape=runs.shape,
+        rows=runs.rows[left],
+        starts=runs.stops[left],
+        stops=runs.starts[left + 1],
+        cells=np.broadcast_to(0, len(left)),
+        sums=nothing,
+        highs=nothing,
+        lows=nothing,
+    )
+    component = connected(len(gaps), *near(gaps, gaps, step=1, reach=-1))
+    is_open = np.zeros(len(gaps), dtype=np.bool_)
+    is_open[component[_opens(gaps, runs)]] = True
+    result[left + 1] = ~is_open[component]
+    return result
 
 
 def _opens(gaps: Runs, runs: Runs) -> NDArray[np.bool_]:
@@ -288,92 +293,26 @@ def _opens(gaps: Runs, runs: Runs) -> NDArray[np.bool_]:
     return result
 
 
-def merge_near(runs: Runs, components: Numbers, gap: float) -> Numbers:
-    """Components in groups: those with at most ``gap`` cells between the nearest edges of their cells are in one.
-
-    Exact, whatever the direction of the gap; 0 merges none. Everything within one square of gap / sqrt(2) is one group
-    for certain; only runs with another group in reach of their square are then compared.
-
-    Args:
-        runs: of the grid.
-        components: int64 (n,), of each run.
-        gap: in cells.
-
-    Returns:
-        int64 (n,), the group of each run, numbered from 0 in the order of first cells.
-    """
-    if len(runs) == 0 or gap <= 0:
-        return components
-    side = int(gap / math.sqrt(2)) + 1
-    holder, squares = _squares(runs, side)
-    order = np.argsort(squares, kind="stable")
-    same = squares[order[1:]] == squares[order[:-1]]
-    count = int(components.max()) + 1
-    pairs = np.unique(components[holder[order[:-1][same]]] * count + components[holder[order[1:][same]]])
-    group = _connected(count, pairs // count, pairs % count)[components]
-    is_near = _has_stranger(holder, squares, group, stride=_stride(runs, side))
-    (some,) = np.nonzero(is_near)
-    part = runs.chosen(some)
-    for step in range(int(gap) + 2):
-        rise = max(0, step - 1)
-        if rise > gap:
-            break
-        reach = int(math.sqrt(gap * gap - rise * rise) + _ROUNDING)
-        own, size = group[some], int(group.max()) + 1
-        found = []
-        for begin in range(0, len(some), _RUNS_AT_ONCE):
-            few = slice(begin, begin + _RUNS_AT_ONCE)
-            one, other = near(part.chosen(few), part, step=step, reach=reach)
-            one, other = own[few][one], own[other]
-            found.append(np.unique((one * size + other)[one != other]))
-        pairs = np.concatenate([np.empty(0, dtype=np.int64), *found])
-        if len(pairs):
-            group = _connected(size, pairs // size, pairs % size)[group]
-    return _ordered(group)
-
-
-def _stride(runs: Runs, side: int) -> int:
-    return runs.shape[1] // side + 4
-
-
-def _squares(runs: Runs, side: int) -> tuple[Numbers, Numbers]:
-    """(run, number of the square) for every square of side x side cells that a run has cells in.
-
-    A side of floor(gap / sqrt(2)) + 1 cells leaves at most gap between any two cells of a square.
-    """
-    first, last = runs.starts // side, (runs.stops - 1) // side
-    holder, offset = expanded(last - first + 1)
-    return holder, (runs.rows[holder] // side + 2) * _stride(runs, side) + first[holder] + offset + 2
-
-
-def _has_stranger(holder: Numbers, squares: Numbers, group: Numbers, *, stride: int) -> NDArray[np.bool_]:
-    """For each run whether another group has a cell in the 7 x 7 squares around one of the run's."""
-    known, index = np.unique(squares, return_index=True)
-    owner = group[holder[index]]
-    is_near = np.zeros(len(known), dtype=np.bool_)
-    for down in range(-3, 4):
-        for aside in range(-3, 4):
-            wanted = known + down * stride + aside
-            at = np.searchsorted(known, wanted).clip(0, len(known) - 1)
-            is_near |= (known[at] == wanted) & (owner[at] != owner)
-    result = np.zeros(len(group), dtype=np.bool_)
-    result[holder[is_near[np.searchsorted(known, squares)]]] = True
-    return result
-
-
 def near(runs: Runs, others: Runs, *, step: int, reach: int) -> tuple[Numbers, Numbers]:
     """All pairs (run, other) with the other ``step`` rows below and at most ``reach`` columns between them.
 
     Reach 0 takes corners that touch, -1 only runs that have a column in common.
     """
-    stride = runs.shape[1] + 2
-    row = (runs.rows + step) * stride
-    low = (runs.starts - reach).clip(0, None)
-    high = (runs.stops + reach).clip(None, runs.shape[1])
-    begin = np.searchsorted(others.rows * stride + others.stops, row + low)
-    end = np.searchsorted(others.rows * stride + others.starts, row + high, side="right")
-    one, offset = expanded((end - begin).clip(0, None))
-    return one, begin[one] + offset
+    stride, width = runs.shape[1] + 2, runs.shape[1]
+    found_ones, found_others = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for at in range(0, len(runs), _RUNS_AT_ONCE):
+        few = slice(at, at + _RUNS_AT_ONCE)
+        row = runs.rows[few] + step
+        top, bottom = (int(one) for one in np.searchsorted(others.rows, (row[0], row[-1] + 1)))
+        base = others.rows[top:bottom] * stride
+        low = (runs.starts[few] - reach).clip(0, None)
+        high = (runs.stops[few] + reach).clip(None, width)
+        begin = np.searchsorted(base + others.stops[top:bottom], row * stride + low)
+        end = np.searchsorted(base + others.starts[top:bottom], row * stride + high, side="right")
+        one, offset = expanded((end - begin).clip(0, None))
+        found_ones.append(one + at)
+        found_others.append(begin[one] + offset + top)
+    return np.concatenate(found_ones), np.concatenate(found_others)
 
 
 def expanded(counts: Numbers) -> tuple[Numbers, Numbers]:
@@ -383,17 +322,18 @@ def expanded(counts: Numbers) -> tuple[Numbers, Numbers]:
     return holder, np.arange(len(holder)) - begins[holder]
 
 
-def _connected(count: int, ones: Numbers, others: Numbers) -> Numbers:
+def connected(count: int, ones: Numbers, others: Numbers) -> Numbers:
+    """The group of each of ``count`` things of which these pairs belong together, numbered in order from 0."""
     from scipy.sparse import coo_array  # noqa: PLC0415  (slow import)
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
     if count == 0:
         return np.empty(0, dtype=np.int64)
     graph = coo_array((np.ones(len(ones), dtype=np.int8), (ones, others)), shape=(count, count))
-    return _ordered(connected_components(graph, directed=False)[1].astype(np.int64))
+    return ordered(connected_components(graph, directed=False)[1].astype(np.int64))
 
 
-def _ordered(numbers: Numbers) -> Numbers:
+def ordered(numbers: Numbers) -> Numbers:
     """Renumbered from 0 in the order of first appearance."""
     _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)

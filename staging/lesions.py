@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from staging.components import Numbers, Runs, fill_holes, label_runs, merge_near, trace
+from staging.components import Numbers, Runs, fill_holes, label_runs, trace
 from staging.lesion_features import LesionFeatures, measure_runs
+from staging.merging import merge_near
 from wsi.geometry import Frame, Region
 from wsi.raster import Heatmap, Mask
 

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from staging import components
-from staging.components import Runs, bands_of, fill_holes, label_runs, merge_near, trace
+from staging.components import Runs, bands_of, fill_holes, label_runs, trace
 
 masks = arrays(np.bool_, st.tuples(st.integers(1, 16), st.integers(1, 16)), elements=st.booleans())
-gaps = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 2.3, 4.6875, 5.0, 9.0])
 
 
 def painted(runs: Runs, values: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
@@ -66,52 +65,6 @@ def test_a_hole_closed_by_corners_is_filled_and_an_open_one_is_not() -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(masks, gaps)
-def test_groups_agree_with_brute_force(mask: NDArray[np.bool_], gap: float) -> None:
-    runs = trace([mask])
-    expected, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    at = np.argwhere(mask)
-    apart = (np.abs(at[:, None] - at) - 1).clip(0)
-    near = np.hypot(apart[..., 0], apart[..., 1]) <= gap
-    group = np.arange(count + 1)
-    if gap > 0:
-        for one, other in np.argwhere(near):
-            low, high = sorted((group[expected[tuple(at[one])]], group[expected[tuple(at[other])]]))
-            group[group == high] = low
-    found = merge_near(runs, label_runs(runs), gap)
-    assert same_partition(painted(runs, found + 1), group[expected])
-
-
-@pytest.mark.parametrize("gap", [30.0, 75.5])
-def test_large_gaps_agree_with_growing(gap: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(components, "_RUNS_AT_ONCE", 7)
-    rng = np.random.default_rng(4)
-    for _ in range(6):
-        mask = np.zeros((400, 500), dtype=np.bool_)
-        for row, column, side in rng.integers((0, 0, 1), (400, 500, 40), (14, 3)):
-            mask[row : row + side, column : column + side] = True
-        runs = trace([mask])
-        found = merge_near(runs, label_runs(runs), gap)
-        # the distance of the squares of two cells is that of their nearest corners
-        corners = np.pad(mask, 1)
-        corners = corners[1:, 1:] | corners[:-1, 1:] | corners[1:, :-1] | corners[:-1, :-1]
-        groups = len(np.unique(found))
-        labels = painted(runs, found + 1)
-        for number in range(1, groups + 1):
-            own = np.pad(labels == number, 1)
-            own = own[1:, 1:] | own[:-1, 1:] | own[1:, :-1] | own[:-1, :-1]
-            distance = ndimage.distance_transform_edt(~own)
-            others = corners & ~own
-            assert not others.any() or distance[others].min() > gap
-            pieces, count = ndimage.label(own, structure=np.ones((3, 3)))
-            if count > 1:
-                assert all(
-                    ndimage.distance_transform_edt(pieces != one)[(pieces > 0) & (pieces != one)].min() <= gap
-                    for one in range(1, count + 1)
-                )
-
-
-@settings(deadline=None, max_examples=100)
 @given(
     arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.floats(0, 1, width=32)),
     st.integers(1, 13),
@@ -142,10 +95,19 @@ def test_a_zarr_array_is_read_in_its_chunks() -> None:
     assert (painted(trace(bands_of(stored, band_rows=5))) == mask).all()
 
 
+def test_pairs_do_not_depend_on_how_many_runs_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.random.default_rng(5).random((60, 70)) < 0.5
+    runs = trace([mask])
+    labels, holes = label_runs(runs), painted(fill_holes(runs))
+    monkeypatch.setattr(components, "_RUNS_AT_ONCE", 3)
+    assert np.array_equal(label_runs(runs), labels)
+    assert np.array_equal(painted(fill_holes(runs)), holes)
+
+
 def test_nothing_there() -> None:
     runs = trace([np.zeros((3, 4), dtype=np.bool_)])
     assert (len(runs), runs.shape) == (0, (3, 4))
-    assert len(fill_holes(runs)) == len(label_runs(runs)) == len(merge_near(runs, label_runs(runs), 5.0)) == 0
+    assert len(fill_holes(runs)) == len(label_runs(runs)) == 0
 
 
 def test_misuse() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
@@ -37,7 +37,17 @@ positions = st.integers(0, 1600).map(lambda value: value / 4)
 triangles = st.lists(st.lists(st.tuples(positions, positions), min_size=3, max_size=5), max_size=6)
 
 
+TOUCHING: list[Points] = [
+    [(0, 0), (0, 0.25), (0.25, 0.5)],
+    [(0, 0), (0.25, 0), (0.75, 0.25)],
+    [(0, 0.25), (0, 0.5), (0.25, 0)],
+    [(0, 0.25), (0.25, 0.25), (0.5, 0)],
+    [(0, 0.25), (0.5, 1), (1.25, 0), (128, 0)],
+]
+
+
 @settings(max_examples=80, deadline=None)
+@example(TOUCHING, 0.0)
 @given(triangles, st.sampled_from([0.0, 10.0, 75.0]))
 def test_brute_force_finds_the_same(shapes: list[Points], gap: float) -> None:
     annotations = [drawn(points) for points in shapes]

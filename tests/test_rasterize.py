@@ -294,6 +294,9 @@ def test_an_outline_over_itself_has_no_holes() -> None:
         # what lies outside a cut-out is not its business; other roles are nobody's
         ([(Role.TUMOUR, box(0, 0, 5, 5)), (Role.CUT_OUT, box(6, 6, 9, 9)), (Role.TISSUE, box(0, 0, 30, 30))], 25),
         ([(Role.CUT_OUT, box(0, 0, 5, 5)), (Role.IGNORE, box(0, 0, 5, 5))], 0),
+        # a cut-out around the very same pixels is no larger, wherever a spike without area sticks out
+        ([(Role.TUMOUR, [(0, 8), (0, 17), (0, 0), (8, 0)]), (Role.CUT_OUT, [(0, 0), (0, 8), (8, 0)])], 0),
+        ([(Role.TUMOUR, [(0, 8), (0, 0), (8, 0)]), (Role.CUT_OUT, [(0, 0), (0, 8), (17, -9), (8, 0)])], 0),
         ([(Role.TUMOUR, [(1, 1), (5, 5)]), (Role.TUMOUR, [(3, 3)])], 0),
     ],
 )

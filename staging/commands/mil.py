@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from staging.commands.options import Device
 
@@ -221,10 +219,11 @@ def apply(
         raise typer.Exit(EXIT_QUARANTINED)
 
 
-def _row(slide: str, names: Sequence[str], probabilities: NDArray[np.float64]) -> tuple[str, ...]:
+def _row(slide: str, names: Sequence[str], probabilities: Iterable[float]) -> tuple[str, ...]:
     """The slide, its likeliest class, the probability of anything but the first class, and that of each class."""
-    positive = float(probabilities[1:].sum())
-    return slide, names[int(probabilities.argmax())], f"{positive:.9g}", *(f"{value:.9g}" for value in probabilities)
+    _, *others = each = [float(value) for value in probabilities]
+    likeliest = each.index(max(each))
+    return slide, names[likeliest], f"{sum(others):.9g}", *(f"{value:.9g}" for value in each)
 
 
 def _forget(folder: Path, slides: Iterable[str]) -> None:
