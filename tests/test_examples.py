@@ -96,3 +96,18 @@ def test_training_on_real_patches(real_data: Callable[[str], Path]) -> None:
     areas = [float(area) for area in re.findall(r"held out: AUC ([0-9.]+) on", text)]
     assert len(areas) == 2
     assert all(0 <= area <= 1 for area in areas)
+
+
+def test_a_training_loop_of_ones_own(cohort: Path, tmp_path: Path) -> None:
+    table = tmp_path / "patches.parquet"
+    drawn = ("patches", cohort / "images", cohort / "annotations", "-r", cohort / "stage_labels.csv", "-o", table)
+    options = ("--mpp", "8", "--size", "64", "--per-class", "40", "--workers", "1")
+    done = subprocess.run(
+        [sys.executable, "-m", "staging", *map(str, drawn), *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    text = printed("your_own_training_loop.py", table, Path("8"))
+    losses = [float(loss) for loss in re.findall(r"loss ([0-9.]+)", text)]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+    assert "of 80 patches right" in text
