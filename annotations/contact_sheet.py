@@ -48,7 +48,7 @@ def contact_sheet(
     Args:
         table: all patches.
         examples: as from pick_examples.
-        images: by the same titles, uint8 (side, side, 3) for each row.
+        images: by the same titles, uint8 (side, side, 3) for each row; thumbnails will do.
 
     Returns:
         uint8 (rows, columns, 3).
@@ -67,10 +67,20 @@ def contact_sheet(
         draw.text((_GAP_PX, top + 8), title, fill=_INK, font=font)
         for column, (row, image) in enumerate(zip(rows.tolist(), images[title], strict=True)):
             x, y = _GAP_PX + column * step, top + _TITLE_PX
-            thumbnail = Pillow.fromarray(image).resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Pillow.Resampling.BOX)
-            canvas.paste(thumbnail, (x, y))
+            canvas.paste(Pillow.fromarray(thumbnail(image)), (x, y))
             colour = _FRAMES[str(table["class"][row])]
             draw.rectangle((x, y, x + _THUMBNAIL_PX - 1, y + _THUMBNAIL_PX - 1), outline=colour, width=2)
-            share = f"{table['tumour_fraction'][row]:.0%} tumour"
+            share = _share(float(table["tumour_fraction"][row]))
             draw.text((x, y + _THUMBNAIL_PX + 2), share, fill=_INK, font=small)
     return np.asarray(canvas)
+
+
+def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A patch as small as the sheet shows it: of many large ones only this need be held."""
+    small = Pillow.fromarray(image).resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Pillow.Resampling.BOX)
+    return np.asarray(small)
+
+
+def _share(fraction: float) -> str:
+    # A few pixels of tumour must not look like none.
+    return "< 1% tumour" if 0 < fraction < 0.01 else f"{fraction:.0%} tumour"

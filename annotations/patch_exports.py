@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
@@ -26,8 +26,11 @@ from wsi.patch_reading import read_patches
 from wsi.slide import Slide
 from wsi.store import atomic_bytes, storage
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 SHARD_PATCHES = 1000
-_READ_AT_ONCE = 256
+_READ_AT_ONCE, _BYTES_AT_ONCE = 256, 64 * 2**20
 
 
 def images_of(slide: Slide, rows: PatchTable) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -37,9 +40,10 @@ def images_of(slide: Slide, rows: PatchTable) -> Iterator[tuple[int, NDArray[np.
         PatchStoreError: the patches differ in size.
         TileError: a tile is damaged.
     """
-    side = rows.size_px if len(rows) else 0
-    for start in range(0, len(rows), _READ_AT_ONCE):
-        part = np.arange(start, min(start + _READ_AT_ONCE, len(rows)))
+    side = rows.size_px if len(rows) else 1
+    step = max(1, min(_READ_AT_ONCE, _BYTES_AT_ONCE // (side * side * 3)))
+    for start in range(0, len(rows), step):
+        part = np.arange(start, min(start + step, len(rows)))
         images = np.empty((len(part), side, side, 3), dtype=np.uint8)
         for downsample in np.unique(rows["downsample"][part]).tolist():
             alike = np.flatnonzero(rows["downsample"][part] == downsample)
@@ -48,7 +52,7 @@ def images_of(slide: Slide, rows: PatchTable) -> Iterator[tuple[int, NDArray[np.
         yield from zip(part.tolist(), images, strict=True)
 
 
-def export_images(folder: Path, slide: Slide, rows: PatchTable, *, quality: int | None) -> None:
+def export_images(folder: Path, slide: Slide, rows: PatchTable, *, quality: int | None) -> list[Path]:
     """Write ``<split>/<class>/<slide>_<number>_x<x>_y<y>.png`` (or .jpg), as ImageFolder of torchvision reads them.
 
     Args:
@@ -57,16 +61,22 @@ def export_images(folder: Path, slide: Slide, rows: PatchTable, *, quality: int 
         rows: its patches.
         quality: of JPEG, 1 to 100; None writes PNG, without loss.
 
+    Returns:
+        The files.
+
     Raises:
         PathologyError: the slide cannot be read, or the files not be written.
     """
+    written = []
     for number, image in images_of(slide, rows):
         target = folder / str(rows["split"][number]) / str(rows["class"][number])
         suffix = "png" if quality is None else "jpg"
-        atomic_bytes(target / f"{_key(slide, rows, number)}.{suffix}", encoded(image, quality))
+        written.append(target / f"{_key(slide, rows, number)}.{suffix}")
+        atomic_bytes(written[-1], encoded(image, quality))
+    return written
 
 
-def export_webdataset(folder: Path, slide: Slide, rows: PatchTable, *, quality: int | None) -> None:
+def export_webdataset(folder: Path, slide: Slide, rows: PatchTable, *, quality: int | None) -> list[Path]:
     """Write ``<split>-<slide>-0000.tar`` ... with ``.png`` (or ``.jpg``), ``.cls`` and ``.json`` of each patch.
 
     Args:
@@ -75,25 +85,31 @@ def export_webdataset(folder: Path, slide: Slide, rows: PatchTable, *, quality: 
         rows: its patches, 1,000 a shard; ``.cls`` is 0 normal, 1 tumour, 255 unknown.
         quality: of JPEG, 1 to 100; None writes PNG, without loss.
 
+    Returns:
+        The files.
+
     Raises:
         PathologyError: the slide cannot be read, or the files not be written.
     """
+    written = []
     suffix = "png" if quality is None else "jpg"
     for split in np.unique(rows["split"].astype(str)).tolist():
         chosen = rows.rows(rows["split"] == split)
         labels = chosen.labels
         images = images_of(slide, chosen)
         for shard in range(-(-len(chosen) // SHARD_PATCHES)):
-            with _hidden(folder / f"{split}-{slide.name}-{shard:04d}.tar") as work, tarfile.open(work, "w") as tar:
+            written.append(folder / f"{split}-{slide.name}-{shard:04d}.tar")
+            with _hidden(written[-1]) as work, tarfile.open(work, "w") as tar:
                 count = min(SHARD_PATCHES, len(chosen) - shard * SHARD_PATCHES)
                 for number, image in (next(images) for _ in range(count)):
                     key = _key(slide, chosen, number)
                     _add(tar, f"{key}.{suffix}", encoded(image, quality))
                     _add(tar, f"{key}.cls", str(labels[number]).encode())
                     _add(tar, f"{key}.json", json.dumps(_row(chosen, number), sort_keys=True).encode())
+    return written
 
 
-def export_hdf5(folder: Path, slide: Slide, rows: PatchTable) -> None:
+def export_hdf5(folder: Path, slide: Slide, rows: PatchTable) -> list[Path]:
     """Write ``<slide>.h5`` as CLAM's tools do: datasets ``imgs`` and ``coords`` with their attributes, and ``labels``.
 
     ``coords`` are level-0 px, rounded to whole ones as CLAM has them. ``patch_level`` is the stored level that the
@@ -103,6 +119,9 @@ def export_hdf5(folder: Path, slide: Slide, rows: PatchTable) -> None:
         folder: of the export.
         slide: the slide.
         rows: its patches.
+
+    Returns:
+        The file.
 
     Raises:
         PatchStoreError: h5py is not installed.
@@ -117,7 +136,8 @@ def export_hdf5(folder: Path, slide: Slide, rows: PatchTable) -> None:
     side = rows.size_px
     level = slide.levels[int(rows["level"][0])]
     sizes = [[level.width, level.height], [slide.levels[0].width, slide.levels[0].height]]
-    with _hidden(folder / f"{slide.name}.h5") as work, h5py.File(work, "w") as file:
+    target = folder / f"{slide.name}.h5"
+    with _hidden(target) as work, _PatientFile.over(work) as stream, h5py.File(stream, "w") as file:
         shape = (len(rows), side, side, 3)
         images = file.create_dataset(
             "imgs", shape, np.uint8, maxshape=(None, *shape[1:]), chunks=(1, *shape[1:]), track_times=False
@@ -138,6 +158,7 @@ def export_hdf5(folder: Path, slide: Slide, rows: PatchTable) -> None:
         coords.attrs["name"] = slide.name
         coords.attrs["save_path"] = "."
         coords.attrs["patch_size"] = round(side * float(rows["downsample"][0]) / level.downsample)
+    return [target]
 
 
 def encoded(image: NDArray[np.uint8], quality: int | None) -> bytes:
@@ -165,6 +186,41 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+
+class _PatientFile(io.FileIO):
+    """A file that takes everything once the disk is full, and tells the error in the end.
+
+    HDF5 cannot close what it could not write, and then ends the process.
+    """
+
+    refused: OSError | None = None
+
+    @classmethod
+    @contextmanager
+    def over(cls, path: Path) -> Iterator[_PatientFile]:
+        """A new file.
+
+        Raises:
+            OSError: something of it could not be written.
+        """
+        with cls(path, "w+") as file:
+            try:
+                yield file
+            finally:
+                if file.refused is not None:
+                    raise file.refused
+
+    def write(self, data: Buffer, /) -> int:
+        """All of the bytes, or none after an error."""
+        view = memoryview(data).cast("B")
+        at = 0
+        while at < len(view) and self.refused is None:
+            try:
+                at += super().write(view[at:])
+            except OSError as error:
+                self.refused = error
+        return len(view)
 
 
 @contextmanager

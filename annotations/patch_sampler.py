@@ -70,8 +70,11 @@ class PatchSampler:
     turns: Literal["lesion", "area"]
     rng: np.random.Generator
 
-    def tumour(self, count: int, *, count_border: int) -> Iterator[PatchPlace]:
-        """Inner and border patches; the lesions take turns."""
+    def tumour(self, count: int, *, count_border: int, only_border: bool = False) -> Iterator[PatchPlace]:
+        """Inner and border patches; the lesions take turns.
+
+        Where a border has no place that is tumour by the rule an inner one is taken, but with ``only_border`` none.
+        """
         # An outline goes near the centre of its patch; a deposit lies anywhere in the middle half, or at the centre
         # where that decides the class.
         jitter = 0 if self.rule.kind == "centre" else 1 / 4
@@ -79,7 +82,8 @@ class PatchSampler:
             site, place = self.sites[lesion], None
             if number < count_border:
                 place = self._first(BORDER, partial(site.border_point, self.rng), 1 / 16, _has_border, lesion)
-            place = place or self._first(TUMOUR, partial(site.inner_point, self.rng), jitter, _has_tumour, lesion)
+            if place is None and not only_border:
+                place = self._first(TUMOUR, partial(site.inner_point, self.rng), jitter, _has_tumour, lesion)
             if place:
                 yield place
 

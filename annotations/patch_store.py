@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotations.errors import PatchStoreError
+from annotations.patch_table import PatchTable
 from annotations.patches import PatchBatch
 from annotations.sparse_store import TABLE, read_pixels
 from wsi.errors import ArtefactError
@@ -19,8 +20,9 @@ from wsi.patch_reading import PassPlan
 from wsi.readers.base import BadTile
 from wsi.store import DONE, publish, verify
 
-_KIND = "sentinode patches"
+STORE_KIND = "sentinode patches"
 _CHUNK_PATCHES = 8  # compressed together, and so read together
+_CHUNK_BYTES = 16 * 2**20  # fewer patches, where they are large
 _SHARD_BYTES = 64 * 2**20  # of pixels in one file
 _RUN, _WINDOW = 64, 1024  # patches in a run, and read at a time: see PassPlan
 _NO_CENTRE = -1
@@ -56,30 +58,41 @@ class PatchSet:
         return self.table["patient"]
 
 
-def write_patches(path: str | Path, batches: Sequence[PatchBatch]) -> None:
+def write_patches(path: str | Path, batches: Sequence[PatchBatch], *, drawn: PatchTable | None = None) -> None:
     """Publish batches as one store: whole or absent; equal batches give equal bytes.
 
     Args:
         path: the folder to publish; an older store there is replaced.
         batches: all with one mpp and one size.
+        drawn: their rows, one by one in the same order: what the batches do not say (class, lesion, level ...) and the
+            rule by which a patch is tumour are stored, too.
 
     Raises:
         PatchStoreError: there are no patches, or their mpp or size differ.
         StorageError: the file system refuses.
+        ValueError: the rows are not those of the batches.
     """
     import zarr  # noqa: PLC0415  (slow import)
 
     path = Path(path)
     mpp, side = _common(path, batches)
     count = sum(len(batch.kinds) for batch in batches)
-    attributes: dict[str, Any] = {"kind": _KIND, "mpp": mpp, "size_px": side, "count": count}
+    attributes: dict[str, Any] = {"kind": STORE_KIND, "mpp": mpp, "size_px": side, "count": count}
     with publish(path, attributes) as work:
         group = zarr.open_group(work, mode="w", zarr_format=3)
         group.attrs.update(attributes)
         _write_pixels(group, "images", (batch.images for batch in batches), (count, side, side, 3))
         _write_pixels(group, "targets", (batch.targets for batch in batches), (count, side, side))
         table = group.create_group("table")
-        for name, column in _columns(batches).items():
+        columns = _columns(batches)
+        if drawn is not None:
+            if not np.array_equal(columns["slide"], drawn["slide"]):
+                raise ValueError("the rows are of other slides than the batches")
+            columns = {
+                name: column.astype(str) if column.dtype == object else column for name, column in drawn.columns.items()
+            } | columns
+            table.attrs["rule"] = str(drawn.rule)
+        for name, column in columns.items():
             _write_column(table, name, column)
 
 
@@ -115,7 +128,7 @@ def open_store(path: Path) -> PatchStore:
     try:
         verify(path)
         group: Any = zarr.open_group(path, mode="r")
-        store = PatchStore(group) if group.attrs.get("kind") == _KIND else None
+        store = PatchStore(group) if group.attrs.get("kind") == STORE_KIND else None
     except ArtefactError as error:
         raise PatchStoreError(error.path, error.reason, place=error.place, mend="make the patches again") from error
     except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
@@ -259,7 +272,7 @@ def _columns(batches: Sequence[PatchBatch]) -> dict[str, NDArray[Any]]:
 def _write_pixels(group: Any, name: str, parts: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> None:  # noqa: ANN401
     from zarr.codecs import BloscCodec, Crc32cCodec  # noqa: PLC0415  (slow import)
 
-    chunk = min(_CHUNK_PATCHES, shape[0])
+    chunk = max(1, min(_CHUNK_PATCHES, shape[0], _CHUNK_BYTES // math.prod(shape[1:])))
     chunks_per_shard = max(1, min(-(-shape[0] // chunk), _SHARD_BYTES // (chunk * math.prod(shape[1:]))))
     shard = chunk * chunks_per_shard
     array = group.create_array(
@@ -284,7 +297,8 @@ def _write_pixels(group: Any, name: str, parts: Iterable[NDArray[np.uint8]], sha
 def _regrouped(parts: Iterable[NDArray[np.uint8]], size: int) -> Iterable[tuple[int, NDArray[np.uint8]]]:
     """(first patch, patches) in whole shards, so that each is written once."""
     start, held, count = 0, list[NDArray[np.uint8]](), 0
-    for part in parts:
+    # Batches may be mapped files: never more of them than two shards is in memory.
+    for part in (batch[at : at + size] for batch in parts for at in range(0, len(batch), size)):
         held.append(part)
         count += len(part)
         if count >= size:
@@ -298,7 +312,7 @@ def _regrouped(parts: Iterable[NDArray[np.uint8]], size: int) -> Iterable[tuple[
 
 def _write_column(table: Any, name: str, column: NDArray[Any]) -> None:  # noqa: ANN401
     """Numbers as they are; text as codes into a list of names, which every Zarr reader understands."""
-    if name not in _TEXTS:
+    if column.dtype.kind != "U":
         table.create_array(name, data=column)
         return
     names, codes = np.unique(column, return_inverse=True)

@@ -56,7 +56,8 @@ class Shares:
     """What kinds of patches are drawn.
 
     Attributes:
-        border: of the tumour patches, centred on an outline.
+        border: of the tumour patches, centred on an outline. Where no such place is tumour by the rule one within the
+            lesion is taken, unless all are to be on outlines (1).
         near: of the normal patches of a slide with tumour, beside a lesion.
         background: of the normal patches, half on the edge of the tissue and half off it.
         turns: whose turn it is among the lesions of a slide: ``lesion`` lets each come as often as any other, ``area``
@@ -193,7 +194,7 @@ def draw_places(
     border = 0 if partly_annotated else round(count_tumour * shares.border)
     background = round(count_normal * shares.background)
     near = round(count_normal * shares.near) if sites else 0
-    yield from sampler.tumour(count_tumour - border, count_border=border)
+    yield from sampler.tumour(count_tumour - border, count_border=border, only_border=shares.border == 1)
     yield from sampler.normal(tissue, count_normal - background - near)
     yield from sampler.near(tissue, near)
     yield from sampler.background(tissue, background)

@@ -77,7 +77,8 @@ def split_by_patient(
     """Give every patient to one split.
 
     Patients with and without tumour are shared out apart, so that each split gets of both; a split's number of patients
-    is its share of theirs, rounded, the remainders going to the largest fractions.
+    is its share of theirs, rounded, the remainders going to the largest fractions. What rounding gave a split too many
+    of those with tumour it gets fewer of those without.
 
     Args:
         patients: text (n,), whose each patch is.
@@ -89,16 +90,27 @@ def split_by_patient(
         Text (n,): the split of each patch.
 
     Raises:
+        SamplingError: there are so few patients that a split gets none.
         ValueError: the shares are not positive or do not add up to 1.
     """
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"shares of a split are positive and add up to 1, got {dict(shares)}")
     rng = np.random.default_rng(seed)
     split_of: dict[str, str] = {}
+    owed = np.zeros(len(shares))
     for group in _strata(patients, has_tumour):
-        sizes = _apportioned(len(group), list(shares.values()))
+        exact = np.array(list(shares.values())) * len(group) + owed
+        sizes = _apportioned(len(group), exact)
+        owed = exact - sizes
         names = [name for name, size in zip(shares, sizes, strict=True) for _ in range(size)]
         split_of.update(zip(rng.permutation(group).tolist(), names, strict=True))
+    empty = [name for name in shares if name not in split_of.values()]
+    if empty:
+        raise SamplingError(
+            None,
+            f"{len(split_of)} patients are too few for these shares: none is left for {' and '.join(empty)}",
+            mend="give it a larger share, or more patients",
+        )
     return np.array([split_of[patient] for patient in patients.tolist()], dtype=object)
 
 
@@ -166,10 +178,9 @@ def _strata(patients: NDArray[np.str_], has_tumour: NDArray[np.bool_] | None) ->
     return [with_tumour, np.setdiff1d(names, with_tumour)]
 
 
-def _apportioned(count: int, shares: list[float]) -> list[int]:
-    """``count`` in whole parts by the method of the largest remainder."""
-    exact = np.array(shares) * count
-    parts = np.floor(exact + 1e-9).astype(int)
-    for at in np.argsort(-(exact - parts), kind="stable")[: count - parts.sum()]:
-        parts[at] += 1
+def _apportioned(count: int, exact: NDArray[np.float64]) -> list[int]:
+    """``count`` in whole parts by the method of the largest remainder; parts that are owed less than 0 get none."""
+    parts = np.zeros(len(exact), np.int64)
+    for _ in range(count):
+        parts[np.argmax(np.round(exact - parts, 9))] += 1
     return [int(part) for part in parts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from annotations.contact_sheet import contact_sheet, pick_examples
+from annotations.contact_sheet import contact_sheet, pick_examples, thumbnail
+from annotations.errors import PatchStoreError
 from annotations.formats import read_annotations
 from annotations.patch_exports import export_hdf5, export_images, export_webdataset, images_of
 from annotations.patch_labels import PatchLabels
-from annotations.patch_store import write_patches
-from annotations.patch_table import PatchTable, write_table
+from annotations.patch_store import STORE_KIND, write_patches
+from annotations.patch_table import PatchTable, read_table, write_table
 from annotations.patches import PatchBatch
-from annotations.sparse_store import TABLE, finish_store, paint_targets, patch_windows, store_slide
+from annotations.sparse_store import TABLE, finish_store, paint_targets, patch_windows, sparse_name, store_slide
 from staging.cluster import TileNews
 from staging.errors import ConfigurationError
 from wsi.errors import StorageError
@@ -28,11 +29,18 @@ from wsi.patch_reading import SlidePool, read_places
 from wsi.render import save_png
 from wsi.slide import Slide
 from wsi.sparse import estimate_bytes
-from wsi.store import atomic_text, digest_of, json_text, storage, sweep
+from wsi.store import atomic_text, digest_of, json_text, provenance_of, storage, sweep
 
 CONTACT_SHEET = "contact_sheet.png"
 _NOTE = "made_from.json"
+_EXPORT_QUALITY = 95
 _RESERVE_BYTES = 64 * 2**20
+_MARGIN = 1.4  # of room: coarse pixels, or a bright stain, compress less well
+# Measured on 50 CAMELYON patches at 0.24 and 0.49 um per px.
+_PNG_BYTES_PER_PX, _ZARR_BYTES_PER_PX = 2.2, 2.7
+_JPEG_QUALITIES, _JPEG_BYTES_PER_PX = (50, 80, 90, 95, 100), (0.25, 0.4, 0.6, 0.8, 1.6)
+_BYTES_PER_ROW, _BYTES_PER_SLIDE = 40, 300  # of the table
+_BYTES_PER_TAR, _BYTES_PER_MEMBERS = 5000, 2800  # its end; three heads, class, row and the gap behind the picture
 
 
 class PatchFormat(Enum):
@@ -103,18 +111,48 @@ def form_of(path: Path, name: str | None) -> PatchFormat:
     return form
 
 
+def check_output(output: PatchOutput) -> None:
+    """Refuse to replace what others made, and a quality that nothing would have; nothing is touched.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    path, form = output.path, output.form
+    if output.quality is not None and form not in (PatchFormat.SPARSE, PatchFormat.WEBDATASET, PatchFormat.JPEG):
+        raise ConfigurationError(None, f"--quality is of JPEG, and {form.value} holds none", mend="leave it out")
+    if form.is_folder or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if form is PatchFormat.ZARR and (provenance_of(path) or {}).get("kind") != STORE_KIND:
+        raise ConfigurationError(path, "is there and is no store of patches", mend="name another output")
+    if form is PatchFormat.TABLE:
+        try:
+            read_table(path)
+        except PatchStoreError as error:
+            raise ConfigurationError(path, "is there and is no patch table", mend="name another output") from error
+        if (path.parent / ".parts" / _NOTE).exists():
+            raise ConfigurationError(path, "belongs to the patches beside it", mend="name another output")
+
+
 def expected_bytes(output: PatchOutput, parts: Sequence[SlidePart]) -> int:
-    """How large the output gets: about, for sparse slides; at most, where pixels are compressed."""
+    """About how large the output gets, for stained tissue."""
+    patches = sum(len(part.rows) for part in parts)
+    table = patches * _BYTES_PER_ROW + len(parts) * _BYTES_PER_SLIDE + 4096
+    if output.form is PatchFormat.TABLE:
+        return table
     if output.form is PatchFormat.SPARSE:
-        return sum(_sparse_bytes(part) for part in parts)
-    pixels = sum(len(part.rows) * part.rows.size_px**2 for part in parts if len(part.rows))
-    per_pixel = {
-        PatchFormat.TABLE: 0.0,
-        PatchFormat.ZARR: 8.0,  # image and target, in parts and then in the store
-        PatchFormat.JPEG: 1.5,
-        PatchFormat.WEBDATASET: 3.0 if output.quality is None else 1.5,
-    }
-    return round(pixels * per_pixel.get(output.form, 3.0)) + 4096
+        return table + sum(_sparse_bytes(part) for part in parts)
+    if output.form is PatchFormat.WEBDATASET:
+        table += patches * _BYTES_PER_MEMBERS + len(parts) * _BYTES_PER_TAR
+    return table + round(_pixels(parts) * _bytes_per_px(output))
+
+
+def room_bytes(output: PatchOutput, parts: Sequence[SlidePart]) -> int:
+    """What the disk must hold beyond what earlier calls have written."""
+    left = [part for part in parts if _stored_before(part) is None]
+    if output.form is PatchFormat.ZARR:
+        # Image and target, uncompressed in parts and then, at most as large, in the store.
+        return round(4.0 * (_pixels(left) + _pixels(parts)))
+    return round(_MARGIN * expected_bytes(output, left))
 
 
 def check_room(path: Path, needed: int) -> None:
@@ -129,7 +167,7 @@ def check_room(path: Path, needed: int) -> None:
     if needed + _RESERVE_BYTES > free:
         raise StorageError(
             path,
-            f"needs {size_text(needed)} but only {size_text(free)} are free",
+            f"needs {size_text(needed)}, and {size_text(_RESERVE_BYTES)} to spare, but only {size_text(free)} are free",
             mend="free the disk, choose another output, or draw fewer patches",
         )
 
@@ -150,14 +188,17 @@ def claim(output: PatchOutput, made_from: Mapping[str, Any]) -> None:
     note = output.work / _NOTE
     wanted = json.loads(json_text(made_from))
     earlier = _done(note)
-    odd = sorted(key for key in wanted.keys() & (earlier or {}).keys() if (earlier or {})[key] != wanted[key])
+    if not any(entry.name not in (".lock", ".parts", _NOTE) for entry in _entries(output.path, output.work)):
+        earlier = None  # an earlier call came to nothing
+    odd = _differences(earlier or {}, wanted)
     if odd:
         raise ConfigurationError(
-            output.path, f"holds patches made from other {', '.join(odd)}", mend="name another output or remove it"
+            output.path, f"holds patches made with other {', '.join(odd)}", mend="name another output or remove it"
         )
     if earlier is None and any(entry.name not in (".lock", ".parts") for entry in output.path.iterdir()):
         raise ConfigurationError(output.path, "is not empty and holds no patches", mend="name another output")
-    for folder in (output.path, output.path / "slides"):
+    # Pictures lie two folders deep.
+    for folder in (output.path, *output.path.glob("*"), *output.path.glob("*/*")):
         sweep(folder)
     atomic_text(note, json_text({**(earlier or {}), **wanted}))
 
@@ -171,16 +212,11 @@ def store_part(part: SlidePart, _: TileNews) -> dict[str, Any]:
     Raises:
         PathologyError: the slide cannot be read, or the part not be written.
     """
-    record = part.output.work / f"{_name(part)}.json"
-    digest = digest_of(
-        {"about": dict(part.rows.about), "form": part.output.form.value, "quality": part.output.quality}
-        | {"split": sorted(set(part.rows["split"].tolist()))}
-    )
-    earlier = _done(record)
-    if earlier is not None and earlier.get("digest") == digest and _files_are_there(part, earlier):
+    earlier = _stored_before(part)
+    if earlier is not None:
         return earlier
-    done = {"digest": digest, "patches": len(part.rows), **_written(part)}
-    atomic_text(record, json_text(done))
+    done = {"digest": _part_digest(part), "patches": len(part.rows), **_written(part)}
+    atomic_text(_record(part), json_text(done))
     return done
 
 
@@ -200,7 +236,9 @@ def finish(output: PatchOutput, table: PatchTable, done: Mapping[str, Mapping[st
         write_table(output.path, table)
     elif output.form is PatchFormat.ZARR:
         names = sorted(set(table["slide"].tolist()))
-        write_patches(output.path, [_batch(output, table.rows(table["slide"] == name), name) for name in names])
+        write_patches(
+            output.path, [_batch(output, table.rows(table["slide"] == name), name) for name in names], drawn=table
+        )
     else:
         write_table(output.path / TABLE, table)
     # Folders keep their records: a second call finds everything done.
@@ -221,10 +259,14 @@ def write_contact_sheet(output: PatchOutput, table: PatchTable) -> Path:
     pool = SlidePool()
     try:
         places = table.places()
-        images = {title: list(read_places(places, rows, pool)) for title, rows in examples.items()}
+        images = {
+            title: [thumbnail(read_places(places, np.array([row]), pool)[0]) for row in rows.tolist()]
+            for title, rows in examples.items()
+        }
     finally:
         pool.close()
-    path = output.path / CONTACT_SHEET if output.form.is_folder else output.path.with_suffix(".png")
+    beside = output.path.with_name(f"{output.path.stem}_{CONTACT_SHEET}")
+    path = output.path / CONTACT_SHEET if output.form.is_folder else beside
     save_png(path, contact_sheet(table, examples, images))
     return path
 
@@ -264,11 +306,72 @@ def _done(record: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _files_are_there(part: SlidePart, earlier: Mapping[str, Any]) -> bool:
-    if part.output.form is not PatchFormat.SPARSE:
-        return True
-    path = part.output.path / "slides" / f"{_name(part)}.tif"
-    return path.is_file() and path.stat().st_size == earlier.get("file_bytes")
+def _entries(*folders: Path) -> Iterator[Path]:
+    for folder in folders:
+        if folder.is_dir():
+            yield from folder.iterdir()
+
+
+def _differences(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs of that which both name: settings of the recipe, slides, or else the key itself."""
+    found = []
+    for key in sorted(wanted.keys() & earlier.keys()):
+        old, new = earlier[key], wanted[key]
+        if old != new and isinstance(old, dict) and isinstance(new, dict):
+            names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+            shown = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+            found.append(f"{key} ({shown})")
+        elif old != new:
+            found.append(key)
+    return found
+
+
+def _pixels(parts: Sequence[SlidePart]) -> int:
+    return sum(len(part.rows) * part.rows.size_px**2 for part in parts if len(part.rows))
+
+
+def _bytes_per_px(output: PatchOutput) -> float:
+    if output.form is PatchFormat.JPEG or (output.form is PatchFormat.WEBDATASET and output.quality is not None):
+        return float(np.interp(output.quality or _EXPORT_QUALITY, _JPEG_QUALITIES, _JPEG_BYTES_PER_PX))
+    if output.form is PatchFormat.HDF5:
+        return 3.0
+    return _ZARR_BYTES_PER_PX if output.form is PatchFormat.ZARR else _PNG_BYTES_PER_PX
+
+
+def _record(part: SlidePart) -> Path:
+    return part.output.work / f"{_name(part)}.json"
+
+
+def _part_digest(part: SlidePart) -> str:
+    return digest_of(
+        {"about": dict(part.rows.about), "form": part.output.form.value, "quality": part.output.quality}
+        | {"split": sorted(set(part.rows["split"].tolist()))}
+    )
+
+
+def _stored_before(part: SlidePart) -> dict[str, Any] | None:
+    """What an earlier call noted of this very part, if its files are still there and as long as they were."""
+    earlier = _done(_record(part))
+    if earlier is None or earlier.get("digest") != _part_digest(part):
+        return None
+    folder = _folder(part.output)
+    if part.output.form is PatchFormat.SPARSE:
+        files: Any = {sparse_name(_name(part)): earlier.get("file_bytes")}
+        if part.contours is not None and not (folder / str(earlier.get("contours"))).is_file():
+            return None
+    else:
+        files = earlier.get("files")
+    is_whole = isinstance(files, dict) and all(_size(folder / name) == size for name, size in files.items())
+    return earlier if is_whole else None
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _folder(output: PatchOutput) -> Path:
+    """Where the files of parts lie."""
+    return output.path if output.form.is_folder else output.work
 
 
 def _written(part: SlidePart) -> dict[str, Any]:
@@ -276,19 +379,20 @@ def _written(part: SlidePart) -> dict[str, Any]:
     with _slide(part) as slide:
         if form is PatchFormat.SPARSE:
             return store_slide(folder, slide, rows, contours=part.contours, quality=part.output.quality or 90)
+        written: Iterable[Path] = ()
         if form is PatchFormat.ZARR:
-            _spool(part, slide)
+            written = _spool(part, slide)
         elif form is PatchFormat.HDF5 and len(rows):
-            export_hdf5(folder, slide, rows)
+            written = export_hdf5(folder, slide, rows)
         elif form is PatchFormat.WEBDATASET:
-            export_webdataset(folder, slide, rows, quality=part.output.quality)
+            written = export_webdataset(folder, slide, rows, quality=part.output.quality)
         elif form in (PatchFormat.PNG, PatchFormat.JPEG):
-            quality = None if form is PatchFormat.PNG else part.output.quality or 95
-            export_images(folder, slide, rows, quality=quality)
-    return {}
+            quality = None if form is PatchFormat.PNG else part.output.quality or _EXPORT_QUALITY
+            written = export_images(folder, slide, rows, quality=quality)
+    return {"files": {str(path.relative_to(_folder(part.output))): path.stat().st_size for path in written}}
 
 
-def _spool(part: SlidePart, slide: Slide) -> None:
+def _spool(part: SlidePart, slide: Slide) -> list[Path]:
     """Pixels and targets of one slide into files that are mapped, not read, when all are put together."""
     rows = part.rows
     labels = PatchLabels.of(() if part.contours is None else read_annotations(part.contours))
@@ -297,6 +401,7 @@ def _spool(part: SlidePart, slide: Slide) -> None:
         for number, image in images_of(slide, rows):
             images.write(image.tobytes())
             targets.write(paint_targets(labels, rows.rows(np.array([number]))).tobytes())
+    return files
 
 
 def _batch(output: PatchOutput, rows: PatchTable, name: str) -> PatchBatch:

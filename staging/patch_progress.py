@@ -15,7 +15,7 @@ class PatchProgress:
     """Two bars, slides drawn from and patches stored; plain lines where stderr is no terminal.
 
     Args:
-        slides: that patches are drawn from.
+        slides: at most so many are drawn from; ``begin`` tells how many.
     """
 
     def __init__(self, slides: int) -> None:
@@ -45,6 +45,11 @@ class PatchProgress:
     ) -> None:
         self._bars.stop()
         sys.stderr.flush()
+
+    def begin(self, slides: int) -> None:
+        """So many slides are drawn from; the others are left out."""
+        self._slides = slides
+        self._bars.update(self._drawing, total=slides)
 
     def slide(self, name: str, outcome: str = "") -> None:
         """Patches were drawn from a slide."""

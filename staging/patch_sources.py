@@ -9,24 +9,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from annotations.annotation import Annotation
 from annotations.errors import PatchStoreError
 from annotations.formats import read_annotations
 from annotations.patch_labels import LabelRule
 from annotations.patch_table import PatchTable, read_table, table_of, write_table
 from annotations.patches import HardChoice, Shares, draw_places
+from annotations.polygons import check_within
 from annotations.splits import Split
 from staging.camelyon import SlideFile, StageTable, centre_of
 from staging.cluster import TileNews
 from staging.errata import EXCLUDED, is_partly_annotated
 from staging.errors import CohortError
 from staging.labels import SlideLabel
+from wsi.geometry import Frame
 from wsi.patch_reading import level_for
 from wsi.raster import Heatmap, Mask
 from wsi.readers.source import is_url
 from wsi.slide import Slide
-from wsi.store import digest_of, read_heatmap
+from wsi.store import digest_of, provenance_of, read_heatmap
 from wsi.tissue import find_tissue
 
+_CELLS_OFF = 2
 _SUFFIXES = (".xml", ".geojson", ".json")
 _STRATEGIES: Mapping[str, Shares] = MappingProxyType(
     {"lesion": Shares(), "uniform": Shares(border=0, near=0, background=0, turns="area"), "border": Shares(border=1)}
@@ -103,17 +107,17 @@ def find_sources(
 
     A slide with contours of its name (.xml, .geojson or .json) gives both classes; one without gives normal patches
     only when the reference labels it negative: missing contours never mean "no tumour". Slides that are known to be
-    wrong or only partly annotated give none.
+    wrong or only partly annotated give none. Names are compared without case: CAMELYON's are found in either.
 
     Returns:
         The sources, by name, and the slides left out with the reason.
 
     Raises:
-        CohortError: there is no such directory, a slide has two files of contours, or no slide is usable.
+        CohortError: there is no such directory, a slide has two files of contours or two labels, or no slide is usable.
     """
     if not annotations.is_dir():
         raise CohortError(annotations, "there is no such directory of contours", mend="check --annotations")
-    contours, left_out = _contours(annotations), {}
+    contours, left_out, negative = _contours(annotations), {}, _negative(reference)
     usable: list[tuple[SlideFile, Path | None]] = []
     for slide in sorted(slides, key=lambda one: one.name):
         drawn, name = contours.get(slide.name.lower()), slide.name.lower()
@@ -121,7 +125,7 @@ def find_sources(
             left_out[slide.name] = EXCLUDED[name]
         elif is_partly_annotated(name):
             left_out[slide.name] = "not all of its tumour is drawn"
-        elif drawn is None and reference.labels.get(slide.name) is not SlideLabel.NEGATIVE:
+        elif drawn is None and name not in negative:
             left_out[slide.name] = "it has no contours and is not labelled negative"
         else:
             usable.append((slide, drawn))
@@ -181,11 +185,10 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
         earlier = _kept(kept, digest)
         if earlier is not None:
             return earlier
-        drawn = None if source.contours is None else read_annotations(source.contours)
         tissue = find_tissue(slide)
         places = draw_places(
             slide,
-            drawn,
+            _outlines(source.contours, slide),
             tissue,
             mpp=recipe.mpp,
             size_px=recipe.size_px,
@@ -254,6 +257,28 @@ def _contours(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _negative(reference: StageTable) -> set[str]:
+    """Lower-case names of the slides that are labelled negative."""
+    found: dict[str, SlideLabel] = {}
+    for name, label in reference.labels.items():
+        if found.setdefault(name.lower(), label) is not label:
+            raise CohortError(None, f"the slide {name} has two labels in the table", mend="keep one of its rows")
+    return {name for name, label in found.items() if label is SlideLabel.NEGATIVE}
+
+
+def _outlines(contours: Path | None, slide: Slide) -> tuple[Annotation, ...] | None:
+    """What was drawn on a slide.
+
+    Raises:
+        AnnotationError: the file is bad, or does not fit the slide: its patches would lie on other tissue.
+    """
+    if contours is None:
+        return None
+    drawn = tuple(read_annotations(contours))
+    check_within(drawn, slide.levels[0].width, slide.levels[0].height, path=contours)
+    return drawn
+
+
 def _parts(total: int, count: int) -> Iterable[int]:
     return (total // count + (at < total % count) for at in range(count))
 
@@ -268,10 +293,31 @@ def _file(path: Path) -> str:
 
 def _mistakes(slide: Slide, tissue: Mask, recipe: PatchRecipe) -> Heatmap | None:
     if recipe.heatmaps is not None:
-        return read_heatmap(recipe.heatmaps / f"{slide.name}.zarr")
+        path = recipe.heatmaps / f"{slide.name}.zarr"
+        heatmap = read_heatmap(path)
+        _check_belongs(path, heatmap.frame, slide)
+        return heatmap
     if recipe.model is None:
         return None
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.inference import infer  # noqa: PLC0415
 
     return infer(slide, load_checkpoint(recipe.model), tissue=tissue, device=recipe.device, workers=recipe.threads)
+
+
+def _check_belongs(path: Path, cells: Frame, slide: Slide) -> None:
+    """Refuse a heatmap of another slide: patches would lie in wrong places.
+
+    Raises:
+        CohortError: it was made from another file, or does not cover the slide as a heatmap of it does.
+    """
+    made_from = (provenance_of(path) or {}).get("slide")
+    if made_from is not None and made_from != slide.fingerprint():
+        raise CohortError(path, f"was made from another file than {slide.path}", mend="make it again, or give --model")
+    width, height = slide.levels[0].width, slide.levels[0].height
+    right, bottom = cells.x + cells.shape[1] * cells.downsample, cells.y + cells.shape[0] * cells.downsample
+    # It begins at the slide's corner, and its last cells overhang; sizes differ by a few px from level to level.
+    off = max(abs(cells.x), abs(cells.y), abs(right - width), abs(bottom - height))
+    if off > _CELLS_OFF * cells.downsample:
+        reason = f"covers {right:g} x {bottom:g} px, not the {width} x {height} px of {slide.path}"
+        raise CohortError(path, reason, mend="give the heatmap of this slide, or --model")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from annotations.patch_table import PatchTable, join_tables
+import numpy as np
+
+from annotations.patch_table import NO_CENTRE, PatchTable, join_tables
 from staging.camelyon import SlideFile, StageTable
 from staging.cluster import each
 from staging.errors import CohortError
@@ -16,11 +19,13 @@ from staging.patch_output import (
     PatchFormat,
     PatchOutput,
     SlidePart,
+    check_output,
     check_room,
     claim,
     expected_bytes,
     finish,
     form_of,
+    room_bytes,
     size_text,
     store_part,
     write_contact_sheet,
@@ -41,6 +46,9 @@ class SamplingNews(Protocol):
 
 class StoringNews(SamplingNews, Protocol):
     """Who is also told how the storing goes."""
+
+    def begin(self, slides: int) -> None:
+        """So many slides are drawn from."""
 
     def stored(self, name: str, patches: int, total: int) -> None:
         """Patches of a slide were stored; an empty name begins."""
@@ -87,13 +95,20 @@ def sample_cohort(
 
     Raises:
         CohortError: no slide is usable, or no patch was found.
-        ConfigurationError: the output holds something else, or patches made otherwise.
+        ConfigurationError: the output holds something else, or patches made otherwise; ``quality`` without any JPEG.
+        SamplingError: the patients cannot be split so; told before anything is drawn.
         StorageError: the disk is too small.
         PathologyError: whatever is wrong with a slide or its contours; training data is not drawn around errors.
     """
     sources, left_out = find_sources(slides, annotations, reference, recipe)
+    _check_split(sources, recipe)
     place = PatchOutput(path=output, form=form_of(output, form), quality=quality, slide_mpp=recipe.slide_mpp)
+    check_output(place)
     telling = cast("StoringNews", news) if hasattr(news, "stored") else None
+    if telling is not None:
+        telling.begin(len(sources))
+        if left_out:
+            telling.say(_left_out_text(left_out, len(slides)))
     with OutputLock(output if place.form.is_folder else place.work):
         claim(place, {"recipe": described(recipe), "format": place.form.value, "quality": quality})
         tables = _drawn(sources, recipe, place, workers=workers, news=news)
@@ -111,7 +126,7 @@ def sample_cohort(
             telling.say(
                 f"{len(table)} patches of {len(parts)} slides, about {size_text(expected)} as {place.form.value}"
             )
-        check_room(output, expected)
+        check_room(output, room_bytes(place, parts))
         sheet = write_contact_sheet(place, table) if has_contact_sheet else None
         done = _stored(parts, len(table), place, workers=workers, news=telling)
         if place.form is not PatchFormat.SPARSE:
@@ -128,6 +143,23 @@ def sample_cohort(
         "contact_sheet": None if sheet is None else str(sheet),
         **(_copied(done) if place.form is PatchFormat.SPARSE else {}),
     }
+
+
+def _check_split(sources: Sequence[PatchSource], recipe: PatchRecipe) -> None:
+    """Find out before hours of drawing whether the patients can be split so.
+
+    Raises:
+        SamplingError: they cannot.
+    """
+    if recipe.split is not None:
+        patients = np.array([source.slide.patient or source.slide.name for source in sources])
+        centres = np.array([NO_CENTRE if source.centre is None else source.centre for source in sources])
+        recipe.split.of(patients, centres, np.array([source.tumour > 0 for source in sources]), seed=recipe.seed)
+
+
+def _left_out_text(left_out: Mapping[str, str], count: int) -> str:
+    reasons = Counter(left_out.values()).most_common()
+    return f"{len(left_out)} of {count} slides left out: " + "; ".join(f"{reason} ({n})" for reason, n in reasons)
 
 
 def _drawn(

@@ -106,6 +106,9 @@ class Listener:
     def slide(self, name: str, outcome: str = "") -> None:
         self.drawn.append(name + outcome)
 
+    def begin(self, slides: int) -> None:
+        pass
+
     def stored(self, name: str, patches: int, total: int) -> None:
         self.kept.append(f"{name} {patches}/{total}")
 
@@ -302,7 +305,8 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_stored(
     news = Listener()
     with pytest.raises(StorageError, match="are free"):
         run(cohort, tmp_path / "store", RECIPE, news=news)
-    assert "48 patches of 3 slides, about" in news.said[0]
+    assert news.said[0].startswith("3 of 6 slides left out: ")
+    assert "48 patches of 3 slides, about" in news.said[1]
     assert not (tmp_path / "store" / "slides").exists()
 
 

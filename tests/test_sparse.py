@@ -192,7 +192,7 @@ def test_convert_tissue_only(tmp_path: Path) -> None:
             theirs, ours = (one.read_frame(one.frame_of(level.index)).array for one in (whole, small))
             np.testing.assert_array_equal(ours[rows, columns], theirs[rows, columns])
         assert (small.read_frame(small.frame).array[:256] == 255).all()
-    for option in (["--mpp", "2"], ["--reencode"]):
+    for option in (["--mpp", "2"], ["--reencode"], ["--tile-size", "256"]):
         refused = CliRunner().invoke(app, ["convert", "--tissue-only", *option, str(path), str(tmp_path / "x.tif")])
         assert refused.exit_code != 0
         assert not (tmp_path / "x.tif").exists()

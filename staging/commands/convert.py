@@ -13,6 +13,7 @@ from staging.commands.options import SlideMpp
 
 _ANNOTATIONS = (".xml", ".geojson", ".json")
 _SLIDES = (".tif", ".tiff", ".btf")
+_TILE_PX = 512
 
 
 def convert(
@@ -28,7 +29,9 @@ def convert(
     ] = None,
     slide_mpp: SlideMpp = None,
     quality: Annotated[int, typer.Option(help="JPEG quality of the tiles that are made.", min=1, max=100)] = 80,
-    tile_size: Annotated[int, typer.Option(help="Side of the tiles that are made, a multiple of 16.", min=16)] = 512,
+    tile_size: Annotated[
+        int, typer.Option(help="Side of the tiles that are made, a multiple of 16.", min=16)
+    ] = _TILE_PX,
     *,
     reencode: Annotated[
         bool, typer.Option("--reencode", help="Decode and encode JPEG tiles, too, in place of copying them.")
@@ -57,7 +60,7 @@ def convert(
     _check(source, target, tile_size=tile_size)
     start = time.perf_counter()
     if tissue_only:
-        _check_tissue_only(mpp, reencode=reencode)
+        _check_tissue_only(mpp, reencode=reencode, tile_size=tile_size)
         stats = _keep_tissue(source, target, slide_mpp=slide_mpp, quality=quality)
         typer.echo(json.dumps({"output": target, **stats, "seconds": round(time.perf_counter() - start, 3)}))
         return
@@ -111,7 +114,7 @@ def _keep_tissue(source: str, target: str, *, slide_mpp: float | None, quality: 
     }
 
 
-def _check_tissue_only(mpp: float | None, *, reencode: bool) -> None:
+def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> None:
     """Tiles are kept as they are or not at all.
 
     Raises:
@@ -119,8 +122,8 @@ def _check_tissue_only(mpp: float | None, *, reencode: bool) -> None:
     """
     from staging.errors import ConfigurationError  # noqa: PLC0415
 
-    if mpp is not None or reencode:
-        option = "--reencode" if reencode else "--mpp"
+    if mpp is not None or reencode or tile_size != _TILE_PX:
+        option = "--reencode" if reencode else "--mpp" if mpp is not None else "--tile-size"
         raise ConfigurationError(
             None, f"{option} makes new tiles, --tissue-only keeps the stored ones", mend="convert in two steps"
         )

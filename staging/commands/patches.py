@@ -74,11 +74,12 @@ def patches(
         int, typer.Option(help="More normal patches per slide where --model or --heatmaps see tumour.", min=0)
     ] = 0,
     hard_choice: Annotated[
-        Literal["worst", "even"],
+        Literal["worst", "even"] | None,
         typer.Option(
-            help="Which of these: the most probable ones, at least half a patch apart, or any from 0.5 on alike."
+            help="Which of these: the most probable ones, at least half a patch apart, or any from 0.5 on alike.",
+            show_default="worst",
         ),
-    ] = "worst",
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -138,7 +139,7 @@ def patches(
     where, contours = _apart(slides, annotations)
     found = find_slides(where)
     rule, parts = _parsed(label, split)
-    _check_hard(hard, model, heatmaps)
+    _check_hard(hard, hard_choice, model, heatmaps, device)
     processes, threads = _shared_out(workers, model, device)
     recipe = PatchRecipe(
         mpp=mpp,
@@ -150,7 +151,7 @@ def patches(
         strategy=strategy,
         rule=rule,
         hard=hard,
-        hard_choice=hard_choice,
+        hard_choice=hard_choice or "worst",
         model=model,
         heatmaps=heatmaps,
         split=parts,
@@ -203,7 +204,12 @@ def _parsed(label: str, split: str | None) -> tuple[LabelRule, Split | None]:
         raise ConfigurationError(None, f"--split: {error}", mend=mend) from error
 
 
-def _check_hard(hard: int, model: Path | None, heatmaps: Path | None) -> None:
+def _check_hard(hard: int, choice: str | None, model: Path | None, heatmaps: Path | None, device: str) -> None:
+    """Refuse what would be silently ignored.
+
+    Raises:
+        ConfigurationError: options that need each other, or exclude each other.
+    """
     from staging.errors import ConfigurationError  # noqa: PLC0415
 
     given = (model is not None) + (heatmaps is not None)
@@ -211,6 +217,10 @@ def _check_hard(hard: int, model: Path | None, heatmaps: Path | None) -> None:
         raise ConfigurationError(None, "--hard needs --model or --heatmaps, one of them", mend="give one")
     if given and not hard:
         raise ConfigurationError(None, "--model and --heatmaps are for --hard", mend="say how many with --hard")
+    if choice is not None and not hard:
+        raise ConfigurationError(None, "--hard-choice is for --hard", mend="say how many with --hard")
+    if device != "auto" and model is None:
+        raise ConfigurationError(None, "--device is for --model alone", mend="leave it out")
 
 
 def _shared_out(workers: int | None, model: Path | None, device: str) -> tuple[int, int]:
