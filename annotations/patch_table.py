@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from annotations.annotation import Role
 from annotations.errors import PatchStoreError
 from annotations.patch_labels import CLASSES, LabelRule
 from annotations.patches import KINDS, PatchPlace
@@ -55,12 +56,14 @@ class PatchTable:
         rule: when a patch is tumour.
         files: where the slides lie, by name: paths, relative ones from the table's own folder, or URLs.
         about: how the patches were drawn; values that JSON can hold.
+        groups: what groups of annotations mean beyond the known ones, by which the contours were read.
     """
 
     columns: Mapping[str, NDArray[Any]]
     rule: LabelRule
     files: Mapping[str, str]
     about: Mapping[str, Any]
+    groups: Mapping[str, Role] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.columns.keys() != COLUMNS.keys():
@@ -157,6 +160,7 @@ def table_of(
     patient: str | None = None,
     centre: int | None = None,
     about: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Role] | None = None,
 ) -> PatchTable:
     """The rows of one slide's places; all are of the split ``train``.
 
@@ -170,6 +174,7 @@ def table_of(
         patient: whose it is; the slide's name where None.
         centre: number of the medical centre.
         about: how they were drawn.
+        groups: see PatchTable.
     """
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for place in places:
@@ -191,7 +196,9 @@ def table_of(
         }
         for name, value in row.items():
             columns[name].append(value)
-    return PatchTable(columns=_typed(columns), rule=rule, files={slide: file}, about=dict(about or {}))
+    return PatchTable(
+        columns=_typed(columns), rule=rule, files={slide: file}, about=dict(about or {}), groups=dict(groups or {})
+    )
 
 
 def join_tables(tables: Sequence[PatchTable]) -> PatchTable:
@@ -212,7 +219,7 @@ def join_tables(tables: Sequence[PatchTable]) -> PatchTable:
                     None, f"the slide {name} lies in two places: {files[name]} and {file}", mend="rename one of them"
                 )
     columns = {name: np.concatenate([table.columns[name] for table in tables]) for name in COLUMNS}
-    return PatchTable(columns=columns, rule=tables[0].rule, files=files, about=tables[0].about)
+    return replace(tables[0], columns=columns, files=files)
 
 
 def write_table(path: str | Path, table: PatchTable) -> None:
@@ -235,6 +242,7 @@ def table_bytes(table: PatchTable) -> bytes:
         "rule": str(table.rule),
         "files": dict(table.files),
         "about": dict(table.about),
+        "groups": {name: role.value for name, role in table.groups.items()},
     }
     arrays = [
         pa.array(table.columns[name].tolist(), pa.string()) if kind is str else pa.array(table.columns[name])
@@ -268,7 +276,11 @@ def read_table(path: str | Path) -> PatchTable:
             raise PatchStoreError(path, f"has the unknown version {about['version']}", mend="update sentinode")
         columns = _typed({name: found.column(name).to_pylist() for name in COLUMNS})
         table = PatchTable(
-            columns=columns, rule=LabelRule.parse(about["rule"]), files=about["files"], about=about["about"]
+            columns=columns,
+            rule=LabelRule.parse(about["rule"]),
+            files=about["files"],
+            about=about["about"],
+            groups={name: Role(role) for name, role in about.get("groups", {}).items()},
         )
     except (pa.ArrowException, KeyError, ValueError, TypeError, OSError) as error:
         raise PatchStoreError(path, f"is no readable patch table: {error}", mend="make it again") from error

@@ -136,7 +136,7 @@ def read_pixels(folder: str | Path) -> tuple[PatchTable, NDArray[np.uint8], NDAr
     for name, record in table.about["store"].items():
         if record["contours"] is not None:
             chosen = np.flatnonzero(table["slide"] == name)
-            labels = PatchLabels.of(read_annotations(folder / record["contours"]))
+            labels = PatchLabels.of(read_annotations(folder / record["contours"], table.groups))
             targets[chosen] = paint_targets(labels, table.rows(chosen))
     return table, images, targets
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from annotations.annotation import Annotation
+from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError
 from annotations.formats import read_annotations
 from annotations.patch_labels import PatchLabels
@@ -45,6 +45,7 @@ class TrainingSet:
         validation: bool (n,), which ones the split gives to validation; all False where it gives none.
         left_out: patients whose patches were left out: those of the split ``test``, or of the fold left out.
         pixels: where the pixels are read.
+        groups: what groups of annotations mean beyond the known ones, by all sources together.
     """
 
     patches: TrainingPatches
@@ -53,6 +54,7 @@ class TrainingSet:
     validation: NDArray[np.bool_]
     left_out: frozenset[str]
     pixels: PatchPixels
+    groups: Mapping[str, Role]
 
     @property
     def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
@@ -77,6 +79,7 @@ class _Source:
     splits: NDArray[np.str_]
     left_out: frozenset[str]
     digest: str
+    groups: Mapping[str, Role] = field(default_factory=dict)
 
 
 def open_training_set(
@@ -121,6 +124,7 @@ def open_training_set(
         validation=np.concatenate([source.splits == VALIDATION for source in sources]),
         left_out=left_out,
         pixels=pixels,
+        groups={name: role for source in sources for name, role in source.groups.items()},
     )
 
 
@@ -158,7 +162,7 @@ def _of_table(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
     targets = PatchTargets.normal(len(rows), rows.size_px)
     for name in np.unique(names).tolist():
         digest.update(_fingerprint(located(table.files[name], folder), facts[name]).encode())
-        labels = PatchLabels.of(_contours(folder, facts[name]))
+        labels = PatchLabels.of(_contours(folder, facts[name], table.groups))
         for chosen in _blocks(np.flatnonzero(names == name)):
             targets.put(chosen, paint_targets(labels, rows.rows(chosen)))
     return _Source(
@@ -170,6 +174,7 @@ def _of_table(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
         splits=splits[kept],
         left_out=frozenset(table["patient"][~kept].tolist()),
         digest=digest.hexdigest(),
+        groups=table.groups,
     )
 
 
@@ -227,7 +232,7 @@ def _fingerprint(slide: str, fact: Mapping[str, Any]) -> str:
     return found
 
 
-def _contours(folder: Path, fact: Mapping[str, Any]) -> Sequence[Annotation]:
+def _contours(folder: Path, fact: Mapping[str, Any], groups: Mapping[str, Role]) -> Sequence[Annotation]:
     if fact["contours"] is None:
         return ()
     path = folder / fact["contours"]
@@ -238,7 +243,7 @@ def _contours(folder: Path, fact: Mapping[str, Any]) -> Sequence[Annotation]:
         raise PatchStoreError(path, f"cannot be read: {error.strerror}", mend="bring it back") from error
     if found != expected:
         raise PatchStoreError(path, "has changed since patches were labelled by it", mend="draw the patches again")
-    return read_annotations(path)
+    return read_annotations(path, groups)
 
 
 def _blocks(chosen: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

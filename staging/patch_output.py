@@ -395,7 +395,7 @@ def _written(part: SlidePart) -> dict[str, Any]:
 def _spool(part: SlidePart, slide: Slide) -> list[Path]:
     """Pixels and targets of one slide into files that are mapped, not read, when all are put together."""
     rows = part.rows
-    labels = PatchLabels.of(() if part.contours is None else read_annotations(part.contours))
+    labels = PatchLabels.of(() if part.contours is None else read_annotations(part.contours, rows.groups))
     files = [part.output.work / f"{slide.name}.{kind}" for kind in ("images", "targets")]
     with storage(files[0]), files[0].open("wb") as images, files[1].open("wb") as targets:
         for number, image in images_of(slide, rows):

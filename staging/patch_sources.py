@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from annotations.annotation import Annotation
+from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError
 from annotations.formats import read_annotations
 from annotations.patch_labels import LabelRule
@@ -59,6 +59,7 @@ class PatchRecipe:
         heatmaps: a directory of ``<slide>.zarr`` in which they are looked for, in place of a model.
         split: of the patients; all are of ``train`` where None.
         slide_mpp: um per level-0 px in place of what the files say.
+        groups: what groups of annotations mean, beyond the known ones.
         device: where the model runs, auto, cpu or cuda; several processes may share a GPU.
         threads: of each process, which read for the model and on a CPU compute.
     """
@@ -77,6 +78,7 @@ class PatchRecipe:
     heatmaps: Path | None = None
     split: Split | None = None
     slide_mpp: float | None = None
+    groups: Mapping[str, Role] = field(default_factory=dict)
     device: str = "cpu"
     threads: int = 1
 
@@ -188,7 +190,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
         tissue = find_tissue(slide)
         places = draw_places(
             slide,
-            _outlines(source.contours, slide),
+            _outlines(source.contours, slide, recipe.groups),
             tissue,
             mpp=recipe.mpp,
             size_px=recipe.size_px,
@@ -212,6 +214,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             patient=source.slide.patient,
             centre=source.centre,
             about={"digest": digest},
+            groups=recipe.groups,
         )
     write_table(kept, table)
     return table
@@ -221,6 +224,7 @@ def described(recipe: PatchRecipe) -> dict[str, Any]:
     """The recipe as JSON holds it, without where it is carried out: another device may go on with the work."""
     values = {name: value for name, value in asdict(recipe).items() if name not in ("device", "threads")}
     values |= {"rule": str(recipe.rule), "model": recipe.model and str(recipe.model)}
+    values |= {"groups": {name: role.value for name, role in recipe.groups.items()}}
     return values | {"heatmaps": recipe.heatmaps and str(recipe.heatmaps)}
 
 
@@ -266,7 +270,7 @@ def _negative(reference: StageTable) -> set[str]:
     return {name for name, label in found.items() if label is SlideLabel.NEGATIVE}
 
 
-def _outlines(contours: Path | None, slide: Slide) -> tuple[Annotation, ...] | None:
+def _outlines(contours: Path | None, slide: Slide, groups: Mapping[str, Role]) -> tuple[Annotation, ...] | None:
     """What was drawn on a slide.
 
     Raises:
@@ -274,7 +278,7 @@ def _outlines(contours: Path | None, slide: Slide) -> tuple[Annotation, ...] | N
     """
     if contours is None:
         return None
-    drawn = tuple(read_annotations(contours))
+    drawn = tuple(read_annotations(contours, groups))
     check_within(drawn, slide.levels[0].width, slide.levels[0].height, path=contours)
     return drawn
 

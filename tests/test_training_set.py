@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from annotations.errors import PatchStoreError
+from annotations.annotation import Role
+from annotations.errors import PatchStoreError, UnknownGroupError
 from annotations.patch_store import read_patches
 from annotations.patch_table import PatchTable, read_table, write_table
 from annotations.training_set import TrainingSet, open_training_set
@@ -77,6 +78,23 @@ def test_every_form_gives_the_drawn_patches(folder: Path, name: str, held_bytes:
     assert found.patients.tolist() == table["patient"].tolist()
     assert (found.mpp, found.patches.size_px, found.left_out) == (8.0, 112, frozenset())
     assert not found.validation.any()
+
+
+def test_groups_of_ones_own_go_with_the_patches(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    for xml in (own / "annotations").glob("*.xml"):
+        xml.write_text(xml.read_text().replace('"metastases"', '"Lesion A"').replace('"normal"', '"Hole"'))
+    with pytest.raises(UnknownGroupError, match="Lesion A"):
+        draw(own, tmp_path / "refused.parquet")
+    groups = {"Lesion A": Role.TUMOUR, "Hole": Role.CUT_OUT}
+    _, expected = everything(open_training_set([folder / "sparse"]))
+    for name in ("mine", "mine.parquet", "mine.zarr"):
+        draw(own, tmp_path / name, groups=groups)
+        found = open_training_set([tmp_path / name])
+        np.testing.assert_array_equal(everything(found)[1], expected)
+    assert open_training_set([tmp_path / "mine"]).groups == groups
+    np.testing.assert_array_equal(read_patches(tmp_path / "mine").targets, expected)
 
 
 def test_sources_are_joined_in_their_order(folder: Path) -> None:

@@ -113,6 +113,14 @@ def patches(
             show_default=False,
         ),
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            help="What groups of annotations mean: camelyon16, camelyon17 or a TOML file.",
+            show_default="the known ones",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal patches.", min=0)] = 0,
     slide_mpp: SlideMpp = None,
     device: Device = "auto",
@@ -132,6 +140,7 @@ def patches(
 
     Example: sentinode patches cohort/images cohort/annotations -r cohort/stage_labels.csv -o patches --per-class 1000
     """
+    from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from staging.camelyon import StageTable, find_slides, read_label_table  # noqa: PLC0415  (slow import)
     from staging.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
@@ -156,6 +165,7 @@ def patches(
         heatmaps=heatmaps,
         split=parts,
         slide_mpp=slide_mpp,
+        groups={} if groups is None else group_map(groups),
         device=device,
         threads=threads,
     )
