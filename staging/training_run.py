@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +23,8 @@ from staging.patch_sources import PatchRecipe, described
 from staging.progress import CohortProgress
 from staging.sampling import sample_cohort
 from wsi.cores import usable_cores
+from wsi.errors import OutputInUseError
+from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
 from wsi.store import json_text, storage
 
@@ -28,8 +34,8 @@ if TYPE_CHECKING:
     from wsi.cnn.training import Epoch, Training
     from wsi.cnn.training_log import TrainingLog
 
-LEARNING_RATE = {"small": 4e-3}
-_RESNET_LEARNING_RATE = 1e-3
+_LEARNING_RATE, _RESNET_LEARNING_RATE = 4e-3, 1e-3
+_WRITTEN = r"safetensors|progress|csv|parquet|learning\.png|calibration\.png"
 _EASY = 1  # normal patch per slide beside the mistakes: a slide without any still gives one
 
 
@@ -118,12 +124,17 @@ def run_training(plan: TrainingPlan, *, news: TrainingNews) -> dict[str, Any]:
         What was made, for JSON.
 
     Raises:
-        ConfigurationError: the patches do not suit the network or the start, or lack a class.
-        PathologyError: a store, a slide or the checkpoint to start from is not good.
+        ConfigurationError: the patches do not suit the network or the start, are given twice, or lack a class; the
+            output is a folder.
+        OutputInUseError: another call writes this checkpoint.
+        StorageError: the output side refuses.
+        PathologyError: training diverges; a store, a slide or the checkpoint to start from is not good.
     """
     from wsi.cnn.ranks import joined  # noqa: PLC0415  (loads torch)
 
-    with joined(plan.device) as (ranks, _):
+    _check(plan)
+    with joined(plan.device) as (ranks, _), ExitStack() as held:
+        ranks.first_alone(lambda: held.enter_context(_alone(plan.output)))
         return _Rounds(plan, ranks, news).go()
 
 
@@ -178,6 +189,7 @@ class _Rounds:
         from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415
         from wsi.cnn.training_log import TrainingLog  # noqa: PLC0415
 
+        log = TrainingLog(_beside(place, ".csv"), tensorboard=self._plan.tensorboard) if self._ranks.is_first else None
         found = open_training_set(
             self._sources,
             fold=self._plan.fold,
@@ -186,8 +198,9 @@ class _Rounds:
         )
         where = "read from the slides while the network learns" if found.is_streamed else "held in memory"
         self._news.say(f"{len(found.patches)} patches of {len(np.unique(found.patients))} patients, {where}")
-        log = TrainingLog(_beside(place, ".csv"), tensorboard=self._plan.tensorboard) if self._ranks.is_first else None
         result = _fit(found, self._plan, place, judges=self._judges, log=log, news=self._news)
+        if self._plan.held_out and not result.held_out:
+            self._news.say("nobody could be held out: the last pass is kept, and its probabilities are not calibrated")
         for slide, bad in found.bad_tiles:
             self._news.say(
                 f"{slide}: level {bad.level}, tile row {bad.row}, column {bad.column} is white: {bad.reason}"
@@ -216,6 +229,7 @@ class _Rounds:
             seed=seed,
             hard=plan.hard,
             hard_choice="worst",
+            groups=found.groups,
             model=model,
             device=self._plan.device,
             threads=threads,
@@ -245,6 +259,7 @@ def _fit(
 ) -> Training:
     from wsi.cnn.device_augmentation import Augmentation  # noqa: PLC0415  (loads torch)
     from wsi.cnn.method import Method  # noqa: PLC0415
+    from wsi.cnn.network import Architecture  # noqa: PLC0415
     from wsi.cnn.training import train  # noqa: PLC0415
 
     method = Method(
@@ -256,7 +271,8 @@ def _fit(
         precision=plan.precision,
         compiler="inductor" if plan.compiled else None,
     )
-    rate = plan.learning_rate or LEARNING_RATE.get(plan.network, _RESNET_LEARNING_RATE)
+    network = _network(plan, found)
+    usual = _LEARNING_RATE if isinstance(network["architecture"], Architecture) else _RESNET_LEARNING_RATE
 
     def note(epoch: Epoch) -> None:
         if log is not None:
@@ -272,8 +288,8 @@ def _fit(
             batch=plan.batch,
             seed=plan.seed,
             device=plan.device,
-            **_network(plan, found),
-            learning_rate=rate,
+            **network,
+            learning_rate=plan.learning_rate or usual,
             held_out=plan.held_out,
             validation=_validation(found, judges),
             method=method,
@@ -323,6 +339,48 @@ def _draw(place: Path, result: Training) -> None:
 
     save_png(_beside(place, ".learning.png"), learning_picture(result))
     save_png(_beside(place, ".calibration.png"), calibration_picture(result))
+
+
+def _check(plan: TrainingPlan) -> None:
+    """Find out before hours of training what would end it."""
+    if plan.output.is_dir():
+        raise ConfigurationError(plan.output, "is a folder", mend="name the checkpoint's file, model.safetensors")
+    places = [path.resolve() for path in plan.patches]
+    twice = next((path for path, place in zip(plan.patches, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise ConfigurationError(twice, "is given twice", mend="name each store once")
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the output for this call, and sweep what a killed one left half written; nothing of it stays.
+
+    Other checkpoints of the same directory may be trained at the same time.
+    """
+    folder = output.with_name(f".{_beside(output, '.training').name}")
+    with ExitStack() as held:
+        try:
+            held.enter_context(OutputLock(folder))
+        except OutputInUseError as error:
+            raise OutputInUseError(output, error.reason, mend=error.mend) from None
+        if not _is_mine(folder):
+            raise OutputInUseError(output, "was in use by another run until now", mend="try again")
+        try:
+            half = re.escape(_beside(output, "").name) + rf"(\.round\d+)?(\.({_WRITTEN}))?"
+            for path in output.absolute().parent.iterdir():
+                if re.fullmatch(rf"\.{half}\.\d+\.partial", path.name):
+                    path.unlink(missing_ok=True)
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_mine(folder: Path) -> bool:
+    """Whether the lock that is held still lies in the folder: who held it before takes it away."""
+    try:
+        return bool(json.loads((folder / ".lock").read_bytes())["pid"] == os.getpid())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _beside(output: Path, ending: str) -> Path:

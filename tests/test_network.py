@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_checkpoint import TINY, fresh
 
-from wsi.cnn.device import pick_device
+from wsi.cnn.device import equal_convolutions, pick_device
 from wsi.cnn.network import SMALL, Architecture, Layer, Network, weight_shapes
 from wsi.errors import PathologyError
 
@@ -110,6 +110,17 @@ def test_absent_devices_are_named() -> None:
     with pytest.raises(PathologyError, match="tpu"):
         pick_device("tpu")
     assert pick_device("cpu").type == "cpu"
+
+
+def test_equal_convolutions_are_made_by_cudnn() -> None:
+    def flags() -> tuple[bool, ...]:
+        cudnn = torch.backends.cudnn
+        return cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
+
+    before = flags()
+    with equal_convolutions():
+        assert flags() == (True, True, False, False)
+    assert flags() == before
 
 
 def test_only_the_network_loads_torch() -> None:

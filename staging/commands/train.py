@@ -59,7 +59,7 @@ def train(
     ] = None,
     on_bad_tile: OnBadTile = "raise",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: bf16 on a GPU, fp32 on a CPU.")
+        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="auto: bf16 on a GPU that has it, else fp32.")
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.", min=0)] = 0,
     device: Device = "auto",

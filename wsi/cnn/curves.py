@@ -61,10 +61,15 @@ def learning_picture(training: Training) -> NDArray[np.uint8]:
         names=("pass", "both classes counting equally"),
         mark=best + 1,
     )
+    notes = "of the cells of held-out patients"
+    if not len(areas[0].points):
+        notes = (
+            "nothing was held out" if passes[best].validation_loss is None else "held-out patients show one class only"
+        )
     right = _plot(
         areas,
         title="area under the ROC curve",
-        notes="of the cells of held-out patients" if len(areas[0].points) else "nothing was held out",
+        notes=notes,
         x=(1.0, float(max(2, len(passes)))),
         y=(min(0.5, math.floor(lowest * 10) / 10), 1.0),
         names=("pass", ""),

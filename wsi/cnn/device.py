@@ -48,6 +48,17 @@ def shared_out(device: str, workers: int | None = None) -> tuple[int, int]:
 
 
 @contextmanager
+def equal_convolutions() -> Iterator[None]:
+    """Let cuDNN take deterministic algorithms, in full precision, in all threads.
+
+    TF32 keeps 10 bits of a product: the result would differ from the CPU's in the third digit.
+    """
+    # left out, ``enabled`` is False: convolutions without cuDNN, many times slower
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+@contextmanager
 def lone_threads(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads each use one thread within torch; all other threads stay as they were.
 

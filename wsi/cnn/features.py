@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from wsi.cnn.device import lone_threads
+from wsi.cnn.device import equal_convolutions, lone_threads
 from wsi.cnn.encoder import Encoder
 from wsi.cnn.inference import SlideSource, in_halves
 from wsi.cores import usable_cores
@@ -197,8 +196,7 @@ def _check_finite(encoder: Encoder, windows: Sequence[TileWindow], rows: _Rows) 
 @contextmanager
 def _encoding(encoder: Encoder, workers: int) -> Iterator[_Encode]:
     if encoder.device.type == "cuda":
-        # TF32 keeps 10 bits of a product
-        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        with equal_convolutions():
             yield lambda tiles: in_halves(lambda part: list(encoder.encode(np.stack(part))), tiles)
         return
     with lone_threads(workers, "encoder") as pool:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi.cnn.checkpoint import Checkpoint
-from wsi.cnn.device import lone_threads, pick_device
+from wsi.cnn.device import equal_convolutions, lone_threads, pick_device
 from wsi.cores import usable_cores
 from wsi.errors import CheckpointError, PathologyError
 from wsi.geometry import Frame
@@ -260,8 +260,7 @@ def _on_gpu(checkpoint: Checkpoint, device: torch.device) -> Iterator[_Judge]:
 
         return list(_checked(checkpoint, np.stack(in_halves(forward, blocks)))) if blocks else []
 
-    # TF32 keeps 10 bits of a product: the result would differ from the CPU's in the third digit
-    with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+    with equal_convolutions():
         yield judge
 
 

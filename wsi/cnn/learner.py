@@ -8,10 +8,11 @@ processes share the shards of a batch out and add their gradients.
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +22,23 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from wsi.cnn.augmentation import IGNORE, augment, cell_targets, to_tensor, turned
+from wsi.cnn.device import equal_convolutions
 from wsi.cnn.method import Method
 from wsi.cnn.network import DenseNetwork
 from wsi.cnn.ranks import Ranks
 from wsi.cnn.schedule import pace
 from wsi.cnn.training_data import TrainingData, blocks_of
+from wsi.errors import PathologyError
 
 _SHARD = 8
 _AHEAD = 16  # blocks that wait to be judged
 _FIRST_SCALE = 65536.0
+_LAST_SCALE = 2.0
 _SCALE_GROWS_AFTER = 1000
+
+
+class DivergedError(PathologyError, ArithmeticError):
+    """A loss or a weight is no finite number any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +117,10 @@ class Learner:
             images: uint8 (m, side, side, 3), of those that this process owns.
             seeds: gives the augmentation's seed of each shard.
             number: of the pass.
+
+        Raises:
+            DivergedError: the loss is not finite; of fp16, its gradients are not with the smallest scale either.
+            PathologyError: the GPU's memory is too small.
         """
         shards = [(chosen[places], next(seeds)) for places in self.shards(len(chosen))]
         mine = range(self._ranks.rank, len(shards), self._ranks.world)
@@ -120,18 +132,29 @@ class Learner:
             (self._copies[index], _Shard(chosen=shards[index][0], images=part, seed=shards[index][1], number=number))
             for index, part in zip(mine, pixels, strict=False)
         ]
-        results = list(self._pool.map(lambda job: self._gradients(*job, share=share), jobs))
+        with _computing():
+            results = list(self._pool.map(lambda job: self._gradients(*job, share=share), jobs))
         for index, parameter in enumerate(self._parameters):
             parts = [gradients[index] for _, gradients in results]
-            parameter.grad = self._ranks.add(sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter))
+            total = sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter)
+            if self._ranks.world > 1:
+                # processes add memory, whatever its layout: it has to be the same in all of them
+                total = self._ranks.add(torch.empty_like(parameter).copy_(total))
+            parameter.grad = total
         loss = sum(loss for loss, _ in results)
         if self._ranks.world > 1:
             loss = float(self._ranks.add(torch.tensor(loss, dtype=torch.float64, device=self._device)))
+        if self._scale == 1 and not math.isfinite(loss):
+            raise diverged("the loss")
         self._optimise()
         return loss
 
     def settle(self) -> None:
-        """Give the network the mean of its copies' statistics."""
+        """Give the network the mean of its copies' statistics.
+
+        Raises:
+            DivergedError: a weight or a statistic is not finite.
+        """
         kept = [dict(network.named_buffers()) for network in self._copies]
         self._share_statistics()
         for name, buffer in self._network.named_buffers():
@@ -139,6 +162,9 @@ class Learner:
                 buffer.copy_(torch.stack([buffers[name] for buffers in kept]).mean(dim=0))
                 if self._average is not None:
                     self._average.get_buffer(name).copy_(buffer)
+        held = [value for value in self.judged.state_dict().values() if value.is_floating_point()]
+        if not bool(torch.stack([torch.isfinite(value).all() for value in held]).all()):
+            raise diverged("a weight")
 
     def margins(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         """Logit of tumour minus logit of normal of each cell of some patches: float64 (n, i, j)."""
@@ -158,7 +184,7 @@ class Learner:
                 block, result = judging.popleft()
                 whole[block] = result.result()
 
-        with closing(patches.images([chosen[block] for block in blocks])) as images:
+        with _computing(), closing(patches.images([chosen[block] for block in blocks])) as images:
             for block, pixels in zip(blocks, images, strict=True):
                 judging.append((block, self._pool.submit(judge, pixels)))
                 take(_AHEAD)
@@ -220,12 +246,11 @@ class Learner:
         """Augment a shard; its part of the batch's loss and gradients."""
         images, cells = self._varied(shard)
         truth = torch.from_numpy(cells.astype(np.int64)).to(self._device)
-        with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
-            logits = self._forward(network, images)
-            loss = share * functional.cross_entropy(
-                logits, truth, weight=self._weights, ignore_index=IGNORE, reduction="sum"
-            )
-            gradients = torch.autograd.grad(loss if self._scale == 1 else loss * self._scale, self._parameters)
+        logits = self._forward(network, images)
+        loss = share * functional.cross_entropy(
+            logits, truth, weight=self._weights, ignore_index=IGNORE, reduction="sum"
+        )
+        gradients = torch.autograd.grad(loss if self._scale == 1 else loss * self._scale, self._parameters)
         return float(loss.detach()), gradients
 
     def _varied(self, shard: _Shard) -> tuple[torch.Tensor, NDArray[np.uint8]]:
@@ -244,8 +269,10 @@ class Learner:
 
     def _optimise(self) -> None:
         if self._scale != 1 and not self._is_finite():
+            if self._scale == _LAST_SCALE and not self._calm:
+                raise diverged("a gradient")
             # fp16 has run over: this batch is left out, the next one is scaled less
-            self._scale, self._calm, self._done = max(2.0, self._scale / 2), 0, self._done + 1
+            self._scale, self._calm, self._done = max(_LAST_SCALE, self._scale / 2), 0, self._done + 1
             return
         now = pace(
             self._method.schedule,
@@ -295,8 +322,33 @@ class Learner:
 
 def _autocast(method: Method, device: torch.device) -> torch.dtype:
     if method.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        # older GPUs only imitate bf16, slower than fp32
+        is_there = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if is_there else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[method.precision]
+
+
+@contextmanager
+def _computing() -> Iterator[None]:
+    """What holds for all threads that compute.
+
+    Raises:
+        PathologyError: the GPU's memory is too small.
+    """
+    try:
+        with equal_convolutions():
+            yield
+    except torch.OutOfMemoryError as error:
+        raise PathologyError(
+            None, "the GPU's memory is too small for a batch", mend="use fewer patches per step, or the device cpu"
+        ) from error
+
+
+def diverged(what: str) -> DivergedError:
+    """The error that says what is not finite."""
+    return DivergedError(
+        None, f"training has diverged: {what} is no finite number any more", mend="use a lower learning rate"
+    )
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -24,7 +24,8 @@ class Method:
             kept in a step (0.999; less in the first steps); 0 keeps the last ones.
         patience: training ends when so many passes in a row were not better on the held-out groups; None never ends it.
         temperature: divide the logits by what makes the held-out probabilities likeliest.
-        precision: of the convolutions: ``auto`` is bf16 on a GPU and fp32 on a CPU. fp16 scales its loss.
+        precision: of the convolutions: ``auto`` is bf16 on a GPU that has it (Ampere and later), else fp32. fp16 scales
+            its loss.
         compiler: backend of ``torch.compile`` (``inductor``), None for none. It pays on a GPU with many steps; on a
             CPU it was found to be no faster.
     """

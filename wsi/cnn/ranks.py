@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-
     on_machine: int = 1
     waiting: Any = None
 
@@ -43,15 +43,31 @@ class Ranks:
     def add(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place; the same bits in each of them."""
         if self.world > 1:
-            distributed.all_reduce(values)
+            with _told_of_others():
+                distributed.all_reduce(values)
         return values
 
     def first_alone(self, work: Callable[[], None]) -> None:
-        """Have the first process do something that the others wait for."""
+        """Have the first process do something that the others wait for.
+
+        Raises:
+            PathologyError: in the others, where the first could not do it; in the first, whatever its work raises.
+        """
+        error: BaseException | None = None
         if self.is_first:
-            work()
+            try:
+                work()
+            except BaseException as caught:  # noqa: BLE001  (raised below, when the others know)
+                error = caught
         if self.world > 1:
-            distributed.barrier(group=self.waiting)
+            # on the CPU, where the others may wait for days
+            has_failed = torch.tensor([error is not None], dtype=torch.uint8)
+            with _told_of_others():
+                distributed.broadcast(has_failed, src=0, group=self.waiting)
+            if has_failed.item() and error is None:
+                raise PathologyError(None, "the first process could not go on", mend="see what it says")
+        if error is not None:
+            raise error
 
 
 @contextmanager
@@ -83,7 +99,7 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
             ) from error
     if target.type == "cuda":
         torch.cuda.set_device(target)
-    waiting = distributed.new_group(backend="gloo", timeout=_PATIENCE) if is_ours else None
+    waiting = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     try:
         ranks = Ranks(
             rank=distributed.get_rank(),
@@ -93,8 +109,22 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
         )
         yield ranks, target
     finally:
-        if is_ours:
-            distributed.destroy_process_group()
+        distributed.destroy_process_group(None if is_ours else waiting)
+
+
+@contextmanager
+def _told_of_others() -> Iterator[None]:
+    """Processes that are waited for may have ended; why, they have told themselves."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # without the place in the library's source, and what follows the first sentence
+        reason = re.sub(r"^\[[^\]]*\] ", "", str(error)).split("\n")[0].split(". ")[0]
+        raise PathologyError(
+            None, f"a process that trains together with this one has ended: {reason}", mend="see what it says"
+        ) from error
 
 
 def _number(name: str, otherwise: int) -> int:

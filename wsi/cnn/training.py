@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from wsi.cnn.augmentation import IGNORE
 from wsi.cnn.calibration import area_under_curve, balanced_loss, best_temperature, best_threshold
 from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.device import lone_threads
-from wsi.cnn.learner import Learner
+from wsi.cnn.learner import DivergedError, Learner, diverged
 from wsi.cnn.method import Method
 from wsi.cnn.network import SMALL, CellGeometry
 from wsi.cnn.ranks import Ranks, joined
@@ -27,6 +28,7 @@ from wsi.cnn.training_data import TrainingData
 from wsi.cores import usable_cores
 from wsi.errors import CheckpointError
 from wsi.stain import StainJitter
+from wsi.store import storage
 from wsi.training_patches import TrainingPatches
 
 
@@ -38,7 +40,7 @@ class Epoch:
         number, epochs: this pass, counted from 1, and how many there will be.
         loss: mean over this pass's augmented patches, both classes counting equally.
         validation_loss, validation_auc: on the cells of held-out groups; None where nothing is held out, the AUC also
-            where they show one class only.
+            where they show one class only. Infinite, and None, where the network says what is no finite number.
     """
 
     number: int
@@ -119,7 +121,8 @@ def train(
         batch: images per step, of all processes together.
         seed: of the weights, the split, the order and the augmentation.
         device: auto, cpu or cuda.
-        workers: threads on a CPU, without influence on the result; None takes the usable cores.
+        workers: threads on a CPU, without influence on the result; None takes this process's share of the
+            usable cores.
         architecture: of the network.
         start: a checkpoint to go on from, of the same architecture and mpp; its weights and normalisation are taken.
         learning_rate: the highest of the schedule.
@@ -140,7 +143,8 @@ def train(
         ValueError: shapes or values do not fit, or the training groups lack one of the two classes.
         CheckpointError: the file to resume from is damaged or of other settings.
         StorageError: the file to resume from cannot be written.
-        PathologyError: the device is not there.
+        DivergedError: a loss or a weight is not finite; the file to resume from is gone, as it would lead there again.
+        PathologyError: the device is not there, or its memory is too small.
     """
     if min(epochs, batch, resume_every) < 1:
         raise ValueError(f"training needs at least one epoch and one image per step, got {epochs}, {batch}")
@@ -175,7 +179,10 @@ def train(
     if method != Method():
         record["method"] = method.to_json()
     size = min(batch, len(data.learning))
-    with joined(device) as (ranks, target), lone_threads(workers or usable_cores(), "train") as pool:
+    with (
+        joined(device) as (ranks, target),
+        lone_threads(workers or max(1, usable_cores() // ranks.on_machine), "train") as pool,
+    ):
         learner = Learner(
             network,
             data,
@@ -194,12 +201,17 @@ def train(
             "device": target.type,
         }
         course = _Course(learner, data, rng, epochs=epochs, size=size, rank=ranks.rank)
-        course.go(
-            progress=_Progress(path=resume, every=resume_every, run=run, ranks=ranks),
-            patience=method.patience,
-            on_epoch=on_epoch or _ignore,
-            on_step=on_step or _ignore,
-        )
+        progress = _Progress(path=resume, every=resume_every, run=run, ranks=ranks)
+        try:
+            course.go(
+                progress=progress,
+                patience=method.patience,
+                on_epoch=on_epoch or _ignore,
+                on_step=on_step or _ignore,
+            )
+        except DivergedError:
+            progress.discard()
+            raise
         network = learner.judged
         network.load_state_dict(course.kept)
         margins = learner.margins(data.shown)
@@ -250,6 +262,11 @@ class _Progress:
         if self.path is not None and self.ranks.is_first:
             save_progress(self.path, tensors, {"run": dict(self.run), **record})
 
+    def discard(self) -> None:
+        if self.path is not None and self.ranks.is_first:
+            with storage(self.path):
+                self.path.unlink(missing_ok=True)
+
 
 class _Course:
     """The passes of a training, and which of them is best so far."""
@@ -286,6 +303,8 @@ class _Course:
             self._losses = []
             self._save(progress, self._rng.bit_generator.state)
             on_epoch(epoch)
+        if self.history[self.best].validation_loss == math.inf:
+            raise diverged("what the network says")
 
     def _learn(self, progress: _Progress, on_step: Callable[[int, int], None]) -> None:
         """One pass, but for the batches of it that are done already."""
@@ -310,9 +329,10 @@ class _Course:
         loss: float | None = None
         area: float | None = None
         if looked_at.any():
-            truth = cells[looked_at] == 1
-            loss = balanced_loss(margins[looked_at], truth, self._data.class_weights)
-            area = area_under_curve(margins[looked_at], truth)
+            truth, loss = cells[looked_at] == 1, math.inf
+            if np.isfinite(margins[looked_at]).all():
+                loss = balanced_loss(margins[looked_at], truth, self._data.class_weights)
+                area = area_under_curve(margins[looked_at], truth)
         return Epoch(
             number=len(self.history) + 1,
             epochs=self._epochs,
