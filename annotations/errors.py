@@ -43,3 +43,7 @@ class SamplingError(PathologyError, ValueError):
 
 class PatchStoreError(PathologyError, ValueError):
     """A stored set of patches is incomplete, damaged or not one."""
+
+
+class FoldError(PatchStoreError):
+    """Patients were split into folds and none is named, or one is named that is not there."""

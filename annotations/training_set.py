@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
-from annotations.errors import PatchStoreError
+from annotations.errors import FoldError, PatchStoreError
 from annotations.formats import read_annotations
 from annotations.patch_labels import PatchLabels
 from annotations.patch_store import open_store
@@ -100,14 +100,15 @@ def open_training_set(
         workers: threads that decode.
 
     Raises:
-        PatchStoreError: a source is incomplete or damaged, its slides or contours have changed since, they differ in
-            size or resolution, or the folds and ``fold`` do not go together.
+        PatchStoreError: a source is incomplete or damaged, its slides or contours have changed since, or they differ in
+            size or resolution.
+        FoldError: the folds and ``fold`` do not go together.
         PathologyError: a slide or its contours cannot be read.
     """
     sources = [_opened(Path(path), fold, on_bad_tile) for path in paths]
     _check_alike(sources)
     if fold is not None and not any(_folds(source.splits) for source in sources):
-        raise PatchStoreError(None, f"there are no folds, and so no fold {fold}", mend="leave --fold out")
+        raise FoldError(None, f"there are no folds, and so no fold {fold}", mend="leave --fold out")
     patients = np.concatenate([source.patients for source in sources])
     left_out = frozenset[str]().union(*(source.left_out for source in sources))
     mixed = sorted(left_out & set(patients.tolist()))
@@ -202,11 +203,11 @@ def _is_kept(path: Path, splits: NDArray[np.str_], fold: int | None) -> NDArray[
     """Which patches may be learnt from or validated on."""
     folds = _folds(splits)
     if folds and fold is None:
-        raise PatchStoreError(
+        raise FoldError(
             path, f"splits its patients into {len(folds)} folds", mend="say which one is left out with --fold"
         )
     if folds and f"{FOLD}{fold}" not in folds:
-        raise PatchStoreError(path, f"has no fold {fold}, only {', '.join(folds)}", mend="name one of them with --fold")
+        raise FoldError(path, f"has no fold {fold}, only {', '.join(folds)}", mend="name one of them with --fold")
     kept: NDArray[np.bool_] = (splits != TEST) & (splits != f"{FOLD}{fold}")
     if not kept.any():
         raise PatchStoreError(path, "holds no patches to learn from: all are of the split test", mend="split otherwise")

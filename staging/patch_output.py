@@ -120,7 +120,11 @@ def check_output(output: PatchOutput) -> None:
     path, form = output.path, output.form
     if output.quality is not None and form not in (PatchFormat.SPARSE, PatchFormat.WEBDATASET, PatchFormat.JPEG):
         raise ConfigurationError(None, f"--quality is of JPEG, and {form.value} holds none", mend="leave it out")
-    if form.is_folder or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(entry.name == ".lock" for entry in path.iterdir())):
+        return
+    if form.is_folder:
+        if not output.work.is_dir():
+            raise ConfigurationError(path, "is not empty and holds no patches", mend="name another output")
         return
     if form is PatchFormat.ZARR and (provenance_of(path) or {}).get("kind") != STORE_KIND:
         raise ConfigurationError(path, "is there and is no store of patches", mend="name another output")

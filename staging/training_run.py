@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from annotations.errors import FoldError
 from annotations.patch_table import read_table
 from staging.camelyon import find_slides, read_stage_table
 from staging.errors import ConfigurationError
@@ -190,12 +191,15 @@ class _Rounds:
         from wsi.cnn.training_log import TrainingLog  # noqa: PLC0415
 
         log = TrainingLog(_beside(place, ".csv"), tensorboard=self._plan.tensorboard) if self._ranks.is_first else None
-        found = open_training_set(
-            self._sources,
-            fold=self._plan.fold,
-            on_bad_tile=self._plan.on_bad_tile,
-            workers=max(1, usable_cores() // self._ranks.on_machine),
-        )
+        try:
+            found = open_training_set(
+                self._sources,
+                fold=self._plan.fold,
+                on_bad_tile=self._plan.on_bad_tile,
+                workers=max(1, usable_cores() // self._ranks.on_machine),
+            )
+        except FoldError as error:
+            raise ConfigurationError(error.path, error.reason, mend=error.mend) from error
         where = "read from the slides while the network learns" if found.is_streamed else "held in memory"
         self._news.say(f"{len(found.patches)} patches of {len(np.unique(found.patients))} patients, {where}")
         result = _fit(found, self._plan, place, judges=self._judges, log=log, news=self._news)
@@ -211,7 +215,7 @@ class _Rounds:
         return found, result
 
     def _mine(self, model: Path, output: Path, found: TrainingSet, seed: int) -> None:
-        """The places where the network most takes normal tissue for tumour, on slides of no patient who judges it."""
+        """Places where the network most takes normal tissue for tumour, on slides of patients it has learnt from."""
         from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
         from wsi.cnn.device import shared_out  # noqa: PLC0415
 
@@ -219,8 +223,14 @@ class _Rounds:
         if plan is None:
             return
         workers, threads = shared_out(self._plan.device, plan.workers)
-        apart = {*load_checkpoint(model).provenance["held_out"], *found.left_out}
-        slides = [slide for slide in find_slides(plan.slides) if (slide.patient or slide.name) not in apart]
+        learnt = {*found.patients.tolist()} - {*load_checkpoint(model).provenance["held_out"]}
+        slides = [slide for slide in find_slides(plan.slides) if (slide.patient or slide.name) in learnt]
+        if not slides:
+            raise ConfigurationError(
+                plan.slides[0],
+                "is of no patient whom the network has learnt from",
+                mend="give the slides of the patches",
+            )
         recipe = PatchRecipe(
             mpp=found.mpp,
             size_px=found.patches.size_px,

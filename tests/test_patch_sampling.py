@@ -291,6 +291,7 @@ def test_folders_of_others_are_not_touched(cohort: Path, tmp_path: Path) -> None
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(ConfigurationError, match="not empty"):
         run(cohort, tmp_path / "mine", RECIPE)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigurationError, match="is a file"):
         run(cohort, tmp_path / "file", RECIPE)

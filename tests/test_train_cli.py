@@ -103,6 +103,18 @@ def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path
     assert not list(tmp_path.glob("*.progress"))
 
 
+def test_slides_of_strangers_are_not_searched(folder: Path, tmp_path: Path) -> None:
+    strangers = tmp_path / "strangers"
+    generate_cohort(strangers, patients=1, centres=(0,), seed=9, mpp=8.0)
+    line = refused(
+        ConfigurationError,
+        *("train", folder / "patches.zarr", "-o", tmp_path / "m.safetensors", "--device", "cpu", "--epochs", "1"),
+        *("--rounds", "1", "--slides", strangers / "images", "-a", strangers / "annotations"),
+        *("-r", strangers / "stage_labels.csv"),
+    )
+    assert "is of no patient whom the network has learnt from" in line
+
+
 def test_several_processes_share_the_rounds(folder: Path, tmp_path: Path) -> None:
     """What torchrun starts: the first process looks for mistakes, the other waits, both train on them."""
     with socket.socket() as free:

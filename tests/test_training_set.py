@@ -17,6 +17,7 @@ from annotations.patch_table import PatchTable, read_table, write_table
 from annotations.training_set import TrainingSet, open_training_set
 from staging.camelyon import find_slides, read_stage_table
 from staging.cli import app
+from staging.errors import ConfigurationError
 from staging.patch_sources import PatchRecipe
 from staging.phantom import generate_cohort
 from staging.progress import CohortProgress
@@ -151,6 +152,8 @@ def test_folds_are_named(folder: Path) -> None:
         open_training_set([path], fold=7)
     with pytest.raises(PatchStoreError, match="no folds, and so no fold 0"):
         open_training_set([folder / "table.parquet"], fold=0)
+    done = CliRunner().invoke(app, ["train", str(path), "-o", str(folder / "m.safetensors"), "--device", "cpu"])
+    assert isinstance(done.exception, ConfigurationError)
 
 
 def test_changed_sources_are_refused(folder: Path, tmp_path: Path) -> None:
