@@ -167,7 +167,9 @@ class PatchStore:
 
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Uint8 (n, side, side) of some patches."""
-        return np.asarray(self._targets.oindex[rows])
+        targets = np.empty((len(rows), self.size_px, self.size_px), np.uint8)
+        _fill(targets, self._targets, rows)
+        return targets
 
     def pixels(self, rows: NDArray[np.int64]) -> ZarrPixels:
         """The pixels of some patches, to be read later."""
@@ -212,11 +214,20 @@ class ZarrPixels:
         """
         del workers
         try:
-            out[...] = self._images.oindex[self._rows[indices]]
+            _fill(out, self._images, self._rows[indices])
         except (RuntimeError, ValueError, OSError) as error:
             raise PatchStoreError(
                 self._images.store_path, f"has a damaged part: {error}", mend="make the patches again"
             ) from error
+
+
+def _fill(out: NDArray[np.uint8], array: Any, rows: NDArray[np.int64]) -> None:  # noqa: ANN401  (a Zarr array)
+    """Some patches of an array. Runs of neighbours as slices: Zarr takes 20 times as long for lists of numbers."""
+    at = 0
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        if len(run):
+            out[at : at + len(run)] = array[int(run[0]) : int(run[-1]) + 1]
+            at += len(run)
 
 
 def join_patches(sets: Sequence[PatchSet]) -> PatchSet:
