@@ -106,12 +106,12 @@ staging.phantom.cohort
 staging.phantom
 staging.config
 staging.cluster
-staging.progress staging.training_progress
+staging.progress
 staging.contours staging.tables
 staging.patch_sources staging.operating_point
 staging.mask_files staging.lesion_settings
 staging.lesion_files staging.cell_counts staging.learned_labels
-staging.patch_output staging.patch_progress
+staging.patch_output staging.patch_progress staging.training_progress
 staging.sampling
 staging.submission staging.review staging.mask_drawing
 staging.analysis
