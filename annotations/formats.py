@@ -30,6 +30,9 @@ from annotations.imagescope import is_held, read_imagescope_set, write_imagescop
 from annotations.splines import TOLERANCE_PX
 from annotations.xml import is_name, root_of
 
+CROSSING = "outlines that cross themselves become their areas"
+"""A loss: see ``losses``."""
+
 _LEADING = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 
 
@@ -190,6 +193,9 @@ def format_of(path: str | Path) -> Format:
 def losses(drawn: AnnotationSet, form: Format) -> dict[str, list[str]]:
     """What a format cannot hold of a set of annotations.
 
+    GeoJSON takes an outline that crosses itself apart into its areas. Whether these lie inside a cut-out, and so are
+    tumour again, is then judged for each and no longer for the whole outline.
+
     Returns:
         By the kind of loss the names of the annotations, groups or attributes it applies to.
     """
@@ -266,7 +272,7 @@ def _reshaped_by_geojson(one: Annotation) -> str | None:
         same = {"Dot": count == 1, "PointSet": True, "Measurement": count > 1}
         return None if same.get(one.kind, False) else "outlines without an area become points or lines"
     if not shapely.Polygon(outline).is_valid:
-        return "outlines that cross themselves become their areas"
+        return CROSSING
     if one.kind == "Spline":
         return f"splines become polygons, within {TOLERANCE_PX:g} px"
     return "rectangles become polygons" if one.kind == "Rectangle" else None
