@@ -30,7 +30,6 @@ from annotations.patch_sampler import (
     PatchPlace,
     PatchSampler,
 )
-from wsi.patch_reading import read_patches
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 
@@ -47,7 +46,6 @@ __all__ = [
     "PatchPlace",
     "Shares",
     "draw_places",
-    "sample_patches",
 ]
 
 
@@ -200,86 +198,6 @@ def draw_places(
     yield from sampler.background(tissue, background)
     if mistakes is not None:
         yield from sampler.hard(mistakes, count_hard, choice=hard_choice)
-
-
-def sample_patches(
-    slide: Slide,
-    annotations: Sequence[Annotation] | None,
-    tissue: Mask,
-    *,
-    mpp: float,
-    size_px: int,
-    count_tumour: int,
-    count_normal: int,
-    seed: int,
-    negative: bool,
-    partly_annotated: bool = False,
-    shares: Shares | None = None,
-    mistakes: Heatmap | None = None,
-    count_hard: int = 0,
-    hard_choice: HardChoice = "even",
-    rule: LabelRule | None = None,
-    patient: str | None = None,
-    centre: int | None = None,
-) -> PatchBatch:
-    """Draw labelled patches from one slide and read their pixels.
-
-    Args:
-        slide: and all others up to ``rule``: as for draw_places, which decides where the patches lie.
-        annotations: see there.
-        tissue: see there.
-        mpp: see there.
-        size_px: see there.
-        count_tumour: see there.
-        count_normal: see there.
-        seed: see there.
-        negative: see there.
-        partly_annotated: see there.
-        shares: see there.
-        mistakes: see there.
-        count_hard: see there.
-        hard_choice: see there.
-        rule: see there.
-        patient: written into the batch; the slide's name where None.
-        centre: written into the batch.
-
-    Raises:
-        SamplingError: as draw_places.
-        ResolutionError: the slide's mpp is not known.
-        TileError: a tile is damaged.
-    """
-    found = list(
-        draw_places(
-            slide,
-            annotations,
-            tissue,
-            mpp=mpp,
-            size_px=size_px,
-            count_tumour=count_tumour,
-            count_normal=count_normal,
-            seed=seed,
-            negative=negative,
-            partly_annotated=partly_annotated,
-            shares=shares,
-            mistakes=mistakes,
-            count_hard=count_hard,
-            hard_choice=hard_choice,
-            rule=rule,
-        )
-    )
-    x = np.array([place.frame.x for place in found], np.float64)
-    y = np.array([place.frame.y for place in found], np.float64)
-    return PatchBatch(
-        slide=slide.name,
-        patient=patient or slide.name,
-        centre=centre,
-        mpp=mpp,
-        images=read_patches(slide, x, y, downsample=slide.frame_at(mpp).downsample, size_px=size_px, workers=1),
-        targets=np.array([place.target for place in found], np.uint8).reshape(len(found), size_px, size_px),
-        x=x,
-        y=y,
-        kinds=tuple(place.kind for place in found),
-    )
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

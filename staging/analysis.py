@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 from staging.cluster import TileNews
 from staging.config import RunConfig, slide_provenance
 from staging.contours import write_contours
-from staging.errors import StagingError
 from staging.labels import SlideLabel, slide_label
 from staging.lesions import Lesion, find_lesions
-from wsi.errors import CheckpointError, StorageError
+from staging.slide_fault import stage
+from wsi.errors import CheckpointError
 from wsi.geometry import Region
 from wsi.raster import Heatmap, Mask
 from wsi.readers.base import BadTile
@@ -104,10 +103,6 @@ class Failure:
     reason: str
 
 
-class SlideFaultError(StagingError):
-    """A slide cannot be analysed; ``place`` is the stage that failed."""
-
-
 def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
     """Make every artefact of a slide that is not there yet.
 
@@ -116,16 +111,16 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
         StorageError: the output side is at fault; no slide is to blame.
         CheckpointError: the model is at fault.
     """
-    with _stage(task, "open"):
+    with stage("open", slide=task.name, path=task.path):
         slide = Slide.open(task.path, mpp=task.config.mpp, on_bad_tile=task.config.on_bad_tile)
     with slide:
-        with _stage(task, "open"):
+        with stage("open", slide=task.name, path=task.path):
             made_from = slide_provenance(slide.fingerprint(), task.config)
         done = _recorded(task, made_from)
         if done is not None:
             return done
         heatmap = _heatmap(task, slide, made_from, on_tiles)
-        with _stage(task, "lesions"):
+        with stage("lesions", slide=task.name, path=task.path):
             lesions, masks = find_lesions(
                 heatmap,
                 threshold=task.config.threshold,
@@ -142,7 +137,7 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
                 mpp=slide.frame.pixel_um,
             )
             write_contours(task.output / "lesions", task.name, lesions, masks)
-        with _stage(task, "overlay"):
+        with stage("overlay", slide=task.name, path=task.path):
             _draw(task, slide, heatmap, masks)
         analysis = replace(analysis, bad_tiles=slide.bad_tiles)
     atomic_text(_record_path(task), json_text({"made_from": made_from, "analysis": analysis.to_json()}))
@@ -156,10 +151,10 @@ def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles:
         return read_heatmap(path)
     from wsi.cnn.inference import infer  # noqa: PLC0415  (loads torch)
 
-    with _stage(task, "tissue"):
+    with stage("tissue", slide=task.name, path=task.path):
         tissue = find_tissue(slide)
         log.info("%s: %.1f mm2 of tissue", task.name, tissue_area_um2(tissue) / 1e6)
-    with _stage(task, "heatmap"):
+    with stage("heatmap", slide=task.name, path=task.path):
         heatmap = infer(
             slide,
             _checkpoint(task.model, task.config.model),
@@ -210,17 +205,3 @@ def _recorded(task: SlideTask, made_from: dict[str, str]) -> SlideAnalysis | Non
     complete = all(path.is_file() for path in artefacts)
     complete = complete and provenance_of(task.output / "heatmaps" / f"{task.name}.zarr") == made_from
     return analysis if complete else None
-
-
-@contextmanager
-def _stage(task: SlideTask, stage: str) -> Iterator[None]:
-    """Say at which stage a slide failed; failures of the output side and of the model pass unchanged."""
-    try:
-        yield
-    except (StorageError, CheckpointError):
-        raise
-    except Exception as error:
-        log.debug("%s failed at %s", task.name, stage, exc_info=True)
-        known = isinstance(error, StagingError) or hasattr(error, "reason")
-        reason = str(error) if known else f"unexpected {type(error).__name__}: {error}"
-        raise SlideFaultError(task.path, reason, place=stage) from error

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from staging.analysis import Failure, SlideAnalysis, SlideFaultError, SlideTask, analyse_slide
+from staging.analysis import Failure, SlideAnalysis, SlideTask, analyse_slide
 from staging.camelyon import SlideFile, StageTable, score_kappa, write_stage_table
 from staging.cluster import each
 from staging.config import RunConfig, differences, model_name
 from staging.errors import ConfigurationError, MissingPatientError, SlideNameError, TooManyFailuresError
 from staging.pn import Staging, parse_slide_name, stage_patients
 from staging.report import write_report
+from staging.slide_fault import SlideFaultError
 from staging.tables import csv_text, label_table, lesion_table
 from wsi.errors import CheckpointError, StorageError
 from wsi.lock import OutputLock

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from staging.analysis import SlideFaultError
 from staging.cluster import each
 from staging.config import differences
 from staging.errors import ConfigurationError
 from staging.progress import CohortProgress
+from staging.slide_fault import stage
 from staging.tables import csv_text
-from wsi.errors import ArtefactError, CheckpointError, PathologyError, StorageError
+from wsi.errors import ArtefactError, CheckpointError, StorageError
 from wsi.lock import OutputLock
 from wsi.slide import Slide
 from wsi.store import atomic_text, json_text, provenance_of, sweep
 from wsi.tissue import find_tissue
 
-log = logging.getLogger(__name__)
 MASK = "find_tissue at 16 um/px"
 """Which tiles are encoded."""
 
@@ -114,10 +112,10 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
 
     encoder = _encoder(task.encoder)
     geometry = TileGeometry(mpp=task.mpp, size_px=encoder.size_px, stride_px=task.stride_px)
-    with _stage(task, "open"):
+    with stage("open", slide=task.name, path=task.path):
         slide = Slide.open(task.path, mpp=task.slide_mpp, on_bad_tile=task.on_bad_tile)
     with slide:
-        with _stage(task, "open"):
+        with stage("open", slide=task.name, path=task.path):
             made_from = features_provenance(
                 slide.fingerprint(), encoder, geometry, mask=MASK, precision=task.precision
             ) | {"slide_mpp": task.slide_mpp, "on_bad_tile": task.on_bad_tile}
@@ -125,9 +123,9 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
             with suppress(ArtefactError):  # what is damaged is made again
                 tiles = len(read_features(task.output))
                 return FeatureResult(name=task.name, tiles=tiles, was_there=True, bad_tiles=_read_bad(task))
-        with _stage(task, "tissue"):
+        with stage("tissue", slide=task.name, path=task.path):
             tissue = find_tissue(slide)
-        with _stage(task, "features"):
+        with stage("features", slide=task.name, path=task.path):
             count = write_features(
                 task.output,
                 slide,
@@ -171,19 +169,6 @@ def _encoder(wanted: LoadedEncoder) -> Any:  # noqa: ANN401  (an Encoder, import
     if encoder.digest != wanted.digest:
         raise CheckpointError(wanted.path, "changed while the slides were encoded", mend="start again")
     return encoder
-
-
-@contextmanager
-def _stage(task: FeatureTask, stage: str) -> Iterator[None]:
-    """Say at which stage a slide failed; failures of the output side and of the encoder pass unchanged."""
-    try:
-        yield
-    except (StorageError, CheckpointError):
-        raise
-    except Exception as error:
-        log.debug("%s failed at %s", task.name, stage, exc_info=True)
-        reason = str(error) if isinstance(error, PathologyError) else f"unexpected {type(error).__name__}: {error}"
-        raise SlideFaultError(task.path, reason, place=stage) from error
 
 
 def check_settings(output: Path, settings: dict[str, Any], *, record: str = _SETTINGS) -> None:

@@ -104,7 +104,7 @@ staging.phantom.section
 staging.phantom.plan
 staging.phantom.cohort
 staging.phantom
-staging.config
+staging.config staging.slide_fault
 staging.cluster
 staging.progress
 staging.contours staging.tables

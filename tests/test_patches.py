@@ -16,10 +16,11 @@ from annotations.errors import PatchStoreError, SamplingError
 from annotations.lesion_sites import find_sites
 from annotations.patch_labels import IGNORE
 from annotations.patch_store import read_patches, write_patches
-from annotations.patches import PatchBatch, Shares, sample_patches
+from annotations.patches import PatchBatch, Shares, draw_places
 from annotations.rasterize import Painting, rasterize
 from wsi.errors import ResolutionError
 from wsi.geometry import Frame
+from wsi.patch_reading import read_patches as read_many
 from wsi.pyramid import write_pyramid
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
@@ -63,15 +64,30 @@ def tissue() -> Mask:
 
 
 def sample(slide: Slide, tissue: Mask, annotations: list[Annotation] | None, **changes: Any) -> PatchBatch:
-    arguments: dict[str, Any] = {
+    """Places drawn, and their pixels."""
+    wanted: dict[str, Any] = {
         "mpp": 1.0,
         "size_px": SIDE,
         "count_tumour": 20,
         "count_normal": 20,
         "seed": 5,
         "negative": False,
-    }
-    return sample_patches(slide, annotations, tissue, **{**arguments, **changes})
+    } | changes
+    told = {name: wanted.pop(name, None) for name in ("patient", "centre")}
+    found = list(draw_places(slide, annotations, tissue, **wanted))
+    side, downsample = wanted["size_px"], slide.frame_at(wanted["mpp"]).downsample
+    x, y = (np.array([getattr(place.frame, axis) for place in found], np.float64) for axis in ("x", "y"))
+    return PatchBatch(
+        slide=slide.name,
+        patient=told["patient"] or slide.name,
+        centre=told["centre"],
+        mpp=wanted["mpp"],
+        images=read_many(slide, x, y, downsample=downsample, size_px=side),
+        targets=np.array([place.target for place in found], np.uint8).reshape(len(found), side, side),
+        x=x,
+        y=y,
+        kinds=tuple(place.kind for place in found),
+    )
 
 
 def frames(batch: PatchBatch) -> list[Frame]:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from two_processes import started_twice
 
 from wsi.cnn.checkpoint import Checkpoint, load_checkpoint
 from wsi.cnn.device_augmentation import Augmentation
@@ -155,16 +154,8 @@ save_checkpoint(Path({path!r}) / ("rank" + os.environ["RANK"]), result.checkpoin
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     code = TOGETHER.format(tests=str(Path(__file__).parent), path=str(tmp_path))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    # what torchrun sets
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=100) for process in running] == [0, 0]
+    ended = started_twice([sys.executable, "-c", code])
+    assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
     first, second = (load_checkpoint(tmp_path / name) for name in ("rank0", "rank1"))
     assert first.digest == second.digest
     alone = fit(method=EVERYTHING, batch=20).checkpoint

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from two_processes import started_twice
 from typer.testing import CliRunner
 
 from annotations.patch_store import read_patches, write_patches
@@ -117,30 +116,16 @@ def test_slides_of_strangers_are_not_searched(folder: Path, tmp_path: Path) -> N
 
 def test_several_processes_share_the_rounds(folder: Path, tmp_path: Path) -> None:
     """What torchrun starts: the first process looks for mistakes, the other waits, both train on them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     arguments = [
         *("train", folder / "patches.zarr", "-o", tmp_path / "model.safetensors", "--held-out", "0.5"),
         *("--device", "cpu", "--epochs", "1", "--rounds", "1", "--hard", "4", "--workers", "1"),
         *("--slides", folder / "images", "-a", folder / "annotations", "-r", folder / "stage_labels.csv"),
     ]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "staging", *map(str, arguments)],
-            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    (out, told), (silent, _) = (process.communicate(timeout=200) for process in running)
-    assert [process.returncode for process in running] == [0, 0], told
-    assert silent == ""
-    assert json.loads(out)["patches"] > len(read_patches(folder / "patches.zarr").images)
-    assert "round 2 of 2" in told
+    first, second = started_twice([sys.executable, "-m", "staging", *arguments])
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert second.stdout == ""
+    assert json.loads(first.stdout)["patches"] > len(read_patches(folder / "patches.zarr").images)
+    assert "round 2 of 2" in first.stderr
     assert not list(tmp_path.glob("*.progress"))
 
 

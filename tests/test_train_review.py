@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from test_resuming import FP16, TINY, fit, patches
+from two_processes import started_twice
 from typer.testing import CliRunner
 
 from annotations.patch_store import read_patches, write_patches
@@ -334,25 +334,11 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(store:
 
 
 def test_processes_hear_that_the_first_cannot_go_on(store: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
     model = tmp_path / "m.safetensors"
-    command = [sys.executable, "-m", "staging", "train", str(store), "-o", str(model), "--device", "cpu"]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     with _alone(model):
-        running = [
-            subprocess.Popen(
-                command,
-                env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in ("0", "1")
-        ]
-        told = [process.communicate(timeout=100)[1] for process in running]
-    assert [process.returncode for process in running] == [cli.EXIT_IN_USE, cli.EXIT_FATAL], told
+        ended = started_twice([sys.executable, "-m", "staging", "train", store, "-o", model, "--device", "cpu"])
+    told = [process.stderr for process in ended]
+    assert [process.returncode for process in ended] == [cli.EXIT_IN_USE, cli.EXIT_FATAL], told
     assert "is in use by another run" in told[0]
     assert "the first process could not go on" in told[1]
     assert "Traceback" not in "".join(told)

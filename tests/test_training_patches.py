@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_resuming import EVERYTHING, TINY, patches
+from two_processes import started_twice
 
 from annotations.patch_targets import PatchTargets
 from wsi.cnn.augmentation import cell_targets
@@ -274,15 +273,8 @@ save_checkpoint(Path({path!r}) / ("rank" + os.environ["RANK"]), result.checkpoin
 
 def test_two_processes_learn_one_network(tmp_path: Path) -> None:
     code = TOGETHER.format(tests=str(Path(__file__).parent), path=str(tmp_path))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=100) for process in running] == [0, 0]
+    ended = started_twice([sys.executable, "-c", code])
+    assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
     first, second = (load_checkpoint(tmp_path / name) for name in ("rank0", "rank1"))
     assert first.digest == second.digest
     assert first.provenance["validation_auc"] > 0.9
