@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from annotations.annotation import Annotation, Role
 from annotations.errors import GroupMapError, MissingRoleError
-from annotations.xml import shortened
+from annotations.files.xml import shortened
 
 # The organisers' own groups, for callers who want these and nothing else put before the known ones.
 GROUP_MAPS: Mapping[str, Mapping[str, Role]] = MappingProxyType(

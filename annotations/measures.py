@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import shapely
 
 from annotations.annotation import Annotation
-from annotations.lesion_sites import MERGE_UM
+from annotations.patches.sites import MERGE_UM
 from annotations.polygons import longest_diameter, tumour_area
 
 SLIVER_UM = 1.0

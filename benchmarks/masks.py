@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
-from annotations.formats import read_annotations
-from annotations.mask_file import write_annotation_mask
+from annotations.files.formats import read_annotations
+from annotations.masks.mask_file import write_annotation_mask
 from annotations.rasterize import Cover, Painting
 from wsi.geometry import Frame
 

@@ -35,21 +35,21 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from annotations.patch_exports import export_hdf5, export_images, export_webdataset
-from annotations.patch_labels import LabelRule
-from annotations.patch_store import write_patches
-from annotations.patch_table import COLUMNS, PatchTable
-from annotations.patches import PatchBatch
-from annotations.sparse_store import finish_store, read_store, store_slide
-from wsi.bigtiff import new_bigtiff
+from annotations.patches.batch import PatchBatch
+from annotations.patches.exports import export_hdf5, export_images, export_webdataset
+from annotations.patches.labels import LabelRule
+from annotations.patches.sparse_store import finish_store, read_store, store_slide
+from annotations.patches.table import COLUMNS, PatchTable
+from annotations.patches.zarr_store import write_patches
 from wsi.cnn.patch_loading import PatchItems, PatchStream
-from wsi.convert import stored_tags
 from wsi.geometry import Level
-from wsi.patch_reading import read_patches
-from wsi.pyramid import level_tags
+from wsi.patches.reading import read_patches
 from wsi.readers.turbo import find_turbo
 from wsi.slide import Slide
-from wsi.tile_stream import LevelTable
+from wsi.writing.bigtiff import new_bigtiff
+from wsi.writing.convert import stored_tags
+from wsi.writing.pyramid import level_tags
+from wsi.writing.tile_stream import LevelTable
 
 BATCH, WORKERS = 32, 2
 LARGE_PX = 51_200

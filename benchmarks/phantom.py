@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import simplejpeg
 
-from staging.labels import SlideLabel
+from staging.lesions.labels import SlideLabel
 from staging.phantom import SlidePlan, plan_cohort, render_slide
 from staging.phantom.atlas import atlases
 from staging.phantom.cohort import lay_out

@@ -34,9 +34,9 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from wsi.geometry import Frame, Region, tile_order
-from wsi.pyramid import write_pyramid
 from wsi.readers.tiff import CACHE_BYTES
 from wsi.slide import Slide
+from wsi.writing.pyramid import write_pyramid
 
 Pixels = NDArray[np.uint8]
 Works = dict[str, Callable[[], object]]
@@ -292,7 +292,7 @@ def draw(path: Path, tiles: int) -> None:
     """A slide of synthetic tissue at 0.25 um/px, tiles x tiles of 512 px, none missing."""
     from phantom import a_slide  # noqa: PLC0415  (the script beside this one)
 
-    from staging.labels import SlideLabel  # noqa: PLC0415
+    from staging.lesions.labels import SlideLabel  # noqa: PLC0415
     from staging.phantom.cohort import lay_out  # noqa: PLC0415
 
     section = lay_out(a_slide(0.25, (11000.0, 8600.0), SlideLabel.MACRO)).section

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from staging.labels import SlideLabel
+from staging.lesions.labels import SlideLabel
 from staging.phantom import SlidePlan, plan_cohort, render_slide
 from wsi.cnn.checkpoint import Checkpoint, save_checkpoint
 from wsi.cnn.network import Network

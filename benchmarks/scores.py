@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from staging.detections import Detections, write_detections
-from staging.kappa import score
-from staging.lesion_task import score_folders
-from staging.lesions import measure_mask
+from staging.lesions.detections import Detections, write_detections
+from staging.lesions.finding import measure_mask
+from staging.scores.kappa import score
+from staging.scores.lesion_task import score_folders
 from wsi.geometry import Frame
-from wsi.pyramid import write_mask
+from wsi.writing.pyramid import write_mask
 
 ROWS, COLUMNS, LEVEL = 3000, 7000, 5
 SIDE, BAND = 100_000, 1024

@@ -22,8 +22,8 @@ import numpy as np
 from patches import table_of_corners  # the script beside this one
 
 from annotations.annotation import Annotation, AnnotationSet, Role
-from annotations.formats import write_annotations
-from annotations.patch_table import write_table
+from annotations.files.formats import write_annotations
+from annotations.patches.table import write_table
 from wsi.slide import Slide
 
 PATIENTS = 10

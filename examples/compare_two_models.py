@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from staging.camelyon import read_stage_table
-from staging.patient_scores import compare_submissions
+from staging.cohorts.camelyon import read_stage_table
+from staging.scores.patients import compare_submissions
 
 
 def main(reference: Path, one: Path, other: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from annotations.asap import read_asap
+from annotations.files.asap import read_asap
 from annotations.polygons import tumour_area
 from annotations.rasterize import rasterize
 from wsi.slide import Slide

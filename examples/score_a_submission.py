@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from staging.camelyon import read_stage_table, score_kappa
-from staging.patient_scores import kappa_by_centre
-from staging.score_pictures import confusion_picture
-from staging.submission import Task, check_submission, require_complete
+from staging.cohorts.camelyon import read_stage_table, score_kappa
+from staging.cohorts.submission import Task, check_submission, require_complete
+from staging.scores.patients import kappa_by_centre
+from staging.scores.pictures import confusion_picture
 from wsi.render import save_png
 
 

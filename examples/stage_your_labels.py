@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from staging.camelyon import StageTable, read_label_table, read_stage_table, score_kappa
-from staging.pn import stage_patients
+from staging.cohorts.camelyon import StageTable, read_label_table, read_stage_table, score_kappa
+from staging.stages.pn import stage_patients
 
 
 def main(labels: Path, reference: Path) -> None:

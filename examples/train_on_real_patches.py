@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from annotations.patch_store import PatchSet, read_patches
-from staging.camelyon import StageTable, find_slides
-from staging.patch_sources import PatchRecipe
+from annotations.patches.zarr_store import PatchSet, read_patches
+from staging.cohorts.camelyon import StageTable, find_slides
 from staging.phantom import plan_cohort, render_slide
-from staging.progress import CohortProgress
-from staging.sampling import sample_cohort
+from staging.runs.bars import CohortProgress
+from staging.training.sampling import sample_cohort
+from staging.training.sources import PatchRecipe
 from wsi.cnn.calibration import area_under_curve
 from wsi.cnn.training import train
-from wsi.training_patches import HeldPatches
+from wsi.patches.feeding import HeldPatches
 
 MPP = 0.486
 SIDE_PX = 128

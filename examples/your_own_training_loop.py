@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from annotations.patch_table import read_table
+from annotations.patches.table import read_table
 from wsi.cnn.patch_loading import PatchStream
 
 

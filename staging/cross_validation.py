@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from staging.camelyon import SlideFile, StageTable, centre_of, score_kappa, write_stage_table
-from staging.cohort import CohortResult, run_cohort
+from staging.cohorts.camelyon import SlideFile, StageTable, centre_of, score_kappa, write_stage_table
+from staging.cohorts.references import CENTRES
 from staging.errors import CohortError, MissingPatientError
-from staging.fitting import FitRecipe, LabelledCohort, fit, run_configuration
-from staging.labels import SlideLabel
-from staging.pn import PatientStage
-from staging.progress import CohortProgress
-from staging.references import CENTRES
+from staging.lesions.labels import SlideLabel
+from staging.runs.bars import CohortProgress
+from staging.runs.cohort import CohortResult, run_cohort
+from staging.stages.pn import PatientStage
+from staging.training.fitting import FitRecipe, LabelledCohort, fit, run_configuration
 from wsi.store import atomic_text, json_text
 
 

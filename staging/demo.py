@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from staging.camelyon import find_slides, read_stage_table
-from staging.cohort import CohortResult, run_cohort
-from staging.fitting import FitRecipe, LabelledCohort, fit, run_configuration
+from staging.cohorts.camelyon import find_slides, read_stage_table
 from staging.phantom import generate_cohort
-from staging.progress import CohortProgress
+from staging.runs.bars import CohortProgress
+from staging.runs.cohort import CohortResult, run_cohort
+from staging.training.fitting import FitRecipe, LabelledCohort, fit, run_configuration
 
 TRAINING_CENTRES = (0, 1, 2, 3)
 TEST_CENTRES = (0, 1, 2, 3, 4)

@@ -12,7 +12,7 @@ from slide_files import picture
 
 from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.network import Network
-from wsi.pyramid import write_pyramid
+from wsi.writing.pyramid import write_pyramid
 
 
 @pytest.fixture(scope="session")

@@ -29,15 +29,15 @@ wsi.readers.opening wsi.readers.level_pixels
 wsi.readers
 wsi.lazy
 wsi.slide
-wsi.patch_reading
-wsi.patch_windows
-wsi.training_patches
-wsi.bigtiff
-wsi.tile_encoding
-wsi.tile_stream
-wsi.pyramid
-wsi.convert wsi.heatmap_file
-wsi.sparse
+wsi.patches.reading
+wsi.patches.blocks
+wsi.patches.feeding
+wsi.writing.bigtiff
+wsi.writing.tile_encoding
+wsi.writing.tile_stream
+wsi.writing.pyramid
+wsi.writing.convert wsi.writing.heatmap_file
+wsi.writing.sparse
 wsi.store
 wsi.lock
 wsi.stain
@@ -54,47 +54,47 @@ wsi.cnn.training_data
 wsi.cnn.learner
 wsi.cnn.training wsi.cnn.inference wsi.cnn.patch_loading
 wsi.cnn.curves wsi.cnn.training_log
-wsi.cnn.exported
-wsi.cnn.encoder wsi.cnn.mil
-wsi.cnn.features wsi.cnn.mil_training
-wsi.cnn.attention
+wsi.cnn.encoders.exported
+wsi.cnn.encoders.encoder wsi.cnn.encoders.mil
+wsi.cnn.encoders.features wsi.cnn.encoders.mil_training
+wsi.cnn.encoders.attention
 wsi.cnn
 wsi
 
 annotations.errors
-annotations.splines annotations.xml
+annotations.splines annotations.files.xml
 annotations.annotation
-annotations.groups annotations.asap annotations.imagescope
+annotations.groups annotations.files.asap annotations.files.imagescope
 annotations.rasterize
-annotations.polygons annotations.lesion_sites annotations.mask_file
-annotations.geojson annotations.contours annotations.measures
-annotations.features
-annotations.formats
-annotations.patch_labels
-annotations.patch_sampler
-annotations.patches
-annotations.patch_table annotations.patch_targets annotations.splits
-annotations.sparse_store annotations.patch_exports annotations.contact_sheet
-annotations.patch_store
-annotations.training_set
+annotations.polygons annotations.patches.sites annotations.masks.mask_file
+annotations.files.geojson annotations.contours annotations.measures
+annotations.files.geojson_features
+annotations.files.formats
+annotations.patches.labels
+annotations.patches.sampler
+annotations.patches.batch
+annotations.patches.table annotations.patches.targets annotations.patches.splits
+annotations.patches.sparse_store annotations.patches.exports annotations.patches.contact_sheet
+annotations.patches.zarr_store
+annotations.patches.training_set
 annotations
 
-staging.errors staging.errata
-staging.csv_rows staging.mask_values
-staging.detections
-staging.kappa staging.roc staging.froc
-staging.components
-staging.merging
-staging.lesion_features
-staging.lesions
-staging.labels
-staging.pn staging.tnm staging.nuclei
-staging.classifier staging.slide_features staging.importance_picture
-staging.camelyon
-staging.references staging.evaluation_masks
-staging.node_tables staging.classifier_training
-staging.slide_scores staging.patient_scores staging.lesion_task
-staging.score_pictures staging.score_texts
+staging.errors staging.cohorts.errata
+staging.csv_rows staging.lesions.mask_values
+staging.lesions.detections
+staging.scores.kappa staging.scores.roc staging.scores.froc
+staging.lesions.components
+staging.lesions.merging
+staging.lesions.shape
+staging.lesions.finding
+staging.lesions.labels
+staging.stages.pn staging.stages.tnm staging.lesions.nuclei
+staging.learned_labels.trees staging.learned_labels.predictors staging.learned_labels.importance_picture
+staging.cohorts.camelyon
+staging.cohorts.references staging.scores.evaluation_masks
+staging.cohorts.node_tables staging.learned_labels.training
+staging.scores.slides staging.scores.patients staging.scores.lesion_task
+staging.scores.pictures staging.scores.texts
 staging.phantom.noise staging.phantom.stain
 staging.phantom.cells
 staging.phantom.texture
@@ -104,21 +104,21 @@ staging.phantom.section
 staging.phantom.plan
 staging.phantom.cohort
 staging.phantom
-staging.config staging.slide_fault
-staging.cluster
-staging.progress
-staging.contours staging.tables
-staging.patch_sources staging.operating_point
-staging.mask_files staging.lesion_settings
-staging.lesion_files staging.cell_counts staging.learned_labels
-staging.patch_output staging.patch_progress staging.training_progress
-staging.sampling
-staging.submission staging.review staging.mask_drawing
-staging.analysis
-staging.report
-staging.cohort
-staging.feature_run
-staging.fitting staging.training_run
+staging.runs.config staging.runs.slide_fault
+staging.runs.cluster
+staging.runs.bars
+staging.lesions.outlines staging.lesions.tables
+staging.training.sources staging.training.peak
+staging.lesions.masks staging.lesions.settings
+staging.lesions.files staging.lesions.cell_counts staging.learned_labels.labelling
+staging.training.outputs staging.training.patch_progress staging.training.training_progress
+staging.training.sampling
+staging.cohorts.submission staging.runs.review annotations.masks.drawing
+staging.runs.analysis
+staging.runs.report
+staging.runs.cohort
+staging.runs.encoding
+staging.training.fitting staging.training.rounds
 staging.cross_validation staging.demo
 staging.commands.options
 staging.commands.results
@@ -196,13 +196,13 @@ def test_imports_only_what_stands_above(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("wsi.slide", "from staging.kappa import score"),
+        ("wsi.slide", "from staging.scores.kappa import score"),
         ("wsi.geometry", "from wsi.raster import Mask"),
-        ("annotations.asap", "def f():\n    from staging import labels"),
+        ("annotations.files.asap", "def f():\n    from staging.lesions import labels"),
         ("wsi.readers.tiff", "from wsi.readers.openslide import OpenSlideReader"),
-        ("staging.labels", "import staging.pn"),
+        ("staging.lesions.labels", "import staging.stages.pn"),
         ("staging.commands.run", "from staging.commands import stage"),
-        ("staging.kappa", "from wsi.nowhere import x"),
+        ("staging.scores.kappa", "from wsi.nowhere import x"),
     ],
 )
 def test_the_test_can_fail(name: str, line: str) -> None:

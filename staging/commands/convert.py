@@ -48,14 +48,14 @@ def convert(
     Example: sentinode convert slide.svs slide.tif
     """
     if Path(source).suffix.lower() in _ANNOTATIONS:
-        from annotations.formats import convert_annotations  # noqa: PLC0415  (slow import)
+        from annotations.files.formats import convert_annotations  # noqa: PLC0415  (slow import)
 
         typer.echo(json.dumps(convert_annotations(Path(source), Path(target))))
         return
 
-    from staging.progress import CohortProgress  # noqa: PLC0415  (slow import)
-    from wsi.convert import convert_slide  # noqa: PLC0415
+    from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
     from wsi.slide import Slide  # noqa: PLC0415
+    from wsi.writing.convert import convert_slide  # noqa: PLC0415
 
     _check(source, target, tile_size=tile_size)
     start = time.perf_counter()
@@ -91,10 +91,10 @@ def convert(
 
 def _keep_tissue(source: str, target: str, *, slide_mpp: float | None, quality: int) -> dict[str, Any]:
     """Copy the tiles that hold tissue, on every level."""
-    from staging.progress import CohortProgress  # noqa: PLC0415  (slow import)
+    from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
     from wsi.slide import Slide  # noqa: PLC0415
-    from wsi.sparse import tissue_windows, write_sparse  # noqa: PLC0415
     from wsi.tissue import find_tissue  # noqa: PLC0415
+    from wsi.writing.sparse import tissue_windows, write_sparse  # noqa: PLC0415
 
     with Slide.open(source, mpp=slide_mpp) as slide, CohortProgress(1, verb="slides converted") as progress:
         done = write_sparse(
@@ -136,7 +136,7 @@ def _check(source: str, target: str, *, tile_size: int) -> None:
         ConfigurationError: it has not, or the size of a tile is none that TIFF allows.
     """
     from staging.errors import ConfigurationError  # noqa: PLC0415
-    from wsi.convert import is_same_file  # noqa: PLC0415  (slow import)
+    from wsi.writing.convert import is_same_file  # noqa: PLC0415  (slow import)
 
     if Path(target).suffix.lower() not in _SLIDES:
         raise ConfigurationError(target, "is no name for a TIFF", mend=f"let it end in one of {', '.join(_SLIDES)}")

@@ -47,12 +47,12 @@ def cross_validate(
 
     Example: sentinode cross-validate images -a annotations -r stage_labels.csv -o folds --leave-one-centre-out
     """
-    from staging.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.commands.results import kappa_table  # noqa: PLC0415
     from staging.cross_validation import cross_validate as validate  # noqa: PLC0415
     from staging.cross_validation import folds_by_centre, folds_by_patient  # noqa: PLC0415
     from staging.errors import CohortError, ConfigurationError  # noqa: PLC0415
-    from staging.fitting import FitRecipe, LabelledCohort  # noqa: PLC0415
+    from staging.training.fitting import FitRecipe, LabelledCohort  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     if leave_one_centre_out and folds is not None:

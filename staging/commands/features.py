@@ -59,17 +59,17 @@ def features(
 
     Example: sentinode features CAMELYON16/training -e uni.pt2 --mpp 0.5 --size 224 -o features
     """
-    from staging.camelyon import find_slides  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_slides  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415
-    from staging.feature_run import (  # noqa: PLC0415
+    from staging.runs.encoding import (  # noqa: PLC0415
         MASK,
         FeatureTask,
         LoadedEncoder,
         check_settings,
         encode_slides,
     )
-    from wsi.cnn.encoder import load_encoder  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.features import TileGeometry  # noqa: PLC0415
+    from wsi.cnn.encoders.encoder import load_encoder  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.encoders.features import TileGeometry  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     found = find_slides(slides)

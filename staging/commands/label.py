@@ -12,7 +12,7 @@ import typer
 from staging.commands.options import SlideMpp
 
 if TYPE_CHECKING:
-    from staging.classifier_training import Recipe
+    from staging.learned_labels.training import Recipe
 
 
 def label(
@@ -83,7 +83,7 @@ def label(
             None, "--cells and --slides belong to labels by size", mend="leave them out, or --train and --apply"
         )
     if train:
-        from staging.classifier_training import Recipe  # noqa: PLC0415  (slow import)
+        from staging.learned_labels.training import Recipe  # noqa: PLC0415  (slow import)
 
         recipe = Recipe(kind=kind, trees=trees, folds=folds, split=split, seed=seed)
         record = _train(inputs[0], inputs[1], output, recipe)
@@ -112,10 +112,10 @@ def _by_size(
     nucleus_um: float,
     mpp: float | None,
 ) -> dict[str, Any]:
-    from staging.camelyon import find_slides  # noqa: PLC0415  (slow import)
-    from staging.cell_counts import count_cells, counted_label_table  # noqa: PLC0415
-    from staging.labels import SizeRule  # noqa: PLC0415
-    from staging.tables import label_table, read_lesion_table  # noqa: PLC0415
+    from staging.cohorts.camelyon import find_slides  # noqa: PLC0415  (slow import)
+    from staging.lesions.cell_counts import count_cells, counted_label_table  # noqa: PLC0415
+    from staging.lesions.labels import SizeRule  # noqa: PLC0415
+    from staging.lesions.tables import label_table, read_lesion_table  # noqa: PLC0415
     from wsi.store import atomic_text, json_text  # noqa: PLC0415
 
     found = read_lesion_table(table)
@@ -149,11 +149,11 @@ def _settings_beside(table: Path) -> Any:  # noqa: ANN401  (what a JSON file hol
 
 
 def _train(heatmaps: Path, reference: Path, output: Path, recipe: Recipe) -> dict[str, Any]:
-    from staging.camelyon import read_label_table  # noqa: PLC0415  (slow import)
-    from staging.classifier import write_classifier  # noqa: PLC0415
-    from staging.classifier_training import gather, train_classifier  # noqa: PLC0415
-    from staging.importance_picture import importance_picture  # noqa: PLC0415
-    from staging.learned_labels import find_heatmaps  # noqa: PLC0415
+    from staging.cohorts.camelyon import read_label_table  # noqa: PLC0415  (slow import)
+    from staging.learned_labels.importance_picture import importance_picture  # noqa: PLC0415
+    from staging.learned_labels.labelling import find_heatmaps  # noqa: PLC0415
+    from staging.learned_labels.training import gather, train_classifier  # noqa: PLC0415
+    from staging.learned_labels.trees import write_classifier  # noqa: PLC0415
     from wsi.render import save_png  # noqa: PLC0415
 
     slides = gather(find_heatmaps(heatmaps), read_label_table(reference), split=recipe.split, reference=reference)
@@ -167,8 +167,8 @@ def _train(heatmaps: Path, reference: Path, output: Path, recipe: Recipe) -> dic
 
 
 def _apply(model: Path, heatmaps: Path, output: Path) -> dict[str, Any]:
-    from staging.classifier import read_classifier  # noqa: PLC0415  (slow import)
-    from staging.learned_labels import find_heatmaps, learned_label_table  # noqa: PLC0415
+    from staging.learned_labels.labelling import find_heatmaps, learned_label_table  # noqa: PLC0415
+    from staging.learned_labels.trees import read_classifier  # noqa: PLC0415  (slow import)
     from wsi.store import atomic_text  # noqa: PLC0415
 
     classifier, found = read_classifier(model), find_heatmaps(heatmaps)

@@ -74,18 +74,18 @@ def lesions(
 
     Example: sentinode lesions results/heatmaps -o lesions
     """
-    from staging.contours import write_contours  # noqa: PLC0415  (slow import)
     from staging.errors import DuplicateSlideError  # noqa: PLC0415
-    from staging.lesion_files import (  # noqa: PLC0415
+    from staging.lesions.files import (  # noqa: PLC0415
         DRAWN,
         feature_table,
         measure_drawing,
         measure_heatmap_file,
         measure_mask_file,
     )
-    from staging.lesion_settings import refuse_different, settings_of  # noqa: PLC0415
-    from staging.lesions import as_lesion  # noqa: PLC0415
-    from staging.tables import lesion_table  # noqa: PLC0415
+    from staging.lesions.finding import as_lesion  # noqa: PLC0415
+    from staging.lesions.outlines import write_contours  # noqa: PLC0415  (slow import)
+    from staging.lesions.settings import refuse_different, settings_of  # noqa: PLC0415
+    from staging.lesions.tables import lesion_table  # noqa: PLC0415
     from wsi.store import atomic_text, json_text  # noqa: PLC0415
 
     files = [one for path in files for one in _within(path)]

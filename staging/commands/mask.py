@@ -14,7 +14,7 @@ import typer
 from staging.commands.options import Workers
 
 if TYPE_CHECKING:
-    from staging.mask_drawing import MaskJob
+    from annotations.masks.drawing import MaskJob
 
 _FILES = (".tif", ".tiff", ".btf")
 EXIT_FATAL, EXIT_SOME_FAILED = 1, 3
@@ -77,8 +77,8 @@ def mask(
     Example: sentinode mask 'annotations/*.xml' --slides images -o masks
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
+    from annotations.masks.drawing import MaskJob, MaskRecipe  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415
-    from staging.mask_drawing import MaskJob, MaskRecipe  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     _check(slide=slide, slides=slides, size=size, mpp=mpp, out_mpp=out_mpp, out_level=out_level, tile_size=tile_size)
@@ -118,9 +118,9 @@ def _draw_all(jobs: Sequence[MaskJob], workers: int) -> int:
         PathologyError: the only mask failed.
         StorageError: the output side failed.
     """
-    from staging.cluster import each  # noqa: PLC0415  (slow import)
-    from staging.mask_drawing import draw_mask  # noqa: PLC0415
-    from staging.progress import CohortProgress  # noqa: PLC0415
+    from annotations.masks.drawing import draw_mask  # noqa: PLC0415
+    from staging.runs.bars import CohortProgress  # noqa: PLC0415
+    from staging.runs.cluster import each  # noqa: PLC0415  (slow import)
     from wsi.errors import StorageError  # noqa: PLC0415
 
     for folder in {job.target.parent for job in jobs}:
@@ -156,7 +156,7 @@ def _check(
         ConfigurationError: they do.
     """
     from staging.errors import ConfigurationError  # noqa: PLC0415
-    from wsi.convert import MAX_SIDE_PX  # noqa: PLC0415  (slow import)
+    from wsi.writing.convert import MAX_SIDE_PX  # noqa: PLC0415  (slow import)
 
     if sum(option is not None for option in (slide, slides, size)) != 1:
         raise ConfigurationError(
@@ -223,14 +223,14 @@ def _targets(files: Sequence[Path], output: Path) -> list[Path]:
 
 
 def _slides_by_name(folder: Path | None) -> dict[str, Path]:
-    from staging.camelyon import find_slides  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_slides  # noqa: PLC0415  (slow import)
 
     return {} if folder is None else {slide.name.lower(): slide.path for slide in find_slides(folder)}
 
 
 def _refuse_overwriting(jobs: Sequence[MaskJob]) -> None:
     from staging.errors import ConfigurationError  # noqa: PLC0415
-    from wsi.convert import is_same_file  # noqa: PLC0415  (slow import)
+    from wsi.writing.convert import is_same_file  # noqa: PLC0415  (slow import)
 
     for job in jobs:
         for source in (job.contours, job.slide):

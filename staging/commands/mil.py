@@ -26,7 +26,7 @@ Features = Annotated[
 
 
 class JudgedSlide(Protocol):
-    """What is needed of wsi.cnn.features.SlideFeatures."""
+    """What is needed of wsi.cnn.encoders.features.SlideFeatures."""
 
     @property
     def path(self) -> Path: ...
@@ -79,11 +79,11 @@ def train(
     Example: sentinode mil train features stage_labels.csv -o head.safetensors
     """
     from staging.errors import ConfigurationError  # noqa: PLC0415  (slow import)
-    from staging.roc import area_under_curve  # noqa: PLC0415
-    from staging.tables import csv_text  # noqa: PLC0415
+    from staging.lesions.tables import csv_text  # noqa: PLC0415
+    from staging.scores.roc import area_under_curve  # noqa: PLC0415
     from wsi.cnn.device import pick_device  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.mil import save_head  # noqa: PLC0415
-    from wsi.cnn.mil_training import Bag, MilTraining, train_head  # noqa: PLC0415
+    from wsi.cnn.encoders.mil import save_head  # noqa: PLC0415
+    from wsi.cnn.encoders.mil_training import Bag, MilTraining, train_head  # noqa: PLC0415
     from wsi.store import atomic_text  # noqa: PLC0415
 
     pick_device(device)  # before anything is read
@@ -167,10 +167,10 @@ def apply(
 
     Example: sentinode mil apply head.safetensors features -o judged
     """
-    from staging.feature_run import check_settings  # noqa: PLC0415  (slow import)
-    from staging.tables import csv_text  # noqa: PLC0415
-    from wsi.cnn.attention import AttentionMap, save_attention_png, write_attention  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.mil import load_head  # noqa: PLC0415
+    from staging.lesions.tables import csv_text  # noqa: PLC0415
+    from staging.runs.encoding import check_settings  # noqa: PLC0415  (slow import)
+    from wsi.cnn.encoders.attention import AttentionMap, save_attention_png, write_attention  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.encoders.mil import load_head  # noqa: PLC0415
     from wsi.errors import CheckpointError, PathologyError, StorageError  # noqa: PLC0415
     from wsi.lock import OutputLock  # noqa: PLC0415
     from wsi.store import atomic_text, json_text, sweep  # noqa: PLC0415
@@ -246,7 +246,7 @@ def _tell(done: int, total: int) -> None:
 def _opened(folders: Sequence[Path]) -> tuple[list[Any], dict[str, str]]:
     """The features in folders by name, and why others cannot be used."""
     from staging.errors import DuplicateSlideError, NoSlidesError  # noqa: PLC0415  (slow import)
-    from wsi.cnn.features import read_features  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.encoders.features import read_features  # noqa: PLC0415  (loads torch)
     from wsi.errors import ArtefactError  # noqa: PLC0415
 
     paths: dict[str, Path] = {}
@@ -281,7 +281,7 @@ def _shared(slide: JudgedSlide) -> dict[str, Any]:
 
 
 def _check_recipe(slide: JudgedSlide, recipe: Mapping[str, Any]) -> None:
-    from staging.config import differences  # noqa: PLC0415  (slow import)
+    from staging.runs.config import differences  # noqa: PLC0415  (slow import)
     from wsi.errors import ArtefactError  # noqa: PLC0415
 
     found = differences(_shared(slide), dict(recipe))
@@ -300,9 +300,9 @@ def _check_width(slide: JudgedSlide, width: int) -> None:
 
 def _labels(reference: Path, classes: str) -> tuple[tuple[str, ...], dict[str, int]]:
     """The names of the classes, and the number of each slide's class by the slide's key."""
-    from staging.camelyon import read_label_table  # noqa: PLC0415  (slow import)
-    from staging.labels import SlideLabel  # noqa: PLC0415
-    from staging.references import read_truth  # noqa: PLC0415
+    from staging.cohorts.camelyon import read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.references import read_truth  # noqa: PLC0415
+    from staging.lesions.labels import SlideLabel  # noqa: PLC0415
 
     if classes == "2":
         return _TWO, {slide: int(is_positive) for slide, is_positive in read_truth(reference).items()}
@@ -311,7 +311,7 @@ def _labels(reference: Path, classes: str) -> tuple[tuple[str, ...], dict[str, i
 
 
 def _why_left_out(slide: str, labels: Mapping[str, int]) -> str | None:
-    from staging.errata import OUT_OF_SLIDE_TASK  # noqa: PLC0415  (slow import)
+    from staging.cohorts.errata import OUT_OF_SLIDE_TASK  # noqa: PLC0415  (slow import)
 
     if _key(slide) in OUT_OF_SLIDE_TASK:
         return OUT_OF_SLIDE_TASK[_key(slide)]
@@ -353,7 +353,7 @@ def _patients(path: Path) -> dict[str, str]:
 
 def _patient(slide: str) -> str | None:
     from staging.errors import SlideNameError  # noqa: PLC0415  (slow import)
-    from staging.pn import parse_slide_name  # noqa: PLC0415
+    from staging.stages.pn import parse_slide_name  # noqa: PLC0415
 
     try:
         return parse_slide_name(slide)[0]
@@ -362,6 +362,6 @@ def _patient(slide: str) -> str | None:
 
 
 def _key(slide: str) -> str:
-    from staging.references import slide_key  # noqa: PLC0415  (slow import)
+    from staging.cohorts.references import slide_key  # noqa: PLC0415  (slow import)
 
     return slide_key(slide)

@@ -11,8 +11,8 @@ import typer
 from staging.commands.options import Device, SlideMpp, Workers
 
 if TYPE_CHECKING:
-    from annotations.patch_labels import LabelRule
-    from annotations.splits import Split
+    from annotations.patches.labels import LabelRule
+    from annotations.patches.splits import Split
 
 _Format = Literal["sparse", "table", "zarr", "webdataset", "hdf5", "png", "jpeg"]
 
@@ -141,9 +141,9 @@ def patches(
     Example: sentinode patches cohort/images cohort/annotations -r cohort/stage_labels.csv -o patches --per-class 1000
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
-    from staging.camelyon import StageTable, find_slides, read_label_table  # noqa: PLC0415  (slow import)
-    from staging.patch_progress import PatchProgress  # noqa: PLC0415
-    from staging.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
+    from staging.cohorts.camelyon import StageTable, find_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.training.patch_progress import PatchProgress  # noqa: PLC0415
+    from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
 
     where, contours = _apart(slides, annotations)
     found = find_slides(where)
@@ -199,8 +199,8 @@ def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Pa
 
 
 def _parsed(label: str, split: str | None) -> tuple[LabelRule, Split | None]:
-    from annotations.patch_labels import LabelRule  # noqa: PLC0415  (slow import)
-    from annotations.splits import Split  # noqa: PLC0415
+    from annotations.patches.labels import LabelRule  # noqa: PLC0415  (slow import)
+    from annotations.patches.splits import Split  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415
 
     try:

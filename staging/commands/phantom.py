@@ -29,7 +29,7 @@ def phantom(
 
     from staging.errors import ConfigurationError  # noqa: PLC0415
     from staging.phantom import generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
-    from staging.progress import CohortProgress  # noqa: PLC0415
+    from staging.runs.bars import CohortProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     chosen = parse_centres(centres)

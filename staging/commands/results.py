@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from staging.cohort import CohortResult
+    from staging.runs.cohort import CohortResult
 
 
 def summary(result: CohortResult, output: Path) -> str:

@@ -26,8 +26,8 @@ def review(
 
     Example: sentinode review results stage_labels.csv -o review --slides CAMELYON17/training
     """
-    from staging.camelyon import find_slides, read_label_table  # noqa: PLC0415  (slow import)
-    from staging.review import find_disagreements, write_review  # noqa: PLC0415
+    from staging.cohorts.camelyon import find_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.runs.review import find_disagreements, write_review  # noqa: PLC0415
 
     files = {slide.name: slide.path for slide in find_slides(slides)} if slides else None
     found, compared = find_disagreements(run, read_label_table(reference))

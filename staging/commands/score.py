@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from staging.score_texts import centre_text, comparison_text, confusion_text, froc_text, with_interval
+from staging.scores.texts import centre_text, comparison_text, confusion_text, froc_text, with_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,8 +64,8 @@ def kappa(
 
     Example: sentinode score kappa stage_labels.csv stages.csv --against other.csv
     """
-    from staging.camelyon import read_stage_table, score_kappa  # noqa: PLC0415  (slow import)
-    from staging.patient_scores import compare_submissions, kappa_by_centre  # noqa: PLC0415
+    from staging.cohorts.camelyon import read_stage_table, score_kappa  # noqa: PLC0415  (slow import)
+    from staging.scores.patients import compare_submissions, kappa_by_centre  # noqa: PLC0415
 
     truth, claimed = read_stage_table(reference), read_stage_table(submission, submission=True)
     result = score_kappa(truth, claimed, resamples=resamples, seed=seed)
@@ -92,7 +92,7 @@ def kappa(
             texts.append(comparison_text(record["against"], against.name))
         typer.echo("\n".join(texts), err=True)
     if picture is not None:
-        from staging.score_pictures import confusion_picture  # noqa: PLC0415
+        from staging.scores.pictures import confusion_picture  # noqa: PLC0415
 
         note = f"quadratic kappa {with_interval(record['kappa'], record['interval'])}, {result.patients} patients"
         _save(picture, confusion_picture(result.confusion, result.stages, title="pN-stage", notes=[note]))
@@ -115,15 +115,15 @@ def labels(
 
     Example: sentinode score labels stage_labels.csv results/labels.csv
     """
-    from staging.camelyon import read_label_table  # noqa: PLC0415  (slow import)
-    from staging.slide_scores import score_labels  # noqa: PLC0415
+    from staging.cohorts.camelyon import read_label_table  # noqa: PLC0415  (slow import)
+    from staging.scores.slides import score_labels  # noqa: PLC0415
 
     record = score_labels(read_label_table(reference), read_label_table(submission), source=submission).to_json()
     summary = f"accuracy {with_interval(record['accuracy'], record['accuracy_interval'])}, {record['slides']} slides"
     if table:
         typer.echo(f"{confusion_text(record['labels'], record['confusion'])}\n\n{summary}", err=True)
     if picture is not None:
-        from staging.score_pictures import confusion_picture  # noqa: PLC0415
+        from staging.scores.pictures import confusion_picture  # noqa: PLC0415
 
         drawn = confusion_picture(record["confusion"], record["labels"], title="slide label", notes=[summary])
         _save(picture, drawn)
@@ -152,8 +152,8 @@ def auc(
 
     Example: sentinode score auc reference.csv predictions.csv --picture roc.png
     """
-    from staging.references import read_predictions, read_truth  # noqa: PLC0415  (slow import)
-    from staging.slide_scores import score_auc  # noqa: PLC0415
+    from staging.cohorts.references import read_predictions, read_truth  # noqa: PLC0415  (slow import)
+    from staging.scores.slides import score_auc  # noqa: PLC0415
 
     result = score_auc(
         read_truth(reference),
@@ -165,7 +165,7 @@ def auc(
     )
     record = result.to_json()
     if picture is not None:
-        from staging.score_pictures import curve_picture  # noqa: PLC0415
+        from staging.scores.pictures import curve_picture  # noqa: PLC0415
 
         note = (
             f"area {with_interval(record['auc'], record['delong'])} (DeLong), {result.whole.positives} positive and "
@@ -230,8 +230,8 @@ def froc(
 
     Example: sentinode score froc masks detections --normal-list reference.csv --picture froc.png
     """
-    from staging.lesion_task import score_folders  # noqa: PLC0415  (slow import)
-    from staging.references import read_normal_slides  # noqa: PLC0415
+    from staging.cohorts.references import read_normal_slides  # noqa: PLC0415
+    from staging.scores.lesion_task import score_folders  # noqa: PLC0415  (slow import)
 
     result = score_folders(
         masks,
@@ -249,7 +249,7 @@ def froc(
     if table:
         typer.echo(froc_text(record), err=True)
     if picture is not None:
-        from staging.score_pictures import curve_picture  # noqa: PLC0415
+        from staging.scores.pictures import curve_picture  # noqa: PLC0415
 
         note = (
             f"score {with_interval(record['froc_score'], record['interval'])}, corrected "

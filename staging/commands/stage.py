@@ -37,9 +37,9 @@ def stage(
 
     Example: sentinode stage labels.csv -o stages.csv
     """
-    from staging.camelyon import read_label_table, write_stage_table  # noqa: PLC0415  (slow import)
-    from staging.node_tables import read_label_probabilities, read_node_sites, tnm_stages  # noqa: PLC0415
-    from staging.pn import parse_slide_name, stage_patients, stage_probabilities  # noqa: PLC0415
+    from staging.cohorts.camelyon import read_label_table, write_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.node_tables import read_label_probabilities, read_node_sites, tnm_stages  # noqa: PLC0415
+    from staging.stages.pn import parse_slide_name, stage_patients, stage_probabilities  # noqa: PLC0415
 
     table = read_label_table(labels)
     staging = stage_patients(table, expected_nodes=nodes)
@@ -71,7 +71,7 @@ def stage(
 
 def _patient(slide: str) -> str | None:
     from staging.errors import SlideNameError  # noqa: PLC0415  (slow import)
-    from staging.pn import parse_slide_name  # noqa: PLC0415
+    from staging.stages.pn import parse_slide_name  # noqa: PLC0415
 
     try:
         return parse_slide_name(slide)[0]

@@ -49,8 +49,8 @@ def write(
 
     Example: sentinode submission write stages results -o submission.csv
     """
-    from staging.detections import RADIUS_UM  # noqa: PLC0415  (slow import)
-    from staging.submission import Task, write_submission  # noqa: PLC0415
+    from staging.cohorts.submission import Task, write_submission  # noqa: PLC0415
+    from staging.lesions.detections import RADIUS_UM  # noqa: PLC0415  (slow import)
 
     done = write_submission(
         Task(task),
@@ -80,7 +80,7 @@ def check(
 
     Example: sentinode submission check lesions detections --expect reference.csv
     """
-    from staging.submission import Task, check_submission, read_names, require_complete  # noqa: PLC0415  (slow import)
+    from staging.cohorts.submission import Task, check_submission, read_names, require_complete  # noqa: PLC0415  (slow import)
 
     names = None if expected is None else read_names(expected)
     found = check_submission(Task(task), path, expected=names)

@@ -95,8 +95,8 @@ def train(
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
-    from staging.training_progress import TrainingProgress  # noqa: PLC0415
-    from staging.training_run import MiningPlan, TrainingPlan, run_training  # noqa: PLC0415
+    from staging.training.rounds import MiningPlan, TrainingPlan, run_training  # noqa: PLC0415
+    from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
     from wsi.cnn.ranks import is_first_process  # noqa: PLC0415  (loads torch)
 
     mining = None

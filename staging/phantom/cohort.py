@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
-from annotations.asap import write_asap
-from staging.camelyon import write_stage_table
-from staging.labels import SizeRule, SlideLabel
+from annotations.files.asap import write_asap
+from staging.cohorts.camelyon import write_stage_table
+from staging.lesions.labels import SizeRule, SlideLabel
 from staging.phantom.anatomy import CELL_UM, RIM, Anatomy, draw_anatomy
 from staging.phantom.contours import Contours, Ground, grow_lesion, longest_diameter
 from staging.phantom.plan import LesionPlan, SlidePlan, plan_cohort
 from staging.phantom.section import Section
 from staging.phantom.stain import CENTRES
 from staging.phantom.texture import Tissue
-from staging.pn import PatientStage
-from wsi.pyramid import write_pyramid
+from staging.stages.pn import PatientStage
 from wsi.store import atomic_text, json_text
+from wsi.writing.pyramid import write_pyramid
 
 _DECIMALS = 4
 _PURPOSES = 1000  # streams of one slide: layouts from 0 on, the textures' shifts after them

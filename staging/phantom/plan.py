@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from staging.labels import SizeRule, SlideLabel
+from staging.lesions.labels import SizeRule, SlideLabel
 from staging.phantom.stain import CENTRES
-from staging.pn import PatientStage
+from staging.stages.pn import PatientStage
 
 NODES = 5
 _PER_BLOCK = 20

@@ -1,4 +1,4 @@
-"""Patches straight from slides into a training loop: torch datasets over ``wsi.patch_reading``.
+"""Patches straight from slides into a training loop: torch datasets over ``wsi.patches.reading``.
 
 PatchStream is the quick one: it gives whole batches, each tile decoded once per window. PatchDataset gives any patch at
 any time, for samplers of one's own. Both may be forked or spawned into DataLoader workers: what is sent are paths and
@@ -6,7 +6,7 @@ positions, and every process opens its own slides, a bounded number at a time.
 
 Example: a training loop without any extracted patch::
 
-    table = read_table("patches.parquet")                     # of annotations.patch_table
+    table = read_table("patches.parquet")                     # of annotations.patches.table
     table = table.rows(table["split"] == "train")
     stream = PatchStream(table.places(), table.labels, batch=64)
     for epoch in range(20):
@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from wsi.cores import usable_cores
-from wsi.patch_reading import PassPlan, PatchPlaces, SlidePool, read_places
-from wsi.patch_windows import ReadWindow, SlidePixels, WindowReader, window_of
+from wsi.patches.blocks import ReadWindow, SlidePixels, WindowReader, window_of
+from wsi.patches.reading import PassPlan, PatchPlaces, SlidePool, read_places
 from wsi.readers.base import OnBadTile
 
 _WINDOW_BYTES = 192 * 2**20
@@ -55,7 +55,7 @@ class PatchItems(NamedTuple):
 class PatchStream(IterableDataset[PatchItems]):
     """Batches of patches, one pass over all of them per iteration; for ``DataLoader(stream, batch_size=None)``.
 
-    The shuffle is windowed: see ``wsi.patch_reading.PassPlan``. Between DataLoader workers and between the ranks of a
+    The shuffle is windowed: see ``wsi.patches.reading.PassPlan``. Between DataLoader workers and between the ranks of a
     distributed run patches are shared out without overlap. With several ranks each has the same number of batches, and
     fewer patches than there are workers in all are left out, others in every pass.
 

@@ -27,9 +27,9 @@ from wsi.cnn.resuming import load_progress, save_progress
 from wsi.cnn.training_data import TrainingData
 from wsi.cores import usable_cores
 from wsi.errors import CheckpointError
+from wsi.patches.feeding import TrainingPatches
 from wsi.stain import StainJitter
 from wsi.store import storage
-from wsi.training_patches import TrainingPatches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from wsi.cnn.augmentation import IGNORE, cell_targets
 from wsi.cnn.network import CellGeometry
+from wsi.patches.feeding import TrainingPatches
 from wsi.stain import StainJitter
-from wsi.training_patches import TrainingPatches
 
 _LOOKED_AT = 8192  # patches of which colours are measured, at most
 _TOGETHER = 64

@@ -1,0 +1,1 @@
+"""Annotation files: ASAP XML, GeoJSON and ImageScope XML."""

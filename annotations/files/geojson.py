@@ -1,0 +1,361 @@
+"""GeoJSON as QuPath writes and reads it; positions are level-0 px."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from annotations.annotation import (
+    HOLE_GROUP,
+    HOLE_OF,
+    ROLE_COLOURS,
+    Annotation,
+    AnnotationSet,
+    Colour,
+    Group,
+    Role,
+    known_roles,
+)
+from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError, UnknownGroupError
+from annotations.files.xml import FARTHEST_PX
+from wsi.store import atomic_text
+
+UNCLASSIFIED = "Unclassified"  # QuPath's word for an object without a class
+PART_OF = "part of"
+"""Attribute of the outlines that one feature holds together (a MultiPolygon); the value is the feature's number."""
+
+_MOST_BYTES = 1 << 26  # takes about 1 GB to read
+_UNKNOWN_COLOUR = (200, 200, 0)
+_POINT_KINDS = {"Point": "Dot", "MultiPoint": "PointSet", "LineString": "Measurement"}
+# Properties that the fields of Annotation and Feature hold.
+_OWN_PROPERTIES = frozenset({"name", "classification", "color"})
+# What QuPath writes for any annotation.
+_DEFAULTS: Mapping[str, tuple[Any, ...]] = {"objectType": ("annotation",), "measurements": ({}, [])}
+RESERVED_ATTRIBUTES = _OWN_PROPERTIES | {"id", PART_OF, HOLE_OF}
+"""Attributes that are no properties of a feature: the format says them in other ways, or uses the name itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Feature:
+    """One object to write.
+
+    Attributes:
+        geometry: in level-0 px, not empty.
+        name: shown in QuPath's list.
+        classification: its class, which read_geojson takes as its group.
+        measurements: numbers by name.
+        colour: of the object; None for that of its class.
+        class_colour: of its class; None for that of the role which the built-in groups give it.
+        attributes: its ``id`` and other properties (isLocked, objectType ...) by their names, as read_geojson_set
+            gives them.
+    """
+
+    geometry: shapely.Geometry
+    name: str
+    classification: str
+    measurements: Mapping[str, float] = field(default_factory=dict)
+    colour: Colour | None = None
+    class_colour: Colour | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_geojson(path: str | Path, features: Sequence[Feature]) -> None:
+    """Write a FeatureCollection of QuPath annotations: whole or absent, the same bytes for the same features.
+
+    Raises:
+        ValueError: a geometry is empty, or a number is not finite.
+        StorageError: the file system refuses.
+    """
+    written = [json.dumps(_feature(feature), allow_nan=False, ensure_ascii=False) for feature in features]
+    lines = ",\n".join(written)
+    atomic_text(Path(path), f'{{"type": "FeatureCollection", "features": [\n{lines}\n]}}\n')
+
+
+def read_geojson(path: str | Path, groups: Mapping[str, Role] | None = None) -> tuple[Annotation, ...]:
+    """Read the annotations of QuPath's GeoJSON: a FeatureCollection, a list of features, one feature or one geometry.
+
+    The group of a feature is its classification; without one its name, where that is a known group; else
+    ``Unclassified``, which means nothing unless ``groups`` says so. A MultiPolygon becomes several annotations. A hole
+    of a tumour becomes a cut-out of the group HOLE_GROUP, behind its outline; a hole of anything else becomes part of
+    the outline, which then runs around it and back.
+
+    Args:
+        path: the file.
+        groups: roles of further groups; they go before the built-in ones. Case does not matter.
+
+    Raises:
+        AnnotationNotFoundError: there is no such file.
+        EmptyFileError: it has no content.
+        AnnotationFormatError: not JSON, not GeoJSON, or a position that is none; names the feature.
+        UnknownGroupError: a group has no known meaning.
+    """
+    return read_geojson_set(path, groups).annotations
+
+
+def read_geojson_set(
+    path: str | Path, groups: Mapping[str, Role] | None = None, *, unknown: Role | None = None
+) -> AnnotationSet:
+    """Read QuPath's GeoJSON whole: the annotations, and the classes with their colours as groups.
+
+    Properties that Annotation has no field for (isLocked, objectType, measurements ...) are kept in its attributes as
+    JSON texts (strings as they are), the feature's id among them.
+
+    Args:
+        path: the file.
+        groups: as for read_geojson.
+        unknown: the role of groups without a known meaning; with None they are an error.
+
+    Raises:
+        AnnotationError: as for read_geojson.
+    """
+    path = Path(path)
+    roles = known_roles(groups)
+    annotations: list[Annotation] = []
+    classes: dict[str, Colour | None] = {}
+    for number, feature in enumerate(_features(path, _parsed(path))):
+        place = f"feature {number}"
+        if not isinstance(feature, dict) or not isinstance(feature.get("geometry"), dict):
+            raise AnnotationFormatError(path, "has no geometry", place=place)
+        properties = feature.get("properties")
+        properties = properties if isinstance(properties, dict) else {}
+        name, group, role = _meaning(path, place, properties, roles, unknown)
+        classification = properties.get("classification")
+        if isinstance(classification, dict):
+            classes[group] = classes.get(group) or _colour(classification)
+        attributes = _attributes(path, place, feature, properties)
+        outlines = list(_outlines(path, place, feature["geometry"], role))
+        if sum(not is_hole for _, _, is_hole in outlines) > 1:
+            attributes[PART_OF] = str(number)
+        annotations += [
+            Annotation(
+                name=name,
+                group=HOLE_GROUP if is_hole else group,
+                role=Role.CUT_OUT if is_hole else role,
+                kind=kind,
+                vertices=outline,
+                colour=_colour(properties),
+                attributes={**attributes, HOLE_OF: group} if is_hole else attributes,
+            )
+            for kind, outline, is_hole in outlines
+        ]
+    return AnnotationSet(
+        annotations=tuple(annotations),
+        groups=tuple(Group(name=name, colour=colour) for name, colour in classes.items()),
+    )
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    if feature.geometry.is_empty:
+        raise ValueError(f"{feature.name!r} has an empty geometry")
+    role = known_roles(None).get(feature.classification.casefold())
+    colour = feature.class_colour or (ROLE_COLOURS[role] if role else _UNKNOWN_COLOUR)
+    properties: dict[str, Any] = {
+        "objectType": "annotation",
+        "name": feature.name,
+        "classification": {"name": feature.classification, "color": list(colour)},
+        "measurements": {name: float(value) for name, value in feature.measurements.items()},
+    }
+    if feature.classification == UNCLASSIFIED and feature.name.strip().casefold() not in known_roles(None):
+        del properties["classification"]
+    if feature.colour is not None:
+        properties["color"] = list(feature.colour)
+    further = {name: text for name, text in feature.attributes.items() if name not in RESERVED_ATTRIBUTES}
+    properties.update({name: _value(text) for name, text in further.items()})
+    identifier = {"id": feature.attributes["id"]} if "id" in feature.attributes else {}
+    geometry = shapely.geometry.mapping(feature.geometry)
+    return {"type": "Feature", **identifier, "geometry": geometry, "properties": properties}
+
+
+def _attributes(path: Path, place: str, feature: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        attributes = {
+            name: _text(value)
+            for name, value in properties.items()
+            if name not in _OWN_PROPERTIES and value not in _DEFAULTS.get(name, ())
+        }
+    except RecursionError as error:
+        raise AnnotationFormatError(path, "its properties are nested too deeply", place=place) from error
+    if isinstance(feature.get("id"), str):
+        attributes["id"] = feature["id"]
+    return attributes
+
+
+def _text(value: Any) -> str:  # noqa: ANN401  (whatever JSON can hold)
+    """A property as text: strings as they are, unless they look like the text of something else."""
+    if isinstance(value, str) and not _is_json_of_other(value):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _value(text: str) -> Any:  # noqa: ANN401
+    """The property of which _text makes this text."""
+    if _is_json_of_other(text):
+        return json.loads(text)
+    if text.startswith('"'):
+        try:
+            inner = json.loads(text)
+        except ValueError:
+            return text
+        return inner if _is_json_of_other(inner) else text
+    return text
+
+
+def _is_json_of_other(text: str) -> bool:
+    """Whether text is what JSON makes of something that is not a string."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+        return not isinstance(value, str) and json.dumps(value, ensure_ascii=False) == text
+    except (ValueError, RecursionError):
+        return False
+
+
+def _colour(holder: Mapping[str, Any]) -> Colour | None:
+    """``color`` is a list of red, green, blue; until QuPath 0.3 ``colorRGB`` was a Java int, alpha in its top byte."""
+    colour, packed = holder.get("color"), holder.get("colorRGB")
+    if isinstance(colour, list) and len(colour) >= 3 and all(_is_byte(part) for part in colour[:3]):
+        return colour[0], colour[1], colour[2]
+    if isinstance(packed, int) and not isinstance(packed, bool):
+        return packed >> 16 & 255, packed >> 8 & 255, packed & 255
+    return None
+
+
+def _is_byte(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _parsed(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise AnnotationFormatError(path, f"is larger than any annotation file ({_MOST_BYTES:,} bytes)")
+        text = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise AnnotationNotFoundError(path, "there is no annotation file", mend="check the path") from error
+    except OSError as error:
+        raise AnnotationFormatError(path, f"cannot be read: {error.strerror or error}") from error
+    if not text.strip():
+        raise EmptyFileError(path, "the file is empty", mend="export it again")
+    try:
+        return json.loads(text.decode("utf-8-sig"), parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise AnnotationFormatError(
+            path, f"is not JSON: {error.msg}", place=f"line {error.lineno}", mend="export it again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise AnnotationFormatError(path, f"is not JSON: {error}", mend="export it again") from error
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def _features(path: Path, content: Any) -> Sequence[Any]:  # noqa: ANN401
+    if isinstance(content, list):
+        return content
+    kind = content.get("type") if isinstance(content, dict) else None
+    if kind == "FeatureCollection" and isinstance(content.get("features"), list):
+        features: Sequence[Any] = content["features"]
+        return features
+    if kind == "Feature":
+        return [content]
+    if isinstance(content, dict) and ("coordinates" in content or "geometries" in content):
+        return [{"geometry": content}]
+    raise AnnotationFormatError(path, "is not GeoJSON", mend="export it from QuPath as GeoJSON")
+
+
+def _meaning(
+    path: Path, place: str, properties: Mapping[str, Any], roles: Mapping[str, Role], unknown: Role | None
+) -> tuple[str, str, Role]:
+    """(name, group, role) of a feature."""
+    name, classification = properties.get("name"), properties.get("classification")
+    if isinstance(classification, dict):
+        parts = classification.get("names")
+        classification = classification.get("name") or (": ".join(map(str, parts)) if parts else None)
+    name = name if isinstance(name, str) else ""
+    candidates = [str(classification)] if classification else [*([name] if name else []), UNCLASSIFIED]
+    for group in candidates:
+        if role := roles.get(group.strip().casefold()):
+            return name, group, role
+    if unknown is not None:
+        return name, str(classification) if classification else UNCLASSIFIED, unknown
+    raise UnknownGroupError(
+        path,
+        f"the group {candidates[0]!r} has no known meaning",
+        place=place,
+        mend=f"rename it, or give groups= its role; known groups: {', '.join(sorted(roles))}",
+    )
+
+
+def _outlines(
+    path: Path, place: str, geometry: Mapping[str, Any], role: Role
+) -> Iterator[tuple[str, NDArray[np.float64], bool]]:
+    """(kind, vertices, whether it is a hole of a tumour) of a geometry's parts."""
+    kind, content = geometry.get("type"), geometry.get("coordinates")
+    if kind == "GeometryCollection":
+        members = geometry.get("geometries")
+        for member in members if isinstance(members, list) else ():
+            if not isinstance(member, dict) or member.get("type") == kind:
+                raise AnnotationFormatError(path, "holds a collection within a collection", place=place)
+            yield from _outlines(path, place, member, role)
+    elif kind in _POINT_KINDS:
+        yield _POINT_KINDS[kind], _points(path, place, [content] if kind == "Point" else content), False
+    elif kind in ("Polygon", "MultiPolygon"):
+        for polygon in _listed(path, place, [content] if kind == "Polygon" else content):
+            rings = [_open(_points(path, place, ring)) for ring in _listed(path, place, polygon)]
+            if not rings:
+                continue
+            if role is Role.TUMOUR:
+                yield "Polygon", rings[0], False
+                yield from (("Polygon", hole, True) for hole in rings[1:])
+            else:
+                yield "Polygon", _around(rings), False
+    else:
+        raise AnnotationFormatError(
+            path, f"has a geometry of type {str(kind)[:40]!r}", place=place, mend="use polygons, points or lines"
+        )
+
+
+def _listed(path: Path, place: str, value: Any) -> list[Any]:  # noqa: ANN401
+    if not isinstance(value, list):
+        raise AnnotationFormatError(path, "its coordinates are no list", place=place)
+    return value
+
+
+def _points(path: Path, place: str, points: Any) -> NDArray[np.float64]:  # noqa: ANN401
+    for number, point in enumerate(_listed(path, place, points)):
+        if not (isinstance(point, list) and len(point) >= 2 and all(_is_position(value) for value in point[:2])):
+            raise AnnotationFormatError(
+                path, f"{str(point)[:40]!r} is no position on a slide", place=f"{place}, vertex {number}"
+            )
+    return np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2)
+
+
+def _is_position(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -FARTHEST_PX <= value <= FARTHEST_PX
+
+
+def _open(ring: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without the last vertex where it repeats the first."""
+    return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
+
+
+def _around(rings: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """One outline that runs along the first ring and, the other way round, along its holes: there it winds to zero."""
+    outer = rings[0]
+    parts = [outer]
+    for hole in rings[1:]:
+        if len(hole) >= 3:
+            turned = hole if _signed_area(hole) * _signed_area(outer) < 0 else hole[::-1]
+            parts += [outer[:1], turned, turned[:1]]
+    return np.concatenate(parts)
+
+
+def _signed_area(ring: NDArray[np.float64]) -> float:
+    x, y = (ring - ring[:1]).T
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2

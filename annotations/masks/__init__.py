@@ -1,0 +1,1 @@
+"""Annotations painted into mask files."""

@@ -1,0 +1,127 @@
+"""One file of contours to its mask pyramid, on the grid that was asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from annotations.annotation import Role
+from annotations.files.formats import read_annotations
+from annotations.groups import require_role
+from annotations.masks.mask_file import write_annotation_mask
+from annotations.polygons import check_within
+from staging.errors import CohortError
+from staging.runs.cluster import TileNews
+from wsi.errors import SlideError
+from wsi.geometry import Frame
+from wsi.slide import Slide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRecipe:
+    """How every mask of a call is made.
+
+    Attributes:
+        size: (width, height) of level 0 in px where there is no slide.
+        slide_mpp: um per level-0 px in place of what the slide says, or of a slide that is not there.
+        mpp: um per pixel of the mask; None with ``level`` None is level 0.
+        level: the level of the slide whose grid the mask has.
+        values: see write_annotation_mask, as the following ones.
+        reduce: how coarse pixels come from level 0.
+        tile_size: side of a tile in px.
+        compression: of the tiles.
+        groups: roles of further groups.
+        allows_empty: a mask without tumour is no error.
+        threads: per slide.
+    """
+
+    size: tuple[int, int] | None
+    slide_mpp: float | None
+    mpp: float | None
+    level: int | None
+    values: Literal["0/255", "asap", "0/1"]
+    reduce: Literal["max", "centre"]
+    tile_size: int
+    compression: Literal["deflate", "lzw", "zstd"]
+    groups: dict[str, Role]
+    allows_empty: bool
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskJob:
+    """One mask to be made; ``slides`` is where the slide of the contours' name was looked for."""
+
+    contours: Path
+    slide: Path | None
+    slides: Path | None
+    target: Path
+    recipe: MaskRecipe
+
+
+def draw_mask(job: MaskJob, news: TileNews) -> dict[str, Any]:
+    """Make one mask.
+
+    Returns:
+        ``mask`` and ``annotations`` (paths), ``size`` (width, height in px) and ``mpp`` (um per px or None) of the
+        mask's finest level, ``values``, ``tumour_px`` and ``tumour_mm2`` (None without mpp): the pixels of that level
+        that are tumour and their area.
+
+    Raises:
+        AnnotationError: the file is missing or bad, has no tumour, an unknown group, or does not fit the slide.
+        SlideError: the slide is bad, or its resolution is needed and unknown.
+        CohortError: there is no slide of that name.
+        StorageError: the mask cannot be written.
+    """
+    recipe = job.recipe
+    drawn = read_annotations(job.contours, recipe.groups)
+    if not recipe.allows_empty:
+        require_role(drawn, Role.TUMOUR, job.contours)
+    (width, height), frame = _grid(job)
+    check_within(drawn, width, height, path=job.contours)
+    done = write_annotation_mask(
+        job.target,
+        drawn,
+        frame,
+        values=recipe.values,
+        reduce=recipe.reduce,
+        tile_size=recipe.tile_size,
+        compression=recipe.compression,
+        workers=recipe.threads,
+        on_tiles=lambda number, total: news(job.contours.stem, number, total),
+    )
+    pixel_um = None if frame.mpp is None else frame.pixel_um
+    return {
+        "mask": str(job.target),
+        "annotations": str(job.contours),
+        "size": [frame.shape[1], frame.shape[0]],
+        "mpp": pixel_um,
+        "values": recipe.values,
+        "tumour_px": done.tumour_px,
+        "tumour_mm2": None if pixel_um is None else done.tumour_px * pixel_um**2 / 1e6,
+    }
+
+
+def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame]:
+    """(width, height) of level 0 in px, and the grid of the mask."""
+    recipe = job.recipe
+    if recipe.size is not None:
+        width, height = recipe.size
+        downsample = 1.0 if recipe.mpp is None or recipe.slide_mpp is None else recipe.mpp / recipe.slide_mpp
+        rows, columns = (max(1, math.ceil(side / downsample * (1 - 1e-12))) for side in (height, width))
+        return recipe.size, Frame(x=0.0, y=0.0, downsample=downsample, shape=(rows, columns), mpp=recipe.slide_mpp)
+    if job.slide is None:
+        raise CohortError(
+            job.contours, f"there is no slide {job.contours.stem} in {job.slides}", mend="name its folder with --slides"
+        )
+    with Slide.open(job.slide, mpp=recipe.slide_mpp) as slide:
+        rows, columns = slide.frame.shape
+        if recipe.mpp is not None:
+            return (columns, rows), slide.frame_at(recipe.mpp)
+        level = recipe.level or 0
+        if level >= len(slide.levels):
+            last = len(slide.levels) - 1
+            raise SlideError(slide.path, f"has no level {level}", mend=f"--out-level goes from 0 to {last}")
+        return (columns, rows), slide.frame_of(level)

@@ -1,0 +1,1 @@
+"""Labelled patches: looked for, labelled, tabled, split and stored."""

@@ -1,0 +1,232 @@
+"""Labelled training patches from one slide: where to look, what is there, and what may be learnt from it.
+
+Lesions are equal: each is looked at as often as any other, so that a few isolated tumour cells count as much as a
+metastasis that fills the node. Everything follows from the seed and the slide's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotations.annotation import Annotation
+from annotations.errors import SamplingError
+from annotations.patches.labels import LabelRule, PatchLabels
+from annotations.patches.sampler import (
+    BACKGROUND,
+    BORDER,
+    HARD,
+    KINDS,
+    NEAR,
+    NORMAL,
+    TUMOUR,
+    HardChoice,
+    PatchPlace,
+    PatchSampler,
+)
+from annotations.patches.sites import LesionSite, find_sites
+from wsi.raster import Heatmap, Mask
+from wsi.slide import Slide
+
+__all__ = [
+    "BACKGROUND",
+    "BORDER",
+    "HARD",
+    "KINDS",
+    "NEAR",
+    "NORMAL",
+    "TUMOUR",
+    "HardChoice",
+    "PatchBatch",
+    "PatchPlace",
+    "Shares",
+    "draw_places",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """What kinds of patches are drawn.
+
+    Attributes:
+        border: of the tumour patches, centred on an outline. Where no such place is tumour by the rule one within the
+            lesion is taken, unless all are to be on outlines (1).
+        near: of the normal patches of a slide with tumour, beside a lesion.
+        background: of the normal patches, half on the edge of the tissue and half off it.
+        turns: whose turn it is among the lesions of a slide: ``lesion`` lets each come as often as any other, ``area``
+            as often as it is large.
+    """
+
+    border: float = 0.3
+    near: float = 0.25
+    background: float = 0.1
+    turns: Literal["lesion", "area"] = "lesion"
+
+    def __post_init__(self) -> None:
+        if min(self.border, self.near, self.background) < 0 or max(self.border, self.near + self.background) > 1:
+            raise ValueError(f"shares lie between 0 and 1, got {self}")
+        if self.turns not in ("lesion", "area"):
+            raise ValueError(f"lesions take turns by lesion or by area, got {self.turns!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PatchBatch:
+    """Patches of one slide.
+
+    Attributes:
+        slide, patient: their names.
+        centre: number of the medical centre, or None.
+        mpp: um per pixel of the patches.
+        images: uint8 (n, side, side, 3), RGB.
+        targets: uint8 (n, side, side): 1 tumour, 0 anything else, 255 not known.
+        x, y: float64 (n,), level-0 position of the outer corner of pixel (0, 0).
+        kinds: n of KINDS.
+        split: of the patient (train, validation, test, or a fold).
+    """
+
+    slide: str
+    patient: str
+    centre: int | None
+    mpp: float
+    images: NDArray[np.uint8]
+    targets: NDArray[np.uint8]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    kinds: tuple[str, ...]
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        count, side = self.targets.shape[0], self.targets.shape[1]
+        if self.images.shape != (count, side, side, 3) or self.targets.shape != (count, side, side):
+            raise ValueError(f"images {self.images.shape} and targets {self.targets.shape} do not belong together")
+        if not self.x.shape == self.y.shape == (count,) or len(self.kinds) != count:
+            raise ValueError(f"{count} patches need as many positions and kinds")
+
+    @property
+    def tumour_fraction(self) -> NDArray[np.float64]:
+        """float64 (n,): the share of each patch's pixels that are tumour."""
+        fraction: NDArray[np.float64] = (self.targets == 1).mean(axis=(1, 2), dtype=np.float64)
+        return fraction
+
+
+def draw_places(
+    slide: Slide,
+    annotations: Sequence[Annotation] | None,
+    tissue: Mask,
+    *,
+    mpp: float,
+    size_px: int,
+    count_tumour: int,
+    count_normal: int,
+    seed: int,
+    negative: bool,
+    partly_annotated: bool = False,
+    shares: Shares | None = None,
+    mistakes: Heatmap | None = None,
+    count_hard: int = 0,
+    hard_choice: HardChoice = "even",
+    rule: LabelRule | None = None,
+) -> Iterator[PatchPlace]:
+    """Draw the places of labelled patches on one slide.
+
+    Patches lie on the pixel grid of ``slide.frame_at(mpp)``, the one that inference uses. Tumour patches go round the
+    lesions (outlines at most MERGE_UM apart are one) and are tumour by the rule; normal and background patches hold no
+    tumour at all. Where a slide has no such place after some tries there are fewer patches than asked for.
+
+    Args:
+        slide: its resolution must be known.
+        annotations: what was drawn on it, or None where nothing was.
+        tissue: where there is tissue.
+        mpp: um per pixel of the patches.
+        size_px: side of the patches in pixels.
+        count_tumour: patches with tumour.
+        count_normal: patches without.
+        seed: with the slide's name it decides every place.
+        negative: the slide is known to hold no tumour at all. Never to be concluded from missing annotations.
+        partly_annotated: tumour was left undrawn (a list of such slides comes with CAMELYON16): what lies in no
+            outline is then not known, and nothing is normal.
+        shares: of the kinds of patches.
+        mistakes: what a model found on the slide; hard patches lie where it calls normal tissue tumour.
+        count_hard: hard patches without tumour; 0 without ``mistakes``.
+        hard_choice: ``even`` draws them evenly from the cells with a probability of at least 0.5. ``worst`` takes these
+            cells by falling probability, equal ones row by row from the top left: the patch is centred on its cell, as
+            far as it stays on the slide, and begins at least half a side away, along x or y, from every hard patch
+            before it, so that one blob of false positives does not take all places. Chance has no part in it.
+        rule: when a patch is tumour; by default when it shows any.
+
+    Raises:
+        SamplingError: no annotations for a slide that is not negative; tumour drawn on a slide that is; tumour patches
+            wanted without drawn tumour; normal patches wanted from a partly annotated slide.
+        ResolutionError: the slide's mpp is not known.
+        TileError: a tile is damaged.
+        ValueError: ``hard_choice`` is neither even nor worst.
+    """
+    if hard_choice not in get_args(HardChoice):
+        raise ValueError(f"hard patches are chosen even or worst, got {hard_choice!r}")
+    shares = shares or Shares()
+    labels = PatchLabels.of(annotations or (), is_partial=partly_annotated)
+    whole = slide.frame_at(mpp)
+    sites = find_sites(labels.annotations, labels.painting, mpp=whole.pixel_um / whole.downsample)
+    _check_claims(
+        slide, annotations, sites, negative=negative, partly=partly_annotated, normal=count_normal + count_hard
+    )
+    if count_tumour and not sites:
+        raise SamplingError(
+            slide.path, "tumour patches are wanted but no tumour is drawn", mend="check the groups of its annotations"
+        )
+    sampler = PatchSampler(
+        slide=slide,
+        whole=whole,
+        size_px=size_px,
+        sites=sites,
+        labels=labels,
+        rule=rule or LabelRule(),
+        turns=shares.turns,
+        rng=_generator(seed, slide.name),
+    )
+    border = 0 if partly_annotated else round(count_tumour * shares.border)
+    background = round(count_normal * shares.background)
+    near = round(count_normal * shares.near) if sites else 0
+    yield from sampler.tumour(count_tumour - border, count_border=border, only_border=shares.border == 1)
+    yield from sampler.normal(tissue, count_normal - background - near)
+    yield from sampler.near(tissue, near)
+    yield from sampler.background(tissue, background)
+    if mistakes is not None:
+        yield from sampler.hard(mistakes, count_hard, choice=hard_choice)
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8])])
+
+
+def _check_claims(
+    slide: Slide,
+    annotations: Sequence[Annotation] | None,
+    sites: Sequence[LesionSite],
+    *,
+    negative: bool,
+    partly: bool,
+    normal: int,
+) -> None:
+    if annotations is None and not negative:
+        raise SamplingError(
+            slide.path,
+            "has no annotations and is not known to be negative: nothing on it can be called normal",
+            mend="give its annotations, or negative=True when its label says so",
+        )
+    if negative and sites:
+        raise SamplingError(
+            slide.path, "is said to be negative but tumour is drawn on it", mend="leave the slide out or mend its label"
+        )
+    if partly and normal:
+        raise SamplingError(
+            slide.path,
+            "is only partly annotated: no normal patches can be drawn from it",
+            mend="ask for tumour patches only",
+        )

@@ -1,0 +1,252 @@
+"""What a network may learn from and what it is judged by: patches of several stores and tables, ready to be read.
+
+Sets that fit into memory are read once; of all others the pixels come from the slides while the network learns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotations.annotation import Annotation, Role
+from annotations.errors import FoldError, PatchStoreError
+from annotations.files.formats import read_annotations
+from annotations.patches.labels import PatchLabels
+from annotations.patches.sparse_store import TABLE, paint_targets, read_store
+from annotations.patches.splits import FOLD, TEST, VALIDATION
+from annotations.patches.table import located, read_table, table_bytes
+from annotations.patches.targets import PatchTargets
+from annotations.patches.zarr_store import open_store
+from wsi.cores import usable_cores
+from wsi.patches.blocks import JoinedPixels, PatchPixels, SlidePixels
+from wsi.patches.feeding import HeldPatches, StreamedPatches, TrainingPatches
+from wsi.readers.base import BadTile, OnBadTile
+from wsi.slide import Slide
+from wsi.store import DONE
+
+HELD_BYTES = 256 * 2**20
+_TOGETHER = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingSet:
+    """Patches of several sources.
+
+    Attributes:
+        patches: with their pixels.
+        mpp: um per pixel.
+        patients: text (n,), whose each patch is.
+        validation: bool (n,), which ones the split gives to validation; all False where it gives none.
+        left_out: patients whose patches were left out: those of the split ``test``, or of the fold left out.
+        pixels: where the pixels are read.
+        groups: what groups of annotations mean beyond the known ones, by all sources together.
+    """
+
+    patches: TrainingPatches
+    mpp: float
+    patients: NDArray[np.str_]
+    validation: NDArray[np.bool_]
+    left_out: frozenset[str]
+    pixels: PatchPixels
+    groups: Mapping[str, Role]
+
+    @property
+    def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
+        """Tiles that were read as white because they could not be decoded, each with its slide, so far."""
+        return self.pixels.bad_tiles
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether pixels are read while the network learns."""
+        return isinstance(self.patches, StreamedPatches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Source:
+    """One store or table, without the patches that are left out."""
+
+    path: Path
+    mpp: float
+    pixels: PatchPixels
+    targets: PatchTargets
+    patients: NDArray[np.str_]
+    splits: NDArray[np.str_]
+    left_out: frozenset[str]
+    digest: str
+    groups: Mapping[str, Role] = field(default_factory=dict)
+
+
+def open_training_set(
+    paths: Sequence[Path],
+    *,
+    fold: int | None = None,
+    on_bad_tile: OnBadTile = "raise",
+    held_bytes: int | None = None,
+    workers: int | None = None,
+) -> TrainingSet:
+    """Open what ``sentinode patches`` wrote. Patches of the split ``test`` are left out: they are for judging only.
+
+    Args:
+        paths: folders of sparse slides, tables (``.parquet``, or a folder that holds one), Zarr stores; joined.
+        fold: which fold is left out, where patients were split into folds.
+        on_bad_tile: as for ``Slide.open``.
+        held_bytes: sets of at most so many bytes of pixels and classes are read into memory; 256 MiB by default.
+        workers: threads that decode.
+
+    Raises:
+        PatchStoreError: a source is incomplete or damaged, its slides or contours have changed since, or they differ in
+            size or resolution.
+        FoldError: the folds and ``fold`` do not go together.
+        PathologyError: a slide or its contours cannot be read.
+    """
+    sources = [_opened(Path(path), fold, on_bad_tile) for path in paths]
+    _check_alike(sources)
+    if fold is not None and not any(_folds(source.splits) for source in sources):
+        raise FoldError(None, f"there are no folds, and so no fold {fold}", mend="leave --fold out")
+    patients = np.concatenate([source.patients for source in sources])
+    left_out = frozenset[str]().union(*(source.left_out for source in sources))
+    mixed = sorted(left_out & set(patients.tolist()))
+    if mixed:
+        raise PatchStoreError(
+            None, f"{mixed[0]} is left out of one source and not of another", mend="draw them with one split"
+        )
+    pixels = JoinedPixels([source.pixels for source in sources])
+    targets = PatchTargets.joined(source.targets for source in sources)
+    return TrainingSet(
+        patches=_patches(pixels, targets, sources, HELD_BYTES if held_bytes is None else held_bytes, workers),
+        mpp=sources[0].mpp,
+        patients=patients,
+        validation=np.concatenate([source.splits == VALIDATION for source in sources]),
+        left_out=left_out,
+        pixels=pixels,
+        groups={name: role for source in sources for name, role in source.groups.items()},
+    )
+
+
+def _patches(
+    pixels: JoinedPixels, targets: PatchTargets, sources: Sequence[_Source], held_bytes: int, workers: int | None
+) -> TrainingPatches:
+    count, side = len(pixels), pixels.size_px
+    if count * side**2 * 4 > held_bytes:
+        digest = hashlib.sha256("".join(source.digest for source in sources).encode()).hexdigest()
+        return StreamedPatches(pixels, targets, record={"patches_sha256": digest}, workers=workers)
+    images = np.empty((count, side, side, 3), np.uint8)
+    everything = np.arange(count)
+    pixels.read(everything, out=images, workers=workers or usable_cores())
+    return HeldPatches(images, targets(everything))
+
+
+def _opened(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
+    if path.is_file() or (path / TABLE).is_file():
+        return _of_table(path, fold, on_bad_tile)
+    return _of_zarr(path, fold)
+
+
+def _of_table(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
+    folder = path.parent if path.is_file() else path
+    table = read_table(path if path.is_file() else path / TABLE)
+    if "store" in table.about:
+        table = read_store(folder)
+    facts: Mapping[str, Any] = table.about.get("store") or table.about.get("sources") or {}
+    if not facts:
+        raise PatchStoreError(path, "does not say where its contours lie", mend="make it again with sentinode patches")
+    splits = table["split"].astype(str)
+    kept = _is_kept(path, splits, fold)
+    rows = table.rows(kept)
+    names, digest = rows["slide"].astype(str), hashlib.sha256(table_bytes(rows))
+    targets = PatchTargets.normal(len(rows), rows.size_px)
+    for name in np.unique(names).tolist():
+        digest.update(_fingerprint(located(table.files[name], folder), facts[name]).encode())
+        labels = PatchLabels.of(_contours(folder, facts[name], table.groups))
+        for chosen in _blocks(np.flatnonzero(names == name)):
+            targets.put(chosen, paint_targets(labels, rows.rows(chosen)))
+    return _Source(
+        path=path,
+        mpp=rows.mpp,
+        pixels=SlidePixels(rows.places(folder), on_bad_tile=on_bad_tile),
+        targets=targets,
+        patients=rows["patient"].astype(str),
+        splits=splits[kept],
+        left_out=frozenset(table["patient"][~kept].tolist()),
+        digest=digest.hexdigest(),
+        groups=table.groups,
+    )
+
+
+def _of_zarr(path: Path, fold: int | None) -> _Source:
+    store = open_store(path)
+    splits = store.table["split"]
+    kept = _is_kept(path, splits, fold)
+    rows = np.flatnonzero(kept)
+    targets = PatchTargets.normal(len(rows), store.size_px)
+    for chosen in _blocks(np.arange(len(rows))):
+        targets.put(chosen, store.targets(rows[chosen]))
+    return _Source(
+        path=path,
+        mpp=store.mpp,
+        pixels=store.pixels(rows),
+        targets=targets,
+        patients=store.table["patient"][rows],
+        splits=splits[rows],
+        left_out=frozenset(store.table["patient"][~kept].tolist()),
+        digest=hashlib.sha256((path / DONE).read_bytes()).hexdigest(),
+    )
+
+
+def _is_kept(path: Path, splits: NDArray[np.str_], fold: int | None) -> NDArray[np.bool_]:
+    """Which patches may be learnt from or validated on."""
+    folds = _folds(splits)
+    if folds and fold is None:
+        raise FoldError(
+            path, f"splits its patients into {len(folds)} folds", mend="say which one is left out with --fold"
+        )
+    if folds and f"{FOLD}{fold}" not in folds:
+        raise FoldError(path, f"has no fold {fold}, only {', '.join(folds)}", mend="name one of them with --fold")
+    kept: NDArray[np.bool_] = (splits != TEST) & (splits != f"{FOLD}{fold}")
+    if not kept.any():
+        raise PatchStoreError(path, "holds no patches to learn from: all are of the split test", mend="split otherwise")
+    return kept
+
+
+def _folds(splits: NDArray[np.str_]) -> list[str]:
+    return sorted({split for split in splits.tolist() if split.startswith(FOLD)})
+
+
+def _check_alike(sources: Sequence[_Source]) -> None:
+    kinds = sorted({(source.pixels.size_px, source.mpp) for source in sources})
+    if len(kinds) != 1:
+        listed = ", ".join(f"{side} px at {mpp} um/px" for side, mpp in kinds) or "none given"
+        raise PatchStoreError(None, f"patch sets must be of one size and resolution: {listed}", mend="draw all alike")
+
+
+def _fingerprint(slide: str, fact: Mapping[str, Any]) -> str:
+    """Of a slide, which has to be the one that patches were drawn from."""
+    found = Slide(slide).fingerprint()
+    if found != fact["fingerprint"]:
+        raise PatchStoreError(slide, "has changed since patches were drawn from it", mend="draw the patches again")
+    return found
+
+
+def _contours(folder: Path, fact: Mapping[str, Any], groups: Mapping[str, Role]) -> Sequence[Annotation]:
+    if fact["contours"] is None:
+        return ()
+    path = folder / fact["contours"]
+    expected = fact.get("contours_sha256")
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if expected is not None else None
+    except OSError as error:
+        raise PatchStoreError(path, f"cannot be read: {error.strerror}", mend="bring it back") from error
+    if found != expected:
+        raise PatchStoreError(path, "has changed since patches were labelled by it", mend="draw the patches again")
+    return read_annotations(path, groups)
+
+
+def _blocks(chosen: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(chosen), _TOGETHER):
+        yield chosen[start : start + _TOGETHER]

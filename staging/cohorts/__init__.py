@@ -1,0 +1,1 @@
+"""The challenges' layouts, tables and submissions."""

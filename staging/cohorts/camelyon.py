@@ -1,0 +1,420 @@
+"""The CAMELYON datasets as they lie on disk: stage tables, slide names and layouts of folders.
+
+The forms of the files are those of camelyon17.grand-challenge.org (Data, Evaluation) and of Litjens et al., GigaScience
+2018; the same slides lie in archives by centre and, flat, in the public object store.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from io import StringIO
+from itertools import pairwise
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
+
+from staging.csv_rows import read_rows
+from staging.errors import (
+    ConflictError,
+    DuplicateSlideError,
+    MissingPatientError,
+    NoSlidesError,
+    PackedSlidesError,
+    SlideNameError,
+    TableError,
+    UnknownLabelError,
+)
+from staging.lesions.labels import Ranked, SlideLabel
+from staging.scores.kappa import KappaScore, score
+from staging.stages.pn import PatientStage, parse_slide_name
+from wsi.readers.dicom import read_series
+from wsi.store import atomic_text
+
+__all__ = [
+    "SlideFile",
+    "StageTable",
+    "centre_of",
+    "find_slides",
+    "parse_slide_name",
+    "read_label_table",
+    "read_stage_table",
+    "score_kappa",
+    "write_stage_table",
+]
+
+SLIDE_SUFFIXES = frozenset({".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".dcm"})
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+"""Slides only where nothing else is there: beside slides they are overviews, overlays and labels."""
+
+_NOT_SLIDES = frozenset(
+    {"mask", "masks", "annotations", "lesion_annotations", "ground_truth", "background_tissue", "evaluation"}
+)
+_MOST_NAMED = 8
+
+_Value = TypeVar("_Value", bound=Ranked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTable:
+    """The stages of patients and the labels of slides, as in the organisers' stage_labels.csv.
+
+    Attributes:
+        stages: stage by patient (``patient_000``), from the rows that end in .zip.
+        labels: label by slide (``patient_000_node_0``), from all other rows.
+        unzipped: patients whose rows carry a stage but no .zip: the organisers' score does not see them.
+        path: the file it was read from.
+    """
+
+    stages: Mapping[str, PatientStage] = field(default_factory=dict)
+    labels: Mapping[str, SlideLabel] = field(default_factory=dict)
+    unzipped: tuple[str, ...] = ()
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideFile:
+    """A slide of a cohort, before it is opened.
+
+    Attributes:
+        path: the file.
+        name: its file name without suffix: the slide's id in every table.
+        patient: ``patient_000``, or None where the name does not say.
+        node: 0 to 4, or None where the name does not say.
+    """
+
+    path: Path
+    name: str
+    patient: str | None = None
+    node: int | None = None
+
+
+def centre_of(patient: int) -> int:
+    """The medical centre of a CAMELYON17 patient: 0 CWZ, 1 RST, 2 UMCU, 3 RUMC, 4 LPON, twenty patients each.
+
+    Args:
+        patient: number in the name; 0-99 are the training patients, 100-199 the test patients, taken to follow in the
+            same order.
+
+    Raises:
+        ValueError: CAMELYON17 has no such patient.
+    """
+    if not 0 <= patient < 200:
+        raise ValueError(f"CAMELYON17 has patients 0 to 199, got {patient}")
+    return patient % 100 // 20
+
+
+def read_stage_table(path: str | PathLike[str], *, submission: bool = False) -> StageTable:
+    """Read a table in the organisers' form: header ``patient,stage``, rows ``patient_000.zip,pN0`` and
+    ``patient_000_node_0.tif,negative``.
+
+    LF or CRLF, a byte order mark, spaces, blank lines and any case are accepted; slides with or without suffix.
+
+    Args:
+        path: the CSV.
+        submission: of rows for the same patient the last one wins, as in the organisers' score; otherwise the table is
+            a reference, and rows that contradict each other are an error.
+
+    Raises:
+        TableError: it cannot be read, has no such header, or a row is not of two columns.
+        UnknownLabelError: a stage or slide label is none of the known ones.
+        ConflictError: a reference says two things of one patient or slide.
+    """  # noqa: D205  (the two kinds of rows do not fit one line)
+    path = Path(path)
+    rows = _Rows(path)
+    if rows.header[:2] != ["patient", "stage"]:
+        raise _header_error(path, rows.header, "patient,stage")
+    stages, labels = _Entries(path, PatientStage), _Entries(path, SlideLabel)
+    unzipped: list[str] = []
+    for line, name, text in rows.pairs(exact=True):
+        patient = _zipped(name)
+        if patient is not None:
+            stages.add(line, patient, text, last_wins=submission)
+        elif _is_patient(name):
+            unzipped.append(name.lower())
+        else:
+            labels.add(line, _slide_key(name), text, last_wins=submission)
+    return StageTable(stages=stages.values, labels=labels.values, unzipped=tuple(unzipped), path=path)
+
+
+def read_label_table(path: str | PathLike[str]) -> dict[str, SlideLabel]:
+    """Read slide labels: the slide rows of the organisers' table, or a CSV with header ``slide,label[,...]``.
+
+    Returns:
+        Label by slide name without suffix, in the order of the rows.
+
+    Raises:
+        TableError: it cannot be read, has neither header, or holds no slide.
+        UnknownLabelError: a label is none of the known ones.
+        ConflictError: two rows of one slide contradict each other.
+    """
+    path = Path(path)
+    rows = _Rows(path)
+    if rows.header[:2] == ["patient", "stage"]:
+        labels = dict(read_stage_table(path).labels)
+    elif rows.header[:2] == ["slide", "label"]:
+        entries = _Entries(path, SlideLabel)
+        for line, name, text in rows.pairs(exact=False):
+            entries.add(line, _slide_key(name), text)
+        labels = entries.values
+    else:
+        raise _header_error(path, rows.header, "slide,label or patient,stage")
+    if not labels:
+        raise TableError(path, "has no row of a slide", mend="rows are like patient_000_node_0.tif,negative")
+    return labels
+
+
+def write_stage_table(
+    path: str | PathLike[str],
+    stages: Mapping[str, PatientStage],
+    labels: Mapping[str, SlideLabel] | None = None,
+) -> None:
+    """Write a table in the organisers' form: each patient's row, then the rows of the patient's slides.
+
+    Slides of patients without a stage stand in the patient's place without a row of the patient; slides that are named
+    otherwise stand last, by their bare names. The file is whole or absent.
+
+    Args:
+        path: the CSV.
+        stages: stage by patient (``patient_000``).
+        labels: label by slide (``patient_000_node_0``, with or without suffix).
+
+    Raises:
+        StorageError: it cannot be written.
+        ValueError: a patient is named otherwise than ``patient_000``.
+    """
+    wrong = [patient for patient in stages if not _is_patient(patient)]
+    if wrong:
+        raise ValueError(f"a patient is named like patient_000, got {wrong[0]!r}")
+    rows: list[tuple[tuple[int, int, str], str, str]] = [
+        ((_number(patient), -1, ""), f"{patient.lower()}.zip", stage.value) for patient, stage in stages.items()
+    ]
+    for slide, label in (labels or {}).items():
+        try:
+            patient, node = parse_slide_name(slide)
+            rows.append(((_number(patient), node, ""), f"{patient}_node_{node}.tif", label.value))
+        except SlideNameError:
+            rows.append(((2**63, 0, slide), slide, label.value))
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("patient", "stage"))
+    writer.writerows((name, value) for _, name, value in sorted(rows))
+    atomic_text(Path(path), text.getvalue())
+
+
+def score_kappa(reference: StageTable, submission: StageTable, *, resamples: int = 10_000, seed: int = 0) -> KappaScore:
+    """Score stages as CAMELYON17 does: quadratic weighted kappa over the patients of the reference.
+
+    Args:
+        reference: the true stages.
+        submission: the stages to score; its other patients are ignored and named in the result.
+        resamples: of the bootstrap over patients.
+        seed: of the bootstrap.
+
+    Raises:
+        TableError: the reference has no patient.
+        MissingPatientError: the submission lacks patients of the reference.
+    """
+    if not reference.stages:
+        raise TableError(reference.path, "has no row of a patient", mend="rows are like patient_000.zip,pN0")
+    missing = [patient for patient in reference.stages if patient not in submission.stages]
+    if missing:
+        bare = [patient for patient in missing if patient in submission.unzipped]
+        mend = f"write {bare[0]}.zip: only rows that end in .zip are compared" if bare else "stage every patient"
+        raise MissingPatientError(submission.path, f"has no stage for {_some(missing)}", mend=mend)
+    return score(
+        [stage.rank for stage in reference.stages.values()],
+        [submission.stages[patient].rank for patient in reference.stages],
+        stages=[stage.value for stage in PatientStage],
+        resamples=resamples,
+        seed=seed,
+        ignored=sorted(set(submission.stages) - set(reference.stages)),
+    )
+
+
+def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[SlideFile]:
+    """Find the slides of a cohort: in folders of any depth (every CAMELYON layout is one), or named one by one.
+
+    In folders, files count by their suffix; masks, annotations and hidden files do not, and photographs (JPEG, PNG)
+    only when there is nothing else. A file that is named itself always counts: its reader judges it. Of the files of a
+    DICOM series, which are one slide's levels, the first by name stands for the slide.
+
+    Args:
+        paths: one or more folders and files.
+
+    Returns:
+        Sorted by name, at least one.
+
+    Raises:
+        NoSlidesError: a path does not exist, or there is no slide.
+        PackedSlidesError: slides are packed in zip archives and not unpacked beside them.
+        DuplicateSlideError: two slides have the same name.
+    """
+    asked = [Path(paths)] if isinstance(paths, str | PathLike) else [Path(path) for path in paths]
+    found: dict[Path, SlideFile] = {}
+    for path in asked:
+        if not path.exists():
+            raise NoSlidesError(path, "there is no such file or directory", mend="name slides or their folder")
+        files = _slides_below(path) if path.is_dir() else [path]
+        if not path.is_dir() and path.suffix.lower() == ".zip":
+            raise _packed(path, [path])
+        found |= {file.absolute(): _slide_file(file) for file in files}
+    if not found:
+        raise NoSlidesError(None, "no slides were named", mend="name slides or their folder")
+    slides = sorted(found.values(), key=lambda slide: (slide.name.lower(), str(slide.path)))
+    for one, other in pairwise(slides):
+        if one.name.lower() == other.name.lower():
+            raise DuplicateSlideError(
+                other.path,
+                f"has the same name as {one.path}",
+                mend="rename one of them: results are kept by slide name",
+            )
+    return slides
+
+
+class _Rows:
+    """The rows of a small CSV with their line numbers; ``header`` in lower case without spaces."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header, *self._rows = read_rows(path) or ((0, ()),)
+        self.header = [cell.lower() for cell in header[1]]
+
+    def pairs(self, *, exact: bool) -> Iterator[tuple[int, str, str]]:
+        """(line, first cell, second cell) of every row that is not blank; ``exact``: no third may follow."""
+        for line, row in self._rows:
+            filled = len(row) if exact else min(len(row), 2)
+            while filled > 2 and not row[filled - 1]:
+                filled -= 1
+            if filled != 2 or not row[0]:
+                raise TableError(
+                    self.path,
+                    f"the row {','.join(row)!r} is not a name and a label",
+                    place=f"line {line}",
+                    mend="write one name, a comma and one label per row",
+                )
+            yield line, row[0], row[1]
+
+
+def _header_error(path: Path, header: list[str], wanted: str) -> TableError:
+    got = f"begins with {','.join(header)[:60]!r}" if header else "is empty"
+    return TableError(path, f"{got} where the header {wanted} is wanted", place="line 1", mend=f"begin with {wanted}")
+
+
+class _Entries(Generic[_Value]):
+    """What a table says of each name, with the lines that say so."""
+
+    def __init__(self, path: Path, kind: type[_Value]) -> None:
+        self.values: dict[str, _Value] = {}
+        self._path = path
+        self._kind = kind
+        self._lines: dict[str, int] = {}
+
+    def add(self, line: int, name: str, text: str, *, last_wins: bool = False) -> None:
+        """Take a row; of rows of one name that differ the last one wins, or they are a ConflictError."""
+        try:
+            value = self._kind.parse(text)
+        except UnknownLabelError as error:
+            raise UnknownLabelError(self._path, error.reason, place=f"line {line}", mend=error.mend) from None
+        earlier = self.values.get(name, value)
+        if earlier is not value and not last_wins:
+            raise ConflictError(
+                self._path,
+                f"{name} is {earlier} and then {value}",
+                place=f"lines {self._lines[name]} and {line}",
+                mend="keep one of the rows",
+            )
+        self.values[name] = value
+        self._lines[name] = line
+
+
+def _zipped(name: str) -> str | None:
+    """The patient of a row that the organisers' score sees, or None."""
+    return name[: -len(".zip")].strip().lower() if name.lower().endswith(".zip") else None
+
+
+def _is_patient(name: str) -> bool:
+    head, _, number = name.lower().partition("_")
+    return head == "patient" and number.isascii() and number.isdigit()
+
+
+def _number(patient: str) -> int:
+    return int(patient.partition("_")[2])
+
+
+def _slide_key(name: str) -> str:
+    """A slide's name without suffix; in lower case where it is a CAMELYON17 name."""
+    try:
+        patient, node = parse_slide_name(name)
+    except SlideNameError:
+        suffix = PurePosixPath(name).suffix
+        return name[: -len(suffix)] if suffix.lower() in SLIDE_SUFFIXES | PHOTO_SUFFIXES else name
+    return f"{patient}_node_{node}"
+
+
+def _slide_file(path: Path) -> SlideFile:
+    try:
+        patient, node = parse_slide_name(path.stem)
+    except SlideNameError:
+        return SlideFile(path=path, name=path.stem)
+    return SlideFile(path=path, name=path.stem, patient=patient, node=node)
+
+
+def _slides_below(folder: Path) -> list[Path]:
+    files = list(_files_below(folder))
+    slides = _one_per_series([file for file in files if file.suffix.lower() in SLIDE_SUFFIXES])
+    slides = slides or [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
+    archives = [file for file in files if file.suffix.lower() == ".zip"]
+    unpacked = {_slide_file(slide).patient for slide in slides} | {slide.parent.name.lower() for slide in slides}
+    packed = [file for file in archives if file.stem.lower() not in unpacked]
+    if slides:
+        packed = [file for file in packed if _is_patient(file.stem)]
+    if packed:
+        raise _packed(folder, packed)
+    if not slides:
+        known = " ".join(sorted(SLIDE_SUFFIXES | PHOTO_SUFFIXES))
+        raise NoSlidesError(folder, "holds no slides", mend=f"known are {known}")
+    return slides
+
+
+def _one_per_series(slides: list[Path]) -> list[Path]:
+    seen: set[tuple[Path, str]] = set()
+    kept = []
+    for path in slides:
+        series = read_series(path) if path.suffix.lower() == ".dcm" else None
+        if series is None or (path.parent, series) not in seen:
+            kept.append(path)
+        if series is not None:
+            seen.add((path.parent, series))
+    return kept
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files in folder and below that may be slides or archives of slides; links to folders are followed once."""
+    entered: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in _NOT_SLIDES)
+        for name in sorted(files):
+            stem = Path(name).stem.lower()
+            if not (name.startswith(".") or stem.endswith("_mask") or "annotations" in stem):
+                yield Path(root, name)
+
+
+def _packed(path: Path, archives: list[Path]) -> PackedSlidesError:
+    names = _some([archive.name for archive in archives])
+    return PackedSlidesError(
+        path, f"slides are still packed in {names}", mend="unpack them (unzip NAME.zip), or name the unpacked slides"
+    )
+
+
+def _some(names: list[str]) -> str:
+    """The names, of many the first few and how many more there are."""
+    rest = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,178 @@
+"""What is known and what is claimed of slides, in tables: truth, predictions, names, and the centre a name tells."""
+
+from __future__ import annotations
+
+import re
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
+
+from staging.cohorts.camelyon import PHOTO_SUFFIXES, SLIDE_SUFFIXES, centre_of, read_label_table
+from staging.csv_rows import Row, decimal, read_rows
+from staging.errors import ConflictError, SlideNameError, TableError, UnknownLabelError
+from staging.lesions.labels import SlideLabel
+from staging.stages.pn import parse_slide_name
+
+CENTRES = ("CWZ", "RST", "UMCU", "RUMC", "LPON")
+"""By the number that centre_of gives."""
+
+_KINDS = {"tumor": True, "tumour": True, "normal": False, "1": True, "0": False} | {
+    label.value: label is not SlideLabel.NEGATIVE for label in SlideLabel
+}
+_NAME_COLUMNS = frozenset({"slide", "name", "image", "file", "filename", "case"})
+_PROBABILITY_COLUMNS = ("probability", "p", "prob", "score", "confidence", "prediction")
+_SUFFIXES = SLIDE_SUFFIXES | PHOTO_SUFFIXES | {".csv", ".xml", ".zarr"}
+
+# Training slides of CAMELYON16 by number (Litjens et al., GigaScience 2018: 170 of RUMC and 100 of UMCU); the names of
+# its test slides do not tell.
+_CAMELYON16 = re.compile(r"(normal|tumor)_([0-9]{3})")
+_LAST_OF_RUMC = {"normal": 100, "tumor": 70}
+
+_Value = TypeVar("_Value", bool, float)
+
+
+def slide_key(name: str) -> str:
+    """A slide's name without suffix and in lower case, as names are compared here."""
+    suffix = PurePosixPath(name).suffix
+    return (name[: -len(suffix)] if suffix.lower() in _SUFFIXES else name).strip().lower()
+
+
+def centre_name(slide: str) -> str | None:
+    """The centre that a CAMELYON slide comes from, or None where its name does not tell."""
+    try:
+        patient, _ = parse_slide_name(slide)
+        return CENTRES[centre_of(int(patient.partition("_")[2]))]
+    except (SlideNameError, ValueError):
+        match = _CAMELYON16.fullmatch(slide_key(slide))
+    if match is None:
+        return None
+    return "RUMC" if int(match[2]) <= _LAST_OF_RUMC[match[1]] else "UMCU"
+
+
+def read_truth(path: str | PathLike[str]) -> dict[str, bool]:
+    """Which slides hold a metastasis.
+
+    Taken are CAMELYON16's reference.csv (no header; name, Tumor or Normal, and more), the organisers' stage_labels.csv
+    of CAMELYON17 and a CSV with header ``slide,label``. Labels are Tumor and Normal, 1 and 0, or negative, itc, micro
+    and macro, of which the last three count as a metastasis.
+
+    Returns:
+        True for a metastasis, by the slide's name as slide_key gives it, in the order of the rows.
+
+    Raises:
+        TableError: unreadable, no rows, or a row of another form.
+        UnknownLabelError: a label is none of the known ones.
+        ConflictError: two rows of one slide contradict each other.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    if rows and [cell.lower() for cell in rows[0][1][:2]] == ["patient", "stage"]:
+        return {slide_key(slide): _KINDS[label.value] for slide, label in read_label_table(path).items()}
+    if rows and _is_header(rows[0]) and rows[0][1][1:2] and rows[0][1][1].lower() not in _KINDS:
+        rows = rows[1:]
+    slides: _BySlide[bool] = _BySlide(path)
+    for line, cells in rows:
+        if len(cells) < 2 or not cells[0]:
+            raise _row_error(path, line, cells, "a slide's name and its label")
+        if cells[1].lower() not in _KINDS:
+            raise UnknownLabelError(
+                path,
+                f"unknown label {cells[1][:60]!r}",
+                place=f"line {line}",
+                mend="known are Tumor, Normal, negative, itc, micro, macro, 1 and 0",
+            )
+        slides.add(line, cells[0], _KINDS[cells[1].lower()])
+    return slides.checked("test_001,Tumor")
+
+
+def read_predictions(path: str | PathLike[str]) -> dict[str, float]:
+    """How likely a metastasis each slide is: ``name,probability`` rows, or a CSV whose header names both columns.
+
+    The labels.csv of a run is one. Any finite numbers do: only their order counts.
+
+    Returns:
+        Probability by the slide's name as slide_key gives it.
+
+    Raises:
+        TableError: unreadable, another header, no rows, or a row without a number.
+        ConflictError: two rows of one slide contradict each other.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    column = 1
+    if rows and (_is_header(rows[0]) or all(decimal(cell) is None for cell in rows[0][1])):
+        column, rows = _probability_column(path, rows[0]), rows[1:]
+    slides: _BySlide[float] = _BySlide(path)
+    for line, cells in rows:
+        value = decimal(cells[column]) if len(cells) > column else None
+        if value is None or not cells[0]:
+            raise _row_error(path, line, cells, "a slide's name and a probability")
+        slides.add(line, cells[0], value)
+    return slides.checked("test_001,0.87")
+
+
+def read_normal_slides(path: str | PathLike[str]) -> frozenset[str]:
+    """The normal slides that a file names: one name a line, or those of a table that read_truth takes.
+
+    Raises:
+        TableError: unreadable, or as read_truth.
+    """
+    rows = read_rows(path)
+    if all(len(cells) == 1 for _, cells in rows):
+        return frozenset(slide_key(cells[0]) for _, cells in rows)
+    return frozenset(slide for slide, is_tumour in read_truth(path).items() if not is_tumour)
+
+
+class _BySlide(Generic[_Value]):
+    """What a table says of each slide, with the lines that say so."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._values: dict[str, _Value] = {}
+        self._lines: dict[str, int] = {}
+
+    def add(self, line: int, name: str, value: _Value) -> None:
+        """Take a row; of one slide all rows must agree."""
+        slide = slide_key(name)
+        if self._values.get(slide, value) != value:
+            raise ConflictError(
+                self._path,
+                f"contradicts itself about {slide}",
+                place=f"lines {self._lines[slide]} and {line}",
+                mend="keep one of the rows",
+            )
+        self._values[slide] = value
+        self._lines[slide] = line
+
+    def checked(self, example: str) -> dict[str, _Value]:
+        """All of it; nothing is an error."""
+        if not self._values:
+            raise TableError(self._path, "has no row of a slide", mend=f"rows are like {example}")
+        return self._values
+
+
+def _is_header(row: Row) -> bool:
+    return row[1][0].lower() in _NAME_COLUMNS
+
+
+def _probability_column(path: Path, header: Row) -> int:
+    line, cells = header
+    names = [cell.lower() for cell in cells]
+    known = [name for name in _PROBABILITY_COLUMNS if name in names]
+    if names[0] not in _NAME_COLUMNS or not known:
+        raise TableError(
+            path,
+            f"begins with {','.join(cells)[:60]!r} where slide,probability is wanted",
+            place=f"line {line}",
+            mend="name these columns, or write no header",
+        )
+    return names.index(known[0])
+
+
+def _row_error(path: Path, line: int, cells: tuple[str, ...], wanted: str) -> TableError:
+    return TableError(
+        path,
+        f"the row {','.join(cells)[:60]!r} is not {wanted}",
+        place=f"line {line}",
+        mend="separate them by a comma, with decimal points",
+    )

@@ -1,0 +1,257 @@
+"""Submissions to the CAMELYON challenges: made from a run, and checked before they are sent.
+
+CAMELYON17 takes one table of stages. CAMELYON16 takes a folder of one CSV of detections per slide (lesion task) and one
+table of a probability per slide (slide task).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from staging.cohorts.camelyon import read_stage_table, write_stage_table
+from staging.cohorts.references import read_predictions, slide_key
+from staging.csv_rows import read_rows
+from staging.errors import CohortError, MissingPatientError, TableError
+from staging.lesions.detections import RADIUS_UM, detections_of, read_detections, write_detections
+from staging.stages.pn import stage_patient
+from wsi.store import atomic_text, read_heatmap
+
+_MOST_NAMED = 8
+_HEADERS = frozenset({"slide", "patient", "name", "image", "file", "case"})
+
+
+class Task(Enum):
+    """What is submitted; the value is its name on the command line."""
+
+    STAGES = "stages"
+    LESIONS = "lesions"
+    SLIDES = "slides"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What was written or checked.
+
+    Attributes:
+        task: which of the three.
+        path: the table, or the folder of the lesion task.
+        entries: patients of a stage table, slides otherwise.
+        detections: of the lesion task over all slides.
+        missing: what was expected and is not in it.
+        beyond: what is in it and was not expected; the organisers ignore it.
+        doubts: what is allowed but looks wrong.
+    """
+
+    task: Task
+    path: Path
+    entries: int
+    detections: int | None = None
+    missing: tuple[str, ...] = ()
+    beyond: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps."""
+        found: dict[str, Any] = {"task": self.task.value, "submission": str(self.path), "entries": self.entries}
+        if self.detections is not None:
+            found["detections"] = self.detections
+        return found | {"missing": list(self.missing), "beyond": list(self.beyond), "doubts": list(self.doubts)}
+
+
+def write_submission(
+    task: Task,
+    run: Path,
+    output: Path,
+    *,
+    threshold: float = 0.5,
+    radius_um: float = RADIUS_UM,
+    allow_incomplete: bool = False,
+) -> Submission:
+    """Write a submission from what ``sentinode run`` left.
+
+    Args:
+        task: what to submit.
+        run: the run's directory.
+        output: the table to write, or the folder of the lesion task.
+        threshold: cells of the heatmaps at or below it are no detections.
+        radius_um: no two detections of a slide lie nearer.
+        allow_incomplete: also where slides of the run are quarantined or patients could not be staged.
+
+    Raises:
+        CohortError: the directory holds no finished run, or the run is incomplete.
+        ArtefactError: a heatmap is damaged.
+        StorageError: the output cannot be written.
+    """
+    probabilities = _probabilities(run)
+    left_out = _left_out(run, task)
+    if left_out and not allow_incomplete:
+        raise CohortError(
+            run,
+            f"is incomplete: {_some(left_out)}",
+            mend="mend what failed and run again, or give --allow-incomplete: the organisers' score may then refuse it",
+        )
+    if task is Task.STAGES:
+        table = read_stage_table(run / "stages.csv")
+        write_stage_table(output, table.stages, table.labels)
+        return Submission(task=task, path=output, entries=len(table.stages), missing=left_out)
+    if task is Task.SLIDES:
+        atomic_text(output, "".join(f"{slide},{p:.6f}\n" for slide, p in sorted(probabilities.items())))
+        return Submission(task=task, path=output, entries=len(probabilities), missing=left_out)
+    count = 0
+    for slide in sorted(probabilities):
+        found = detections_of(
+            read_heatmap(run / "heatmaps" / f"{slide}.zarr"), threshold=threshold, radius_um=radius_um
+        )
+        write_detections(output / f"{slide}.csv", found)
+        count += found.probability.size
+    return Submission(task=task, path=output, entries=len(probabilities), detections=count, missing=left_out)
+
+
+def check_submission(task: Task, path: Path, *, expected: Collection[str] | None = None) -> Submission:
+    """Read a submission as the organisers do and say what is missing or looks wrong.
+
+    Args:
+        task: what it is.
+        path: the table, or the folder of the lesion task.
+        expected: names of the patients (stages) or slides that must be in it; None checks the form alone.
+
+    Raises:
+        TableError: a file is not of the organisers' form; names file and line.
+    """
+    if task is Task.LESIONS:
+        return _check_lesions(path, expected)
+    if task is Task.SLIDES:
+        found = read_predictions(path)
+        doubts = ["all slides have the same probability"] if len(set(found.values())) == 1 < len(found) else []
+        doubts += ["probabilities lie outside 0 to 1"] if not all(0 <= p <= 1 for p in found.values()) else []
+        return _compared(task, path, found, expected, doubts=doubts)
+    table = read_stage_table(path, submission=True)
+    if table.unzipped:
+        raise TableError(
+            path,
+            f"names patients without .zip: {_some(table.unzipped)}",
+            mend=f"write {table.unzipped[0]}.zip: only rows that end in .zip are compared",
+        )
+    doubts = []
+    for patient, stage in table.stages.items():
+        labels = [label for slide, label in table.labels.items() if slide.startswith(f"{patient}_")]
+        if len(labels) == 5 and stage_patient(labels) is not stage:
+            doubts.append(f"{patient} is {stage.value} but its slides make {stage_patient(labels).value}")
+    return _compared(task, path, table.stages, expected, doubts=doubts)
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The patients or slides that a file or folder names: the first column of a CSV, or the files of a folder.
+
+    Suffixes (.zip, .tif …) are left away; of a stage table only the patients' rows count.
+
+    Raises:
+        TableError: unreadable, or nothing is named.
+    """
+    if path.is_dir():
+        names = [file.name for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    else:
+        rows = read_rows(path)
+        names = [cells[0] for _, cells in rows]
+        if names and names[0].lower() in _HEADERS:
+            names = names[1:]
+        zipped = [name for name in names if name.lower().endswith(".zip")]
+        names = zipped or names
+    if not names:
+        raise TableError(path, "names neither patient nor slide", mend="give one name a line, a table or a folder")
+    return tuple(dict.fromkeys(_bare(name) for name in names))
+
+
+def _check_lesions(folder: Path, expected: Collection[str] | None) -> Submission:
+    if not folder.is_dir():
+        raise TableError(folder, "is no folder", mend="the lesion task takes one CSV of detections per slide")
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".csv"]
+    if not files:
+        raise TableError(folder, "holds no CSV", mend="write test_001.csv and so on, an empty one without detections")
+    found = {slide_key(file.stem): read_detections(file) for file in files}
+    doubts = []
+    if not any(one.probability.size for one in found.values()):
+        doubts.append("there is no detection on any slide")
+    crowded = [slide for slide, one in found.items() if one.probability.size > 1000]
+    if crowded:
+        doubts.append(f"more than 1,000 detections on {_some(crowded)}: each off a lesion is a false positive")
+    corner = [slide for slide, one in found.items() if one.x.size and max(one.x.max(), one.y.max()) < 4000]
+    if len(corner) == sum(bool(one.x.size) for one in found.values()) > 1:
+        doubts.append("all positions are below 4,000: they must be level-0 px")
+    total = int(np.sum([one.probability.size for one in found.values()]))
+    return _compared(Task.LESIONS, folder, found, expected, doubts=doubts, detections=total)
+
+
+def _compared(
+    task: Task,
+    path: Path,
+    found: Iterable[str],
+    expected: Collection[str] | None,
+    *,
+    doubts: Iterable[str],
+    detections: int | None = None,
+) -> Submission:
+    names = {_bare(name) for name in found}
+    wanted = names if expected is None else {_bare(name) for name in expected}
+    return Submission(
+        task=task,
+        path=path,
+        entries=len(names),
+        detections=detections,
+        missing=tuple(sorted(wanted - names)),
+        beyond=tuple(sorted(names - wanted)),
+        doubts=tuple(doubts),
+    )
+
+
+def require_complete(submission: Submission) -> None:
+    """Refuse a submission that lacks what was expected.
+
+    Raises:
+        MissingPatientError: names what is missing.
+    """
+    if submission.missing:
+        raise MissingPatientError(
+            submission.path,
+            f"lacks {_some(submission.missing)}",
+            mend="add a row for each patient" if submission.task is Task.STAGES else "add every slide",
+        )
+
+
+def _probabilities(run: Path) -> dict[str, float]:
+    """The probability of every slide that a run has finished."""
+    records = sorted((run / "slides").glob("*.json")) if (run / "slides").is_dir() else []
+    if not records:
+        raise CohortError(run, "holds no finished slides", mend="name the output of sentinode run")
+    found = {}
+    for record in records:
+        try:
+            analysis = json.loads(record.read_text(encoding="utf-8"))["analysis"]
+            found[str(analysis["slide"])] = float(analysis["probability"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CohortError(record, "is no record of a slide", mend="run the slide again") from error
+    return found
+
+
+def _left_out(run: Path, task: Task) -> tuple[str, ...]:
+    table = run / ("unscored.csv" if task is Task.STAGES else "quarantine.csv")
+    if not table.is_file():
+        raise CohortError(run, f"has no {table.name}: the run is not finished", mend="call sentinode run again")
+    return tuple(cells[0] for _, cells in read_rows(table)[1:])
+
+
+def _bare(name: str) -> str:
+    key = slide_key(name)
+    return key.removesuffix(".zip")
+
+
+def _some(names: Collection[str]) -> str:
+    listed = ", ".join(list(names)[:_MOST_NAMED])
+    return listed if len(names) <= _MOST_NAMED else f"{listed} and {len(names) - _MOST_NAMED} more"

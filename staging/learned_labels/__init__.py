@@ -1,0 +1,1 @@
+"""The slide label that is learned from heatmaps."""

@@ -1,0 +1,248 @@
+"""Training of the learned slide label, and an honest estimate of how good it is.
+
+Nested cross-validation: the slides of a patient (or of a centre) are never on both sides of a fold, and the limits that
+decide on a label are tuned within the training side of each fold, on slides that its trees did not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from staging.cohorts.references import centre_name, slide_key
+from staging.errors import CohortError, SlideNameError
+from staging.learned_labels.predictors import FEATURE_NAMES, slide_features
+from staging.learned_labels.trees import Floats, Kind, SlideClassifier, Whole, fit, ranks_of
+from staging.lesions.labels import SlideLabel
+from staging.scores.kappa import confusion_matrix, quadratic_kappa
+from staging.stages.pn import parse_slide_name
+from wsi.store import read_heatmap
+
+Split = Literal["patients", "centres"]
+_GRID = tuple(step / 20 for step in range(1, 20))
+_ROUNDS = 4
+_MOST_NAMED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelledSlides:
+    """Slides of known label.
+
+    Attributes:
+        names: of the slides.
+        features: float64 (n, features).
+        ranks: int64 (n,), of their SlideLabels.
+        groups: of each slide, what must stay on one side of a fold: its patient or centre.
+        feature_names: of the features.
+    """
+
+    names: tuple[str, ...]
+    features: Floats
+    ranks: Whole
+    groups: tuple[str, ...]
+    feature_names: tuple[str, ...] = FEATURE_NAMES
+
+    def part(self, chosen: NDArray[np.intp]) -> LabelledSlides:
+        """Some of the slides."""
+        return replace(
+            self,
+            names=tuple(self.names[at] for at in chosen),
+            features=self.features[chosen],
+            ranks=self.ranks[chosen],
+            groups=tuple(self.groups[at] for at in chosen),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a classifier is made.
+
+    Attributes:
+        kind: of its trees.
+        trees: how many (with boosting per class).
+        folds: of the cross-validation; leave-one-centre-out has as many as centres.
+        split: whether patients or centres stay together.
+        seed: of trees and folds.
+    """
+
+    kind: Kind = "forest"
+    trees: int = 300
+    folds: int = 5
+    split: Split = "patients"
+    seed: int = 0
+
+
+def gather(
+    heatmaps: Sequence[Path],
+    labels: Mapping[str, SlideLabel],
+    *,
+    split: Split = "patients",
+    reference: Path | None = None,
+) -> LabelledSlides:
+    """The features and labels of slides.
+
+    Args:
+        heatmaps: published ones, named by their slides.
+        labels: of the slides; both must name the same ones.
+        split: patients keep a patient's slides together (a slide named otherwise is its own patient), centres those of
+            a CAMELYON centre.
+        reference: where the labels come from, for the errors.
+
+    Raises:
+        CohortError: a heatmap without a label, a label without a heatmap, or a slide whose name tells no centre.
+        ArtefactError, ResolutionError: a heatmap cannot be used.
+    """
+    by_name = {slide_key(path.stem): path for path in heatmaps}
+    truth = {slide_key(name): label for name, label in labels.items()}
+    _refuse(reference, by_name.keys() - truth.keys(), "label", "label every slide, or leave its heatmap out")
+    _refuse(reference, truth.keys() - by_name.keys(), "heatmap", "make its heatmap, or leave its row out")
+    names = tuple(sorted(by_name))
+    if split == "centres":
+        strangers = [name for name in names if centre_name(name) is None]
+        _refuse(reference, strangers, "centre in the name", "split by patients instead")
+    return LabelledSlides(
+        names=names,
+        features=np.array([slide_features(read_heatmap(by_name[name])) for name in names]),
+        ranks=np.array([truth[name].rank for name in names], dtype=np.int64),
+        groups=tuple((centre_name(name) or "") if split == "centres" else _patient(name) for name in names),
+    )
+
+
+def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
+    """Train on all slides; the provenance holds what nested cross-validation says of such a classifier.
+
+    Raises:
+        CohortError: all slides have one label, or there are fewer patients (or centres) than folds.
+    """
+    if len(np.unique(slides.ranks)) < 2:
+        one = list(SlideLabel)[int(slides.ranks[0])].value if len(slides.ranks) else "none"
+        raise CohortError(None, f"all slides have one label: {one}", mend="train on slides of several labels")
+    folds = _folds(slides, recipe)
+    seen: Floats = np.zeros((len(slides.ranks), len(SlideLabel)))
+    claimed: Whole = np.zeros(len(slides.ranks), dtype=np.int64)
+    limits = []
+    for held_out in folds:
+        rest = np.setdiff1d(np.arange(len(slides.ranks)), held_out)
+        seen[held_out], inner = _nested(slides.part(rest), slides.features[held_out], recipe)
+        claimed[held_out] = ranks_of(seen[held_out], inner)
+        limits.append(inner)
+    final = _grown(slides, recipe)
+    return replace(
+        final,
+        # the outer folds' predictions are of unseen slides: the right ones to tune the final limits on
+        limits=tune_limits(seen, slides.ranks),
+        provenance={
+            "slides": len(slides.ranks),
+            "groups": len(set(slides.groups)),
+            "recipe": {name: getattr(recipe, name) for name in ("kind", "trees", "folds", "split", "seed")},
+            "nested": {
+                "quadratic_kappa": _or_none(quadratic_kappa(slides.ranks, claimed, classes=len(SlideLabel))),
+                "accuracy": float(np.mean(claimed == slides.ranks)),
+                "confusion": confusion_matrix(slides.ranks, claimed, classes=len(SlideLabel)).tolist(),
+                "labels": [label.value for label in SlideLabel],
+                "limits": [list(one) for one in limits],
+            },
+        },
+    )
+
+
+def tune_limits(probabilities: Floats, ranks: Whole) -> tuple[float, ...]:
+    """Limits for itc, micro and macro on a grid of twentieths that make the quadratic kappa largest.
+
+    One limit after the other is moved to its best place until none moves; of equally good places the nearest to one
+    half is taken, so that what the slides do not decide stays in the middle.
+
+    Args:
+        probabilities: float64 (n, 4) of slides that the classifier has not seen.
+        ranks: int64 (n,), of their true labels.
+    """
+    limits = [0.5] * (len(SlideLabel) - 1)
+    for _ in range(_ROUNDS):
+        before = list(limits)
+        for number in range(len(limits)):
+            limits[number] = max(
+                _GRID,
+                key=lambda limit: (
+                    _kappa(probabilities, ranks, (*limits[:number], limit, *limits[number + 1 :])),
+                    -abs(limit - 0.5),
+                ),
+            )
+        if limits == before:
+            break
+    return tuple(limits)
+
+
+def _kappa(probabilities: Floats, ranks: Whole, limits: tuple[float, ...]) -> float:
+    kappa = quadratic_kappa(ranks, ranks_of(probabilities, limits), classes=len(SlideLabel))
+    return -2.0 if np.isnan(kappa) else round(kappa, 12)
+
+
+def _nested(slides: LabelledSlides, held_out: Floats, recipe: Recipe) -> tuple[Floats, tuple[float, ...]]:
+    """(probabilities of held-out slides, limits), both from the training side only."""
+    unseen: Floats = np.zeros((len(slides.ranks), len(SlideLabel)))
+    unseen[np.arange(len(slides.ranks)), slides.ranks] = 1.0
+    if len(set(slides.groups)) > 1:
+        for inner in _folds(slides, replace(recipe, folds=min(recipe.folds, len(set(slides.groups))))):
+            rest = np.setdiff1d(np.arange(len(slides.ranks)), inner)
+            unseen[inner] = _grown(slides.part(rest), recipe).predict(slides.features[inner])
+    return _grown(slides, recipe).predict(held_out), tune_limits(unseen, slides.ranks)
+
+
+def _grown(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
+    if len(np.unique(slides.ranks)) < 2:
+        raise CohortError(
+            None,
+            "without one fold all other slides have one label",
+            mend="give more slides of each label, or other folds",
+        )
+    return fit(
+        slides.features,
+        slides.ranks,
+        names=slides.feature_names,
+        kind=recipe.kind,
+        trees=recipe.trees,
+        seed=recipe.seed,
+    )
+
+
+def _folds(slides: LabelledSlides, recipe: Recipe) -> list[NDArray[np.intp]]:
+    """The held-out slides of each fold: whole groups, dealt so that the worst labels spread evenly."""
+    groups = sorted(set(slides.groups))
+    count = len(groups) if recipe.split == "centres" else recipe.folds
+    if count < 2 or len(groups) < count:
+        raise CohortError(
+            None,
+            f"{len(groups)} {recipe.split} cannot be split into {max(2, count)} folds",
+            mend="give more, or ask for fewer folds",
+        )
+    order = np.random.default_rng(recipe.seed).permutation(len(groups))
+    worst = dict.fromkeys(groups, 0)
+    for group, rank in zip(slides.groups, slides.ranks.tolist(), strict=True):
+        worst[group] = max(worst[group], rank)
+    dealt = sorted((groups[at] for at in order), key=lambda group: worst[group])
+    fold = {group: number % count for number, group in enumerate(dealt)}
+    of_slide = np.array([fold[group] for group in slides.groups])
+    return [np.flatnonzero(of_slide == number) for number in range(count)]
+
+
+def _patient(name: str) -> str:
+    try:
+        return parse_slide_name(name)[0]
+    except SlideNameError:
+        return name
+
+
+def _refuse(path: Path | None, names: Iterable[str], noun: str, mend: str) -> None:
+    listed = sorted(names)
+    if listed:
+        rest = f" and {len(listed) - _MOST_NAMED} more" if len(listed) > _MOST_NAMED else ""
+        raise CohortError(path, f"there is no {noun} of {', '.join(listed[:_MOST_NAMED])}{rest}", mend=mend)
+
+
+def _or_none(value: float) -> Any:  # noqa: ANN401  (a number or null in JSON)
+    return None if np.isnan(value) else value

@@ -1,0 +1,284 @@
+"""A learned slide label: trees over the features of a heatmap, kept as JSON and read without scikit-learn.
+
+A slide gets the worst label of which at least a limit's probability says that the slide is that bad or worse; the
+limits make the quadratic kappa largest on predictions of slides that the trees did not see.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from staging.lesions.labels import SlideLabel
+from wsi.errors import CheckpointError
+from wsi.store import atomic_text, json_text
+
+Kind = Literal["forest", "boosting"]
+_FORMAT = "sentinode slide classifier 1"
+_LEAF = -1
+
+Floats = NDArray[np.float64]
+Whole = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """One decision tree; node 0 is its root.
+
+    Attributes:
+        left, right: number of the node on either side; -1 for leaves.
+        feature: the number that a node looks at; to the left goes what is at most the threshold.
+        threshold: of that feature, as float32.
+        value: of each node: a share of every class (forest), or one number (boosting).
+        target: the class whose score the tree adds to (boosting); None in a forest.
+    """
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    feature: tuple[int, ...]
+    threshold: tuple[float, ...]
+    value: tuple[tuple[float, ...], ...]
+    target: int | None = None
+
+    def __post_init__(self) -> None:
+        size = len(self.left)
+        parts: tuple[tuple[Any, ...], ...] = (self.right, self.feature, self.threshold, self.value)
+        if size == 0 or any(len(part) != size for part in parts):
+            raise ValueError("a tree has one entry per node")
+        # children stand behind their parents, so that every way down ends
+        for number, (left, right) in enumerate(zip(self.left, self.right, strict=True)):
+            if (left == _LEAF) != (right == _LEAF) or (
+                left != _LEAF and not (number < left < size and number < right < size)
+            ):
+                raise ValueError(f"node {number} of a tree has impossible children")
+
+    def values(self, features: NDArray[np.float32]) -> Floats:
+        """The leaf's value for each row of features: float64 (n, classes or 1)."""
+        left, right, feature = np.array(self.left), np.array(self.right), np.array(self.feature)
+        threshold = np.array(self.threshold)
+        at = np.zeros(len(features), dtype=np.int64)
+        while (inner := np.flatnonzero(left[at] != _LEAF)).size:
+            node = at[inner]
+            is_left = features[inner, feature[node]] <= threshold[node]
+            at[inner] = np.where(is_left, left[node], right[node])
+        return np.array(self.value)[at]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideClassifier:
+    """Trees that turn a slide's features into the probability of each label.
+
+    Attributes:
+        kind: of the trees.
+        features: names of the numbers that predict takes, in their order.
+        labels: the classes that the training slides had, in their order.
+        trees: of all classes.
+        base: score of each class before any tree (boosting); one number where there are two classes.
+        rate: what each tree's value is multiplied by (boosting).
+        limits: for itc, micro and macro: from which probability of that label or a worse one on it is given.
+        importances: of the features, summing to 1.
+        provenance: what it was made from, and how well it did on slides it had not seen.
+    """
+
+    kind: Kind
+    features: tuple[str, ...]
+    labels: tuple[SlideLabel, ...]
+    trees: tuple[Tree, ...]
+    base: tuple[float, ...] = ()
+    rate: float = 1.0
+    limits: tuple[float, ...] = (0.5, 0.5, 0.5)
+    importances: tuple[float, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def predict(self, features: Floats) -> Floats:
+        """The probability of each SlideLabel: float64 (n, 4), rows sum to 1; a label that no slide had gets 0.
+
+        Args:
+            features: float64 (n, len(self.features)).
+
+        Raises:
+            ValueError: another number of features.
+        """
+        if features.ndim != 2 or features.shape[1] != len(self.features):
+            raise ValueError(f"features are (n, {len(self.features)}), got {features.shape}")
+        narrow = features.astype(np.float32)  # as scikit-learn compares them
+        shares = self._forest(narrow) if self.kind == "forest" else self._boosted(narrow)
+        result = np.zeros((len(features), len(SlideLabel)))
+        result[:, [label.rank for label in self.labels]] = shares
+        return result
+
+    def label(self, probabilities: Floats) -> list[SlideLabel]:
+        """The label of each row of predict's result, by the limits."""
+        return [list(SlideLabel)[rank] for rank in ranks_of(probabilities, self.limits)]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which from_json makes the same classifier."""
+        return {**asdict(self), "labels": [label.value for label in self.labels], "format": _FORMAT}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> SlideClassifier:
+        """The classifier that to_json wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: the record is of another form.
+        """
+        if record["format"] != _FORMAT or record["kind"] not in ("forest", "boosting"):
+            raise ValueError("is of another format")
+        trees = tuple(_tree(one) for one in record["trees"])
+        model = cls(
+            kind=record["kind"],
+            features=tuple(record["features"]),
+            labels=tuple(SlideLabel.parse(text) for text in record["labels"]),
+            trees=trees,
+            base=tuple(record["base"]),
+            rate=float(record["rate"]),
+            limits=tuple(record["limits"]),
+            importances=tuple(record["importances"]),
+            provenance=dict(record["provenance"]),
+        )
+        if not trees or len(model.limits) != len(SlideLabel) - 1:
+            raise ValueError("lacks trees or limits")
+        if not all(0 <= number < len(model.features) for tree in trees for number in tree.feature):
+            raise ValueError("looks at features that it does not name")
+        width = len(model.labels) if model.kind == "forest" else 1
+        if any(len(value) != width for tree in trees for value in tree.value):
+            raise ValueError("has leaves of another size")
+        if not np.isfinite(model.predict(np.zeros((1, len(model.features))))).all():
+            raise ValueError("gives no probabilities")
+        return model
+
+    def _forest(self, features: NDArray[np.float32]) -> Floats:
+        total = np.zeros((len(features), len(self.labels)))
+        for tree in self.trees:
+            total += tree.values(features)
+        return total / len(self.trees)
+
+    def _boosted(self, features: NDArray[np.float32]) -> Floats:
+        scores = np.tile(np.array(self.base), (len(features), 1))
+        for tree in self.trees:
+            scores[:, tree.target or 0] += self.rate * tree.values(features)[:, 0]
+        if scores.shape[1] == 1:
+            worse = 1 / (1 + np.exp(-scores[:, 0]))
+            return np.stack([1 - worse, worse], axis=1)
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+        return shares
+
+
+def _tree(record: Mapping[str, Any]) -> Tree:
+    value = tuple(tuple(float(share) for share in node) for node in record["value"])
+    names = ("left", "right", "feature", "threshold")
+    return Tree(value=value, target=record["target"], **{name: tuple(record[name]) for name in names})
+
+
+def ranks_of(probabilities: Floats, limits: tuple[float, ...]) -> Whole:
+    """The rank of the worst label whose probability, with those of worse ones, reaches its limit: int64 (n,)."""
+    at_least = np.cumsum(probabilities[:, ::-1], axis=1)[:, ::-1][:, 1:]
+    reached = at_least >= np.array(limits)
+    worst = reached.shape[1] - np.argmax(reached[:, ::-1], axis=1)
+    return np.where(reached.any(axis=1), worst, 0)
+
+
+def fit(
+    features: Floats, ranks: Whole, *, names: tuple[str, ...], kind: Kind = "forest", trees: int = 300, seed: int = 0
+) -> SlideClassifier:
+    """Grow trees on slides of known label; the limits stay at one half.
+
+    Args:
+        features: float64 (n, features).
+        ranks: int64 (n,), of their SlideLabels.
+        names: of the features.
+        kind: "forest" (L. Breiman, Machine Learning 45, 2001) with classes weighted by their rarity, or "boosting" (J.
+            H. Friedman, Annals of Statistics 29, 2001).
+        trees: how many; with boosting per class.
+        seed: the same seed grows the same trees.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    if len(np.unique(ranks)) < 2:
+        raise ValueError("a classifier needs slides of at least two labels")
+    labels = tuple(list(SlideLabel)[rank] for rank in np.unique(ranks))
+    if kind == "forest":
+        from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415  (slow import)
+
+        grown = RandomForestClassifier(n_estimators=trees, class_weight="balanced", random_state=seed)
+        grown.fit(features, ranks)
+        found = tuple(_from_sklearn(one.tree_) for one in grown.estimators_)
+        return SlideClassifier(
+            kind=kind, features=names, labels=labels, trees=found, importances=_importances(grown.feature_importances_)
+        )
+    from sklearn.ensemble import GradientBoostingClassifier  # noqa: PLC0415  (slow import)
+
+    boosted = GradientBoostingClassifier(n_estimators=trees, max_depth=2, subsample=0.7, random_state=seed)
+    boosted.fit(features, ranks)
+    found = tuple(
+        _from_sklearn(one.tree_, target=target) for stage in boosted.estimators_ for target, one in enumerate(stage)
+    )
+    outputs = boosted.estimators_.shape[1]
+    rate = float(boosted.learning_rate)
+    added = np.zeros(outputs)
+    for tree in found:
+        added[tree.target or 0] += rate * tree.values(features[:1].astype(np.float32))[0, 0]
+    base = np.ravel(boosted.decision_function(features[:1])) - added
+    return SlideClassifier(
+        kind=kind,
+        features=names,
+        labels=labels,
+        trees=found,
+        base=tuple(float(one) for one in base),
+        rate=rate,
+        importances=_importances(boosted.feature_importances_),
+    )
+
+
+def _importances(values: Floats) -> tuple[float, ...]:
+    return tuple(float(one) for one in values)
+
+
+def _from_sklearn(tree: Any, *, target: int | None = None) -> Tree:  # noqa: ANN401  (sklearn has no types)
+    values = tree.value[:, 0, :]
+    if target is None:
+        values = values / values.sum(axis=1, keepdims=True)
+    is_leaf = tree.children_left == _LEAF
+    return Tree(
+        left=tuple(tree.children_left.tolist()),
+        right=tuple(tree.children_right.tolist()),
+        feature=tuple(np.where(is_leaf, 0, tree.feature).tolist()),
+        threshold=tuple(np.where(is_leaf, 0.0, tree.threshold).tolist()),
+        value=tuple(tuple(node) for node in values.tolist()),
+        target=target,
+    )
+
+
+def write_classifier(path: Path, classifier: SlideClassifier) -> None:
+    """Write a classifier as JSON.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    atomic_text(path, json_text(classifier.to_json()))
+
+
+def read_classifier(path: Path) -> SlideClassifier:
+    """Read what write_classifier wrote.
+
+    Raises:
+        CheckpointError: it is no such file.
+    """
+    try:
+        return SlideClassifier.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CheckpointError(
+            path, f"cannot be read: {error.strerror or error}", mend="name a model of sentinode label --train"
+        ) from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            path, f"is no slide classifier: {error}", mend="make one with sentinode label --train"
+        ) from error

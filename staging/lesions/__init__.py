@@ -1,0 +1,1 @@
+"""Lesions: found on heatmaps, masks and annotations, measured in um, labelled."""

@@ -1,0 +1,131 @@
+"""Cells of small lesions, counted on the slide for the rule of 200 cells."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from annotations.annotation import Annotation, Role
+from staging.errors import CohortError
+from staging.lesions.finding import Lesion
+from staging.lesions.labels import SizeRule, slide_label
+from staging.lesions.nuclei import NUCLEUS_UM, find_nuclei
+from staging.lesions.tables import LABEL_COLUMNS, csv_text
+from wsi.errors import ResolutionError
+from wsi.geometry import Frame
+from wsi.slide import Slide
+
+READ_UM = 0.5
+"""um per px at which nuclei are looked for; coarser slides are read at their own resolution."""
+
+_MARGIN_UM = 20.0  # around a lesion, so that nuclei at its border have their surroundings
+_NUMBER = re.compile(r"lesion ([0-9]+)\b")
+
+
+def count_cells(
+    lesions: Mapping[str, Sequence[Lesion]],
+    table: Path,
+    slides: Mapping[str, Path],
+    *,
+    rule: SizeRule,
+    nucleus_um: float = NUCLEUS_UM,
+    mpp: float | None = None,
+) -> dict[str, list[int | None]]:
+    """Count the nuclei of every lesion that is small enough to be ITC; the others need no count.
+
+    Args:
+        lesions: of each slide, as in the table.
+        table: lesions.csv; the contours that were written with it lie beside it or in the folder ``lesions`` there.
+        slides: the slide files by name.
+        rule: whose limits are to be applied.
+        nucleus_um: typical diameter of a nucleus.
+        mpp: um per level-0 px, for slides that do not say it.
+
+    Returns:
+        Counts by slide, in the order of its lesions; None for lesions longer than ITC.
+
+    Raises:
+        CohortError: there is no slide file or no contour of a lesion that has to be counted.
+        ResolutionError: a slide's mpp is not known, or too coarse to see nuclei.
+        PathologyError: a slide or its contours cannot be read.
+    """
+    counts: dict[str, list[int | None]] = {}
+    for name, found in lesions.items():
+        small = [number for number, one in enumerate(found) if one.longest_diameter_um <= rule.itc_max_um]
+        counts[name] = [None] * len(found)
+        if not small:
+            continue
+        if name not in slides:
+            raise CohortError(table, f"there is no slide {name}", mend="name the folder that holds it")
+        outlines = _outlines(table, name)
+        with Slide.open(slides[name], mpp=mpp) as slide:
+            for number in small:
+                if number + 1 not in outlines:
+                    raise CohortError(table, f"lesion {number + 1} of {name} has no contour", mend="run lesions again")
+                counts[name][number] = _count(slide, outlines[number + 1], nucleus_um)
+    return counts
+
+
+def counted_label_table(
+    lesions: Mapping[str, Sequence[Lesion]], counts: Mapping[str, Sequence[int | None]], rule: SizeRule
+) -> str:
+    """labels.csv with one more column: the most cells that were counted in a lesion, empty where none were."""
+    rows = []
+    for slide, found in lesions.items():
+        known = [count for count in counts[slide] if count is not None]
+        rows.append(
+            (
+                slide,
+                slide_label(found, rule, cell_counts=counts[slide]).value,
+                f"{max((lesion.longest_diameter_um for lesion in found), default=0.0):.1f}",
+                len(found),
+                f"{max((lesion.probability for lesion in found), default=0.0):.4f}",
+                max(known) if known else "",
+            )
+        )
+    return csv_text((*LABEL_COLUMNS, "most_cells"), rows)
+
+
+def _outlines(table: Path, slide: str) -> dict[int, list[Annotation]]:
+    """The contours of each lesion by its number; a hole stands behind its outline."""
+    from annotations.files.geojson import read_geojson  # noqa: PLC0415  (slow import)
+
+    places = (table.parent / f"{slide}.geojson", table.parent / "lesions" / f"{slide}.geojson")
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise CohortError(places[0], "there are no contours of the slide", mend="keep them beside lesions.csv")
+    outlines: dict[int, list[Annotation]] = {}
+    number = 0
+    for one in read_geojson(path):
+        match = _NUMBER.match(one.name)
+        number = int(match[1]) if match and one.role is Role.TUMOUR else number
+        outlines.setdefault(number, []).append(one)
+    return outlines
+
+
+def _count(slide: Slide, outlines: Sequence[Annotation], nucleus_um: float) -> int:
+    from annotations.rasterize import rasterize  # noqa: PLC0415  (slow import)
+
+    if slide.mpp is None:
+        raise ResolutionError(slide.path, "does not say how large its pixels are", mend="give it with --slide-mpp")
+    frame = slide.frame_at(max(READ_UM, slide.mpp))
+    points = np.concatenate([one.vertices for one in outlines])
+    rows, columns = frame.fractions(points[:, 0], points[:, 1])
+    margin = math.ceil(_MARGIN_UM / frame.pixel_um)
+    window = _window(frame, rows, columns, margin)
+    return len(find_nuclei(slide.read_frame(window), within=rasterize(outlines, window), nucleus_um=nucleus_um))
+
+
+def _window(
+    frame: Frame,
+    rows: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    columns: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    margin: int,
+) -> Frame:
+    top, left = math.floor(rows.min()) - margin, math.floor(columns.min()) - margin
+    bottom, right = math.ceil(rows.max()) + margin, math.ceil(columns.max()) + margin
+    return frame.window(row=top, column=left, height=bottom - top, width=right - left)

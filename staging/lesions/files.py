@@ -1,0 +1,160 @@
+"""Files in which lesions are found and measured alike: heatmaps, masks and drawn outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from staging.lesions.components import bands_of
+from staging.lesions.finding import measure_heatmap, measure_mask
+from staging.lesions.labels import SizeRule
+from staging.lesions.masks import MaskFile
+from staging.lesions.settings import LesionSettings
+from staging.lesions.shape import LesionFeatures, measure_polygons
+from staging.lesions.tables import csv_text
+from wsi.errors import ResolutionError
+from wsi.raster import Mask
+from wsi.slide import Slide
+from wsi.store import read_heatmap
+
+DRAWN = frozenset({".xml", ".geojson", ".json"})
+
+FEATURE_COLUMNS = (
+    "slide",
+    "lesion",
+    "class",
+    "longest_diameter_um",
+    "major_axis_um",
+    "minor_axis_um",
+    "eccentricity",
+    "area_um2",
+    "perimeter_um",
+    "extent",
+    "solidity",
+    "probability_max",
+    "probability_mean",
+    "probability_min",
+    "x",
+    "y",
+    "left",
+    "top",
+    "width",
+    "height",
+    "deposits",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MeasuredFile:
+    """The lesions of one file.
+
+    Attributes:
+        features: largest first.
+        masks: their cells, in the same order, from a heatmap; None from other files.
+        tumour_value: of a mask's pixels; None of other files.
+    """
+
+    features: tuple[LesionFeatures, ...]
+    masks: tuple[Mask, ...] | None = None
+    tumour_value: int | None = None
+
+
+def measure_heatmap_file(path: Path, settings: LesionSettings, *, with_holes_filled: bool = False) -> MeasuredFile:
+    """Find and measure the lesions of a published heatmap.
+
+    Raises:
+        ArtefactError: it is none.
+        ResolutionError: its mpp is not known.
+    """
+    features, masks = measure_heatmap(
+        read_heatmap(path),
+        threshold=settings.threshold.value,
+        merge_gap_um=settings.merge_gap_um.value,
+        min_diameter_um=settings.smallest_um.value,
+        min_probability=settings.peak.value,
+        with_holes_filled=with_holes_filled,
+    )
+    return MeasuredFile(features=features, masks=masks)
+
+
+def measure_mask_file(
+    path: Path,
+    *,
+    mpp: float | None,
+    value: int | None,
+    level: int,
+    merge_gap_um: float,
+    smallest_um: float,
+    with_holes_filled: bool = False,
+) -> MeasuredFile:
+    """Find and measure the lesions of a mask pyramid or picture of any size.
+
+    Raises:
+        SlideError: it cannot be opened or read, is in colours, or does not say its resolution and none was given.
+        ConfigurationError: its values may mean several things and none was given, or there is no such level.
+    """
+    with Slide.open(path, mpp=mpp) as slide:
+        if slide.mpp is None:
+            raise ResolutionError(path, "does not say how large its pixels are", mend="give it with --slide-mpp")
+        mask = MaskFile(slide, value=value, level=level)
+        features = measure_mask(
+            bands_of(mask),
+            mask.frame,
+            merge_gap_um=merge_gap_um,
+            min_diameter_um=smallest_um,
+            with_holes_filled=with_holes_filled,
+        )
+    return MeasuredFile(features=features, tumour_value=mask.value)
+
+
+def measure_drawing(path: Path, *, mpp: float | None, merge_gap_um: float, smallest_um: float) -> MeasuredFile:
+    """Measure the lesions of an annotation file on its polygons.
+
+    Raises:
+        AnnotationError: it cannot be read.
+        ResolutionError: it does not say its resolution and none was given.
+    """
+    from annotations.files.formats import read_annotation_set  # noqa: PLC0415  (slow import)
+    from annotations.measures import measure_lesions  # noqa: PLC0415
+
+    drawn = read_annotation_set(path)
+    known = mpp or drawn.mpp
+    if known is None:
+        raise ResolutionError(path, "does not say how large a pixel is", mend="give it with --slide-mpp")
+    found = measure_polygons(measure_lesions(drawn.annotations, mpp=known, merge_gap_um=merge_gap_um), mpp=known)
+    return MeasuredFile(features=tuple(one for one in found if one.longest_diameter_um >= smallest_um))
+
+
+def feature_table(features: Mapping[str, Sequence[LesionFeatures]], rule: SizeRule | None = None) -> str:
+    """One row per lesion with all that was measured: um, positions and boxes in level-0 px."""
+    rule = rule or SizeRule()
+    rows = (
+        (slide, number, rule.label(one.longest_diameter_um).value, *_cells(one))
+        for slide, found in features.items()
+        for number, one in enumerate(found, start=1)
+    )
+    return csv_text(FEATURE_COLUMNS, rows)
+
+
+def _cells(one: LesionFeatures) -> tuple[object, ...]:
+    return (
+        f"{one.longest_diameter_um:.1f}",
+        f"{one.major_axis_um:.1f}",
+        f"{one.minor_axis_um:.1f}",
+        f"{one.eccentricity:.4f}",
+        f"{one.area_um2:.0f}",
+        f"{one.perimeter_um:.1f}",
+        f"{one.extent:.4f}",
+        f"{one.solidity:.4f}",
+        f"{one.probability_max:.4f}",
+        f"{one.probability_mean:.4f}",
+        f"{one.probability_min:.4f}",
+        f"{one.centroid[0]:.1f}",
+        f"{one.centroid[1]:.1f}",
+        one.region.x,
+        one.region.y,
+        one.region.width,
+        one.region.height,
+        one.deposits,
+    )

@@ -1,0 +1,143 @@
+"""The label of a slide: what its largest metastasis is by size (TNM 7th edition, as CAMELYON17 uses it)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Self
+
+from staging.errors import UnknownLabelError
+from staging.lesions.finding import Lesion
+
+
+class Ranked(Enum):
+    """An enumeration whose declaration order is its rank and whose values are the texts of the CSV tables."""
+
+    @property
+    def rank(self) -> int:
+        """0 for the first declared."""
+        return list(type(self)).index(self)
+
+    def __lt__(self, other: object) -> bool:
+        return self.rank < other.rank if isinstance(other, type(self)) else NotImplemented
+
+    def __le__(self, other: object) -> bool:
+        return self.rank <= other.rank if isinstance(other, type(self)) else NotImplemented
+
+    def __gt__(self, other: object) -> bool:
+        return self.rank > other.rank if isinstance(other, type(self)) else NotImplemented
+
+    def __ge__(self, other: object) -> bool:
+        return self.rank >= other.rank if isinstance(other, type(self)) else NotImplemented
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The member that a table's text names, in any case and with spaces around it.
+
+        Raises:
+            UnknownLabelError: the text names none; the mend lists the known ones.
+        """
+        wanted = text.strip().lower()
+        for member in cls:
+            if str(member.value).lower() == wanted:
+                return member
+        known = ", ".join(str(member.value) for member in cls)
+        raise UnknownLabelError(None, f"unknown {cls._noun()} {text.strip()!r}", mend=f"known are {known}")
+
+    @classmethod
+    def _noun(cls) -> str:
+        return "label"
+
+
+class SlideLabel(Ranked):
+    """What the largest metastasis on a slide is; NEGATIVE < ITC < MICRO < MACRO."""
+
+    NEGATIVE = "negative"
+    ITC = "itc"
+    MICRO = "micro"
+    MACRO = "macro"
+
+    @classmethod
+    def _noun(cls) -> str:
+        return "slide label"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeRule:
+    """Where one label ends and the next begins.
+
+    The defaults are Table 1 of the CAMELYON data paper (Litjens et al., GigaScience 2018): isolated tumour cells up to
+    and including 0.2 mm, micro-metastases up to and including 2 mm; more than 200 cells make at least a
+    micro-metastasis of any size.
+
+    Attributes:
+        min_um: lesions of a smaller longest diameter are no lesions.
+        itc_max_um: the longest diameter up to which a lesion is ITC, itself included.
+        micro_max_um: the longest diameter up to which a lesion is micro, itself included.
+        itc_max_cells: the number of cells up to which a lesion may be ITC, itself included.
+    """
+
+    min_um: float = 0.0
+    itc_max_um: float = 200.0
+    micro_max_um: float = 2000.0
+    itc_max_cells: int = 200
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_um <= self.itc_max_um < self.micro_max_um:
+            raise ValueError(
+                f"a size rule needs 0 <= min_um <= itc_max_um < micro_max_um, got {self.min_um}, {self.itc_max_um}, "
+                f"{self.micro_max_um}"
+            )
+        if self.itc_max_cells < 1:
+            raise ValueError(f"a size rule needs itc_max_cells of at least 1, got {self.itc_max_cells}")
+
+    def label(self, longest_diameter_um: float, *, cell_count: int | None = None) -> SlideLabel:
+        """The label of a slide whose only lesion has this longest diameter in um.
+
+        Args:
+            longest_diameter_um: largest distance between two points of the lesion, um.
+            cell_count: tumour cells in the lesion where they were counted.
+
+        Raises:
+            ValueError: the diameter is no finite length, or the count is negative.
+        """
+        if not 0 <= longest_diameter_um < float("inf"):
+            raise ValueError(f"a lesion needs a finite diameter of at least 0 um, got {longest_diameter_um}")
+        if cell_count is not None and cell_count < 0:
+            raise ValueError(f"a lesion has no fewer than 0 cells, got {cell_count}")
+        if longest_diameter_um > self.micro_max_um:
+            return SlideLabel.MACRO
+        if cell_count is not None and cell_count > self.itc_max_cells:
+            return SlideLabel.MICRO
+        if longest_diameter_um > self.itc_max_um:
+            return SlideLabel.MICRO
+        return SlideLabel.ITC if longest_diameter_um >= self.min_um else SlideLabel.NEGATIVE
+
+
+def slide_label(
+    lesions: Iterable[Lesion],
+    rule: SizeRule | None = None,
+    *,
+    cell_counts: Sequence[int | None] | None = None,
+) -> SlideLabel:
+    """The label of a slide with these lesions: the largest decides, sizes are never summed.
+
+    Args:
+        lesions: what find_lesions found; none makes the slide negative.
+        rule: the limits; SizeRule() where not given.
+        cell_counts: tumour cells of each lesion, in the same order; None where they were not counted.
+
+    Raises:
+        ValueError: not one count per lesion.
+    """
+    rule = rule or SizeRule()
+    found = tuple(lesions)
+    counts = cell_counts if cell_counts is not None else [None] * len(found)
+    labels = (
+        rule.label(lesion.longest_diameter_um, cell_count=count) for lesion, count in zip(found, counts, strict=True)
+    )
+    return max(labels, default=SlideLabel.NEGATIVE)

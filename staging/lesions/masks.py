@@ -1,0 +1,91 @@
+"""Mask files of any size as arrays of yes and no, read window by window."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from staging.errors import ConfigurationError
+from staging.lesions.mask_values import tumour_value_of
+from wsi.errors import SlideFormatError
+from wsi.geometry import Frame, TileGrid
+from wsi.slide import Slide
+
+
+class MaskFile:
+    """One level of a mask pyramid, cut as ``mask[rows, columns]`` to bool (rows, columns).
+
+    Missing tiles are background. What value means tumour differs between the masks in the wild: 0/255 (CAMELYON16),
+    1 tumour and 2 normal (ASAP, CAMELYON17), 1 tissue and 2 tumour (the object store), 0/1. So 2 decides nothing and
+    has to be explained by the user.
+
+    Args:
+        slide: the opened file.
+        value: of tumour pixels; detected where not given, which reads the level once more.
+        level: of the pyramid.
+
+    Raises:
+        ConfigurationError: its values may mean several things and none was given.
+        SlideFormatError: a picture in colours.
+        ValueError: there is no such level.
+    """
+
+    def __init__(self, slide: Slide, *, value: int | None = None, level: int = 0) -> None:
+        if not 0 <= level < len(slide.levels):
+            raise ConfigurationError(
+                slide.path, f"has no level {level}", mend=f"its levels are 0 to {len(slide.levels) - 1}"
+            )
+        self._slide = slide
+        self._level = slide.levels[level]
+        self.frame: Frame = slide.frame_of(level)
+        self.shape = self.frame.shape
+        self.chunks = (self._level.tile_height, self._level.tile_width)
+        self._grid = TileGrid(frame=self.frame, tile_shape=self.chunks)
+        self.value = self._detected() if value is None else value
+
+    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[np.bool_]:
+        rows, columns = (range(*one.indices(side)) for one, side in zip(window, self.shape, strict=True))
+        result = np.zeros((len(rows), len(columns)), dtype=np.bool_)
+        if not result.size:
+            return result
+        height, width = self.chunks
+        for tile_row in range(rows[0] // height, rows[-1] // height + 1):
+            for tile_column in range(columns[0] // width, columns[-1] // width + 1):
+                values = self._tile(tile_row, tile_column)
+                if values is None:
+                    continue
+                top, left = tile_row * height, tile_column * width
+                row, end_row = max(top, rows[0]), min(top + values.shape[0], rows[-1] + 1)
+                column, end_column = max(left, columns[0]), min(left + values.shape[1], columns[-1] + 1)
+                result[row - rows[0] : end_row - rows[0], column - columns[0] : end_column - columns[0]] = (
+                    values[row - top : end_row - top, column - left : end_column - left] == self.value
+                )
+        return result
+
+    def _tile(self, row: int, column: int) -> NDArray[np.uint8] | None:
+        """The values of a stored tile; None where it is missing."""
+        if self._slide.is_missing(self._grid.tile(row, column)):
+            return None
+        rows, columns = self._grid.slices(row, column)
+        colours = self._slide.read_window(
+            self._level.index,
+            row=rows.start,
+            column=columns.start,
+            height=rows.stop - rows.start,
+            width=columns.stop - columns.start,
+        )
+        values = colours[..., 0]
+        if not (np.array_equal(values, colours[..., 1]) and np.array_equal(values, colours[..., 2])):
+            raise SlideFormatError(
+                self._slide.path, "is a picture in colours, not a mask", mend="give masks of one value per pixel"
+            )
+        return values
+
+    def _detected(self) -> int:
+        counts = np.zeros(256, dtype=np.int64)
+        for row, column in self._grid:
+            values = self._tile(row, column)
+            if values is not None:
+                counts += np.bincount(values.ravel(), minlength=256)
+        present = [int(value) for value in np.flatnonzero(counts)]
+        return tumour_value_of(self._slide.path, present, option="--value") or 255

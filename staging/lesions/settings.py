@@ -1,0 +1,119 @@
+"""With which settings lesions are found, and where each of them comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from staging.errors import ConfigurationError
+from staging.lesions.finding import MERGE_GAP_UM
+from staging.training.peak import PEAK, peak_of
+from wsi.store import digest_of, provenance_of
+
+THRESHOLD = 0.5
+SMALLEST_UM = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One number and its source: "option", "default", or the file that holds it."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LesionSettings:
+    """What find_lesions is called with.
+
+    Attributes:
+        threshold: a cell is tumour from this probability on.
+        peak: a lesion's highest probability must reach this.
+        merge_gap_um: deposits this close are one lesion.
+        smallest_um: lesions of a shorter longest diameter are noise.
+    """
+
+    threshold: Setting
+    peak: Setting
+    merge_gap_um: Setting
+    smallest_um: Setting
+
+    def to_json(self, *, of_heatmap: bool = True) -> dict[str, dict[str, Any]]:
+        """Plain values for json.dumps; masks and outlines have neither threshold nor peak."""
+        names = ("threshold", "peak", "merge_gap_um", "smallest_um") if of_heatmap else ("merge_gap_um", "smallest_um")
+        return {name: {"value": getattr(self, name).value, "source": getattr(self, name).source} for name in names}
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Without the sources."""
+        return self.threshold.value, self.peak.value, self.merge_gap_um.value, self.smallest_um.value
+
+
+def refuse_different(settings: Sequence[LesionSettings]) -> None:
+    """Heatmaps that are measured together are measured alike.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    if len({one.values for one in settings}) > 1:
+        raise ConfigurationError(
+            None,
+            "the heatmaps come from runs with different settings",
+            mend="give --threshold, --peak, --merge-gap-um and --smallest-um, or name the heatmaps of one run",
+        )
+
+
+def settings_of(heatmap: Path, *, options: dict[str, float | None], model: Path | None = None) -> LesionSettings:
+    """The settings for a heatmap: an option goes first, then what its run or checkpoint says, then the default.
+
+    Args:
+        heatmap: a published heatmap. Where the run that made it stands around it (``run.json`` above its folder, of the
+            configuration that the heatmap names), that run's settings are known.
+        options: by the names of LesionSettings; None where not given.
+        model: the checkpoint that made the heatmap; its threshold and peak go before those of the run.
+
+    Raises:
+        ConfigurationError: the heatmap says that another checkpoint made it.
+        CheckpointError: the model is none.
+    """
+    known: dict[str, Setting] = {
+        "threshold": Setting(value=THRESHOLD, source="default"),
+        "peak": Setting(value=PEAK, source="default"),
+        "merge_gap_um": Setting(value=MERGE_GAP_UM, source="default"),
+        "smallest_um": Setting(value=SMALLEST_UM, source="default"),
+    }
+    provenance = provenance_of(heatmap) or {}
+    known |= _of_run(heatmap, provenance)
+    if model is not None:
+        known |= _of_model(heatmap, provenance, model)
+    known |= {name: Setting(value=value, source="option") for name, value in options.items() if value is not None}
+    return LesionSettings(**known)
+
+
+def _of_run(heatmap: Path, provenance: dict[str, Any]) -> dict[str, Setting]:
+    """The settings of the run whose directory the heatmap lies in; none where it is not that run's."""
+    record = heatmap.absolute().parent.parent / "run.json"
+    try:
+        config = json.loads(record.read_text(encoding="utf-8"))
+        if digest_of(config) != provenance.get("configuration"):
+            return {}
+        values = {name: float(config[name]) for name in ("threshold", "peak", "merge_gap_um")}
+        values["smallest_um"] = float(config["rule"]["min_um"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: Setting(value=value, source=str(record)) for name, value in values.items()}
+
+
+def _of_model(heatmap: Path, provenance: dict[str, Any], model: Path) -> dict[str, Setting]:
+    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+
+    checkpoint = load_checkpoint(model)
+    if provenance.get("model", checkpoint.digest) != checkpoint.digest:
+        raise ConfigurationError(heatmap, f"was made by another checkpoint than {model}", mend="name the one it was")
+    return {
+        "threshold": Setting(value=checkpoint.threshold, source=str(model)),
+        "peak": Setting(value=peak_of(checkpoint.provenance), source=str(model)),
+    }

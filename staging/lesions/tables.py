@@ -1,0 +1,98 @@
+"""The tables a run writes beside the organisers': lesions.csv, labels.csv, quarantine.csv, unscored.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from staging.errors import TableError
+from staging.lesions.finding import Lesion
+from staging.lesions.labels import SizeRule, slide_label
+
+LESION_COLUMNS = ("slide", "lesion", "class", "longest_diameter_um", "area_um2", "x", "y", "probability")
+LABEL_COLUMNS = ("slide", "label", "largest_um", "lesions", "probability")
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV with a header and LF line ends."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def lesion_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule | None = None) -> str:
+    """One row per lesion: sizes in um, centroid in level-0 px; a slide without lesions has no row."""
+    rule = rule or SizeRule()
+    rows = (
+        (
+            slide,
+            number,
+            rule.label(lesion.longest_diameter_um).value,
+            f"{lesion.longest_diameter_um:.1f}",
+            f"{lesion.area_um2:.0f}",
+            f"{lesion.centroid[0]:.1f}",
+            f"{lesion.centroid[1]:.1f}",
+            f"{lesion.probability:.4f}",
+        )
+        for slide, found in lesions.items()
+        for number, lesion in enumerate(found, start=1)
+    )
+    return csv_text(LESION_COLUMNS, rows)
+
+
+def label_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule | None = None) -> str:
+    """One row per slide: its label, and the largest lesion that decided it."""
+    rule = rule or SizeRule()
+    rows = (
+        (
+            slide,
+            slide_label(found, rule).value,
+            f"{max((lesion.longest_diameter_um for lesion in found), default=0.0):.1f}",
+            len(found),
+            f"{max((lesion.probability for lesion in found), default=0.0):.4f}",
+        )
+        for slide, found in lesions.items()
+    )
+    return csv_text(LABEL_COLUMNS, rows)
+
+
+def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:
+    """The lesions of a lesions.csv by slide; regions are not in the table and come back as one pixel at the centroid.
+
+    Raises:
+        TableError: missing, another header, or a number that is none; it names the line.
+    """
+    from wsi.geometry import Region  # noqa: PLC0415
+
+    try:
+        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(path, f"cannot be read: {error}", mend="give the lesions.csv of a run") from error
+    if not lines or tuple(lines[0]) != LESION_COLUMNS:
+        raise TableError(path, "is no lesion table", place="line 1", mend=f"its header is {','.join(LESION_COLUMNS)}")
+    lesions: dict[str, list[Lesion]] = {}
+    for number, row in enumerate(lines[1:], start=2):
+        if not row:
+            continue
+        try:
+            slide, _, _, *texts = row
+            longest, area, x, y, probability = (float(text) for text in texts)
+        except ValueError as error:
+            raise TableError(path, f"holds no lesion: {error}", place=f"line {number}") from error
+        if not (0 <= longest < math.inf and 0 <= area < math.inf):
+            raise TableError(path, f"holds an impossible size {texts[0]} um", place=f"line {number}")
+        lesions.setdefault(slide, []).append(
+            Lesion(
+                longest_diameter_um=longest,
+                area_um2=area,
+                centroid=(x, y),
+                probability=probability,
+                region=Region(x=math.floor(x), y=math.floor(y), width=1, height=1),
+            )
+        )
+    return lesions

@@ -1,0 +1,235 @@
+"""The run: slides become heatmaps, labels, stages and a score; resumable, and one bad slide never ends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from staging.cohorts.camelyon import SlideFile, StageTable, score_kappa, write_stage_table
+from staging.errors import ConfigurationError, MissingPatientError, SlideNameError, TooManyFailuresError
+from staging.lesions.tables import csv_text, label_table, lesion_table
+from staging.runs.analysis import Failure, SlideAnalysis, SlideTask, analyse_slide
+from staging.runs.cluster import each
+from staging.runs.config import RunConfig, differences, model_name
+from staging.runs.report import write_report
+from staging.runs.slide_fault import SlideFaultError
+from staging.stages.pn import Staging, parse_slide_name, stage_patients
+from wsi.errors import CheckpointError, StorageError
+from wsi.lock import OutputLock
+from wsi.store import atomic_text, json_text, sweep
+
+MAX_FAILURES = 0.10
+_FEWEST_TO_ABORT = 10
+
+
+class RunNews(Protocol):
+    """Who is told how the run goes."""
+
+    def tiles(self, slide: str, done: int, total: int) -> None:
+        """So many tiles of a slide are done."""
+
+    def slide(self, name: str, outcome: str = "") -> None:
+        """A slide has ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortResult:
+    """What a run has made.
+
+    Attributes:
+        analyses: slides that are done, by name.
+        failures: quarantined slides, by name.
+        staging: stages and unscored patients.
+        score: what score.json holds, or None without a reference.
+    """
+
+    analyses: tuple[SlideAnalysis, ...]
+    failures: tuple[Failure, ...]
+    staging: Staging
+    score: dict[str, Any] | None
+
+
+def run_cohort(
+    slides: Sequence[SlideFile],
+    output: Path,
+    *,
+    model: Path,
+    config: RunConfig,
+    reference: StageTable | None = None,
+    workers: int = 1,
+    device: str = "auto",
+    threads: int = 1,
+    max_failures: float = MAX_FAILURES,
+    news: RunNews,
+) -> CohortResult:
+    """Analyse every slide that is not done yet, then write the tables, the score and the report.
+
+    Args:
+        slides: what find_slides found.
+        output: the run's directory; it holds the artefacts of one configuration.
+        model: the checkpoint.
+        config: what decides the result; its ``model`` is the digest of the checkpoint.
+        reference: stages to score against.
+        workers: processes that analyse slides.
+        device: where the network runs.
+        threads: reading threads per process.
+        max_failures: give up when more than this share of the slides failed, and ten or more.
+        news: hears of progress.
+
+    Raises:
+        ConfigurationError: the directory was made by another configuration; it says what differs. Nothing is touched.
+        MissingPatientError: the reference lacks a patient of the slides. Nothing is touched.
+        OutputInUseError: another run holds the directory.
+        StorageError: the output side failed; what is done stays and a second call goes on from there.
+        TooManyFailuresError: more slides failed than max_failures allows.
+    """
+    if reference is not None:
+        _check_reference(slides, reference)
+    _check_configuration(output, config)
+    with OutputLock(output):
+        for folder in (output, *(output / name for name in ("heatmaps", "lesions", "overlays", "slides"))):
+            sweep(folder)
+        atomic_text(output / "run.json", json_text(config.to_json()))
+        tasks = [
+            SlideTask(
+                path=slide.path,
+                name=slide.name,
+                output=output,
+                model=model,
+                config=config,
+                device=device,
+                threads=threads,
+            )
+            for slide in slides
+        ]
+        analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
+        return _conclude(output, analyses, failures, model=model, config=config, reference=reference)
+
+
+def _analyse(
+    tasks: Sequence[SlideTask], *, workers: int, max_failures: float, news: RunNews
+) -> tuple[list[SlideAnalysis], list[Failure]]:
+    analyses: list[SlideAnalysis] = []
+    failures: list[Failure] = []
+    for task, outcome in each(analyse_slide, tasks, workers=workers, on_tiles=news.tiles):
+        if isinstance(outcome, StorageError | CheckpointError | ConnectionError):
+            raise outcome
+        if isinstance(outcome, SlideAnalysis):
+            analyses.append(outcome)
+            news.slide(task.name, outcome.label.value)
+            continue
+        failure = _failure(task, outcome)
+        failures.append(failure)
+        news.slide(task.name, f"quarantined at {failure.stage}: {failure.reason}")
+        if len(failures) >= _FEWEST_TO_ABORT and len(failures) > max_failures * len(tasks):
+            raise TooManyFailuresError(
+                failure.path,
+                f"is the last of {len(failures)} failed slides of {len(tasks)}: {failure.reason}",
+                mend="look for a common cause, or raise --max-failures",
+            )
+    return sorted(analyses, key=lambda one: one.slide), sorted(failures, key=lambda one: one.slide)
+
+
+def _failure(task: SlideTask, outcome: BaseException) -> Failure:
+    if isinstance(outcome, SlideFaultError):
+        return Failure(slide=task.name, path=str(task.path), stage=outcome.place or "", reason=outcome.reason)
+    return Failure(slide=task.name, path=str(task.path), stage="worker", reason=str(outcome) or type(outcome).__name__)
+
+
+def _conclude(
+    output: Path,
+    analyses: Sequence[SlideAnalysis],
+    failures: Sequence[Failure],
+    *,
+    model: Path,
+    config: RunConfig,
+    reference: StageTable | None,
+) -> CohortResult:
+    labels = {analysis.slide: analysis.label for analysis in analyses}
+    reasons = {failure.slide: f"{failure.stage}: {failure.reason}" for failure in failures}
+    staging = stage_patients(labels, failed=reasons, expected_nodes=config.nodes)
+    lesions = {analysis.slide: analysis.lesions for analysis in analyses}
+    atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
+    atomic_text(output / "labels.csv", label_table(lesions, config.rule))
+    quarantined = ((one.slide, one.path, one.stage, one.reason) for one in failures)
+    atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "stage", "reason"), quarantined))
+    bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
+    atomic_text(output / "bad_tiles.csv", csv_text(("slide", "level", "tile_row", "tile_column", "reason"), bad))
+    unscored = ((one.patient, one.reason) for one in staging.unscored)
+    atomic_text(output / "unscored.csv", csv_text(("patient", "reason"), unscored))
+    staged = {slide: label for slide, label in labels.items() if _patient(slide) in staging.stages}
+    write_stage_table(output / "stages.csv", staging.stages, staged)
+    score = _score(staging, reference) if reference is not None else None
+    if score is not None:
+        atomic_text(output / "score.json", json_text(score))
+    else:
+        (output / "score.json").unlink(missing_ok=True)
+    write_report(
+        output / "report.html",
+        analyses=analyses,
+        failures=failures,
+        staging=staging,
+        config=config,
+        model=model_name(model),
+        reference=reference,
+        score=score,
+    )
+    return CohortResult(analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score)
+
+
+def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
+    """Kappa over the patients that were staged; those of the cohort that were not are named beside it."""
+    asked = StageTable(
+        stages={patient: reference.stages[patient] for patient in staging.stages},
+        labels={},
+    )
+    result = score_kappa(asked, StageTable(stages=staging.stages, labels={})).to_json()
+    unscored = [one.patient for one in staging.unscored if one.patient in reference.stages]
+    return {**result, "unscored": unscored, "complete": not unscored}
+
+
+def _check_reference(slides: Sequence[SlideFile], reference: StageTable) -> None:
+    patients = {slide.patient for slide in slides if slide.patient is not None}
+    missing = sorted(patients - set(reference.stages))
+    if missing:
+        raise MissingPatientError(
+            reference.path,
+            f"has no stage for {', '.join(missing)}, whose slides are to be run",
+            mend="complete the reference, or leave it out",
+        )
+
+
+def _check_configuration(output: Path, config: RunConfig) -> None:
+    path = output / "run.json"
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise ConfigurationError(output, "is a file", mend="name a directory")
+    if not path.exists():
+        strangers = [entry.name for entry in output.iterdir() if not entry.name.startswith(".")]
+        if strangers:
+            raise ConfigurationError(
+                output, f"holds {strangers[0]} but no run.json", mend="name a new or empty directory"
+            )
+        return
+    try:
+        theirs = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(path, f"cannot be read: {error}", mend="choose another output") from error
+    found = differences(config.to_json(), theirs)
+    if found:
+        raise ConfigurationError(
+            output,
+            f"was made by another configuration: {'; '.join(found)}",
+            mend="choose another output, or the same settings; nothing was touched",
+        )
+
+
+def _patient(slide: str) -> str | None:
+    try:
+        return parse_slide_name(slide)[0]
+    except SlideNameError:
+        return None

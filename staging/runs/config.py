@@ -1,0 +1,75 @@
+"""What decides the result of a run: nothing else may."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from staging.lesions.labels import SizeRule
+from wsi.readers.base import OnBadTile
+from wsi.store import digest_of
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """The whole configuration of a run; equal configurations and equal slides give equal bytes.
+
+    Attributes:
+        model: sha256 of the checkpoint file.
+        mpp: um per level-0 px taken for every slide in place of what its file says, or None.
+        threshold: a lesion is outlined at this probability.
+        peak: and counts as a lesion when its highest probability reaches this one. Two thresholds (hysteresis), since a
+            network that is trained on as much tumour as normal tissue calls too much of a slide faintly suspicious.
+        merge_gap_um: deposits closer than this are one lesion (75 um: the CAMELYON16 evaluation).
+        rule: the size limits of ITC, micro and macro, and of what is noise.
+        on_bad_tile: whether a tile that cannot be decoded ends its slide ("raise") or is white and reported ("white").
+        nodes: how many slides a patient must have to be staged (CAMELYON17: 5).
+    """
+
+    model: str
+    threshold: float
+    peak: float
+    mpp: float | None = None
+    merge_gap_um: float = 75.0
+    rule: SizeRule = field(default_factory=SizeRule)
+    nodes: int = 5
+    on_bad_tile: OnBadTile = "raise"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that holds every setting."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the configuration."""
+        return digest_of(self.to_json())
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], *, within: str = "") -> list[str]:
+    """Name every setting in which two configurations differ, as ``setting: theirs -> ours``."""
+    found = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        mine, other = ours.get(name), theirs.get(name)
+        if isinstance(mine, dict) and isinstance(other, dict):
+            found += differences(mine, other, within=f"{within}{name}.")
+        elif mine != other:
+            found.append(f"{within}{name}: {_short(other)} -> {_short(mine)}")
+    return found
+
+
+def slide_provenance(fingerprint: str, config: RunConfig) -> dict[str, str]:
+    """What the artefacts of one slide are made from."""
+    return {"slide": fingerprint, "configuration": config.digest}
+
+
+def model_name(path: Path) -> str:
+    """How a report names a model."""
+    return path.stem
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) > 32 else text

@@ -1,0 +1,125 @@
+"""The page one shows a colleague: score, patients, quarantined slides and every slide with its heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from staging.cohorts.camelyon import StageTable, centre_of
+from staging.errors import SlideNameError
+from staging.runs.analysis import Failure, SlideAnalysis
+from staging.runs.config import RunConfig
+from staging.stages.pn import Staging, parse_slide_name
+from wsi.store import atomic_text
+
+
+def write_report(
+    path: Path,
+    *,
+    analyses: Sequence[SlideAnalysis],
+    failures: Sequence[Failure],
+    staging: Staging,
+    config: RunConfig,
+    model: str,
+    reference: StageTable | None = None,
+    score: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the report as one HTML page that links the overlays beside it; equal results give equal bytes.
+
+    Args:
+        path: the page; ``overlays/`` lies beside it.
+        analyses: the slides that are done, in the order they are shown.
+        failures: the quarantined slides.
+        staging: stages and unscored patients.
+        config: what decided the result.
+        model: the name of the checkpoint.
+        reference: the table it was scored against.
+        score: what score.json holds.
+
+    Raises:
+        StorageError: the page cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  (slow import)
+
+    environment = Environment(
+        loader=PackageLoader("staging.runs"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        slides=[_slide(analysis) for analysis in analyses],
+        failures=failures,
+        bad_tiles=[(analysis.slide, tile) for analysis in analyses for tile in analysis.bad_tiles],
+        patients=_patients(analyses, failures, staging, reference),
+        score=score,
+        largest=max((count for row in score["confusion"] for count in row), default=1) or 1 if score else 1,
+        configuration=list(_flat(config.to_json())),
+        model=model,
+    )
+    atomic_text(path, page)
+
+
+def _slide(analysis: SlideAnalysis) -> dict[str, Any]:
+    return {
+        "slide": analysis.slide,
+        "label": analysis.label.value,
+        "lesions": len(analysis.lesions),
+        "largest_um": analysis.largest_um,
+        "tissue_mm2": analysis.tissue_mm2,
+    }
+
+
+def _patients(
+    analyses: Sequence[SlideAnalysis],
+    failures: Sequence[Failure],
+    staging: Staging,
+    reference: StageTable | None,
+) -> list[dict[str, Any]]:
+    nodes: dict[str, list[dict[str, Any]]] = {}
+    labels = {analysis.slide: analysis.label.value for analysis in analyses}
+    labels |= {failure.slide: "failed" for failure in failures}
+    for slide, label in sorted(labels.items()):
+        try:
+            patient, _ = parse_slide_name(slide)
+        except SlideNameError:
+            continue
+        expected = reference.labels.get(slide) if reference else None
+        nodes.setdefault(patient, []).append(
+            {"slide": slide, "label": label, "reference": expected.value if expected else None}
+        )
+    reasons = {one.patient: one.reason for one in staging.unscored}
+    rows = []
+    for patient, found in sorted(nodes.items()):
+        stage = staging.stages.get(patient)
+        expected_stage = reference.stages.get(patient) if reference else None
+        rows.append(
+            {
+                "name": patient,
+                "centre": _centre(patient),
+                "stage": stage.value if stage else None,
+                "reason": reasons.get(patient, ""),
+                "reference": expected_stage.value if expected_stage else None,
+                "nodes": found,
+            }
+        )
+    return rows
+
+
+def _centre(patient: str) -> int | None:
+    try:
+        return centre_of(int(patient.removeprefix("patient_")))
+    except ValueError:
+        return None
+
+
+def _flat(value: Mapping[str, Any], within: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            rows += _flat(item, f"{within}{name}.")
+        else:
+            rows.append((within + name, str(item)))
+    return rows

@@ -1,0 +1,240 @@
+"""The review list: slides on which a run and the reference differ, the surest first, with pictures to judge by.
+
+Reference labels are wrong now and then; a list that begins with what the model is surest of finds such slides.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from staging.cohorts.references import centre_name, slide_key
+from staging.errors import CohortError
+from staging.lesions.labels import SizeRule, SlideLabel
+from staging.lesions.tables import csv_text
+from wsi.geometry import Region
+from wsi.raster import Heatmap
+from wsi.store import atomic_text, read_heatmap, storage
+
+if TYPE_CHECKING:
+    from wsi.slide import Slide
+
+CROP_UM = 600.0
+"""Side of the pictures of lesions: a node's architecture around a 0.2 mm deposit."""
+
+_CROP_PX = 600
+_CROPS = 3
+COLUMNS = ("slide", "reference", "found", "kind", "sureness", "probability", "largest_um", "centre")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """A slide whose label differs from the reference's.
+
+    Attributes:
+        slide: its id.
+        reference, found: the two labels.
+        kind: ``false alarm`` (the reference says negative), ``missed`` (the run does) or ``size``.
+        sureness: 0 to 1: the highest probability of a false alarm, one less it for a missed slide; for a size, how far
+            it lies beyond the limit between the labels, as 1 less their ratio.
+        probability: the heatmap's highest.
+        largest_um: longest diameter of the largest lesion, 0 without one.
+        centre: where the name tells.
+        places: level-0 (x, y) worth looking at, largest lesion first; the heatmap's highest cell on a missed slide.
+    """
+
+    slide: str
+    reference: SlideLabel
+    found: SlideLabel
+    kind: str
+    sureness: float
+    probability: float
+    largest_um: float
+    centre: str | None
+    places: tuple[tuple[float, float], ...]
+
+
+def find_disagreements(run: Path, reference: Mapping[str, SlideLabel]) -> tuple[tuple[Disagreement, ...], int]:
+    """Compare the slides of a run with reference labels.
+
+    Args:
+        run: the output of ``sentinode run``.
+        reference: label by slide.
+
+    Returns:
+        Disagreements, the surest first, and the number of slides that were compared.
+
+    Raises:
+        CohortError: the directory holds no finished slides, or none that the reference labels.
+        ArtefactError: a heatmap is damaged.
+    """
+    truth = {slide_key(name): label for name, label in reference.items()}
+    rule = _rule_of(run)
+    found, compared = [], 0
+    for record in sorted((run / "slides").glob("*.json")) if (run / "slides").is_dir() else []:
+        try:
+            analysis = json.loads(record.read_text(encoding="utf-8"))["analysis"]
+            slide, label = str(analysis["slide"]), SlideLabel.parse(analysis["label"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CohortError(record, "is no record of a slide", mend="run the slide again") from error
+        expected = truth.get(slide_key(slide))
+        if expected is None:
+            continue
+        compared += 1
+        if expected is not label:
+            found.append(_disagreement(run, slide, analysis, expected=expected, label=label, rule=rule))
+    if not compared:
+        raise CohortError(
+            run,
+            "has no finished slide that the reference labels",
+            mend="give the output of sentinode run and its labels",
+        )
+    return tuple(sorted(found, key=lambda one: (-one.sureness, one.slide))), compared
+
+
+def write_review(
+    output: Path,
+    disagreements: Sequence[Disagreement],
+    *,
+    compared: int,
+    run: Path,
+    slides: Mapping[str, Path] | None = None,
+    slide_mpp: float | None = None,
+) -> None:
+    """Write ``review.html`` and ``review.csv`` with pictures beside them.
+
+    Args:
+        output: the folder.
+        disagreements: in the order to be shown.
+        compared: how many slides were compared.
+        run: where heatmaps and overlays lie.
+        slides: slide files by id, for close-ups; without them only overlays are shown.
+        slide_mpp: um per level-0 px in place of what the files say.
+
+    Raises:
+        StorageError: the output cannot be written.
+        SlideError: a slide cannot be read.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  (slow import)
+
+    with storage(output):
+        (output / "pictures").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for one in disagreements:
+        overlay = run / "overlays" / f"{one.slide}.png"
+        copied = output / "pictures" / f"{one.slide}.png"
+        if overlay.is_file():
+            with storage(copied):
+                shutil.copyfile(overlay, copied)
+        path = (slides or {}).get(one.slide)
+        crops = [] if path is None else _draw_crops(one, path, output, run, slide_mpp)
+        shown = {
+            name: getattr(one, name) for name in ("slide", "kind", "sureness", "probability", "largest_um", "centre")
+        }
+        rows.append(
+            shown
+            | {"reference": one.reference.value, "found": one.found.value, "crops": crops}
+            | {"overlay": f"pictures/{copied.name}" if overlay.is_file() else None}
+        )
+    environment = Environment(
+        loader=PackageLoader("staging.runs"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("review.html.j2").render(disagreements=rows, compared=compared)
+    atomic_text(output / "review.html", page)
+    atomic_text(output / "review.csv", review_table(disagreements))
+
+
+def review_table(disagreements: Sequence[Disagreement]) -> str:
+    """The list as CSV."""
+    rows = (
+        (
+            one.slide,
+            one.reference.value,
+            one.found.value,
+            one.kind,
+            f"{one.sureness:.4f}",
+            f"{one.probability:.4f}",
+            f"{one.largest_um:.1f}",
+            one.centre or "",
+        )
+        for one in disagreements
+    )
+    return csv_text(COLUMNS, rows)
+
+
+def _disagreement(
+    run: Path, slide: str, analysis: Mapping[str, Any], *, expected: SlideLabel, label: SlideLabel, rule: SizeRule
+) -> Disagreement:
+    probability = float(analysis["probability"])
+    sizes = [float(lesion["longest_diameter_um"]) for lesion in analysis["lesions"]]
+    places = tuple(
+        (float(lesion["centroid"][0]), float(lesion["centroid"][1])) for lesion in analysis["lesions"][:_CROPS]
+    )
+    largest = max(sizes, default=0.0)
+    if expected is SlideLabel.NEGATIVE:
+        kind, sureness = "false alarm", probability
+    elif label is SlideLabel.NEGATIVE:
+        kind, sureness = "missed", 1 - probability
+        places = (_highest(read_heatmap(run / "heatmaps" / f"{slide}.zarr")),)
+    else:
+        limit = rule.itc_max_um if SlideLabel.ITC in (expected, label) else rule.micro_max_um
+        kind, sureness = "size", 1 - min(largest / limit, limit / largest)
+    return Disagreement(
+        slide=slide,
+        reference=expected,
+        found=label,
+        kind=kind,
+        sureness=sureness,
+        probability=probability,
+        largest_um=largest,
+        centre=centre_name(slide),
+        places=places,
+    )
+
+
+def _rule_of(run: Path) -> SizeRule:
+    try:
+        return SizeRule(**json.loads((run / "run.json").read_text(encoding="utf-8"))["rule"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CohortError(run, "holds no run.json of a run", mend="give the output of sentinode run") from error
+
+
+def _highest(heatmap: Heatmap) -> tuple[float, float]:
+    row, column = np.unravel_index(int(heatmap.array.argmax()), heatmap.array.shape)
+    x, y = heatmap.frame.centres(row, column)
+    return float(x), float(y)
+
+
+def _draw_crops(
+    one: Disagreement, path: Path, output: Path, run: Path, slide_mpp: float | None
+) -> list[dict[str, str]]:
+    from wsi.render import overlay, save_png  # noqa: PLC0415  (slow import)
+    from wsi.slide import Slide  # noqa: PLC0415
+
+    heatmap = read_heatmap(run / "heatmaps" / f"{one.slide}.zarr")
+    crops = []
+    with Slide.open(path, mpp=slide_mpp, on_bad_tile="white") as slide:
+        for number, (x, y) in enumerate(one.places, start=1):
+            image = slide.read_at(CROP_UM / _CROP_PX, _around(slide, x, y))
+            what = "its highest probability" if one.kind == "missed" else f"lesion {number}"
+            for suffix, drawn in (("", image.array), ("-heatmap", overlay(image, heatmap, threshold=0.5))):
+                picture = output / "pictures" / f"{one.slide}-{number}{suffix}.png"
+                save_png(picture, drawn)
+                text = f"{what}, {CROP_UM:g} um wide" if not suffix else f"{what} with the heatmap"
+                crops.append({"picture": f"pictures/{picture.name}", "what": text})
+    return crops
+
+
+def _around(slide: Slide, x: float, y: float) -> Region:
+    side = round(CROP_UM / slide.frame.pixel_um)
+    return Region(x=round(x) - side // 2, y=round(y) - side // 2, width=side, height=side)

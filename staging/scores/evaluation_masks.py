@@ -1,0 +1,201 @@
+"""Files with the true tumour of slides, brought to the level at which CAMELYON16 scores lesions.
+
+Taken are pyramids (TIFF), plain pictures of the level (TIFF, PNG) and ASAP XML. What value means tumour differs between
+the masks in the wild: 0/255 (CAMELYON16), 1 tumour and 2 normal (ASAP, CAMELYON17), 1 tissue and 2 tumour (the object
+store), 0/1. So 2 decides nothing and has to be explained by the user.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from annotations.annotation import Annotation, Role
+from annotations.files.asap import read_asap
+from annotations.rasterize import Painting
+from staging.errors import CohortError
+from staging.lesions.mask_values import tumour_value_of
+from staging.scores.froc import LEVEL, LEVEL_0_UM, EvaluationMask, evaluation_mask, grown_px
+from wsi.errors import SlideFormatError
+from wsi.geometry import Frame, Level, TileGrid
+from wsi.slide import Slide
+
+PYRAMIDS = frozenset({".tif", ".tiff"})
+SUFFIXES = PYRAMIDS | {".png", ".xml"}
+
+_FARTHEST_RATIO = 1.25  # between a stored level's pixels and those wanted; CAMELYON16's own differ by 1.08
+_MOST_PIXELS = 400_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrueTumour:
+    """What a mask file says.
+
+    Attributes:
+        path: the file.
+        value: of its tumour pixels; None where it has outlines, or no tumour and no value was given.
+        mask: its lesions; None where nothing in it is tumour.
+    """
+
+    path: Path
+    value: int | None
+    mask: EvaluationMask | None
+
+
+def find_masks(folder: Path) -> dict[str, Path]:
+    """The mask of each slide in a folder and below, by the slide's name in lower case.
+
+    ``Tumor_001_Mask.tif``, ``tumor_001_mask.png`` and ``tumor_001.xml`` all belong to tumor_001.
+
+    Raises:
+        CohortError: no such folder, no mask in it, or two masks of one slide.
+    """
+    if not folder.is_dir():
+        raise CohortError(folder, "there is no such folder", mend="name the folder of the masks")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        slide = path.stem.lower().removesuffix("_mask")
+        if slide in found:
+            raise CohortError(path, f"is a second mask of {slide}", mend=f"{found[slide]} is the other, keep one")
+        found[slide] = path
+    if not found:
+        raise CohortError(folder, "holds no masks", mend=f"known are {' '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def read_true_tumour(
+    path: Path, *, level: int = LEVEL, tumour_value: int | None = None, groups: Mapping[str, Role] | None = None
+) -> TrueTumour:
+    """Read a mask and make its evaluation mask.
+
+    Of a pyramid the level is taken whose pixels are nearest to 0.243 um times 2**level, or, where it does not say how
+    large they are, whose downsample is nearest to 2**level. A file of one level without a size is taken to be that
+    level. Missing tiles are background. Outlines are painted at the level, pixel by pixel where the centre is inside.
+
+    Args:
+        path: a TIFF, a PNG or ASAP XML.
+        level: of the pyramid that is scored.
+        tumour_value: of the mask's tumour pixels; detected where not given.
+        groups: roles of further groups of the XML.
+
+    Raises:
+        SlideFormatError: damaged, a colour picture, or without the level.
+        ConfigurationError: its values may mean several things, and none was given.
+        AnnotationError: the XML is damaged or has an unknown group.
+    """
+    if path.suffix.lower() == ".xml":
+        return TrueTumour(path=path, value=None, mask=_mask_of_outlines(path, read_asap(path, groups), level))
+    values = _pyramid_values(path, level) if path.suffix.lower() in PYRAMIDS else _picture_values(path)
+    value = tumour_value
+    if value is None:
+        value = tumour_value_of(path, _present(values), option="--tumour-value")
+    tumour = values == value
+    return TrueTumour(path=path, value=value, mask=evaluation_mask(tumour, level=level) if tumour.any() else None)
+
+
+def _present(values: NDArray[np.uint8]) -> list[int]:
+    """The values that occur, lowest first; row by row, since an index of a whole level takes 8 bytes a pixel."""
+    is_present = np.zeros(256, dtype=np.bool_)
+    for row in values:
+        is_present[row] = True
+    return [int(value) for value in np.nonzero(is_present)[0]]
+
+
+def _pyramid_values(path: Path, level: int) -> NDArray[np.uint8]:
+    """uint8 (rows, columns) of the level; 0 where tiles are missing."""
+    try:
+        slide = Slide.open(path)
+    except SlideFormatError:
+        # A TIFF in strips is no slide, but it may be a picture of the level.
+        try:
+            return _picture_values(path)
+        except SlideFormatError:
+            pass
+        raise
+    with slide:
+        frame = slide.frame_of(_level_of(slide, level))
+        stored = min(slide.levels, key=lambda one: abs(one.downsample - frame.downsample))
+        values = _grey(path, slide.read_frame(frame).array).copy()
+        grid = TileGrid(frame=frame, tile_shape=(stored.tile_height, stored.tile_width))
+        for row, column in grid:
+            if slide.is_missing(grid.tile(row, column)):
+                values[grid.slices(row, column)] = 0
+    return values
+
+
+def _level_of(slide: Slide, level: int) -> Level:
+    if slide.mpp is None and len(slide.levels) == 1:
+        return slide.levels[0]
+    unit, wanted = (slide.mpp, LEVEL_0_UM * (1 << level)) if slide.mpp is not None else (1.0, float(1 << level))
+    sizes = {stored: unit * stored.downsample / wanted for stored in slide.levels}
+    nearest = min(sizes, key=lambda stored: abs(math.log(sizes[stored])))
+    if max(sizes[nearest], 1 / sizes[nearest]) > _FARTHEST_RATIO:
+        kind = "um" if slide.mpp is not None else "times level 0"
+        shown = ", ".join(f"{size * wanted:.4g}" for size in sizes.values())
+        raise SlideFormatError(
+            slide.path,
+            f"has no level near {wanted:.4g} {kind}: its levels have pixels of {shown}",
+            mend="give masks with that level, or another --level",
+        )
+    return nearest
+
+
+def _picture_values(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Pillow.open(path, formats=("PNG", "TIFF")) as picture:
+            if getattr(picture, "n_frames", 1) > 1:
+                raise SlideFormatError(path, "holds several pictures that are no pyramid", mend="keep the mask only")
+            # A palette's indices are the values of the mask; its colours only show them.
+            values = np.asarray(picture)
+            mode = picture.mode
+    except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
+        if isinstance(error, SlideFormatError):
+            raise
+        raise SlideFormatError(
+            path, f"is no mask that can be opened: {error}", mend="save it as PNG or TIFF"
+        ) from error
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if values.ndim == 3 and mode in ("RGB", "RGBA"):
+        return _grey(path, values)
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+        raise SlideFormatError(path, f"has pixels of the kind {mode}, not whole numbers from 0 to 255")
+    return values.astype(np.uint8)
+
+
+def _grey(path: Path, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    grey = colours[..., 0]
+    if not (np.array_equal(grey, colours[..., 1]) and np.array_equal(grey, colours[..., 2])):
+        raise SlideFormatError(path, "is a picture in colours, not a mask", mend="give masks of one value per pixel")
+    return grey
+
+
+def _mask_of_outlines(path: Path, annotations: tuple[Annotation, ...], level: int) -> EvaluationMask | None:
+    outlines = [
+        annotation.outline
+        for annotation in annotations
+        if annotation.role is Role.TUMOUR and annotation.outline is not None
+    ]
+    if not outlines:
+        return None
+    side, margin = 1 << level, math.ceil(grown_px(level)) + 1
+    points = np.concatenate(outlines) / side
+    left, top = (math.floor(low) - margin for low in points.min(axis=0))
+    right, bottom = (math.ceil(high) + margin for high in points.max(axis=0))
+    if (right - left) * (bottom - top) > _MOST_PIXELS:
+        raise SlideFormatError(
+            path,
+            f"its outlines reach over {(right - left) * side} x {(bottom - top) * side} level-0 px, more than a slide",
+            mend="mend the outline that lies far out",
+        )
+    frame = Frame(x=left * side, y=top * side, downsample=side, shape=(bottom - top, right - left), mpp=None)
+    painted = Painting.of(annotations).mask(frame).array
+    return evaluation_mask(painted, level=level, origin=(top, left), is_whole=False) if painted.any() else None

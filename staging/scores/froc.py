@@ -1,0 +1,329 @@
+"""Lesions found against lesions drawn, as CAMELYON16 scores them: evaluation mask, hits, FROC curve.
+
+The rules are those of the organisers' Evaluation_FROC.py (Ehteshami Bejnordi; JAMA 318 (2017) 2199-2210), down to what
+is odd in it: the lowest score is never used as a threshold, and scores of hits are kept as float32. So of a hit and a
+false positive of one score, say 0.3, the hit may pass a threshold that the false positive does not. The corrected
+number uses every threshold and float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from staging.errors import TableError
+from staging.lesions.detections import Detections
+
+LEVEL = 5
+"""Of the pyramid: where the masks are compared."""
+LEVEL_0_UM = 0.243
+"""Taken for every slide, whatever it says itself."""
+GROWTH_UM = 75.0
+"""Pixels less than half of this from tumour belong to it: what lies 75 um or less apart is one lesion."""
+ITC_UM = 275.0
+"""Shorter lesions are isolated tumour cells: 200 um, and the growth."""
+RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""False positives per slide at which the sensitivity is taken."""
+LEVELS = (3, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One lesion of the evaluation mask.
+
+    Attributes:
+        number: from 1, by the first pixel from the top.
+        major_axis_px: of the ellipse with the same second moments, in pixels of the evaluated level.
+        is_itc: too short to count.
+        area_px: its pixels.
+        centroid: (x, y) in level-0 px, mean of its pixels' centres.
+    """
+
+    number: int
+    major_axis_px: float
+    is_itc: bool
+    area_px: int
+    centroid: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EvaluationMask:
+    """The lesions of one slide as the score sees them.
+
+    Attributes:
+        level: of the pyramid; a pixel is 2**level level-0 px wide.
+        shape: (rows, columns) of the slide at that level; None where nobody knows how large it is.
+        labels: int32, the lesion's number or 0, of the window in which all lesions lie.
+        row, column: where the window begins.
+        targets: the lesions.
+    """
+
+    level: int
+    shape: tuple[int, int] | None
+    labels: NDArray[np.int32]
+    row: int
+    column: int
+    targets: tuple[Target, ...]
+
+    def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The numbers of the lesions at pixels of the level; 0 for none."""
+        rows, columns = rows - self.row, columns - self.column
+        height, width = self.labels.shape
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        found = np.zeros(rows.shape, dtype=np.int32)
+        found[inside] = self.labels[rows[inside], columns[inside]]
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SlideHits:
+    """What the detections on one slide are.
+
+    Attributes:
+        slide: its name.
+        targets: its lesions; none on a normal slide.
+        hits: for each of them the highest probability of a detection on it, or None.
+        false_positives: float64, the probabilities of detections on no lesion.
+    """
+
+    slide: str
+    targets: tuple[Target, ...]
+    hits: tuple[float | None, ...]
+    false_positives: NDArray[np.float64]
+
+
+def grown_px(level: int) -> float:
+    """The distance to tumour, in pixels of a level, below which a pixel belongs to it: 4.82253 at level 5."""
+    return GROWTH_UM / (LEVEL_0_UM * (1 << level) * 2)
+
+
+def itc_px(level: int) -> float:
+    """The major axis, in pixels of a level, below which a lesion is isolated tumour cells: 35.36523 at level 5."""
+    return ITC_UM / (LEVEL_0_UM * (1 << level))
+
+
+def evaluation_mask(
+    tumour: NDArray[np.bool_], *, level: int = LEVEL, origin: tuple[int, int] = (0, 0), is_whole: bool = True
+) -> EvaluationMask:
+    """The lesions of a slide: tumour grown by less than 37.5 um, its holes filled, its 8-connected components.
+
+    Equal to the distance transform of the whole slide, of which only the window around the tumour is looked at.
+
+    Args:
+        tumour: bool (rows, columns) at the level, with at least one pixel set.
+        level: of the pyramid, LEVELS.
+        origin: (row, column) of the slide at which the array begins.
+        is_whole: the array is the whole slide; otherwise it is the part that holds all tumour, with a margin of
+            grown_px around it, and positions outside it are background.
+
+    Raises:
+        ValueError: no tumour (the organisers' code invents a lesion there), or a level out of range.
+    """
+    from scipy import ndimage  # noqa: PLC0415  (slow import)
+
+    if not LEVELS[0] <= level <= LEVELS[1]:
+        raise ValueError(f"the evaluated level lies in {LEVELS[0]}..{LEVELS[1]}, got {level}")
+    rows, columns = np.nonzero(tumour.any(axis=1))[0], np.nonzero(tumour.any(axis=0))[0]
+    if not rows.size:
+        raise ValueError("an evaluation mask needs tumour")
+    reach = math.ceil(grown_px(level))
+    top, left = max(0, int(rows[0]) - reach), max(0, int(columns[0]) - reach)
+    window = tumour[top : int(rows[-1]) + reach + 1, left : int(columns[-1]) + reach + 1]
+    labels, _ = ndimage.label(_grown(window, grown_px(level)), structure=np.ones((3, 3)))
+    labels = _filled(labels.astype(np.int32, copy=False))
+    top, left = top + origin[0], left + origin[1]
+    return EvaluationMask(
+        level=level,
+        shape=(tumour.shape[0], tumour.shape[1]) if is_whole else None,
+        labels=labels,
+        row=top,
+        column=left,
+        targets=tuple(
+            _target(number, labels[place] == number, (top + place[0].start, left + place[1].start), level)
+            for number, place in enumerate(ndimage.find_objects(labels), start=1)
+        ),
+    )
+
+
+def slide_hits(slide: str, mask: EvaluationMask | None, detections: Detections) -> SlideHits:
+    """Tell the detections on a slide apart.
+
+    Positions are cut to whole level-0 px and divided by 2**level, as the organisers do. Several detections on one
+    lesion are one hit, with the highest probability.
+
+    Args:
+        slide: its name.
+        mask: its lesions; None for a normal slide, on which every detection is a false positive.
+        detections: in level-0 px.
+
+    Raises:
+        TableError: a detection lies outside the mask (the organisers' code stops, or takes it from the other side).
+    """
+    if mask is None:
+        return SlideHits(slide=slide, targets=(), hits=(), false_positives=detections.probability)
+    rows = np.trunc(detections.y).astype(np.int64) >> mask.level
+    columns = np.trunc(detections.x).astype(np.int64) >> mask.level
+    if mask.shape is not None:
+        outside = (rows < 0) | (columns < 0) | (rows >= mask.shape[0]) | (columns >= mask.shape[1])
+        if outside.any():
+            first = int(np.argmax(outside))
+            raise TableError(
+                detections.path,
+                f"the detection at x {detections.x[first]:g}, y {detections.y[first]:g} lies outside the mask of "
+                f"{slide}, which ends at x {mask.shape[1] << mask.level}, y {mask.shape[0] << mask.level}",
+                place=detections.place(first),
+                mend="give positions in px of the slide's finest level",
+            )
+    found = mask.at(rows, columns)
+    best = np.full(len(mask.targets) + 1, -1.0)
+    np.maximum.at(best, found, detections.probability)
+    return SlideHits(
+        slide=slide,
+        targets=mask.targets,
+        hits=tuple(None if probability < 0 else float(probability) for probability in best[1:]),
+        false_positives=detections.probability[found == 0],
+    )
+
+
+class FrocCurve:
+    """Sensitivity against false positives per slide, for any weighting of the slides.
+
+    Args:
+        slides: what was found on each.
+        official: as the organisers draw it; otherwise with every threshold and in float64.
+    """
+
+    def __init__(self, slides: Sequence[SlideHits], *, official: bool) -> None:
+        self._official = official
+        self._countable = np.array([sum(not target.is_itc for target in one.targets) for one in slides], dtype=np.int64)
+        alarms = [one.false_positives for one in slides]
+        scores = [np.array(_scores(one, official=official), dtype=np.float64) for one in slides]
+        alarm, self._alarm_slide = _descending(alarms)
+        hit, self._hit_slide = _descending(scores)
+        thresholds = np.unique(np.concatenate([alarm, hit]))[::-1]
+        self._alarms = _at_least(alarm, thresholds)
+        self._exact_hits = _at_least(hit, thresholds)
+        # The organisers compare an array of float32 with the threshold, which NumPy takes as float32 then.
+        self._hits = _at_least(hit, thresholds.astype(np.float32).astype(np.float64)) if official else self._exact_hits
+
+    def points(self, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """The curve as float64 (n, 2): false positives per slide and sensitivity, from (0, 0) on.
+
+        Args:
+            weights: how often each slide counts; once where not given.
+
+        Returns:
+            Sensitivities are nan where no lesion counts.
+        """
+        weights = np.ones(self._countable.size, dtype=np.int64) if weights is None else weights
+        alarms = _running(weights[self._alarm_slide])
+        hits = _running(weights[self._hit_slide])
+        false_positives, found = alarms[self._alarms], hits[self._hits]
+        if self._official:
+            # The threshold that everything reaches is the lowest score: the one that the organisers leave out.
+            used = false_positives + hits[self._exact_hits] < alarms[-1] + hits[-1]
+            false_positives, found = false_positives[used], found[used]
+        lesions = int((weights * self._countable).sum())
+        rates = np.stack([false_positives / weights.sum(), found / lesions if lesions else found * math.nan], axis=1)
+        return np.concatenate([np.zeros((1, 2)), rates])
+
+    def sensitivities(self, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """Sensitivity at RATES, linear between the points of the curve; its mean is the score."""
+        points = self.points(weights)
+        return np.interp(RATES, points[:, 0], points[:, 1])
+
+    def bootstrap(self, *, resamples: int, seed: int) -> NDArray[np.float64]:
+        """(resamples,) scores of bootstrap samples of slides; nan where a sample has no lesion that counts."""
+        slides = self._countable.size
+        random = np.random.default_rng(seed)
+        share = np.full(slides, 1 / slides)
+        return np.array([self.sensitivities(random.multinomial(slides, share)).mean() for _ in range(resamples)])
+
+
+def _scores(slide: SlideHits, *, official: bool) -> list[float]:
+    """The scores of lesions: officially 0 for every lesion that is ITC or missed, otherwise of hits only."""
+    best = [
+        None if target.is_itc else probability for target, probability in zip(slide.targets, slide.hits, strict=True)
+    ]
+    if official:
+        return [float(np.float32(probability or 0.0)) for probability in best]
+    return [probability for probability in best if probability is not None]
+
+
+def _descending(scores: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All scores from the highest down, and the index of the slide of each."""
+    values = np.concatenate([np.empty(0), *scores])
+    slides = np.repeat(np.arange(len(scores)), [one.size for one in scores])
+    order = np.argsort(-values, kind="stable")
+    return values[order], slides[order]
+
+
+def _at_least(descending: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many scores reach each threshold."""
+    return np.searchsorted(-descending, -thresholds, side="right").astype(np.int64)
+
+
+def _running(weights: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(weights)])
+
+
+def _grown(tumour: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
+    """Pixels less than ``radius`` from tumour; only its rim has neighbours that are not tumour yet."""
+    padded = np.pad(tumour, 1, constant_values=True)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    rows, columns = np.nonzero(tumour & ~inner)
+    reach = math.ceil(radius)
+    height, width = tumour.shape
+    grown = np.pad(tumour, reach)
+    flat = grown.reshape(-1)
+    start = (rows + reach) * (width + 2 * reach) + columns + reach
+    for down in range(-reach, reach + 1):
+        for aside in range(-reach, reach + 1):
+            if 0 < math.hypot(down, aside) < radius:
+                flat[start + down * (width + 2 * reach) + aside] = True
+    return grown[reach : reach + height, reach : reach + width]
+
+
+def _filled(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Fill the holes of every component and number anew; what lies in a hole becomes part of what is around it."""
+    from scipy import ndimage  # noqa: PLC0415  (slow import)
+
+    for number, place in enumerate(ndimage.find_objects(labels), start=1):
+        window = labels[place]
+        window[ndimage.binary_fill_holes(window == number)] = number
+    left = np.bincount(labels.reshape(-1)) > 0
+    left[0] = False
+    numbers = np.where(left, np.cumsum(left), 0).astype(np.int32)
+    return np.asarray(numbers[labels])
+
+
+def _target(number: int, inside: NDArray[np.bool_], corner: tuple[int, int], level: int) -> Target:
+    rows, columns = np.nonzero(inside)
+    axis = major_axis(rows, columns)
+    x, y = (
+        (start + float(along.mean()) + 0.5) * 2**level for start, along in ((corner[1], columns), (corner[0], rows))
+    )
+    return Target(
+        number=number,
+        major_axis_px=axis,
+        is_itc=axis < itc_px(level),
+        area_px=rows.size,
+        centroid=(x, y),
+    )
+
+
+def major_axis(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
+    """The major axis of the ellipse with the same second central moments as some pixels, in pixels.
+
+    As regionprops of scikit-image has it (skimage/measure/_regionprops.py, axis_major_length): four times the root of
+    the larger eigenvalue of the covariance of the pixels' centres, each taken as a point. A single pixel has 0; the
+    1/12 that MATLAB's regionprops adds for a pixel's own extent is not there.
+    """
+    row, column = rows - rows.mean(), columns - columns.mean()
+    down, across, mixed = (row * row).mean(), (column * column).mean(), (row * column).mean()
+    larger = (down + across) / 2 + math.sqrt(4 * mixed**2 + (down - across) ** 2) / 2
+    return 4 * math.sqrt(max(0.0, larger))

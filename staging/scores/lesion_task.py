@@ -1,0 +1,278 @@
+"""CAMELYON16's lesion task over folders: masks and detections of many slides to one FROC score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from staging.cohorts.errata import OUT_OF_LESION_TASK
+from staging.cohorts.references import slide_key
+from staging.errors import CohortError, ConfigurationError, ConflictError
+from staging.lesions.detections import Detections, read_detections
+from staging.scores.evaluation_masks import TrueTumour, find_masks, read_true_tumour
+from staging.scores.froc import LEVEL, LEVEL_0_UM, RATES, FrocCurve, SlideHits, slide_hits
+
+_MOST_NAMED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrocScore:
+    """How well lesions were found on a set of slides.
+
+    Attributes:
+        official: the curve as the organisers draw it; its mean sensitivity at RATES is the score.
+        corrected: the curve with every threshold and in full precision.
+        intervals: (low, high) of both scores, the percentile bootstrap over slides; nan where undefined.
+        level: the share of the bootstrap distribution between low and high.
+        resamples: how many bootstrap samples were drawn.
+        seed: of the bootstrap's random numbers.
+        slides: what was found on each, in the order of their names.
+        pyramid_level: at which masks were compared.
+        tumour_values: how many masks have which value for tumour; ``outlines`` for XML.
+        excluded: slides left out, and why.
+    """
+
+    official: FrocCurve
+    corrected: FrocCurve
+    intervals: tuple[tuple[float, float], tuple[float, float]]
+    level: float
+    resamples: int
+    seed: int
+    slides: tuple[SlideHits, ...]
+    pyramid_level: int
+    tumour_values: Mapping[str, int]
+    excluded: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
+        official, corrected = self.official.sensitivities(), self.corrected.sensitivities()
+        table = self.lesion_table()
+        return {
+            "froc_score": float(official.mean()),
+            "rates": list(RATES),
+            "sensitivities": official.tolist(),
+            "interval": _defined(self.intervals[0]),
+            "corrected": {
+                "froc_score": float(corrected.mean()),
+                "sensitivities": corrected.tolist(),
+                "interval": _defined(self.intervals[1]),
+            },
+            "level": self.level,
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "slides": len(self.slides),
+            "tumour_slides": sum(bool(slide.targets) for slide in self.slides),
+            "lesions": sum(row["status"] != "itc" for row in table),
+            "hit": sum(row["status"] == "hit" for row in table),
+            "missed": sum(row["status"] == "missed" for row in table),
+            "itc": sum(row["status"] == "itc" for row in table),
+            "false_positives": sum(slide.false_positives.size for slide in self.slides),
+            "pyramid_level": self.pyramid_level,
+            "pixel_um": LEVEL_0_UM * (1 << self.pyramid_level),
+            "tumour_values": dict(self.tumour_values),
+            "excluded": dict(self.excluded),
+            "lesion_table": table,
+        }
+
+    def lesion_table(self) -> list[dict[str, Any]]:
+        """One row per lesion: hit, missed or itc, and the highest probability on it; on an ITC it has no effect."""
+        return [
+            {
+                "slide": slide.slide,
+                "lesion": target.number,
+                "status": "itc" if target.is_itc else "missed" if hit is None else "hit",
+                "probability": hit,
+                "major_axis_um": target.major_axis_px * LEVEL_0_UM * (1 << self.pyramid_level),
+                "area_px": target.area_px,
+                "x": target.centroid[0],
+                "y": target.centroid[1],
+            }
+            for slide in self.slides
+            for target, hit in zip(slide.targets, slide.hits, strict=True)
+        ]
+
+
+def score_slides(
+    slides: Collection[SlideHits],
+    *,
+    pyramid_level: int = LEVEL,
+    tumour_values: Mapping[str, int] | None = None,
+    excluded: Mapping[str, str] | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> FrocScore:
+    """The FROC score of slides whose detections are told apart.
+
+    Args:
+        slides: every slide of the set, normal ones too.
+        pyramid_level: at which they were compared.
+        tumour_values: only to be reported.
+        excluded: only to be reported.
+        resamples: of the bootstrap over slides; 0 for no interval.
+        level: share of the bootstrap distribution within the interval.
+        seed: of the random numbers.
+
+    Raises:
+        CohortError: no slide, or no lesion that counts (the organisers' code divides by zero).
+        ValueError: resamples or level out of range.
+    """
+    if resamples < 0 or not 0 < level < 1:
+        raise ValueError(f"a bootstrap needs resamples >= 0 and 0 < level < 1, got {resamples} and {level}")
+    slides = tuple(slides)
+    if not slides:
+        raise CohortError(None, "there are no slides to score")
+    if all(target.is_itc for slide in slides for target in slide.targets):
+        only = " that is larger than isolated tumour cells" if any(slide.targets for slide in slides) else ""
+        raise CohortError(None, f"no slide has a lesion{only}: no sensitivity is defined", mend="add tumour slides")
+    curves = FrocCurve(slides, official=True), FrocCurve(slides, official=False)
+    tail = (1 - level) / 2
+    intervals = []
+    for curve in curves:
+        drawn = curve.bootstrap(resamples=resamples, seed=seed)
+        defined = drawn[~np.isnan(drawn)]
+        low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
+        intervals.append((float(low), float(high)))
+    return FrocScore(
+        official=curves[0],
+        corrected=curves[1],
+        intervals=(intervals[0], intervals[1]),
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        slides=slides,
+        pyramid_level=pyramid_level,
+        tumour_values=dict(tumour_values or {}),
+        excluded=dict(excluded or {}),
+    )
+
+
+def score_folders(
+    masks: Path,
+    detections: Path,
+    *,
+    normal_slides: Collection[str] = (),
+    missing_mask_is_normal: bool = False,
+    tumour_value: int | None = None,
+    pyramid_level: int = LEVEL,
+    with_errata: bool = True,
+    workers: int | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> FrocScore:
+    """Score a folder of detections against a folder of masks.
+
+    Every slide has one CSV of detections, empty where nothing was found, and a mask unless it is known to be normal.
+
+    Args:
+        masks: TIFF, PNG or ASAP XML, see find_masks and read_true_tumour.
+        detections: one CSV per slide, named as the slide.
+        normal_slides: names of slides without tumour; they need no mask.
+        missing_mask_is_normal: slides without a mask, or with a blank one, are normal too.
+        tumour_value: of the masks' tumour pixels; detected where not given.
+        pyramid_level: at which masks are compared.
+        with_errata: leave out the slides that the organisers leave out.
+        workers: slides read at a time; one per core where not given. The result does not depend on it.
+        resamples: of the bootstrap over slides.
+        seed: of the bootstrap.
+
+    Raises:
+        CohortError: a slide has no mask or no detections, a mask is blank, or as score_slides.
+        ConflictError: a slide called normal has tumour in its mask.
+        ConfigurationError: the value of tumour is not clear.
+        TableError: a row of detections is bad; it names the line.
+        SlideFormatError, AnnotationError: a mask cannot be read.
+    """
+    mask_of, found_on = find_masks(masks), _find_detections(detections)
+    normal = {slide_key(name) for name in normal_slides}
+    asked = mask_of.keys() | found_on.keys() | normal
+    excluded = {slide: why for slide, why in OUT_OF_LESION_TASK.items() if with_errata and slide in asked}
+    names = sorted(asked - excluded.keys())
+    _refuse(detections, [name for name in names if name not in found_on], "has no detections of", _NO_DETECTIONS)
+    if not missing_mask_is_normal:
+        bare = [name for name in names if name not in mask_of and name not in normal]
+        _refuse(masks, bare, "has no mask of", _NO_MASK)
+
+    # First all tables, which are quick: a bad line should not wait for the masks.
+    found: dict[str, Detections] = {name: read_detections(found_on[name]) for name in names}
+
+    def work(name: str) -> tuple[SlideHits, str | None]:
+        """The hits, and what tumour is in the mask; the mask itself is let go of, since many do not fit in memory."""
+        path = mask_of.get(name)
+        if path is None:
+            return slide_hits(name, None, found[name]), None
+        truth = read_true_tumour(path, level=pyramid_level, tumour_value=tumour_value)
+        _check_truth(name, truth, is_normal=name in normal, blank_is_normal=missing_mask_is_normal)
+        kind = None if truth.mask is None else "outlines" if truth.value is None else str(truth.value)
+        return slide_hits(name, truth.mask, found[name]), kind
+
+    # Threads do: decoding and array work leave the interpreter.
+    with ThreadPoolExecutor(workers or cpu_count() or 1) as pool:
+        done = list(pool.map(work, names))
+    return score_slides(
+        [slide for slide, _ in done],
+        pyramid_level=pyramid_level,
+        tumour_values=_tumour_values(masks, [kind for _, kind in done if kind is not None]),
+        excluded=excluded,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+_NO_DETECTIONS = "write an empty file for a slide without detections"
+_NO_MASK = "name normal slides with --normal-list, or say --missing-mask-is-normal"
+
+
+def _find_detections(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise CohortError(folder, "there is no such folder", mend="name the folder of the detections")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() == ".csv" and not path.name.startswith(".") and path.is_file():
+            slide = slide_key(path.name)
+            if slide in found:
+                raise CohortError(path, f"is a second table of {slide}", mend=f"{found[slide]} is the other, keep one")
+            found[slide] = path
+    if not found:
+        raise CohortError(folder, "holds no CSV of detections", mend="write one per slide, named as the slide")
+    return found
+
+
+def _refuse(folder: Path, names: list[str], reason: str, mend: str) -> None:
+    if names:
+        rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        raise CohortError(folder, f"{reason} {', '.join(names[:_MOST_NAMED])}{rest}", mend=mend)
+
+
+def _check_truth(name: str, truth: TrueTumour, *, is_normal: bool, blank_is_normal: bool) -> None:
+    if truth.mask is not None and is_normal:
+        raise ConflictError(
+            truth.path, f"{name} is called normal, but its mask has tumour", mend="mend the list of normal slides"
+        )
+    if truth.mask is None and not (is_normal or blank_is_normal):
+        sought = "" if truth.value is None else f" (sought was the value {truth.value})"
+        raise CohortError(truth.path, f"the mask of {name} has no tumour{sought}", mend=_NO_MASK)
+
+
+def _tumour_values(folder: Path, kinds: list[str]) -> dict[str, int]:
+    """How many masks have which value; two values in one folder mean that one of them was misread."""
+    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    values = sorted(counts.keys() - {"outlines"})
+    if len(values) > 1:
+        raise ConfigurationError(
+            folder,
+            f"tumour is {' in some masks and '.join(values)} in others",
+            mend="say which with --tumour-value, and score other masks apart",
+        )
+    return counts
+
+
+def _defined(interval: tuple[float, float]) -> list[float | None]:
+    return [None if math.isnan(bound) else bound for bound in interval]

@@ -1,0 +1,211 @@
+"""The pN-stage of a patient from the labels of the five slides, by the rule of CAMELYON17."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from staging.errors import SlideNameError
+from staging.lesions.labels import Ranked, SlideLabel
+
+EXPECTED_NODES = 5
+"""Slides of a CAMELYON17 patient: one per lymph node, node_0 to node_4."""
+
+_PN2_NODES = 4
+_FARTHEST_SUM = 1e-6
+_SLIDE_NAME = re.compile(r"(patient_[0-9]+)_node_([0-9]+)(?:\.[a-z]+)*", re.IGNORECASE)
+
+
+class PatientStage(Ranked):
+    """The pathologic stage of the lymph nodes; PN0 < PN0_I_PLUS < PN1MI < PN1 < PN2, as kappa ranks them."""
+
+    PN0 = "pN0"
+    PN0_I_PLUS = "pN0(i+)"
+    PN1MI = "pN1mi"
+    PN1 = "pN1"
+    PN2 = "pN2"
+
+    @classmethod
+    def _noun(cls) -> str:
+        return "stage"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unscored:
+    """A patient without a stage, and why."""
+
+    patient: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staging:
+    """The outcome of a cohort: every patient is in exactly one of the two.
+
+    Attributes:
+        stages: stage by patient (``patient_000``), in order of the patients' numbers.
+        unscored: the patients that cannot be staged, in the same order.
+    """
+
+    stages: dict[str, PatientStage] = field(default_factory=dict)
+    unscored: tuple[Unscored, ...] = ()
+
+
+def parse_slide_name(name: str) -> tuple[str, int]:
+    """(patient, node) of a CAMELYON17 slide name: ``patient_000_node_0`` with or without suffixes, in any case.
+
+    Raises:
+        SlideNameError: the name is of another form.
+    """
+    match = _SLIDE_NAME.fullmatch(name.strip())
+    if match is None:
+        raise SlideNameError(
+            None,
+            f"the slide name {name.strip()!r} does not say patient and node",
+            mend="name slides like patient_000_node_0",
+        )
+    return match.group(1).lower(), int(match.group(2))
+
+
+def stage_patient(labels: Iterable[SlideLabel]) -> PatientStage:
+    """The stage of a patient with these slide labels, one per node.
+
+    CAMELYON17 (camelyon17.grand-challenge.org/Evaluation): a macro-metastasis and four or more positive nodes are pN2,
+    a macro-metastasis pN1, a micro-metastasis pN1mi, isolated tumour cells pN0(i+), else pN0. Nodes with only isolated
+    tumour cells are not positive.
+
+    Raises:
+        ValueError: no labels: a patient without slides has no stage.
+    """
+    nodes = tuple(labels)
+    if not nodes:
+        raise ValueError("a patient without slide labels has no stage")
+    if SlideLabel.MACRO in nodes:
+        positive = sum(node >= SlideLabel.MICRO for node in nodes)
+        return PatientStage.PN2 if positive >= _PN2_NODES else PatientStage.PN1
+    if SlideLabel.MICRO in nodes:
+        return PatientStage.PN1MI
+    return PatientStage.PN0_I_PLUS if SlideLabel.ITC in nodes else PatientStage.PN0
+
+
+def stage_probabilities(nodes: Iterable[Sequence[float]]) -> dict[PatientStage, float]:
+    """How likely each stage of a patient is when each node's label is known by its probabilities only.
+
+    Exact for nodes that are independent of each other: the nodes are added one by one to the joint distribution of all
+    that the rule of stage_patient looks at (a macro-metastasis or none, isolated tumour cells or none, and the number
+    of positive nodes up to four), so that it takes time in proportion to the number of nodes.
+
+    Args:
+        nodes: for each node the probability of every SlideLabel, in their order.
+
+    Returns:
+        A probability for every stage; they sum to 1.
+
+    Raises:
+        ValueError: no nodes, or a node's numbers are no probabilities that sum to 1.
+    """
+    states: dict[tuple[bool, bool, int], float] = {(False, False, 0): 1.0}
+    count = 0
+    for node in nodes:
+        _check_probabilities(node)
+        count += 1
+        after: defaultdict[tuple[bool, bool, int], list[float]] = defaultdict(list)
+        for (macro, itc, positive), weight in states.items():
+            for label, share in zip(SlideLabel, node, strict=True):
+                state = (
+                    macro or label is SlideLabel.MACRO,
+                    itc or label is SlideLabel.ITC,
+                    min(_PN2_NODES, positive + (label >= SlideLabel.MICRO)),
+                )
+                after[state].append(weight * share)
+        states = {state: math.fsum(shares) for state, shares in after.items()}
+    if not count:
+        raise ValueError("a patient without slide labels has no stage")
+    found: dict[PatientStage, list[float]] = {stage: [] for stage in PatientStage}
+    for state, weight in states.items():
+        found[_stage_of(*state)].append(weight)
+    total = math.fsum(states.values())
+    return {stage: math.fsum(weights) / total for stage, weights in found.items()}
+
+
+def _stage_of(macro: bool, itc: bool, positive: int) -> PatientStage:  # noqa: FBT001  (a state, not options)
+    """The stage of a patient of whom only this is known."""
+    nodes = [SlideLabel.MACRO] * macro + [SlideLabel.MICRO] * (positive - macro) + [SlideLabel.ITC] * itc
+    return stage_patient([*nodes, SlideLabel.NEGATIVE])
+
+
+def _check_probabilities(node: Sequence[float]) -> None:
+    if len(node) != len(SlideLabel) or not all(0 <= share <= 1 for share in node):
+        raise ValueError(f"a node has a probability from 0 to 1 of each of {len(SlideLabel)} labels, got {list(node)}")
+    if abs(math.fsum(node) - 1) > _FARTHEST_SUM:
+        raise ValueError(f"a node's probabilities sum to 1, got {math.fsum(node)}")
+
+
+def stage_patients(
+    labels: Mapping[str, SlideLabel],
+    *,
+    failed: Mapping[str, str] | None = None,
+    expected_nodes: int = EXPECTED_NODES,
+) -> Staging:
+    """Stage every patient whose slides are all there; name the reason for every other.
+
+    Args:
+        labels: label by slide name (``patient_000_node_0``, with or without a suffix).
+        failed: reason by slide name of the slides that have no label. A slide in both counts as failed.
+        expected_nodes: slides per patient, numbered from 0.
+
+    Returns:
+        Stages and unscored patients. A slide whose name says no patient appears among the unscored by its own name.
+    """
+    failed = failed or {}
+    nodes: defaultdict[str, defaultdict[int, set[SlideLabel]]] = defaultdict(lambda: defaultdict(set))
+    faults: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    strangers: list[Unscored] = []
+    for name in dict.fromkeys([*labels, *failed]):
+        try:
+            patient, node = parse_slide_name(name)
+        except SlideNameError as error:
+            strangers.append(Unscored(patient=name, reason=error.reason))
+            continue
+        if name in failed:
+            faults[patient][node] = failed[name]
+        else:
+            nodes[patient][node].add(labels[name])
+
+    stages: dict[str, PatientStage] = {}
+    unscored: list[Unscored] = []
+    for patient in sorted({*nodes, *faults}, key=_number):
+        reason = _obstacle(nodes[patient], faults[patient], expected_nodes)
+        if reason is None:
+            stages[patient] = stage_patient(label for found in nodes[patient].values() for label in found)
+        else:
+            unscored.append(Unscored(patient=patient, reason=reason))
+    return Staging(stages=stages, unscored=(*unscored, *sorted(strangers, key=lambda one: one.patient)))
+
+
+def _obstacle(nodes: Mapping[int, set[SlideLabel]], faults: Mapping[int, str], expected: int) -> str | None:
+    """Why a patient with these nodes cannot be staged; None when nothing stands against it."""
+    missing = sorted(set(range(expected)) - set(nodes) - set(faults))
+    unexpected = sorted((set(nodes) | set(faults)) - set(range(expected)))
+    disputed = sorted(node for node, found in nodes.items() if len(found) > 1)
+    parts = []
+    if missing:
+        parts.append(f"missing {_listed(missing)}")
+    if faults:
+        parts.append("failed " + "; ".join(f"node_{node} ({reason})" for node, reason in sorted(faults.items())))
+    if unexpected:
+        parts.append(f"more than {expected} nodes: {_listed(unexpected)}")
+    if disputed:
+        parts.append(f"conflicting labels for {_listed(disputed)}")
+    return "; ".join(parts) or None
+
+
+def _listed(nodes: Iterable[int]) -> str:
+    return ", ".join(f"node_{node}" for node in nodes)
+
+
+def _number(patient: str) -> tuple[int, str]:
+    return int(patient.removeprefix("patient_")), patient

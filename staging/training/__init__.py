@@ -1,0 +1,1 @@
+"""Patches of a cohort, and networks made of them."""

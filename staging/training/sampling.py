@@ -1,0 +1,247 @@
+"""Training patches of a whole cohort: drawn slide by slide, then stored slide by slide; a second call goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from annotations.patches.table import NO_CENTRE, PatchTable, join_tables
+from staging.cohorts.camelyon import SlideFile, StageTable
+from staging.errors import CohortError
+from staging.runs.cluster import each
+from staging.training.outputs import (
+    PatchFormat,
+    PatchOutput,
+    SlidePart,
+    check_output,
+    check_room,
+    claim,
+    expected_bytes,
+    finish,
+    form_of,
+    room_bytes,
+    size_text,
+    store_part,
+    write_contact_sheet,
+)
+from staging.training.sources import PatchRecipe, PatchSource, described, draw, find_sources
+from wsi.lock import OutputLock
+from wsi.slide import Slide
+
+__all__ = ["PatchRecipe", "SamplingNews", "StoringNews", "sample_cohort"]
+
+
+class SamplingNews(Protocol):
+    """Who is told how the sampling goes."""
+
+    def slide(self, name: str, outcome: str = "") -> None:
+        """Patches were drawn from a slide."""
+
+
+class StoringNews(SamplingNews, Protocol):
+    """Who is also told how the storing goes."""
+
+    def begin(self, slides: int) -> None:
+        """So many slides are drawn from."""
+
+    def stored(self, name: str, patches: int, total: int) -> None:
+        """Patches of a slide were stored; an empty name begins."""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+
+
+def sample_cohort(
+    slides: Sequence[SlideFile],
+    annotations: Path,
+    reference: StageTable,
+    output: Path,
+    *,
+    recipe: PatchRecipe,
+    workers: int,
+    news: SamplingNews,
+    form: str | None = None,
+    quality: int | None = None,
+    has_contact_sheet: bool = False,
+) -> dict[str, Any]:
+    """Draw patches from every usable slide and store them.
+
+    See ``staging.training.sources.find_sources`` for the slides that are usable. Where a call was interrupted, the next
+    one takes up the slides that were done, if neither they nor the recipe have changed.
+
+    Args:
+        slides: what find_slides found.
+        annotations: directory of contours, ``<slide>.xml`` or ``.geojson``.
+        reference: labels of the slides.
+        output: the folder to write; ``.zarr`` is a Zarr store, ``.parquet`` the table alone.
+        recipe: what to draw.
+        workers: processes.
+        news: hears of progress; of the storing, too, where it is StoringNews.
+        form: a value of PatchFormat in place of what the output's name says.
+        quality: of JPEG, where any is made.
+        has_contact_sheet: draw some patches of every kind into a PNG.
+
+    Returns:
+        Counts: ``slides``, ``left_out`` (name and reason), ``short`` (slides that gave fewer patches of a class than
+        were asked for, with both numbers: no more places were found), ``count``, ``classes``, ``splits``, ``bytes``
+        expected, ``contact_sheet``, and for sparse slides ``tiles_copied``, ``tiles_encoded``, ``not_exact`` (slides
+        whose stored pixels are not bit for bit those of the original).
+
+    Raises:
+        CohortError: no slide is usable, or no patch was found.
+        ConfigurationError: the output holds something else, or patches made otherwise; ``quality`` without any JPEG.
+        SamplingError: the patients cannot be split so; told before anything is drawn.
+        StorageError: the disk is too small.
+        PathologyError: whatever is wrong with a slide or its contours; training data is not drawn around errors.
+    """
+    sources, left_out = find_sources(slides, annotations, reference, recipe)
+    _check_split(sources, recipe)
+    place = PatchOutput(path=output, form=form_of(output, form), quality=quality, slide_mpp=recipe.slide_mpp)
+    check_output(place)
+    telling = cast("StoringNews", news) if hasattr(news, "stored") else None
+    if telling is not None:
+        telling.begin(len(sources))
+        if left_out:
+            telling.say(_left_out_text(left_out, len(slides)))
+    with OutputLock(output if place.form.is_folder else place.work):
+        claim(place, {"recipe": described(recipe), "format": place.form.value, "quality": quality})
+        tables = _drawn(sources, recipe, place, workers=workers, news=news)
+        table = _joined(tables, recipe, annotations)
+        short = {source.slide.name: lack for source in sources if (lack := _lack(source, tables[source.slide.name]))}
+        parts = [
+            SlidePart(file=source.slide.path, contours=source.contours, rows=rows, output=place)
+            for source in sources
+            if len(rows := table.rows(table["slide"] == source.slide.name))
+        ]
+        parts = [replace(part, rows=_own(part, tables)) for part in parts]
+        claim(place, {"slides and contours": {name: tables[name].about["digest"] for name in sorted(tables)}})
+        expected = expected_bytes(place, parts)
+        if telling is not None:
+            telling.say(
+                f"{len(table)} patches of {len(parts)} slides, about {size_text(expected)} as {place.form.value}"
+            )
+        check_room(output, room_bytes(place, parts))
+        sheet = write_contact_sheet(place, table) if has_contact_sheet else None
+        done = _stored(parts, len(table), place, workers=workers, news=telling)
+        if place.form is not PatchFormat.SPARSE:
+            table = replace(table, about={**table.about, "sources": _sources(sources, table)})
+        finish(place, table, done)
+    return {
+        "slides": len(sources),
+        "left_out": left_out,
+        "short": short,
+        "count": len(table),
+        "classes": table.counts("class"),
+        "splits": table.counts("split", "class"),
+        "bytes": expected,
+        "contact_sheet": None if sheet is None else str(sheet),
+        **(_copied(done) if place.form is PatchFormat.SPARSE else {}),
+    }
+
+
+def _check_split(sources: Sequence[PatchSource], recipe: PatchRecipe) -> None:
+    """Find out before hours of drawing whether the patients can be split so.
+
+    Raises:
+        SamplingError: they cannot.
+    """
+    if recipe.split is not None:
+        patients = np.array([source.slide.patient or source.slide.name for source in sources])
+        centres = np.array([NO_CENTRE if source.centre is None else source.centre for source in sources])
+        recipe.split.of(patients, centres, np.array([source.tumour > 0 for source in sources]), seed=recipe.seed)
+
+
+def _left_out_text(left_out: Mapping[str, str], count: int) -> str:
+    reasons = Counter(left_out.values()).most_common()
+    return f"{len(left_out)} of {count} slides left out: " + "; ".join(f"{reason} ({n})" for reason, n in reasons)
+
+
+def _drawn(
+    sources: Sequence[PatchSource], recipe: PatchRecipe, place: PatchOutput, *, workers: int, news: SamplingNews
+) -> dict[str, PatchTable]:
+    tables = {}
+    work = [(source, recipe, place.work) for source in sources]
+    for (source, _, _), outcome in each(draw, work, workers=workers, on_tiles=_ignore):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        tables[source.slide.name] = outcome
+        news.slide(source.slide.name, f"{len(outcome)} patches")
+    return tables
+
+
+def _joined(tables: dict[str, PatchTable], recipe: PatchRecipe, annotations: Path) -> PatchTable:
+    table = join_tables([tables[name] for name in sorted(tables)])
+    if not len(table):
+        raise CohortError(annotations, "no patches were found on any slide", mend="check the contours and the size")
+    table = replace(
+        table,
+        files={name: file for name, file in table.files.items() if name in set(table["slide"].tolist())},
+        about={"recipe": described(recipe)},
+    )
+    if recipe.split is None:
+        return table
+    split = recipe.split.of(table["patient"].astype(str), table["centre"], table["class"] == "tumour", seed=recipe.seed)
+    return table.with_split(split)
+
+
+def _sources(sources: Sequence[PatchSource], table: PatchTable) -> dict[str, dict[str, Any]]:
+    """By slide, what tells whether it and its contours are still those that patches were drawn from."""
+    found: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        if source.slide.name in table.files:
+            drawn = source.contours
+            found[source.slide.name] = {
+                "fingerprint": Slide(source.slide.path).fingerprint(),
+                "contours": None if drawn is None else str(drawn.resolve()),
+                "contours_sha256": None if drawn is None else hashlib.sha256(drawn.read_bytes()).hexdigest(),
+            }
+    return found
+
+
+def _lack(source: PatchSource, table: PatchTable) -> dict[str, list[int]]:
+    """By class, patches drawn and patches asked for, where these are more."""
+    asked = {"tumour": source.tumour, "normal": source.normal + source.hard}
+    drawn = {label: int((table["class"] == label).sum()) for label in asked}
+    return {label: [drawn[label], count] for label, count in asked.items() if drawn[label] < count}
+
+
+def _own(part: SlidePart, tables: dict[str, PatchTable]) -> PatchTable:
+    """A slide's rows with what its own drawing depended on."""
+    name = str(part.rows["slide"][0])
+    return replace(part.rows, files={name: part.rows.files[name]}, about=tables[name].about)
+
+
+def _stored(
+    parts: Sequence[SlidePart], total: int, place: PatchOutput, *, workers: int, news: StoringNews | None
+) -> dict[str, dict[str, Any]]:
+    done: dict[str, dict[str, Any]] = {}
+    if place.form is PatchFormat.TABLE:
+        return done
+    if news is not None:
+        news.stored("", 0, total)
+    for part, outcome in each(store_part, parts, workers=workers, on_tiles=_ignore):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        name = str(part.rows["slide"][0])
+        done[name] = outcome
+        if news is not None:
+            news.stored(name, len(part.rows), total)
+    return done
+
+
+def _copied(done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "tiles_copied": sum(record["tiles_copied"] for record in done.values()),
+        "tiles_encoded": sum(record["tiles_encoded"] for record in done.values()),
+        "not_exact": sorted(name for name, record in done.items() if not record["is_exact"]),
+    }
+
+
+def _ignore(_slide: str, _done: int, _total: int) -> None:
+    """Sampling reports slides only."""

@@ -1,0 +1,327 @@
+"""Which slides of a cohort give which training patches, and where these lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from annotations.annotation import Annotation, Role
+from annotations.errors import PatchStoreError
+from annotations.files.formats import read_annotations
+from annotations.patches.batch import HardChoice, Shares, draw_places
+from annotations.patches.labels import LabelRule
+from annotations.patches.splits import Split
+from annotations.patches.table import PatchTable, read_table, table_of, write_table
+from annotations.polygons import check_within
+from staging.cohorts.camelyon import SlideFile, StageTable, centre_of
+from staging.cohorts.errata import EXCLUDED, is_partly_annotated
+from staging.errors import CohortError
+from staging.lesions.labels import SlideLabel
+from staging.runs.cluster import TileNews
+from wsi.geometry import Frame
+from wsi.patches.reading import level_for
+from wsi.raster import Heatmap, Mask
+from wsi.readers.source import is_url
+from wsi.slide import Slide
+from wsi.store import digest_of, provenance_of, read_heatmap
+from wsi.tissue import find_tissue
+
+_CELLS_OFF = 2
+_SUFFIXES = (".xml", ".geojson", ".json")
+_STRATEGIES: Mapping[str, Shares] = MappingProxyType(
+    {"lesion": Shares(), "uniform": Shares(border=0, near=0, background=0, turns="area"), "border": Shares(border=1)}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchRecipe:
+    """How patches are drawn from every slide.
+
+    Attributes:
+        mpp: um per pixel of the patches.
+        size_px: their side in pixels.
+        tumour: patches with tumour per slide that has contours.
+        normal: patches without, per slide.
+        seed: equal seeds give equal patches on any number of workers.
+        per_class: patches of each class in all, in place of ``tumour`` and ``normal``: shared out equally over the
+            centres, and over the slides of each.
+        strategy: ``lesion`` lets the lesions of a slide take turns, part of the patches on their borders and beside
+            them; ``uniform`` draws every part of the tumour and of the tissue equally likely; ``border`` draws all
+            tumour patches on outlines.
+        rule: when a patch is tumour.
+        hard: patches per slide where a model takes normal tissue for tumour.
+        hard_choice: ``worst`` takes the most probable of these mistakes, apart from each other; ``even`` any alike.
+        model: the checkpoint whose mistakes are looked for.
+        heatmaps: a directory of ``<slide>.zarr`` in which they are looked for, in place of a model.
+        split: of the patients; all are of ``train`` where None.
+        slide_mpp: um per level-0 px in place of what the files say.
+        groups: what groups of annotations mean, beyond the known ones.
+        device: where the model runs, auto, cpu or cuda; several processes may share a GPU.
+        threads: of each process, which read for the model and on a CPU compute.
+    """
+
+    mpp: float
+    size_px: int
+    tumour: int
+    normal: int
+    seed: int
+    per_class: int | None = None
+    strategy: Literal["lesion", "uniform", "border"] = "lesion"
+    rule: LabelRule = field(default_factory=LabelRule)
+    hard: int = 0
+    hard_choice: HardChoice = "even"
+    model: Path | None = None
+    heatmaps: Path | None = None
+    split: Split | None = None
+    slide_mpp: float | None = None
+    groups: Mapping[str, Role] = field(default_factory=dict)
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchSource:
+    """A slide that patches are drawn from.
+
+    Attributes:
+        slide: where it lies.
+        contours: what was drawn on it; None for a slide that is labelled negative.
+        tumour, normal, hard: patches wanted of it.
+        centre: number of its medical centre, None where it is not known.
+    """
+
+    slide: SlideFile
+    contours: Path | None
+    tumour: int
+    normal: int
+    hard: int
+    centre: int | None
+
+
+def find_sources(
+    slides: Sequence[SlideFile], annotations: Path, reference: StageTable, recipe: PatchRecipe
+) -> tuple[list[PatchSource], dict[str, str]]:
+    """Tell the slides that patches may be drawn from.
+
+    A slide with contours of its name (.xml, .geojson or .json) gives both classes; one without gives normal patches
+    only when the reference labels it negative: missing contours never mean "no tumour". Slides that are known to be
+    wrong or only partly annotated give none. Names are compared without case: CAMELYON's are found in either.
+
+    Returns:
+        The sources, by name, and the slides left out with the reason.
+
+    Raises:
+        CohortError: there is no such directory, a slide has two files of contours or two labels, or no slide is usable.
+    """
+    if not annotations.is_dir():
+        raise CohortError(annotations, "there is no such directory of contours", mend="check --annotations")
+    contours, left_out, negative = _contours(annotations), {}, _negative(reference)
+    usable: list[tuple[SlideFile, Path | None]] = []
+    for slide in sorted(slides, key=lambda one: one.name):
+        drawn, name = contours.get(slide.name.lower()), slide.name.lower()
+        if name in EXCLUDED:
+            left_out[slide.name] = EXCLUDED[name]
+        elif is_partly_annotated(name):
+            left_out[slide.name] = "not all of its tumour is drawn"
+        elif drawn is None and name not in negative:
+            left_out[slide.name] = "it has no contours and is not labelled negative"
+        else:
+            usable.append((slide, drawn))
+    if not usable:
+        raise CohortError(
+            annotations, "has contours for none of the slides, and none is labelled negative", mend="name its directory"
+        )
+    centres = {slide.name: _centre(slide) for slide, _ in usable}
+    with_tumour = [slide.name for slide, drawn in usable if drawn is not None]
+    everywhere = [slide.name for slide, _ in usable]
+    if recipe.per_class is None:
+        tumour, normal = dict.fromkeys(with_tumour, recipe.tumour), dict.fromkeys(everywhere, recipe.normal)
+    else:
+        tumour = shared_out(recipe.per_class, {name: centres[name] for name in with_tumour})
+        normal = shared_out(recipe.per_class, {name: centres[name] for name in everywhere})
+    sources = [
+        PatchSource(
+            slide=slide,
+            contours=drawn,
+            tumour=tumour.get(slide.name, 0),
+            normal=normal[slide.name],
+            hard=recipe.hard,
+            centre=centres[slide.name],
+        )
+        for slide, drawn in usable
+    ]
+    return sources, left_out
+
+
+def shared_out(total: int, group_of: Mapping[str, int | None]) -> dict[str, int]:
+    """Share a number out equally over groups, and each group's part equally over its members.
+
+    Where a part does not divide evenly the first ones, in order of their names, get one more.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(group_of):
+        groups.setdefault(str(group_of[name]), []).append(name)
+    shares: dict[str, int] = {}
+    for members, part in zip(groups.values(), _parts(total, len(groups)), strict=True):
+        shares.update(zip(members, _parts(part, len(members)), strict=True))
+    return shares
+
+
+def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable:
+    """The rows of one slide; those of an earlier call are taken up where nothing has changed.
+
+    Args:
+        work: the slide, the recipe, and the directory in which the rows are kept between calls.
+
+    Raises:
+        PathologyError: whatever is wrong with the slide or its contours; nothing is drawn around errors.
+    """
+    source, recipe, folder = work
+    kept = folder / f"{source.slide.name}.parquet"
+    with Slide.open(source.slide.path, mpp=recipe.slide_mpp) as slide:
+        digest = _digest(source, recipe, slide)
+        earlier = _kept(kept, digest)
+        if earlier is not None:
+            return earlier
+        tissue = find_tissue(slide)
+        places = draw_places(
+            slide,
+            _outlines(source.contours, slide, recipe.groups),
+            tissue,
+            mpp=recipe.mpp,
+            size_px=recipe.size_px,
+            count_tumour=source.tumour,
+            count_normal=source.normal,
+            seed=recipe.seed,
+            negative=source.contours is None,
+            shares=_STRATEGIES[recipe.strategy],
+            mistakes=_mistakes(slide, tissue, recipe) if source.hard else None,
+            count_hard=source.hard,
+            hard_choice=recipe.hard_choice,
+            rule=recipe.rule,
+        )
+        table = table_of(
+            places,
+            slide=source.slide.name,
+            file=_file(source.slide.path),
+            level=level_for(slide, slide.frame_at(recipe.mpp).downsample).index,
+            mpp=recipe.mpp,
+            rule=recipe.rule,
+            patient=source.slide.patient,
+            centre=source.centre,
+            about={"digest": digest},
+            groups=recipe.groups,
+        )
+    write_table(kept, table)
+    return table
+
+
+def described(recipe: PatchRecipe) -> dict[str, Any]:
+    """The recipe as JSON holds it, without where it is carried out: another device may go on with the work."""
+    values = {name: value for name, value in asdict(recipe).items() if name not in ("device", "threads")}
+    values |= {"rule": str(recipe.rule), "model": recipe.model and str(recipe.model)}
+    values |= {"groups": {name: role.value for name, role in recipe.groups.items()}}
+    return values | {"heatmaps": recipe.heatmaps and str(recipe.heatmaps)}
+
+
+def _kept(path: Path, digest: str) -> PatchTable | None:
+    if not path.is_file():
+        return None
+    try:
+        table = read_table(path)
+    except PatchStoreError:
+        return None
+    return table if table.about.get("digest") == digest else None
+
+
+def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
+    """Of everything that decides which patches are drawn."""
+    wanted = {"tumour": source.tumour, "normal": source.normal, "hard": source.hard, "centre": source.centre}
+    files = [path for path in (source.contours, recipe.model if source.hard else None) if path is not None]
+    if source.hard and recipe.heatmaps is not None:
+        files += sorted(file for file in (recipe.heatmaps / f"{slide.name}.zarr").glob("DONE.json"))
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+    drawing = described(recipe) | {"split": None, "per_class": None, "tumour": None, "normal": None, "hard": None}
+    place = {"file": _file(source.slide.path), "patient": source.slide.patient, "slide": slide.fingerprint()}
+    return digest_of({"recipe": drawing, "wanted": wanted, "contents": contents, **place})
+
+
+def _contours(folder: Path) -> dict[str, Path]:
+    """Files of contours by the lower-case name of their slide."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _SUFFIXES:
+            other = found.setdefault(path.stem.lower(), path)
+            if other != path:
+                raise CohortError(folder, f"{other.name} and {path.name} are of one slide", mend="remove one of them")
+    return found
+
+
+def _negative(reference: StageTable) -> set[str]:
+    """Lower-case names of the slides that are labelled negative."""
+    found: dict[str, SlideLabel] = {}
+    for name, label in reference.labels.items():
+        if found.setdefault(name.lower(), label) is not label:
+            raise CohortError(None, f"the slide {name} has two labels in the table", mend="keep one of its rows")
+    return {name for name, label in found.items() if label is SlideLabel.NEGATIVE}
+
+
+def _outlines(contours: Path | None, slide: Slide, groups: Mapping[str, Role]) -> tuple[Annotation, ...] | None:
+    """What was drawn on a slide.
+
+    Raises:
+        AnnotationError: the file is bad, or does not fit the slide: its patches would lie on other tissue.
+    """
+    if contours is None:
+        return None
+    drawn = tuple(read_annotations(contours, groups))
+    check_within(drawn, slide.levels[0].width, slide.levels[0].height, path=contours)
+    return drawn
+
+
+def _parts(total: int, count: int) -> Iterable[int]:
+    return (total // count + (at < total % count) for at in range(count))
+
+
+def _centre(slide: SlideFile) -> int | None:
+    return centre_of(int(slide.patient.removeprefix("patient_"))) if slide.patient else None
+
+
+def _file(path: Path) -> str:
+    return str(path) if is_url(str(path)) else str(path.resolve())
+
+
+def _mistakes(slide: Slide, tissue: Mask, recipe: PatchRecipe) -> Heatmap | None:
+    if recipe.heatmaps is not None:
+        path = recipe.heatmaps / f"{slide.name}.zarr"
+        heatmap = read_heatmap(path)
+        _check_belongs(path, heatmap.frame, slide)
+        return heatmap
+    if recipe.model is None:
+        return None
+    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.inference import infer  # noqa: PLC0415
+
+    return infer(slide, load_checkpoint(recipe.model), tissue=tissue, device=recipe.device, workers=recipe.threads)
+
+
+def _check_belongs(path: Path, cells: Frame, slide: Slide) -> None:
+    """Refuse a heatmap of another slide: patches would lie in wrong places.
+
+    Raises:
+        CohortError: it was made from another file, or does not cover the slide as a heatmap of it does.
+    """
+    made_from = (provenance_of(path) or {}).get("slide")
+    if made_from is not None and made_from != slide.fingerprint():
+        raise CohortError(path, f"was made from another file than {slide.path}", mend="make it again, or give --model")
+    width, height = slide.levels[0].width, slide.levels[0].height
+    right, bottom = cells.x + cells.shape[1] * cells.downsample, cells.y + cells.shape[0] * cells.downsample
+    # It begins at the slide's corner, and its last cells overhang; sizes differ by a few px from level to level.
+    off = max(abs(cells.x), abs(cells.y), abs(right - width), abs(bottom - height))
+    if off > _CELLS_OFF * cells.downsample:
+        reason = f"covers {right:g} x {bottom:g} px, not the {width} x {height} px of {slide.path}"
+        raise CohortError(path, reason, mend="give the heatmap of this slide, or --model")

@@ -1,0 +1,46 @@
+"""Progress of a training on stderr: the patches of a pass and their speed."""
+
+from __future__ import annotations
+
+import time
+from typing import Self
+
+from rich.progress import TextColumn
+
+from staging.runs.bars import Bars
+
+_LINE_EVERY_S = 60.0
+
+
+class TrainingProgress(Bars):
+    """A bar for the pass that is made; a line a minute where stderr is no terminal.
+
+    Args:
+        is_silent: tell nothing, as the other processes that train together do.
+    """
+
+    def __init__(self, *, is_silent: bool = False) -> None:
+        super().__init__(TextColumn("{task.fields[speed]}"), is_transient=True, is_silent=is_silent)
+        self._bar = self.bars.add_task("patches of this pass", total=None, speed="", visible=False)
+        self._begun_at = self._told_at = 0.0
+        self._first = self._last = 0
+
+    def __enter__(self) -> Self:
+        return self  # each pass starts the bar: others may draw theirs between two passes
+
+    def step(self, done: int, total: int) -> None:
+        """So many of a pass's patches were learnt from."""
+        now = time.perf_counter()
+        if done <= self._last or not self._begun_at:
+            self._begun_at = self._told_at = now
+            self._first = done
+            self.bars.start()
+        self._last = done
+        seconds = now - self._begun_at
+        speed = f"{(done - self._first) / seconds:,.0f} patches/s" if seconds > 0 else ""
+        self.bars.update(self._bar, completed=done, total=total, speed=speed, visible=True)
+        if done == total:
+            self.bars.stop()
+        if not self.is_live and now - self._told_at >= _LINE_EVERY_S:
+            self._told_at = now
+            self.say(f"{done:,} of {total:,} patches, {speed}")

@@ -1,0 +1,125 @@
+"""Train, run and score on what training did not see: folds, and the whole protocol on a small synthetic cohort."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from staging.cli import app
+from staging.cohorts.camelyon import SlideFile, find_slides, read_stage_table
+from staging.cross_validation import Fold, cross_validate, folds_by_centre, folds_by_patient
+from staging.errors import CohortError, MissingPatientError
+from staging.phantom import generate_cohort
+from staging.training.fitting import FitRecipe, LabelledCohort
+
+MPP = 8.0
+RECIPE = FitRecipe(
+    seed=1, mpp=MPP, size_px=112, tumour=6, normal=4, hard=2, first_epochs=2, epochs=2, negatives=2, smallest_um=60.0
+)
+
+
+def slide(patient: int, node: int = 0) -> SlideFile:
+    name = f"patient_{patient:03}_node_{node}"
+    return SlideFile(path=Path(f"{name}.tif"), name=name, patient=f"patient_{patient:03}", node=node)
+
+
+def test_a_fold_per_centre() -> None:
+    slides = [slide(patient, node) for patient in (0, 19, 20, 45, 99, 120) for node in range(2)]
+    folds = folds_by_centre(slides)
+    assert [fold.name for fold in folds] == ["CWZ", "RST", "UMCU", "LPON"]
+    assert [len(fold.held_out) for fold in folds] == [4, 4, 2, 2]
+    with pytest.raises(CohortError, match="only centre"):
+        folds_by_centre(slides[:4])
+    with pytest.raises(CohortError, match="does not tell its patient"):
+        folds_by_centre([SlideFile(path=Path("tumor_001.tif"), name="tumor_001")])
+
+
+@given(patients=st.sets(st.integers(0, 199), min_size=2, max_size=30), folds=st.integers(2, 6))
+def test_folds_of_patients_part_the_cohort(patients: set[int], folds: int) -> None:
+    slides = [slide(patient, node) for patient in patients for node in range(3)]
+    if len(patients) < folds:
+        with pytest.raises(CohortError, match="do not make"):
+            folds_by_patient(slides, folds)
+        return
+    parts = folds_by_patient(slides, folds)
+    held_out = [one.name for part in parts for one in part.held_out]
+    assert sorted(held_out) == sorted(one.name for one in slides)
+    owners = [{one.patient for one in part.held_out} for part in parts]
+    assert sum(map(len, owners)) == len(patients)
+    assert max(map(len, owners)) - min(map(len, owners)) <= 1
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    generate_cohort(folder, patients=4, centres=(0, 2), seed=4, mpp=MPP, workers=1)
+    return folder
+
+
+def labelled(folder: Path) -> LabelledCohort:
+    return LabelledCohort(
+        slides=find_slides([folder / "images"]),
+        annotations=folder / "annotations",
+        reference=read_stage_table(folder / "stage_labels.csv"),
+    )
+
+
+def test_the_whole_protocol_and_its_second_call(cohort: Path, tmp_path: Path) -> None:
+    whole, said = labelled(cohort), list[str]()
+    folds = folds_by_centre(whole.slides)
+    record = cross_validate(whole, folds, tmp_path / "out", recipe=RECIPE, workers=1, say=said.append)
+    assert record["patients"] == 4
+    assert list(record["folds"]) == ["CWZ", "UMCU"]
+    assert record["slides"] == 20
+    assert record["slides_right"] == sum(part["slides_right"] for part in record["folds"].values())
+    assert json.loads((tmp_path / "out" / "score.json").read_text()) == record
+    assert set(read_stage_table(tmp_path / "out" / "stages.csv").stages) == {one.patient for one in whole.slides}
+    models = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    assert len(models) == 2
+    again = cross_validate(whole, folds, tmp_path / "out", recipe=RECIPE, workers=1, say=said.append)
+    assert again == record
+    assert {path: path.stat().st_mtime_ns for path in models} == models
+    assert said.count("    the network is there already") == 2
+
+
+def test_nothing_is_trained_where_the_cohort_is_wrong(cohort: Path, tmp_path: Path) -> None:
+    whole = labelled(cohort)
+    both = Fold(name="all", held_out=tuple(whole.slides))
+    with pytest.raises(CohortError, match="in all and in again"):
+        cross_validate(
+            whole, [both, Fold(name="again", held_out=both.held_out[:1])], tmp_path, recipe=RECIPE, workers=1, say=print
+        )
+    with pytest.raises(CohortError, match="nothing to train on"):
+        cross_validate(whole, [both], tmp_path, recipe=RECIPE, workers=1, say=print)
+    negative = labelled(cohort)
+    empty = tmp_path / "none"
+    empty.mkdir()
+    bare = LabelledCohort(slides=negative.slides, annotations=empty, reference=negative.reference)
+    with pytest.raises(CohortError, match="contours for none of the"):
+        cross_validate(bare, folds_by_centre(whole.slides), tmp_path, recipe=RECIPE, workers=1, say=print)
+    stranger = Fold(name="stranger", held_out=(slide(77),))
+    with pytest.raises(MissingPatientError, match="patient_077"):
+        cross_validate(whole, [stranger], tmp_path, recipe=RECIPE, workers=1, say=print)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--folds", "2", "--leave-one-centre-out"], "exclude each other"),
+        (["-a", "nowhere"], "no such directory"),
+        (["--folds", "9"], "do not make 9 folds"),
+    ],
+)
+def test_wrong_usage_is_told(cohort: Path, tmp_path: Path, options: list[str], reason: str) -> None:
+    arguments = [
+        *("cross-validate", str(cohort / "images"), "-a", str(cohort / "annotations")),
+        *("-r", str(cohort / "stage_labels.csv"), "-o", str(tmp_path / "out"), *options),
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code != 0
+    assert reason in str(done.exception)

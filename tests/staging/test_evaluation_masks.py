@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from annotations.annotation import Annotation, Role
+from annotations.errors import UnknownGroupError
+from annotations.files.asap import write_asap
+from staging.errors import CohortError, ConfigurationError
+from staging.scores.evaluation_masks import find_masks, read_true_tumour
+from staging.scores.froc import EvaluationMask, evaluation_mask
+from wsi.errors import PathologyError, SlideFormatError
+
+Values = NDArray[np.uint8]
+
+
+def tumour() -> NDArray[np.bool_]:
+    inside = np.zeros((300, 400), dtype=np.bool_)
+    inside[100:150, 200:260] = True
+    inside[110:120, 210:220] = False
+    inside[20:23, 30:33] = True
+    return inside
+
+
+def same(ours: EvaluationMask | None, expected: NDArray[np.bool_]) -> None:
+    assert ours is not None
+    other = evaluation_mask(expected)
+    assert ours.targets == other.targets
+    assert ours.shape == (expected.shape if other.shape else None)
+    np.testing.assert_array_equal(ours.labels, other.labels)
+
+
+def write_levels(path: Path, levels: list[Values], *, um: float | None = None, **options: Any) -> None:
+    with tifffile.TiffWriter(path) as file:
+        for number, level in enumerate(levels):
+            scale: dict[str, Any] = (
+                {} if um is None else {"resolution": (1e4 / um / 2**number,) * 2, "resolutionunit": "CENTIMETER"}
+            )
+            file.write(level, tile=(64, 64), compression="zlib", subfiletype=int(number > 0), **scale, **options)
+
+
+def pyramid(values: Values, *, above: int, below: int = 0) -> list[Values]:
+    """Levels of factor 2 with ``above`` finer ones than the given and ``below`` coarser ones."""
+    finer = [np.kron(values, np.ones((2**step, 2**step), dtype=np.uint8)) for step in range(above, 0, -1)]
+    return [*finer, values, *(values[:: 2**step, :: 2**step] for step in range(1, below + 1))]
+
+
+@pytest.mark.parametrize("value", [255, 1])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_plain_pictures_of_the_level(tmp_path: Path, suffix: str, value: int) -> None:
+    path = tmp_path / f"a{suffix}"
+    Pillow.fromarray(tumour().astype(np.uint8) * value).save(path)
+    found = read_true_tumour(path)
+    same(found.mask, tumour())
+    assert found.value == value
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA", "I;16"])
+def test_kinds_of_pixels(tmp_path: Path, mode: str) -> None:
+    grey = Pillow.fromarray(tumour().astype(np.uint8) * 255)
+    if mode == "P":
+        grey = Pillow.fromarray(tumour().astype(np.uint8))
+        grey.putpalette([0, 0, 0, 200, 30, 30])
+    elif mode == "I;16":
+        grey = Pillow.fromarray(tumour().astype(np.uint16) * 255)
+    else:
+        grey = grey.convert(mode)
+    grey.save(tmp_path / "a.png")
+    found = read_true_tumour(tmp_path / "a.png")
+    same(found.mask, tumour())
+    assert found.value == (1 if mode in "1P" else 255)
+
+
+@pytest.mark.parametrize(
+    ("um", "above", "below"),
+    [(None, 5, 1), (0.243, 5, 0), (0.25, 5, 1), (0.226, 5, 1), (7.776, 0, 2), (3.888, 1, 1), (None, 0, 0)],
+)
+def test_the_level_is_found_by_its_size(tmp_path: Path, um: float | None, above: int, below: int) -> None:
+    small = tumour()[90:160:2, 190:280:2]
+    write_levels(tmp_path / "a.tif", pyramid(small.astype(np.uint8) * 255, above=above, below=below), um=um)
+    same(read_true_tumour(tmp_path / "a.tif").mask, small)
+
+
+@pytest.mark.parametrize("um", [0.25, 60.0])
+def test_a_mask_without_the_level_is_refused(tmp_path: Path, um: float) -> None:
+    write_levels(tmp_path / "a.tif", [tumour().astype(np.uint8)], um=um)
+    with pytest.raises(SlideFormatError, match=r"no level near 7\.776 um"):
+        read_true_tumour(tmp_path / "a.tif")
+
+
+def test_another_level_may_be_scored(tmp_path: Path) -> None:
+    write_levels(tmp_path / "a.tif", pyramid(tumour().astype(np.uint8), above=0, below=2), um=3.888)
+    found = read_true_tumour(tmp_path / "a.tif", level=4).mask
+    assert found is not None
+    assert found.targets == evaluation_mask(tumour(), level=4).targets
+
+
+def test_missing_tiles_are_background(tmp_path: Path) -> None:
+    values = tumour()[:256, :384].astype(np.uint8) * 255
+
+    def tiles() -> Iterator[Values | None]:
+        for row in range(0, 256, 64):
+            for column in range(0, 384, 64):
+                tile = values[row : row + 64, column : column + 64]
+                yield tile if tile.any() else None
+
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(tiles(), shape=values.shape, dtype=np.uint8, tile=(64, 64), compression="zlib")
+    same(read_true_tumour(tmp_path / "a.tif").mask, values > 0)
+
+
+def test_an_asap_mask(real_data: Callable[[str], Path]) -> None:
+    path = real_data("slides/asap_mask_864x800.tif")
+    found = read_true_tumour(path)
+    expected = tifffile.imread(path, key=1) == 1
+    assert found.value == 1
+    same(found.mask, expected[:400, :432])
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "expected"),
+    [
+        ([0, 255], None, 255),
+        ([255], None, 255),
+        ([0, 1], None, 1),
+        ([0], None, None),
+        ([0], 255, 255),
+        ([0, 1, 2], 2, 2),
+        ([0, 1, 2], 1, 1),
+        ([0, 7], 7, 7),
+        ([0, 1], 255, 255),
+    ],
+)
+def test_the_value_of_tumour(tmp_path: Path, values: list[int], given: int | None, expected: int | None) -> None:
+    array = np.resize(np.array(values, dtype=np.uint8), (20, 30))
+    Pillow.fromarray(array).save(tmp_path / "a.png")
+    found = read_true_tumour(tmp_path / "a.png", tumour_value=given)
+    assert found.value == expected
+    assert (found.mask is None) == (expected not in values)
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2], [0, 2], [2], [0, 1, 255], [0, 128, 255], list(range(256))])
+def test_unclear_values_are_refused(tmp_path: Path, values: list[int]) -> None:
+    Pillow.fromarray(np.resize(np.array(values, dtype=np.uint8), (20, 30))).save(tmp_path / "a.png")
+    with pytest.raises(ConfigurationError, match=r"holds the values .*--tumour-value"):
+        read_true_tumour(tmp_path / "a.png")
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    colours = np.zeros((64, 64, 3), dtype=np.uint8)
+    colours[10:20, :, 0] = 255
+    Pillow.fromarray(colours).save(tmp_path / "a.png")
+    write_levels(tmp_path / "a.tif", [colours], photometric="rgb")
+    for name in ("a.png", "a.tif"):
+        with pytest.raises(SlideFormatError, match="picture in colours"):
+            read_true_tumour(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.xml"])
+@pytest.mark.parametrize("data", [b"", b"nothing known", b"\x89PNG\r\n\x1a\nbroken", b"II*\x00\x08\x00\x00\x00"])
+def test_damaged_files_are_refused(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(PathologyError, match=str(tmp_path / name)):
+        read_true_tumour(tmp_path / name)
+
+
+def outline(group: str, *points: tuple[float, float]) -> Annotation:
+    return Annotation(name="a", group=group, role=Role.IGNORE, kind="Polygon", vertices=np.array(points, dtype=float))
+
+
+def box(group: str, left: float, top: float, right: float, bottom: float) -> Annotation:
+    return outline(group, (left, top), (right, top), (right, bottom), (left, bottom))
+
+
+def test_outlines_equal_the_mask_they_draw(tmp_path: Path) -> None:
+    write_asap(
+        tmp_path / "a.xml",
+        [
+            box("_0", 200 * 32, 100 * 32, 260 * 32, 150 * 32),
+            box("_2", 210 * 32, 110 * 32, 220 * 32, 120 * 32),
+            box("Tumor", 30 * 32, 20 * 32, 33 * 32, 23 * 32),
+        ],
+    )
+    found = read_true_tumour(tmp_path / "a.xml")
+    assert found.value is None
+    assert found.mask is not None
+    assert found.mask.shape is None
+    expected = evaluation_mask(tumour())
+    assert found.mask.targets == expected.targets
+    rows, columns = np.meshgrid(np.arange(-5, 400), np.arange(-5, 500), indexing="ij")
+    np.testing.assert_array_equal(found.mask.at(rows, columns), expected.at(rows, columns))
+
+
+@pytest.mark.parametrize("drawn", [[], [box("_2", 0, 0, 900, 900)], [box("_0", 1, 1, 5, 5)]])
+def test_outlines_without_tumour_at_the_level(tmp_path: Path, drawn: list[Annotation]) -> None:
+    write_asap(tmp_path / "a.xml", drawn)
+    assert read_true_tumour(tmp_path / "a.xml").mask is None
+
+
+def test_outlines_of_unknown_groups_are_refused(tmp_path: Path) -> None:
+    write_asap(tmp_path / "a.xml", [box("gland", 0, 0, 900, 900)])
+    with pytest.raises(UnknownGroupError, match="gland"):
+        read_true_tumour(tmp_path / "a.xml")
+    assert read_true_tumour(tmp_path / "a.xml", groups={"gland": Role.TUMOUR}).mask is not None
+
+
+def test_outlines_far_out_are_refused(tmp_path: Path) -> None:
+    write_asap(tmp_path / "a.xml", [box("_0", 0, 0, 9e8, 9e8)])
+    with pytest.raises(SlideFormatError, match="more than a slide"):
+        read_true_tumour(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize("name", ["tumor_009", "tumor_085"])
+def test_real_outlines(real_data: Callable[[str], Path], name: str) -> None:
+    found = read_true_tumour(real_data(f"annotations/camelyon16/{name}.xml")).mask
+    assert found is not None
+    assert any(not target.is_itc for target in found.targets)
+
+
+def test_masks_are_found_by_the_names_of_slides(tmp_path: Path) -> None:
+    names = {"Tumor_001_Mask.tif": "tumor_001", "test_002_mask.PNG": "test_002", "deep/test_004.xml": "test_004"}
+    (tmp_path / "deep").mkdir()
+    for name in (*names, ".hidden.png", "reference.csv"):
+        (tmp_path / name).touch()
+    assert find_masks(tmp_path) == {slide: tmp_path / name for name, slide in names.items()}
+    (tmp_path / "tumor_001.xml").touch()
+    with pytest.raises(CohortError, match="second mask of tumor_001"):
+        find_masks(tmp_path)
+
+
+def test_folders_without_masks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="holds no masks"):
+        find_masks(tmp_path)
+    with pytest.raises(CohortError, match="no such folder"):
+        find_masks(tmp_path / "nowhere")

@@ -1,0 +1,255 @@
+"""``sentinode mil``: from features and labels to heads, tables and attention."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner, Result
+
+from staging.cohorts.camelyon import read_label_table
+from staging.cohorts.node_tables import read_label_probabilities
+from staging.cohorts.references import read_predictions
+from staging.commands.mil import app
+from staging.errors import ConfigurationError, ConflictError, DuplicateSlideError, NoSlidesError, TableError
+from wsi.cnn.encoders.attention import read_attention
+from wsi.cnn.encoders.encoder import Encoder
+from wsi.cnn.encoders.features import TileGeometry, features_provenance, write_features
+from wsi.errors import ArtefactError, PathologyError
+from wsi.geometry import Frame
+from wsi.raster import Image, Mask
+from wsi.store import provenance_of, publish
+
+
+class PixelSlide:
+    """Ten by twelve px at 1 um/px, each a tile; a positive slide's first four tiles are red."""
+
+    def __init__(self, number: int, *, is_positive: bool) -> None:
+        self.array = np.random.default_rng(number).integers(0, 120, (10, 12, 3), np.uint8)
+        if is_positive:
+            self.array[0, :4] = (250, 10, 10)
+
+    def frame_at(self, mpp: float) -> Frame:
+        return Frame(x=0, y=0, downsample=1 / mpp, shape=(10, 12), mpp=1.0)
+
+    def read_frame(self, frame: Frame) -> Image:
+        return Image(frame=frame, array=self.array[int(frame.y) :, int(frame.x) :][:1, :1])
+
+    def is_missing(self, _: Frame) -> bool:
+        return False
+
+
+def colours(batch: torch.Tensor) -> torch.Tensor:
+    flat = batch.flatten(1)
+    return torch.cat([flat, flat**2, flat[:, :1] * flat], dim=1)
+
+
+def write_slide(folder: Path, name: str, slide: PixelSlide, *, digest: str = "d") -> None:
+    encoder = Encoder(
+        path=Path("e"), digest=digest, kind="onnx", size_px=1, width=9, mean=(0, 0, 0), std=(1, 1, 1),
+        device=torch.device("cpu"), forward=colours,
+    )  # fmt: skip
+    geometry = TileGeometry(mpp=1.0, size_px=1, stride_px=1)
+    made_from = features_provenance(name, encoder, geometry, mask="all", precision="float32")
+    tissue = Mask(frame=slide.frame_at(1.0), array=np.ones((10, 12), bool))
+    path = folder / f"{name}.zarr"
+    write_features(
+        path, slide, encoder, tissue=tissue, geometry=geometry, provenance=made_from, precision="float32", batch=60
+    )
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of six patients with two slides each; the even patients' first slides are positive."""
+    folder = tmp_path_factory.mktemp("cohort")
+    rows = []
+    for number in range(12):
+        patient, node = divmod(number, 2)
+        is_positive = patient % 2 == 0 and node == 0
+        name = f"patient_{patient:03d}_node_{node}"
+        write_slide(folder, name, PixelSlide(number, is_positive=is_positive))
+        rows.append(f"{name}.tif,{('itc', 'macro')[patient % 4 // 2] if is_positive else 'negative'}")
+    (folder / "reference.csv").write_text("\n".join(["slide,label", *rows]) + "\n")
+    return folder
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("classes", ["2", "4"])
+def test_from_features_and_labels_to_a_scored_table(tmp_path: Path, cohort: Path, classes: str) -> None:
+    head, judged = tmp_path / "head.safetensors", tmp_path / "judged"
+    reference = cohort / "reference.csv"
+    result = call("train", cohort, reference, "-o", head, "--classes", classes, "--rounds", 40, "--folds", 2)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["patients"], told["slides_without_patient"], told["quarantined"]) == (6, 0, {})
+    assert sum(told["slides"].values()) == 12
+    unseen = read_predictions(head.with_suffix(".unseen.csv"))
+    truth = [line.rpartition(",")[2] != "negative" for line in reference.read_text().splitlines()[1:]]
+    assert told["auc_unseen"] == pytest.approx(roc_auc_score(truth, list(unseen.values())), abs=1e-4)
+
+    applied = call("apply", head, cohort, "-o", judged)
+    assert applied.exit_code == 0, applied.output
+    found = read_predictions(judged / "probabilities.csv")
+    assert len(found) == 12
+    assert roc_auc_score(truth, list(found.values())) == 1
+    with (judged / "probabilities.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kinds = ("positive",) if classes == "2" else ("itc", "micro", "macro")
+    for row in rows:
+        assert float(row["probability"]) == pytest.approx(sum(float(row[kind]) for kind in kinds), abs=1e-6)
+        assert row["label"] == max(("negative", *kinds), key=lambda kind: float(row[kind]))
+    assert json.loads(applied.stdout)["trained_on"] == 12
+    assert "trained on 12 of these 12 slides" in applied.stderr
+    attention = read_attention(judged / "attention" / "patient_000_node_0.zarr").array
+    is_key = np.zeros((10, 12), bool)
+    is_key[0, :4] = True
+    assert roc_auc_score(is_key.ravel(), attention.ravel()) > 0.9
+    assert (judged / "attention" / "patient_000_node_0.png").is_file()
+
+
+def test_unseen_slides_can_be_staged(tmp_path: Path, cohort: Path) -> None:
+    head = tmp_path / "head.safetensors"
+    result = call("train", cohort, cohort / "reference.csv", "-o", head, "--classes", 4, "--rounds", 2)
+    assert result.exit_code == 0, result.output
+    table = head.with_suffix(".unseen.csv")
+    shares = read_label_probabilities(table)
+    assert shares is not None
+    assert len(shares) == 12
+    labels = read_label_table(table)
+    for slide, of_label in shares.items():
+        assert labels[slide].rank == int(np.argmax(of_label))
+
+
+def trained_head(path: Path, cohort: Path, *more: object) -> Path:
+    assert call("train", cohort, cohort / "reference.csv", "-o", path, "--rounds", 2, *more).exit_code == 0
+    return path
+
+
+def test_bad_features_never_stop_the_others(tmp_path: Path, cohort: Path) -> None:
+    head, folder, judged = trained_head(tmp_path / "head.safetensors", cohort), tmp_path / "features", tmp_path / "out"
+    for number, name in enumerate(("good", "late", "nan", "narrow")):
+        write_slide(folder, name, PixelSlide(number, is_positive=False))
+    applied = call("apply", head, folder, "-o", judged)
+    assert applied.exit_code == 0, applied.output
+    assert (judged / "attention" / "late.png").is_file()
+    before = (judged / "attention" / "good.png").read_bytes()
+
+    write_slide(folder, "other", PixelSlide(2, is_positive=False), digest="another encoder")
+    (folder / "empty.zarr").mkdir()
+    next(file for file in (folder / "late.zarr" / "features").rglob("*") if file.is_file()).write_bytes(b"")
+    replaced(folder / "nan.zarr", np.full((120, 9), np.nan, np.float32))
+    replaced(folder / "narrow.zarr", np.zeros((120, 8), np.float32))
+    applied = call("apply", head, folder, "-o", judged)
+    assert applied.exit_code == 3, applied.output
+    told = json.loads(applied.stdout)
+    assert (told["slides"], told["trained_on"]) == (1, 0)
+    reasons = {
+        "other": "encoder.sha256",
+        "empty": "DONE.json",
+        "late": "differs",
+        "nan": "NaN",
+        "narrow": "holds 8 features per tile, the head takes 9",
+    }
+    assert told["quarantined"].keys() == reasons.keys()
+    for name, words in reasons.items():
+        assert words in told["quarantined"][name]
+    assert list(read_predictions(judged / "probabilities.csv")) == ["good"]
+    # nothing tells of the others what an earlier call found
+    assert sorted(entry.name for entry in (judged / "attention").iterdir()) == ["good.png", "good.zarr"]
+    assert (judged / "attention" / "good.png").read_bytes() == before
+
+
+def replaced(path: Path, features: np.ndarray) -> None:
+    """Published features as another program may write them: the digests fit."""
+    made_from = provenance_of(path)
+    assert made_from is not None
+    with publish(path.with_name("new.zarr"), made_from) as work:
+        shutil.copytree(path, work, dirs_exist_ok=True)
+        (work / "DONE.json").unlink()
+        group: Any = zarr.open_group(work, mode="r+")
+        del group["features"]
+        group.create_array("features", shape=features.shape, dtype="float32", chunks=features.shape)[...] = features
+    shutil.rmtree(path)
+    path.with_name("new.zarr").rename(path)
+
+
+def test_unusable_features_end_a_training(tmp_path: Path, cohort: Path) -> None:
+    folder, labels = tmp_path / "features", tmp_path / "labels.csv"
+    write_slide(folder, "good", PixelSlide(1, is_positive=False))
+    write_slide(folder, "other", PixelSlide(2, is_positive=False), digest="another encoder")
+    labels.write_text("slide,label\ngood,negative\nother,macro\n")
+    mixed = call("train", folder, labels, "-o", tmp_path / "h")
+    assert isinstance(mixed.exception, ArtefactError)
+    (folder / "other.zarr" / "DONE.json").unlink()
+    (folder / "good.zarr" / "DONE.json").unlink()
+    none = call("train", folder, labels, "-o", tmp_path / "h")
+    assert isinstance(none.exception, NoSlidesError)
+    assert "good: holds no complete features" in str(none.exception)
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort, folder)
+    replaced(folder / "patient_003_node_1.zarr", np.full((120, 9), np.nan, np.float32))
+    ended = call("train", folder, folder / "reference.csv", "-o", tmp_path / "h", "--rounds", 1)
+    assert isinstance(ended.exception, ArtefactError)
+    assert "patient_003_node_1.zarr: holds NaN" in str(ended.exception)
+    assert not (tmp_path / "h").exists()
+
+
+def test_too_few_patients_or_labels_end_in_one_error(tmp_path: Path, cohort: Path) -> None:
+    one = cohort / "patient_000_node_0.zarr"
+    for features, labels in ((one, "patient_000_node_0,macro"), (cohort, "patient_001_node_0,negative")):
+        (tmp_path / "labels.csv").write_text(f"slide,label\n{labels}\n")
+        result = call("train", features, tmp_path / "labels.csv", "-o", tmp_path / "h")
+        assert isinstance(result.exception, PathologyError)
+        assert "at least two of each" in str(result.exception)
+
+
+def test_wrong_usage_is_told_before_anything_is_read(tmp_path: Path, cohort: Path) -> None:
+    nowhere, head = tmp_path / "nowhere", trained_head(tmp_path / "head.safetensors", cohort)
+    absent = call("train", nowhere, nowhere, "-o", tmp_path / "h", "--device", "tpu")
+    assert "no device 'tpu'" in str(absent.exception)
+    absent = call("apply", head, nowhere, "-o", tmp_path / "out", "--device", "tpu")
+    assert "no device 'tpu'" in str(absent.exception)
+    assert isinstance(call("train", nowhere, nowhere, "-o", tmp_path).exception, ConfigurationError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_of_another_head_is_refused(tmp_path: Path, cohort: Path) -> None:
+    one = trained_head(tmp_path / "one.safetensors", cohort)
+    other = trained_head(tmp_path / "other.safetensors", cohort, "--seed", 1, "--device", "cpu")
+    assert call("apply", one, cohort, "-o", tmp_path / "out", "--device", "cpu").exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    refused = call("apply", other, cohort, "-o", tmp_path / "out")
+    assert isinstance(refused.exception, ConfigurationError)
+    assert "head: " in str(refused.exception)
+    assert call("apply", one, cohort, "-o", tmp_path / "out").exit_code == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_slides_without_a_label_or_patient_are_told(tmp_path: Path, cohort: Path) -> None:
+    labels = [line for line in (cohort / "reference.csv").read_text().splitlines() if "005_node_1" not in line]
+    (tmp_path / "labels.csv").write_text("\n".join([*labels, "Elsewhere.tif,macro"]))
+    patients = "\n".join(f"patient_00{number}_node_{node},P{number}" for number in range(6) for node in range(2))
+    (tmp_path / "patients.csv").write_text(f"slide,patient\n{patients}\n")
+    arguments = ["train", cohort, tmp_path / "labels.csv", "-o", tmp_path / "h.safetensors", "--rounds", 1]
+    told = json.loads(call(*arguments, "--patients", tmp_path / "patients.csv").stdout)
+    assert told["left_out"] == {"patient_005_node_1": "the reference has no label for it"}
+    assert (told["patients"], sum(told["slides"].values())) == (6, 11)
+    assert told["without_features"] == ["elsewhere"]
+    (tmp_path / "patients.csv").write_text("a,P1\nA,P2\n")
+    result = call(*arguments, "--patients", tmp_path / "patients.csv")
+    assert isinstance(result.exception, ConflictError)
+    (tmp_path / "labels.csv").write_text("slide,label\nstranger,macro\n")
+    assert isinstance(call(*arguments).exception, TableError)
+    assert isinstance(call("train", tmp_path, *arguments[2:]).exception, NoSlidesError)
+    assert isinstance(call("train", cohort, cohort, *arguments[2:]).exception, DuplicateSlideError)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from staging.cohorts.references import centre_name, read_normal_slides, read_predictions, read_truth, slide_key
+from staging.errors import ConflictError, TableError, UnknownLabelError
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[[str | bytes], Path]:
+    def write(text: str | bytes) -> Path:
+        path = tmp_path / "table.csv"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return write
+
+
+Write = Callable[[str | bytes], Path]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("test_001,Tumor,IDC,Macro\ntest_003,Normal,None,None\n", {"test_001": True, "test_003": False}),
+        ("Test_001.tif, TUMOR ,IDC,Macro\r\ntest_003,normal,None,None", {"test_001": True, "test_003": False}),
+        (b"\xef\xbb\xbftest_001,Tumor,x,y\n\n", {"test_001": True}),
+        ("slide,label\na,negative\nb,itc\nc,micro\nd,macro\n", {"a": False, "b": True, "c": True, "d": True}),
+        ("slide,label,largest_um\na.svs,negative,0\nb,1,2\nc,0,0\n", {"a": False, "b": True, "c": False}),
+        ("image,type\na,Tumour\n", {"a": True}),
+        ("patient,stage\npatient_000.zip,pN0\npatient_000_node_1.tif,itc\n", {"patient_000_node_1": True}),
+        ("a,Tumor\na,Tumor\n", {"a": True}),
+    ],
+)
+def test_truth(table: Write, text: str | bytes, expected: dict[str, bool]) -> None:
+    assert read_truth(table(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "reason"),
+    [
+        ("", TableError, "no row of a slide"),
+        ("slide,label\n", TableError, "no row of a slide"),
+        ("a,Tumor\nb,Cancer\n", UnknownLabelError, r"line 2: unknown label 'Cancer'"),
+        ("a,Tumor\nb\n", TableError, r"line 2: the row 'b' is not"),
+        ("a,Tumor\n,Normal\n", TableError, r"line 2"),
+        ("a,Tumor\nb,Normal\nA.tif,Normal\n", ConflictError, r"lines 1 and 3: contradicts itself about a"),
+        ("a;Tumor\n", TableError, "line 1"),
+    ],
+)
+def test_bad_truth_is_refused(table: Write, text: str, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        read_truth(table(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("test_001,0.25\ntest_002,1e-3\n", {"test_001": 0.25, "test_002": 0.001}),
+        ("slide,probability\nTest_001.tif,0.25\r\n", {"test_001": 0.25}),
+        ("slide,label,largest_um,lesions,probability\na,negative,0.0,0,0.125\n", {"a": 0.125}),
+        ("name,p\na,-3.5\n", {"a": -3.5}),
+        ("a,1\na,1.0\n", {"a": 1.0}),
+    ],
+)
+def test_predictions(table: Write, text: str, expected: dict[str, float]) -> None:
+    assert read_predictions(table(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "reason"),
+    [
+        ("", TableError, "no row of a slide"),
+        ("a,0.5\nb,high\n", TableError, "line 2"),
+        ("a,nan\n", TableError, "where slide,probability is wanted"),
+        ("a,0.5\nb,nan\n", TableError, "line 2"),
+        ("a,0.5\nb\n", TableError, "line 2"),
+        ("slide,label\na,0.5\n", TableError, "where slide,probability is wanted"),
+        ("id,probability\na,0.5\n", TableError, "where slide,probability is wanted"),
+        ("slide,x,probability\na,0.5\n", TableError, "line 2"),
+        ("a,0.5\na,0.6\n", ConflictError, "lines 1 and 2"),
+    ],
+)
+def test_bad_predictions_are_refused(table: Write, text: str, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        read_predictions(table(text))
+
+
+def test_normal_slides(table: Write) -> None:
+    assert read_normal_slides(table("normal_001\nNormal_002.tif\n")) == {"normal_001", "normal_002"}
+    assert read_normal_slides(table("a,Tumor,x,y\nb,Normal,None,None\n")) == {"b"}
+    assert read_normal_slides(table("")) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("slide", "centre"),
+    [
+        ("patient_000_node_0", "CWZ"),
+        ("patient_039_node_4.tif", "RST"),
+        ("patient_140_node_0", "UMCU"),
+        ("patient_060_node_0", "RUMC"),
+        ("patient_199_node_0", "LPON"),
+        ("patient_200_node_0", None),
+        ("normal_100", "RUMC"),
+        ("Normal_101.tif", "UMCU"),
+        ("tumor_070", "RUMC"),
+        ("tumor_071", "UMCU"),
+        ("test_001", None),
+        ("anything", None),
+    ],
+)
+def test_centres(slide: str, centre: str | None) -> None:
+    assert centre_name(slide) == centre
+
+
+def test_centres_are_those_of_the_published_table(real_data: Callable[[str], Path]) -> None:
+    by_number = {
+        "CAMELYON16": {"0": "RUMC", "2": "UMCU"},
+        "CAMELYON17": dict(zip("01234", ("CWZ", "RST", "UMCU", "RUMC", "LPON"), strict=True)),
+    }
+    rows = [
+        line.replace('"', "").split(",") for line in real_data("tables/slides_centres.csv").read_text().splitlines()
+    ]
+    slides = [row for row in rows if len(row) > 4 and row[3] in by_number]
+    assert len(slides) == 770
+    for row in slides:
+        assert centre_name(Path(row[0]).name) == by_number[row[3]][row[4]]
+
+
+def test_names_are_compared_without_suffix_and_case() -> None:
+    assert {slide_key(name) for name in ("Test_001.tif", "test_001", "TEST_001.CSV")} == {"test_001"}
+    assert slide_key("slide.v2") == "slide.v2"

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from two_processes import started_twice
+from typer.testing import CliRunner
+
+from annotations.patches.batch import PatchBatch
+from annotations.patches.table import read_table
+from annotations.patches.zarr_store import read_patches, write_patches
+from staging.cli import app
+from staging.errors import ConfigurationError
+from staging.phantom import generate_cohort
+from staging.training.training_progress import TrainingProgress
+from wsi.cnn.architectures import NETWORKS
+from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wsi.cnn.method import Method
+from wsi.cnn.training import Epoch, train
+from wsi.errors import CheckpointError, PathologyError
+from wsi.patches.feeding import HeldPatches
+
+
+def sentinode(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "staging", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def refused(kind: type[PathologyError], *arguments: str | Path) -> str:
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert type(done.exception) is kind, done.output
+    return str(done.exception)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three patients' slides, and patches of them."""
+    folder = tmp_path_factory.mktemp("train")
+    generate_cohort(folder, patients=3, centres=(2,), seed=3, mpp=8.0)
+    done = sentinode(
+        "patches",
+        folder / "images",
+        "-a",
+        folder / "annotations",
+        "-r",
+        folder / "stage_labels.csv",
+        "-o",
+        folder / "patches.zarr",
+        *("--mpp", "8", "--size", "112", "--tumour", "6", "--normal", "6", "--workers", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_training_writes_a_checkpoint_a_log_and_pictures(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    options = ("--epochs", "2", "--augment", "full", "--schedule", "cosine", "--average", "0.9", "--held-out", "0.5")
+    done = sentinode("train", folder / "patches.zarr", "-o", model, "--device", "cpu", *options)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    checkpoint = load_checkpoint(model)
+    assert told["temperature"] == checkpoint.temperature
+    assert len(told["held_out"]) == 1
+    assert checkpoint.provenance["method"]["schedule"] == "cosine"
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "model.csv").open())] == ["1", "2"]
+    for name in ("model.learning.png", "model.calibration.png"):
+        assert np.asarray(Image.open(tmp_path / name)).std() > 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.calibration.png",
+        "model.csv",
+        "model.learning.png",
+        "model.safetensors",
+    ]
+
+
+def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    cohort = ("--slides", folder / "images", "-a", folder / "annotations", "-r", folder / "stage_labels.csv")
+    done = sentinode(
+        "train",
+        folder / "patches.zarr",
+        "-o",
+        model,
+        *("--device", "cpu", "--epochs", "1", "--rounds", "1", "--hard", "4", "--workers", "1", "--held-out", "0.5"),
+        *cohort,
+    )
+    assert done.returncode == 0, done.stderr
+    told, first = json.loads(done.stdout), load_checkpoint(tmp_path / "model.round1.safetensors")
+    assert len(first.provenance["held_out"]) == 1
+    mined = read_table(tmp_path / "model.round1.parquet")
+    patches = read_patches(folder / "patches.zarr")
+    assert told["patches"] == len(patches.images) + len(mined)
+    assert not set(mined["patient"].tolist()) & set(first.provenance["held_out"])
+    assert (mined["tumour_fraction"] == 0).all()
+    assert load_checkpoint(model).provenance["images"] == told["patches"]
+    assert not list(tmp_path.glob("*.progress"))
+
+
+def test_slides_of_strangers_are_not_searched(folder: Path, tmp_path: Path) -> None:
+    strangers = tmp_path / "strangers"
+    generate_cohort(strangers, patients=1, centres=(0,), seed=9, mpp=8.0)
+    line = refused(
+        ConfigurationError,
+        *("train", folder / "patches.zarr", "-o", tmp_path / "m.safetensors", "--device", "cpu", "--epochs", "1"),
+        *("--rounds", "1", "--slides", strangers / "images", "-a", strangers / "annotations"),
+        *("-r", strangers / "stage_labels.csv"),
+    )
+    assert "is of no patient whom the network has learnt from" in line
+
+
+def test_several_processes_share_the_rounds(folder: Path, tmp_path: Path) -> None:
+    """What torchrun starts: the first process looks for mistakes, the other waits, both train on them."""
+    arguments = [
+        *("train", folder / "patches.zarr", "-o", tmp_path / "model.safetensors", "--held-out", "0.5"),
+        *("--device", "cpu", "--epochs", "1", "--rounds", "1", "--hard", "4", "--workers", "1"),
+        *("--slides", folder / "images", "-a", folder / "annotations", "-r", folder / "stage_labels.csv"),
+    ]
+    first, second = started_twice([sys.executable, "-m", "staging", *arguments])
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert second.stdout == ""
+    assert json.loads(first.stdout)["patches"] > len(read_patches(folder / "patches.zarr").images)
+    assert "round 2 of 2" in first.stderr
+    assert not list(tmp_path.glob("*.progress"))
+
+
+def test_a_killed_call_goes_on_and_another_does_not(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    command = ("train", folder / "patches.zarr", "-o", model, "--device", "cpu")
+    assert CliRunner().invoke(app, [*map(str, command), "--epochs", "2"]).exit_code == 0
+    undisturbed = model.read_bytes()
+    model.unlink()
+    store = read_patches(folder / "patches.zarr")
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            HeldPatches(store.images, store.targets),
+            mpp=store.mpp,
+            groups=store.patients,
+            epochs=2,
+            device="cpu",
+            method=Method(temperature=True),
+            resume=tmp_path / "model.progress",
+            on_epoch=interrupt,
+        )
+    assert "other settings: epochs" in refused(CheckpointError, *command, "--epochs", "3")
+    done = CliRunner().invoke(app, [*map(str, command), "--epochs", "2"])
+    assert done.exit_code == 0, done.output
+    assert model.read_bytes() == undisturbed
+
+
+def interrupt(_: Epoch) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_cannot_be_trained_is_wrong_usage(folder: Path, tmp_path: Path) -> None:
+    patches, model = folder / "patches.zarr", tmp_path / "m"
+    assert "give --slides, --annotations" in refused(ConfigurationError, "train", patches, "-o", model, "--rounds", "1")
+    line = refused(ConfigurationError, "train", patches, "-o", model, "--network", "resnet18")
+    assert "112 px are smaller than the 436 px" in line
+    assert "--size 448" in line
+    assert "less than all of itself" in refused(ConfigurationError, "train", patches, "-o", model, "--average", "1")
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, Checkpoint(network=NETWORKS["small"].build().eval(), mpp=0.5))
+    assert "looks at 0.5 um/px, the patches have 8.0" in refused(
+        ConfigurationError, "train", patches, "-o", model, "--start", start
+    )
+    (tmp_path / "m.progress").write_bytes(b"something else")
+    assert "m.progress: is no progress of a training" in refused(
+        CheckpointError, "train", patches, "-o", model, "--epochs", "1"
+    )
+    assert not model.exists()
+
+
+def test_patches_of_one_class_are_wrong_usage(tmp_path: Path) -> None:
+    count, side = 4, 112
+    batch = PatchBatch(
+        slide="a",
+        patient="a",
+        centre=None,
+        mpp=8.0,
+        images=np.full((count, side, side, 3), 200, np.uint8),
+        targets=np.zeros((count, side, side), np.uint8),
+        x=np.zeros(count),
+        y=np.zeros(count),
+        kinds=("normal",) * count,
+    )
+    write_patches(tmp_path / "p.zarr", [batch])
+    assert "hold no tumour cell" in refused(ConfigurationError, "train", tmp_path / "p.zarr", "-o", tmp_path / "m")
+
+
+def test_progress_is_told_in_lines_where_nobody_watches(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([10.0, 40.0, 80.0, 81.0, 90.0, 170.0])
+    monkeypatch.setattr("staging.training.training_progress.time.perf_counter", lambda: next(clock))
+    with TrainingProgress() as progress:
+        for done in (16, 32, 1616, 3200):
+            progress.step(done, 3200)
+        for done in (16, 176):
+            progress.step(done, 3200)
+        progress.say("epoch [1]/2")
+    assert capsys.readouterr().err.splitlines() == [
+        "1,616 of 3,200 patches, 23 patches/s",
+        "176 of 3,200 patches, 2 patches/s",
+        "epoch [1]/2",
+    ]
+    with TrainingProgress(is_silent=True) as progress:
+        progress.say("nothing")
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from two_processes import started_twice
+
+from wsi.cnn.checkpoint import Checkpoint, load_checkpoint
+from wsi.cnn.device_augmentation import Augmentation
+from wsi.cnn.method import Method
+from wsi.cnn.network import Architecture, Layer
+from wsi.cnn.resuming import load_progress, save_progress
+from wsi.cnn.training import Epoch, Training, train
+from wsi.errors import CheckpointError
+from wsi.patches.feeding import HeldPatches
+
+TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
+EVERYTHING = Method(
+    schedule="cosine",
+    augmentation=Augmentation(),
+    average=0.9,
+    patience=3,
+    temperature=True,
+)
+FP16 = Method(precision="fp16")
+METHODS = {"plain": Method(), "everything": EVERYTHING, "fp16": FP16}
+
+
+def patches(count: int = 40, side: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    fine = rng.random((count, side, side))
+    coarse = np.kron(rng.random((count, side // 4, side // 4)), np.ones((4, 4)))
+    is_tumour = np.broadcast_to((np.arange(count) % 2 == 1)[:, None, None], fine.shape)
+    dark = np.where(is_tumour, coarse, fine)[..., None] * (90, 110, 60)
+    return (235 - dark).astype(np.uint8), is_tumour.astype(np.uint8)
+
+
+def fit(**changes: Any) -> Training:
+    images, targets = patches()
+    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 3, "batch": 10, "device": "cpu"}
+    return train(HeldPatches(images, targets), groups=np.arange(40) % 10, **settled | changes)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import test_resuming, wsi.cnn.training as training
+write, count = training.save_progress, 0
+def save_progress(*arguments):
+    global count
+    write(*arguments)
+    count += 1
+    if count == {writings}:
+        os.kill(os.getpid(), signal.SIGKILL)
+training.save_progress = save_progress
+test_resuming.fit(method=test_resuming.METHODS[{name!r}], resume=Path({path!r}), resume_every=1)
+"""
+
+
+@pytest.mark.parametrize(("name", "writings"), [("plain", 2), ("plain", 3), ("everything", 5), ("fp16", 4)])
+def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, name: str, writings: int) -> None:
+    path = tmp_path / "progress"
+    code = KILLED.format(tests=str(Path(__file__).parents[1]), writings=writings, name=name, path=str(path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = path.read_bytes()
+    told: list[Epoch] = []
+    undisturbed = fit(method=METHODS[name])
+    resumed = fit(method=METHODS[name], resume=path, on_epoch=told.append, workers=1)
+    assert resumed.checkpoint.digest == undisturbed.checkpoint.digest
+    assert resumed.history == undisturbed.history == tuple(told)
+    assert resumed.best == undisturbed.best
+    np.testing.assert_array_equal(resumed.margins, undisturbed.margins)
+    assert path.read_bytes() != left
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    first = fit(resume=tmp_path / "progress")
+    before = (tmp_path / "progress").read_bytes()
+    again = fit(resume=tmp_path / "progress")
+    assert again.checkpoint.digest == first.checkpoint.digest
+    assert (tmp_path / "progress").read_bytes() == before
+
+
+def test_how_often_is_written_has_no_influence(tmp_path: Path) -> None:
+    often = fit(resume=tmp_path / "often", resume_every=1, method=EVERYTHING)
+    assert often.checkpoint.digest == fit(method=EVERYTHING).checkpoint.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [({"seed": 1}, "held_out, seed"), ({"epochs": 4}, "epochs"), ({"method": Method(average=0.5)}, "method")],
+)
+def test_progress_of_other_settings_is_refused(tmp_path: Path, changes: dict[str, Any], names: str) -> None:
+    fit(resume=tmp_path / "progress")
+    with pytest.raises(CheckpointError, match=f"other settings: {names}") as caught:
+        fit(**{"resume": tmp_path / "progress"} | changes)
+    assert str(tmp_path / "progress") in str(caught.value)
+
+
+def test_damaged_progress_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "progress"
+    fit(resume=path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="no progress of a training"):
+        fit(resume=path)
+    path.write_bytes(b"\x80\x04 pickle")
+    with pytest.raises(CheckpointError, match="no progress of a training"):
+        fit(resume=path)
+    safetensors.torch.save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="no progress of a training"):
+        fit(resume=path)
+
+
+def test_progress_without_its_tensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "progress"
+    fit(resume=path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if "running_mean" not in name}  # noqa: SIM118
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match="no progress of this training"):
+        fit(resume=path)
+
+
+def test_progress_comes_back(tmp_path: Path) -> None:
+    assert load_progress(tmp_path / "p", {}) is None
+    save_progress(tmp_path / "p", {"a": torch.arange(3)}, {"run": {"x": 1.5}, "rng": {"state": 2**127 + 1}})
+    found = load_progress(tmp_path / "p", {"x": 1.5})
+    assert found is not None
+    assert torch.equal(found[0]["a"], torch.arange(3))
+    assert found[1]["rng"]["state"] == 2**127 + 1
+
+
+TOGETHER = """
+import sys
+sys.path.insert(0, {tests!r})
+import os, test_resuming
+from pathlib import Path
+from wsi.cnn.checkpoint import save_checkpoint
+result = test_resuming.fit(method=test_resuming.EVERYTHING, batch=20, resume=Path({path!r}) / "progress")
+save_checkpoint(Path({path!r}) / ("rank" + os.environ["RANK"]), result.checkpoint)
+"""
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    code = TOGETHER.format(tests=str(Path(__file__).parents[1]), path=str(tmp_path))
+    ended = started_twice([sys.executable, "-c", code])
+    assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
+    first, second = (load_checkpoint(tmp_path / name) for name in ("rank0", "rank1"))
+    assert first.digest == second.digest
+    alone = fit(method=EVERYTHING, batch=20).checkpoint
+    _assert_close(first, alone)
+    assert (tmp_path / "progress").is_file()
+
+
+def _assert_close(first: Checkpoint, second: Checkpoint) -> None:
+    ours, theirs = first.network.weights(), second.network.weights()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0.02, atol=2e-3)

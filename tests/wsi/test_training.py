@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
+
+from wsi.cnn.augmentation import _softened, augment, cell_targets
+from wsi.cnn.calibration import area_under_curve
+from wsi.cnn.network import SMALL, Architecture, Layer
+from wsi.cnn.training import Training, train
+from wsi.patches.feeding import HeldPatches
+from wsi.stain import StainJitter
+
+TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
+
+
+def test_blur_is_the_binomial_one_with_a_repeated_border() -> None:
+    pixels = np.random.default_rng(0).random((2, 9, 7, 3)).astype(np.float32)
+    found = _softened(torch.from_numpy(pixels).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    expected = ndimage.correlate1d(pixels, [0.25, 0.5, 0.25], axis=1, mode="nearest")
+    expected = ndimage.correlate1d(expected, [0.25, 0.5, 0.25], axis=2, mode="nearest")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_images_and_targets_are_turned_together() -> None:
+    targets = (np.random.default_rng(0).random((16, 4, 4)) < 0.5).repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)
+    images = np.where(targets[..., None] == 1, 90, 220).astype(np.uint8).repeat(3, axis=3)
+    still = StainJitter(sigma=0, strength=0, hue=0, bias=0, exposure=0)
+    shown, cells = augment(images, targets, TINY, still, np.random.default_rng(1))
+    centres = shown[:, 0, 3:-3:4, 3:-3:4].numpy()
+    assert shown.shape == (16, 3, 32, 32)
+    assert centres[..., : cells.shape[2]].shape == cells.shape
+    assert (centres[cells == 1] < 155).all()
+    assert (centres[cells == 0] > 155).all()
+    assert (cells != cell_targets(targets, TINY)).any()
+
+
+def textures(count: int, seed: int, side: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """Fine grain (normal) with a half plane of coarse grain (tumour) of the same mean colour, in changing stains."""
+    rng = np.random.default_rng(seed)
+    fine = rng.random((count, side, side))
+    coarse = np.kron(rng.random((count, side // 4, side // 4)), np.ones((4, 4)))
+    edge = rng.integers(-side, 2 * side, count)[:, None, None]
+    is_tumour = np.broadcast_to(np.arange(side)[None, :, None] > edge, (count, side, side))
+    dark = np.where(is_tumour, coarse, fine)[..., None] * (90, 110, 60)
+    stain = rng.uniform(-15, 15, (count, 1, 1, 3))
+    return np.clip(235 - dark + stain, 0, 255).astype(np.uint8), is_tumour.astype(np.uint8)
+
+
+def fit(**changes: Any) -> Training:
+    images, targets = textures(96, 0)
+    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 6, "batch": 8, "device": "cpu"}
+    return train(HeldPatches(images, targets), groups=np.arange(96) % 12, **settled | changes)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Training:
+    return fit()
+
+
+def test_training_learns_a_texture_that_colour_does_not_tell(trained: Training) -> None:
+    images, targets = textures(30, 99)
+    with torch.inference_mode():
+        logits = trained.checkpoint.network(torch.from_numpy(images).permute(0, 3, 1, 2))
+    truth = cell_targets(targets, TINY)
+    looked_at = truth != 255
+    margin = (logits[:, 1] - logits[:, 0]).numpy()[looked_at]
+    assert roc_auc_score(truth[looked_at], margin) > 0.97
+    best = trained.history[trained.best]
+    assert best.validation_auc is not None
+    assert best.validation_auc > 0.97
+    assert best.validation_loss == min(epoch.validation_loss or 9 for epoch in trained.history)
+    assert trained.checkpoint.threshold == 0.5
+
+
+def test_training_repeats_bit_for_bit(trained: Training) -> None:
+    again = fit(workers=3)
+    assert again.checkpoint.digest == trained.checkpoint.digest
+    assert again.history == trained.history
+    assert fit(seed=1, epochs=1).checkpoint.digest != fit(epochs=1).checkpoint.digest
+
+
+def test_training_goes_on_from_a_checkpoint(trained: Training) -> None:
+    further = fit(start=trained.checkpoint, epochs=1, learning_rate=1e-5)
+    assert further.history[0].loss < 0.5 * trained.history[0].loss
+    assert further.checkpoint.provenance["start"] == trained.checkpoint.digest
+    assert further.checkpoint.network.mean == trained.checkpoint.network.mean
+    with pytest.raises(ValueError, match="another architecture"):
+        fit(start=trained.checkpoint, mpp=1.0)
+
+
+def test_training_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    fit(epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_patients_are_held_out_whole(trained: Training) -> None:
+    record = trained.checkpoint.provenance
+    assert trained.held_out == tuple(record["held_out"])
+    assert 1 <= len(trained.held_out) < 12
+    json.dumps(record, allow_nan=False)
+
+
+def test_every_epoch_is_told() -> None:
+    told: list[str] = []
+    result = fit(epochs=2, on_epoch=lambda epoch: told.append(str(epoch)))
+    assert told == [str(epoch) for epoch in result.history]
+    assert told[1].startswith("epoch 2/2: loss 0.")
+    assert "held-out AUC" in told[1]
+
+
+def test_without_held_out_patients_the_last_epoch_is_kept() -> None:
+    result = fit(held_out=0, epochs=2)
+    assert result.best == 1
+    assert result.held_out == ()
+    assert result.history[0].validation_loss is None
+
+
+def test_what_is_not_looked_at_counts_in_no_loss() -> None:
+    images, targets = textures(40, 3)
+    targets[:, :, 24:] = 255
+    assert (cell_targets(targets, TINY)[:, :, 6:] == 255).all()
+    result = train(HeldPatches(images, targets), mpp=2, architecture=TINY, epochs=8, batch=8, device="cpu")
+    assert result.history[-1].validation_auc is not None
+    assert result.history[-1].validation_auc > 0.95
+    # a batch in which nothing is looked at is no reason to fail
+    targets[5:] = 255
+    train(HeldPatches(images, targets), mpp=2, architecture=TINY, epochs=1, batch=2, held_out=0, device="cpu")
+
+
+def test_a_calibrated_threshold_lies_within_its_bounds() -> None:
+    assert 0.3 <= fit(epochs=1, calibrate=True).checkpoint.threshold <= 0.8
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(8, 40), st.integers(0, 100))
+def test_cells_take_the_label_around_their_centre(side: int, seed: int) -> None:
+    targets = np.random.default_rng(seed).choice([0, 1, 255], (2, side, side), p=[0.6, 0.3, 0.1]).astype(np.uint8)
+    found = cell_targets(targets, TINY)
+    count = TINY.cells(side)
+    assert found.shape == (2, count, count)
+    for i in range(count):
+        for j in range(count):
+            row, column = i * 4 + 3, j * 4 + 3  # receptive field 8: centre at 3.5
+            around = targets[0, row : row + 2, column : column + 2]
+            assert found[0, i, j] == (around[0, 0] if (around == around[0, 0]).all() else 255)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=60))
+def test_area_under_curve_is_scikit_learns(pairs: list[tuple[int, bool]]) -> None:
+    scores, truth = np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs])
+    found = area_under_curve(scores, truth)
+    if truth.all() or not truth.any():
+        assert found is None
+    else:
+        assert found == pytest.approx(roc_auc_score(truth, scores))
+
+
+IMAGES, TARGETS = textures(8, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": IMAGES.astype(np.float32)}, "uint8"),
+        ({"images": IMAGES[:, :40]}, "side"),
+        ({"targets": TARGETS[:, :40]}, "targets are uint8"),
+        ({"targets": TARGETS * 7}, r"got \[7\]"),
+        ({"targets": TARGETS * 0}, "no tumour cell"),
+        ({"targets": np.maximum(TARGETS, 1)}, "no normal cell"),
+        ({"groups": np.arange(3)}, "groups"),
+        ({"validation": np.arange(8)}, "validation needs bool"),
+        ({"validation": np.arange(8) < 3, "groups": np.arange(8) // 2}, "1 is learned from and validated on"),
+        ({"epochs": 0}, "epoch"),
+        ({"batch": 0}, "epoch"),
+        ({"held_out": 1.0}, "held-out"),
+        ({"architecture": SMALL}, "smaller than the receptive field"),
+        ({"architecture": Architecture(TINY.layers, classes=3)}, "two classes"),
+    ],
+)
+def test_training_refuses_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    pixels = {name: changes.get(name, array) for name, array in (("images", IMAGES), ("targets", TARGETS))}
+    others = {name: change for name, change in changes.items() if name not in pixels}
+    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "device": "cpu"}
+    with pytest.raises(ValueError, match=message):
+        train(HeldPatches(**pixels), **settled | others)

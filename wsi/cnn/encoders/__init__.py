@@ -1,0 +1,1 @@
+"""Encoders made elsewhere: features per tile, and attention heads on them."""

@@ -1,0 +1,323 @@
+"""An encoder made elsewhere: a file that turns the pixels of a tile into a row of features.
+
+Read without risk are torch.export archives (.pt2, by wsi.cnn.encoders.exported) and ONNX files (by onnxruntime, which knows
+mathematical operations only). TorchScript, and torch.export archives that ask for more than wsi.cnn.encoders.exported knows, go
+through torch's own loaders, which can run code that the file holds: only where the caller says that he trusts the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsi.cnn.device import pick_device
+from wsi.cnn.encoders.exported import ARCHIVE, DAMAGES, load_exported
+from wsi.errors import CheckpointError, PathologyError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_WANTED = (
+    "give a torch.export (.pt2) or ONNX file that takes float32 (batch, 3, size, size) and gives (batch, features)"
+)
+_DYNAMIC = "export it with a dynamic first dimension"
+_PROBES = 3
+# of the largest feature: what other shapes of a batch may change by rounding, far below what neighbours would change
+_ROUNDING = 2e-3
+
+_Three: TypeAlias = tuple[float, float, float]
+_Forward: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Encoder:
+    """A probed encoder, ready on its device.
+
+    Attributes:
+        path: the file.
+        digest: hex sha256 of the file.
+        kind: "torch.export", "onnx" or "torchscript".
+        size_px: side of the square tiles that it takes.
+        width: features per tile.
+        mean, std: of the red, green and blue channel; pixels are given as (value / 255 - mean) / std.
+        device: where it runs.
+        forward: float32 (batch, 3, size_px, size_px) on the device to (batch, width).
+    """
+
+    path: Path
+    digest: str
+    kind: str
+    size_px: int
+    width: int
+    mean: _Three
+    std: _Three
+    device: torch.device
+    forward: _Forward
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The features of tiles, not checked for NaN.
+
+        Args:
+            pixels: uint8 (batch, size_px, size_px, 3), RGB.
+
+        Returns:
+            Float32 (batch, width).
+        """
+        return _encoded(self.forward, pixels, mean=self.mean, std=self.std, device=self.device)
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the features: the file, the size of its tiles and how pixels are given to it."""
+        return {"sha256": self.digest, "size_px": self.size_px, "mean": list(self.mean), "std": list(self.std)}
+
+
+def load_encoder(
+    path: str | PathLike[str],
+    *,
+    size_px: int,
+    mean: _Three = IMAGENET_MEAN,
+    std: _Three = IMAGENET_STD,
+    device: str = "auto",
+    trust: bool = False,
+) -> Encoder:
+    """Load an encoder and try it on a batch of noise.
+
+    Args:
+        path: torch.export archive, ONNX file of up to 2 GB without external data, or TorchScript.
+        size_px: side of the tiles.
+        mean: per channel, of pixels from 0 to 1.
+        std: likewise.
+        device: auto, cpu or cuda.
+        trust: also load what can run code from the file: TorchScript, and archives that wsi.cnn.encoders.exported refuses.
+
+    Raises:
+        CheckpointError: there is no such file; it is no encoder; it would have to be trusted; it takes other images or
+            a fixed batch; it gives anything but finite (batch, features); a tile's features depend on its neighbours in
+            the batch, or differ from run to run.
+        PathologyError: the device is not there, or onnxruntime is not installed.
+        ValueError: size_px is not positive, a mean is not finite, or a std is not positive.
+    """
+    if size_px < 1 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise ValueError(f"an encoder needs a positive size and std, got {size_px} px, mean {mean}, std {std}")
+    path, target = Path(path), pick_device(device)
+    digest = _digest(path)
+    kind = _kind(path)
+    forward = _LOADERS[kind](path, size_px, target, trust)
+    width = _probed(path, forward, size_px=size_px, mean=mean, std=std, device=target)
+    return Encoder(
+        path=path,
+        digest=digest,
+        kind=kind,
+        size_px=size_px,
+        width=width,
+        mean=mean,
+        std=std,
+        device=target,
+        forward=forward,
+    )
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise CheckpointError(path, "there is no such file", mend="check the path given as the encoder") from error
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def _kind(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(b"PK\x03\x04"):
+        return _kind_of_archive(path)
+    if start.startswith(b"\x80"):
+        raise CheckpointError(path, "is a Python pickle, which runs code when loaded: it was not opened", mend=_WANTED)
+    if start[8:9] == b"{":
+        raise CheckpointError(path, "is a safetensors file: weights without their network", mend=_WANTED)
+    # an ONNX file is a protobuf message whose first field, the version, is a varint
+    if start.startswith(b"\x08") or path.suffix.lower() == ".onnx":
+        return "onnx"
+    raise CheckpointError(path, "is no encoder of a known kind", mend=_WANTED)
+
+
+def _kind_of_archive(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except (*DAMAGES, ValueError, NotImplementedError) as error:
+        raise CheckpointError(path, f"is a damaged archive: {error}", mend="copy the file again") from error
+    if ARCHIVE in names:
+        return "torch.export"
+    if "constants.pkl" in names:
+        return "torchscript"
+    raise CheckpointError(
+        path, "is a zip archive of pickled code (a PyTorch .pt or .pth): it was not opened", mend=_WANTED
+    )
+
+
+def _load_exported(path: Path, size_px: int, device: torch.device, trust: bool) -> _Forward:  # noqa: FBT001  (one of a table)
+    try:
+        network = load_exported(path)
+    except CheckpointError:
+        if not trust:
+            raise
+        return _load_trusted(path, device)
+    _check_shape(path, network.input_shape, size_px)
+    if network.input_dtype != torch.float32:
+        raise CheckpointError(path, f"takes {network.input_dtype}", mend="export it in float32")
+    there = network.to(device)
+    before = [weight._version for weight in there.weights.values()]  # noqa: SLF001  (torch's count of changes in place)
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        features = there(batch)
+        if [weight._version for weight in there.weights.values()] != before:  # noqa: SLF001
+            raise CheckpointError(path, "changes its own weights while it runs", mend="export it after model.eval()")
+        return features
+
+    return forward
+
+
+def _load_trusted(path: Path, device: torch.device) -> _Forward:
+    from torch.export.passes import move_to_device_pass  # noqa: PLC0415  (slow import)
+
+    try:
+        program = torch.export.load(path)
+        module: _Forward = move_to_device_pass(program, device).module()
+    except Exception as error:
+        raise CheckpointError(path, f"cannot be loaded by torch.export: {error!s:.200}", mend=_WANTED) from error
+    return module
+
+
+def _load_torchscript(path: Path, size_px: int, device: torch.device, trust: bool) -> _Forward:  # noqa: ARG001, FBT001
+    if not trust:
+        raise CheckpointError(
+            path,
+            "is TorchScript, which can run code when loaded: it was not opened",
+            mend="export it with torch.export or to ONNX, or, if you trust its maker, give --trust-model",
+        )
+    try:
+        loader: Any = torch.jit.load  # it carries no types
+        module: _Forward = loader(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CheckpointError(path, f"cannot be loaded as TorchScript: {error!s:.200}", mend=_WANTED) from error
+    return module
+
+
+def _load_onnx(path: Path, size_px: int, device: torch.device, trust: bool) -> _Forward:  # noqa: ARG001, FBT001
+    try:
+        runtime: Any = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise PathologyError(
+            path, "is an ONNX file, for which onnxruntime is needed", mend="pip install 'sentinode[onnx]'"
+        ) from error
+    options = runtime.SessionOptions()
+    # one thread per session: tiles are spread over threads, and sums do not depend on how many there are
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    on_gpu = device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers()
+    try:
+        # from its bytes and with an empty folder beside it: no other file is read, the digest covers all weights
+        with TemporaryDirectory() as empty:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", empty)
+            session = runtime.InferenceSession(
+                path.read_bytes(), options, providers=["CUDAExecutionProvider" if on_gpu else "CPUExecutionProvider"]
+            )
+    except Exception as error:  # onnxruntime has no public family of errors
+        raise CheckpointError(
+            path, f"cannot be loaded by onnxruntime: {error!s:.200}", mend="give one whole file without external data"
+        ) from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1:
+        reason = f"takes {len(inputs)} inputs and gives {len(outputs)} outputs where one of each is wanted"
+        raise CheckpointError(path, reason, mend=_WANTED)
+    if inputs[0].type != "tensor(float)":
+        raise CheckpointError(path, f"takes {inputs[0].type}", mend="export it in float32")
+    shape = inputs[0].shape or ()
+    _check_shape(path, tuple(size if isinstance(size, int) else None for size in shape), size_px)
+    name = inputs[0].name
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(session.run(None, {name: batch.cpu().numpy()})[0]))
+
+    return forward
+
+
+_LOADERS: dict[str, Callable[[Path, int, torch.device, bool], _Forward]] = {
+    "torch.export": _load_exported,
+    "onnx": _load_onnx,
+    "torchscript": _load_torchscript,
+}
+
+
+def _check_shape(path: Path, shape: tuple[int | None, ...], size_px: int) -> None:
+    """Compare the shape that a file tells with (any batch, 3, size_px, size_px); None stands for any."""
+    if len(shape) != 4 or shape[1] not in {3, None}:
+        raise CheckpointError(path, f"takes {_text(shape)}, not (batch, 3, rows, columns)", mend=_WANTED)
+    if shape[0] is not None:
+        raise CheckpointError(path, f"takes only batches of {shape[0]}", mend=_DYNAMIC)
+    if any(size not in {size_px, None} for size in shape[2:]):
+        raise CheckpointError(path, f"takes images of {_text(shape[2:])} px, not of {size_px}", mend="give its --size")
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return " x ".join("any" if size is None else str(size) for size in shape)
+
+
+def _probed(path: Path, forward: _Forward, *, size_px: int, mean: _Three, std: _Three, device: torch.device) -> int:
+    """How many features an encoder gives, once it has shown that it does so for every tile by itself."""
+    pixels = np.random.default_rng(0).integers(0, 256, (_PROBES, size_px, size_px, 3), np.uint8)
+
+    def run(part: NDArray[np.uint8]) -> NDArray[np.float32]:
+        try:
+            features = _encoded(forward, part, mean=mean, std=std, device=device)
+        except PathologyError:
+            raise
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever an unknown network raises
+            reason = f"fails on a batch of {len(part)} x 3 x {size_px} x {size_px}: {error!s:.200}"
+            raise CheckpointError(path, reason, mend=f"give its --size, and {_DYNAMIC}") from error
+        if features.ndim != 2 or len(features) != len(part) or not features.shape[1]:
+            reason = f"gives {features.shape} for a batch of {len(part)}, not (batch, features)"
+            raise CheckpointError(path, reason, mend="export it with its pooling and without other outputs")
+        if not np.isfinite(features).all():
+            raise CheckpointError(path, "gives NaN or infinity", mend="check its --mean and --std, and its weights")
+        return features
+
+    together, again = run(pixels), run(pixels)
+    alone = np.concatenate([run(pixels[index : index + 1]) for index in range(_PROBES)])
+    if device.type == "cpu" and not np.array_equal(together, again):
+        raise CheckpointError(path, "gives other features every time", mend="export it after model.eval()")
+    if alone.shape != together.shape or np.abs(alone - together).max() > _ROUNDING * np.abs(together).max():
+        raise CheckpointError(
+            path, "gives a tile other features when its neighbours change", mend="export it after model.eval()"
+        )
+    return int(together.shape[1])
+
+
+def _encoded(
+    forward: _Forward, pixels: NDArray[np.uint8], *, mean: _Three, std: _Three, device: torch.device
+) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float()
+        centre = torch.tensor(mean, device=device).view(3, 1, 1)
+        spread = torch.tensor(std, device=device).view(3, 1, 1)
+        found = forward(((images / 255 - centre) / spread).contiguous())
+        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+            what = f"{found.dtype}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+            raise TypeError(f"it gives {what} where one tensor of floats is wanted")
+        features: NDArray[np.float32] = found.float().cpu().numpy()
+    return features

@@ -1,0 +1,219 @@
+"""Patches that a network learns from: all of them in memory, or read from the slides while it learns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.cores import usable_cores
+from wsi.patches.blocks import PatchPixels, WindowReader, window_of
+from wsi.patches.reading import PassPlan
+
+_WINDOW_BYTES = 96 * 2**20  # of pixels read together; two windows are held
+Indices = NDArray[np.int64]
+
+
+class TrainingPatches(Protocol):
+    """Patches with a class for every pixel."""
+
+    @property
+    def size_px(self) -> int:
+        """Side of the patches."""
+        ...
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What tells these patches from all others; values that JSON can hold."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def targets(self, chosen: Indices) -> NDArray[np.uint8]:
+        """Uint8 (n, side, side): 0 normal, 1 tumour, 255 not looked at."""
+        ...
+
+    def batches(self, chosen: Indices, owners: Indices, rng: np.random.Generator) -> list[Indices]:
+        """One pass over some patches in random order, in full batches; what is left over waits for another pass.
+
+        Args:
+            chosen: which patches.
+            owners: of each place in a batch the process that computes it.
+            rng: the only source of chance.
+        """
+        ...
+
+    def reading_order(self, chosen: Indices) -> Indices:
+        """The order, as places in ``chosen``, in which these patches are quickest to read."""
+        ...
+
+    def images(self, parts: Sequence[Indices]) -> Generator[NDArray[np.uint8], None, None]:
+        """Uint8 (n, side, side, 3) of each of several groups of patches, in their order."""
+        ...
+
+
+class HeldPatches:
+    """Patches in memory; a pass goes in full random order.
+
+    Args:
+        images: uint8 (n, side, side, 3), RGB.
+        targets: uint8 (n, side, side): 0 normal, 1 tumour, 255 not looked at.
+
+    Raises:
+        ValueError: the shapes or types do not fit.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], targets: NDArray[np.uint8]) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
+            raise ValueError(f"images are uint8 (n, side, side, 3), got {images.dtype} {images.shape}")
+        if targets.dtype != np.uint8 or targets.shape != images.shape[:3]:
+            raise ValueError(f"targets are uint8 {images.shape[:3]}, got {targets.dtype} {targets.shape}")
+        self._images, self._targets = images, targets
+
+    @property
+    def size_px(self) -> int:
+        """Side of the patches."""
+        return int(self._images.shape[1])
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """Sha256 of all pixels and targets."""
+        return {"images_sha256": _sha256(self._images), "targets_sha256": _sha256(self._targets)}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def targets(self, chosen: Indices) -> NDArray[np.uint8]:
+        """Uint8 (n, side, side)."""
+        return self._targets[chosen]
+
+    def batches(self, chosen: Indices, owners: Indices, rng: np.random.Generator) -> list[Indices]:
+        """One pass, see TrainingPatches."""
+        order, size = rng.permutation(chosen), len(owners)
+        return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+
+    def reading_order(self, chosen: Indices) -> Indices:
+        """As they stand."""
+        return np.arange(len(chosen))
+
+    def images(self, parts: Sequence[Indices]) -> Generator[NDArray[np.uint8], None, None]:
+        """Uint8 (n, side, side, 3) of each group."""
+        for part in parts:
+            yield self._images[part]
+
+
+class StreamedPatches:
+    """Patches read while a network learns, each tile decoded once per window, in a memory of fixed size.
+
+    A pass is shuffled by ``wsi.patches.reading.PassPlan``: runs of patches that share tiles in random order over all
+    slides, and within windows of some hundred patches in full random order. Several processes take the patches of a
+    window by tiles, too.
+
+    Args:
+        pixels: where they are read.
+        targets: gives uint8 (n, side, side) for some of them.
+        record: what tells these patches from all others; values that JSON can hold.
+        window: patches read together; by default as many as fit into 96 MiB, 1,024 at most.
+        workers: threads that decode; by default all usable cores.
+
+    Raises:
+        SlideError: a slide cannot be opened.
+    """
+
+    def __init__(
+        self,
+        pixels: PatchPixels,
+        targets: Callable[[Indices], NDArray[np.uint8]],
+        *,
+        record: Mapping[str, Any],
+        window: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self._pixels, self._targets, self._record = pixels, targets, dict(record)
+        self._window = window or window_of(pixels.size_px, _WINDOW_BYTES)
+        self._plan = pixels.plan()
+        self._order = np.empty(len(pixels), np.int64)
+        self._order[np.concatenate([np.empty(0, np.int64), *self._plan.clusters])] = np.arange(len(pixels))
+        self._reader, self._workers = WindowReader(self._order), workers or usable_cores()
+
+    @property
+    def size_px(self) -> int:
+        """Side of the patches."""
+        return self._pixels.size_px
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """As given."""
+        return self._record
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def targets(self, chosen: Indices) -> NDArray[np.uint8]:
+        """Uint8 (n, side, side)."""
+        return self._targets(chosen)
+
+    def batches(self, chosen: Indices, owners: Indices, rng: np.random.Generator) -> list[Indices]:
+        """One pass, see TrainingPatches."""
+        size, shares = len(owners), np.bincount(owners)
+        # Each process reads its own share of a window: as many patches as one alone would.
+        together = max(1, self._window // int(shares.max()))
+        plan = replace(_only(self._plan, chosen, len(self)), window=together * size)
+        found: list[Indices] = []
+        for window in plan.windows(seed=int(rng.integers(2**63)), epoch=0):
+            count = len(window) // size
+            kept = window[: count * size]
+            by_tile = kept[np.argsort(self._order[kept], kind="stable")]
+            dealt = np.empty((count, size), np.int64)
+            for number, lane in enumerate(np.split(by_tile, np.cumsum(shares * count)[:-1])):
+                dealt[:, owners == number] = rng.permutation(lane).reshape(count, shares[number])
+            found += list(dealt)
+        return found
+
+    def reading_order(self, chosen: Indices) -> Indices:
+        """By slide and tile."""
+        return np.argsort(self._order[chosen], kind="stable")
+
+    def images(self, parts: Sequence[Indices]) -> Generator[NDArray[np.uint8], None, None]:
+        """Uint8 (n, side, side, 3) of each group; as many are read together as a window holds.
+
+        Raises:
+            PathologyError: patches cannot be read.
+        """
+        groups = list(_together(parts, self._window))
+        together = map(np.concatenate, groups)
+        with closing(self._reader.read(self._pixels, together, workers=self._workers)) as windows:
+            for group, window in zip(groups, windows, strict=True):
+                ends = np.cumsum([len(part) for part in group])[:-1]
+                for place in np.split(window.place, ends):
+                    yield window.pixels[place]
+
+
+def _together(parts: Iterable[Indices], most: int) -> Iterator[list[Indices]]:
+    """Neighbouring groups, as many as are at most ``most`` patches."""
+    held: list[Indices] = []
+    for part in parts:
+        if held and sum(map(len, held)) + len(part) > most:
+            yield held
+            held = []
+        held.append(part)
+    if held:
+        yield held
+
+
+def _only(plan: PassPlan, chosen: Indices, count: int) -> PassPlan:
+    """A plan of some of the patches."""
+    is_chosen = np.zeros(count, bool)
+    is_chosen[chosen] = True
+    clusters = [cluster[is_chosen[cluster]] for cluster in plan.clusters]
+    kept = np.array([len(cluster) > 0 for cluster in clusters], bool)
+    return replace(plan, clusters=tuple(cluster for cluster in clusters if len(cluster)), slide_of=plan.slide_of[kept])
+
+
+def _sha256(array: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""Pyramids and heatmaps written as BigTIFF, all or only the tiles that are wanted."""

@@ -1,0 +1,388 @@
+"""Sparse slides: pyramids that hold only the tiles somebody wants, copied byte for byte if JPEG or lossless.
+
+All other tiles are missing and read as white. Every level keeps its size, so that positions and resolutions stay those
+of the slide and its pixels under the wanted windows are the very same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from os import PathLike
+from typing import TypeGuard
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.errors import SlideError, SlideFormatError, StorageError
+from wsi.geometry import Level, TileGrid
+from wsi.raster import Mask
+from wsi.readers.base import StoredTiles
+from wsi.readers.structure import read_structure
+from wsi.readers.tiff import TiffReader
+from wsi.slide import Slide
+from wsi.writing.bigtiff import BigTiff, Tags, new_bigtiff, shorts
+from wsi.writing.convert import (
+    LOSSLESS_TAGS,
+    check_jpeg,
+    copy_tile,
+    is_jpeg,
+    is_lossless,
+    is_mask,
+    is_same_file,
+    stored_tags,
+)
+from wsi.writing.pyramid import level_tags
+from wsi.writing.tile_encoding import ColourTiles
+from wsi.writing.tile_stream import LevelTable, map_in_order
+
+Windows = Mapping[int, NDArray[np.int64]]
+"""By level: int64 (n, 4), row, column, height and width in px of the level."""
+
+_ENCODED_TILE_PX = 512
+_SAMPLED_TILES = 24
+_SAME = 1e-9
+_BYTES_PER_ENCODED_PX = 0.35  # JPEG at quality 90 of stained tissue, for the estimate
+_BYTES_PER_LOSSLESS_PX = 1.7  # deflate of the same
+_OUTBOX_BYTES = 2**20
+_TILES_AHEAD = 16  # few requests of a remote slide; more of a local one no longer stay in the processor's cache
+_DEFLATE, _RGB, _DIFFERENCES, _DEFLATE_LEVEL = 8, 2, 2, 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseStats:
+    """What a sparse copy holds.
+
+    Attributes:
+        levels: of the pyramid.
+        tiles_copied: byte for byte.
+        tiles_encoded: decoded and encoded again, where tiles could not be copied.
+        file_bytes: size of the written file.
+        is_exact: every wanted pixel of the copy is the slide's: nothing was encoded again with loss, and readers
+            measure the same downsamples.
+    """
+
+    levels: int
+    tiles_copied: int
+    tiles_encoded: int
+    file_bytes: int
+    is_exact: bool
+
+
+def write_sparse(
+    slide: Slide,
+    path: str | PathLike[str],
+    windows: Windows,
+    *,
+    quality: int = 90,
+    workers: int | None = None,
+    on_tiles: Callable[[int, int], None] | None = None,
+) -> SparseStats:
+    """Write the tiles of a slide that windows touch as a tiled BigTIFF pyramid that OpenSlide and QuPath open.
+
+    JPEG tiles are copied without decoding, and so are lossless ones (none, LZW, deflate, ZSTD; with their predictor),
+    after each was decoded once to see that it is sound: whoever opens the slide's tiles opens the copy's.
+
+    Everything else gets new tiles of 512 px. What is known to be without loss so far (PNG pictures, and TIFFs that only
+    OpenSlide reads: PackBits, a plane per colour) stays so, as deflate with horizontal differences. Other kinds (JPEG
+    2000, vendors' formats, JPEG pictures) become JPEG, a second loss that ``is_exact`` tells: without it they would
+    take six times the bytes (stained tissue at 0.5 um per px: 0.28 bytes per px at quality 90, 1.7 as deflate).
+
+    The resolution is the slide's, as given on opening if it was; label, macro and thumbnail images and the vendor's
+    description are left out.
+
+    Args:
+        slide: its file is only read.
+        path: the file to write; an older one is replaced when the new one is complete, and not before.
+        windows: what is wanted of each level; levels that are not named are there without tiles.
+        quality: of the JPEG tiles that have to be made, 1 to 100.
+        workers: threads that decode and encode; by default one per usable core. The written bytes do not depend on it.
+        on_tiles: called now and then with the numbers of tiles done and of all.
+
+    Raises:
+        SlideError: ``path`` is the slide itself.
+        SlideFormatError: the slide is a mask, for which white is a value.
+        TileError: a wanted tile is no JPEG as it should be, or cannot be decoded. A tile that is to be copied raises it
+            also where the slide was opened with bad tiles as white.
+        StorageError: the file cannot be written, or not be read back.
+    """
+    if is_same_file(slide.path, path):
+        raise SlideError(path, "is the slide that is to be copied", mend="name another file for the result")
+    if is_mask(slide.stored_tiles(0)):
+        raise SlideFormatError(
+            slide.path, "is a mask: missing tiles would read as its largest value", mend="convert it as a whole"
+        )
+    with new_bigtiff(path) as file:
+        copy = _SparseCopy(slide=slide, file=file, quality=quality, workers=workers, on_tiles=on_tiles)
+        copy.take(windows)
+    return SparseStats(
+        levels=len(slide.levels),
+        tiles_copied=copy.copied,
+        tiles_encoded=copy.encoded,
+        file_bytes=file.size,
+        is_exact=copy.is_exact and _has_levels(path, slide.levels),
+    )
+
+
+def tissue_windows(slide: Slide, tissue: Mask) -> dict[int, NDArray[np.int64]]:
+    """Windows that cover the tissue on every level: for ``write_sparse``.
+
+    Args:
+        slide: the slide.
+        tissue: its tissue, on any grid.
+    """
+    rows, columns = np.nonzero(tissue.array)
+    frame = tissue.frame
+    x, y = frame.x + columns * frame.downsample, frame.y + rows * frame.downsample
+    found = {}
+    for level in slide.levels:
+        left, top = np.floor(x / level.downsample), np.floor(y / level.downsample)
+        right = np.ceil((x + frame.downsample) / level.downsample)
+        bottom = np.ceil((y + frame.downsample) / level.downsample)
+        found[level.index] = np.stack([top, left, bottom - top, right - left], axis=1).astype(np.int64)
+    return found
+
+
+def count_tiles(slide: Slide, windows: Windows) -> int:
+    """How many tiles ``write_sparse`` would visit; missing ones count."""
+    tables = {level: _table(slide.levels[level], slide.stored_tiles(level)) for level in windows}
+    return sum(int(touched(tables[level], some).sum()) for level, some in windows.items())
+
+
+def estimate_bytes(slide: Slide, windows: Windows) -> int:
+    """About how large the sparse copy gets: the mean of some of its tiles times their number."""
+    total = 0.0
+    for index, some in windows.items():
+        stored = slide.stored_tiles(index)
+        table = _table(slide.levels[index], stored)
+        places = np.argwhere(touched(table, some))
+        if not _can_copy(stored):
+            per_px = _BYTES_PER_LOSSLESS_PX if _is_known_lossless(slide, stored) else _BYTES_PER_ENCODED_PX
+            total += len(places) * table.tile_height * table.tile_width * per_px
+        elif len(places):
+            chosen = places[np.linspace(0, len(places) - 1, min(len(places), _SAMPLED_TILES)).astype(int)]
+            sizes = [len(stored.read(row, column) or b"") for row, column in chosen.tolist()]
+            total += float(np.mean(sizes)) * len(places)
+    tables = sum(12 * _table(level, slide.stored_tiles(level.index)).offsets.size + 4096 for level in slide.levels)
+    return round(total) + tables
+
+
+def touched(table: LevelTable, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which tiles of a level windows touch: bool (tile rows, tile columns)."""
+    top, left = np.maximum(windows[:, 0], 0), np.maximum(windows[:, 1], 0)
+    bottom = np.minimum(windows[:, 0] + windows[:, 2], table.height)
+    right = np.minimum(windows[:, 1] + windows[:, 3], table.width)
+    inside = (top < bottom) & (left < right)
+    first_row, last_row = top[inside] // table.tile_height, (bottom[inside] - 1) // table.tile_height + 1
+    first_column, last_column = left[inside] // table.tile_width, (right[inside] - 1) // table.tile_width + 1
+    # Each window adds 1 to its tiles: written at four corners, summed up once.
+    steps = np.zeros((table.rows + 1, table.columns + 1), dtype=np.int64)
+    np.add.at(steps, (first_row, first_column), 1)
+    np.add.at(steps, (last_row, last_column), 1)
+    np.add.at(steps, (first_row, last_column), -1)
+    np.add.at(steps, (last_row, first_column), -1)
+    return np.asarray(steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _LevelPlan:
+    """One level on its way: its table, and the (row, column) of the tiles that are wanted of it."""
+
+    level: Level
+    stored: StoredTiles | None
+    table: LevelTable
+    places: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, slide: Slide, level: Level, windows: Windows) -> _LevelPlan:
+        stored = slide.stored_tiles(level.index)
+        table = _table(level, stored)
+        places: list[tuple[int, int]] = []
+        if level.index in windows:
+            rows, columns = np.nonzero(touched(table, windows[level.index]))
+            places = list(zip(rows.tolist(), columns.tolist(), strict=True))
+        return cls(level=level, stored=stored, table=table, places=places)
+
+
+class _SparseCopy:
+    """One file on its way."""
+
+    def __init__(
+        self,
+        *,
+        slide: Slide,
+        file: BigTiff,
+        quality: int,
+        workers: int | None,
+        on_tiles: Callable[[int, int], None] | None,
+    ) -> None:
+        self.copied = 0
+        self.encoded = 0
+        self.is_exact = True
+        self._slide = slide
+        self._file = file
+        self._quality = quality
+        self._workers = workers
+        self._on_tiles = on_tiles
+
+    def take(self, windows: Windows) -> None:
+        """Store the wanted tiles of every level, then the directories."""
+        slide = self._slide
+        plans = [_LevelPlan.of(slide, level, windows) for level in slide.levels]
+        total, done = sum(len(plan.places) for plan in plans), 0
+        pages: list[tuple[LevelTable, Tags, float | None]] = []
+        outbox = _Outbox(self._file)
+        for plan in plans:
+            tags = self._take_level(plan, outbox)
+            frame = slide.frame_of(plan.level)
+            pages.append((plan.table, tags, None if frame.mpp is None else frame.pixel_um))
+            done += len(plan.places)
+            if self._on_tiles is not None and total:
+                self._on_tiles(done, total)
+        outbox.flush()
+        self._file.write_directories(
+            level_tags(table, tags, is_reduced=index > 0, mpp=mpp) for index, (table, tags, mpp) in enumerate(pages)
+        )
+
+    def _take_level(self, plan: _LevelPlan, outbox: _Outbox) -> Tags:
+        """Store the wanted tiles of one level; what a decoder must know of them."""
+        if _can_copy(plan.stored):
+            # Closed at once also on failure: no thread may still read when the slide is given back.
+            with closing(self._copied(plan, plan.stored)) as tiles:
+                self.copied += outbox.put_all(plan, tiles)
+            return stored_tags(plan.stored)
+        is_kept = _is_known_lossless(self._slide, plan.stored)
+        colour = _LosslessTiles() if is_kept else ColourTiles(tile_size=_ENCODED_TILE_PX, quality=self._quality)
+        with closing(self._made(plan, colour)) as tiles:
+            encoded = outbox.put_all(plan, tiles)
+        self.encoded += encoded
+        # Between whole downsamples OpenSlide shifts what it reads by parts of a pixel: one window differs from another.
+        if encoded and not (is_kept and plan.level.downsample.is_integer()):
+            self.is_exact = False
+        return colour.tags
+
+    def _copied(self, plan: _LevelPlan, stored: StoredTiles) -> Generator[bytes | None]:
+        level = plan.level.index
+        if is_jpeg(stored):  # nothing to decode: threads would cost more than they bring
+            for start in range(0, len(plan.places), _TILES_AHEAD):
+                some = plan.places[start : start + _TILES_AHEAD]
+                for place, data in zip(some, stored.read_many(some), strict=True):
+                    check_jpeg(self._slide, level, place, data)
+                    yield data
+            return
+
+        def read(place: tuple[int, int]) -> bytes | None:
+            return copy_tile(self._slide, level, stored, place)
+
+        tiles = map_in_order(read, plan.places, workers=self._workers)
+        with closing(tiles):
+            yield from tiles
+
+    def _made(self, plan: _LevelPlan, colour: ColourTiles | _LosslessTiles) -> Generator[bytes | None]:
+        slide, level, size = self._slide, plan.level.index, _ENCODED_TILE_PX
+        grid = TileGrid(frame=slide.frame_of(plan.level), tile_shape=(size, size))
+
+        def make(place: tuple[int, int]) -> bytes | None:
+            if slide.is_missing(grid.tile(*place)):
+                return None
+            row, column = place[0] * size, place[1] * size
+            return colour.encode(slide.read_window(level, row=row, column=column, height=size, width=size))
+
+        return map_in_order(make, plan.places, workers=self._workers)
+
+
+class _Outbox:
+    """Tiles on their way into a file: a few large writes cost the system about half of many small ones."""
+
+    def __init__(self, file: BigTiff) -> None:
+        self._file = file
+        self._waiting = bytearray(_OUTBOX_BYTES)
+        self._used = 0
+
+    def put_all(self, plan: _LevelPlan, tiles: Iterable[bytes | None]) -> int:
+        """Store the tiles of a level, None for missing ones.
+
+        Returns:
+            How many there were.
+        """
+        stored = 0
+        for (row, column), data in zip(plan.places, tiles, strict=True):
+            if data is not None:
+                plan.table.put(row * plan.table.columns + column, offset=self._put(data), count=len(data))
+                stored += 1
+        return stored
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._used:
+            self._file.append(memoryview(self._waiting)[: self._used])
+            self._used = 0
+
+    def _put(self, data: bytes) -> int:
+        """Where the bytes will lie in the file."""
+        if self._used + len(data) > _OUTBOX_BYTES:
+            self.flush()
+        if len(data) > _OUTBOX_BYTES:
+            return self._file.append(data)
+        start = self._file.size + self._used
+        self._waiting[self._used : self._used + len(data)] = data
+        self._used += len(data)
+        return start
+
+
+class _LosslessTiles:
+    """RGB as deflate of the differences between neighbours in a row (TIFF's predictor 2); every reader knows it."""
+
+    def __init__(self) -> None:
+        self.tags: Tags = {
+            258: shorts(8, 8, 8),
+            259: shorts(_DEFLATE),
+            262: shorts(_RGB),
+            277: shorts(3),
+            317: shorts(_DIFFERENCES),
+        }
+
+    def encode(self, tile: NDArray[np.uint8]) -> bytes:
+        """The compressed tile."""
+        differences = np.asarray(imagecodecs.delta_encode(tile, axis=1))
+        return bytes(imagecodecs.deflate_encode(differences.tobytes(), level=_DEFLATE_LEVEL))
+
+
+def _can_copy(stored: StoredTiles | None) -> TypeGuard[StoredTiles]:
+    """Whether OpenSlide opens a generic TIFF of these tiles."""
+    return is_jpeg(stored) or is_lossless(stored)
+
+
+def _is_known_lossless(slide: Slide, stored: StoredTiles | None) -> bool:
+    """Whether a level that cannot be copied is known to have lost nothing so far."""
+    kind = slide.properties["sentinode.format"]
+    if stored is not None or kind != "generic-tiff" or isinstance(slide.path, str):
+        return kind == "png"
+    return all(page.compression in LOSSLESS_TAGS for page in read_structure(slide.path) if page.is_tiled)
+
+
+def _has_levels(path: str | PathLike[str], levels: tuple[Level, ...]) -> bool:
+    """Whether a written file opens with these levels. Its kind is known: no library is asked for it."""
+    try:
+        with closing(TiffReader(path)) as reader:
+            found = reader.levels
+    except OSError as error:
+        reason = f"cannot be read back: {error.strerror or error}"
+        raise StorageError(path, reason, mend="choose another output") from error
+    return len(found) == len(levels) and all(
+        abs(ours.downsample - theirs.downsample) <= _SAME * theirs.downsample and ours.shape == theirs.shape
+        for ours, theirs in zip(found, levels, strict=True)
+    )
+
+
+def _table(level: Level, stored: StoredTiles | None) -> LevelTable:
+    """A level's table, with the tiles it has or, where these cannot be copied, those that will be made."""
+    is_copied = _can_copy(stored)
+    return LevelTable.empty(
+        width=level.width,
+        height=level.height,
+        tile_width=level.tile_width if is_copied else _ENCODED_TILE_PX,
+        tile_height=level.tile_height if is_copied else _ENCODED_TILE_PX,
+    )
