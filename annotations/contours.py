@@ -118,8 +118,8 @@ def _polygons(frame: Frame, values: NDArray[np.float32] | NDArray[np.bool_], lev
     faces = _inner_faces(segments)
     origin = frame.window(row=top - 1, column=left - 1, height=1, width=1)
     offset = np.array([origin.x, origin.y]) + origin.downsample / 2
-    placed = shapely.transform(faces, lambda points: points * origin.downsample + offset)
-    return sorted(placed, key=lambda polygon: (polygon.bounds[1], polygon.bounds[0]))
+    moved = shapely.transform(faces, lambda points: points * origin.downsample + offset)
+    return sorted(moved, key=lambda polygon: (polygon.bounds[1], polygon.bounds[0]))
 
 
 def _segments(values: NDArray[np.float64], level: float) -> NDArray[np.float64]:

@@ -67,19 +67,19 @@ def read_group_map(path: str | Path) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     seen: dict[str, str] = {}
     for name, word in table.items():
-        place = f"[{_TABLE}] {shortened(name)!r}"
+        where = f"[{_TABLE}] {shortened(name)!r}"
         role = _role(word)
         if role is None:
             raise GroupMapError(
                 path,
                 f"the role is {shortened(word)!r}",
-                place=place,
+                where=where,
                 mend=f"it is one of {', '.join(ROLE_WORDS)}",
             )
         twin = seen.setdefault(name.strip().casefold(), name)
         if twin != name and roles[twin] is not role:
             raise GroupMapError(
-                path, f"{twin!r} has another role, and case does not matter", place=place, mend="keep one of them"
+                path, f"{twin!r} has another role, and case does not matter", where=where, mend="keep one of them"
             )
         roles[name] = role
     return roles
@@ -107,7 +107,7 @@ def require_role(annotations: Iterable[Annotation], role: Role, path: str | Path
     raise MissingRoleError(
         path,
         f"no outline with an area is {role.value}",
-        place=None,
+        where=None,
         mend=f"give groups= the right roles; the file has {listed or 'no annotations'}",
     )
 

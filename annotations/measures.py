@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import shapely
 
 from annotations.annotation import Annotation
-from annotations.patches.sites import MERGE_UM
 from annotations.polygons import longest_diameter, tumour_area
+
+MERGE_GAP_UM = 75.0
+"""Deposits this close or closer are one lesion: the CAMELYON16 evaluation grows every deposit by 37.5 um."""
 
 SLIVER_UM = 1.0
 """What is nowhere as wide as this holds no cell: the leftover of a cut-out that was drawn along its outline."""
@@ -37,7 +39,7 @@ class PolygonLesion:
 
 
 def measure_lesions(
-    annotations: Iterable[Annotation], *, mpp: float, merge_gap_um: float = MERGE_UM, sliver_um: float = SLIVER_UM
+    annotations: Iterable[Annotation], *, mpp: float, merge_gap_um: float = MERGE_GAP_UM, sliver_um: float = SLIVER_UM
 ) -> tuple[PolygonLesion, ...]:
     """Find and measure the lesions of one slide on its polygons.
 

@@ -80,7 +80,7 @@ def check_within(
             raise OutsideSlideError(
                 path,
                 f"({x[vertex]:.1f}, {y[vertex]:.1f}) lies outside the slide of {width:g} x {height:g} px",
-                place=f"annotation {number} ({annotation.name!r}), vertex {vertex}",
+                where=f"annotation {number} ({annotation.name!r}), vertex {vertex}",
                 mend="check that the annotations belong to this slide",
             )
 
@@ -140,31 +140,31 @@ def mask_to_polygons(mask: Mask) -> list[shapely.Polygon]:
     faces = faces[cropped[inner[:, 1], inner[:, 0]]]
     left, top = shapely.bounds(faces)[:, :2].T
     frame = mask.frame.window(row=int(rows[0]), column=int(columns[0]), height=1, width=1)
-    placed = shapely.transform(
+    moved = shapely.transform(
         faces[np.lexsort((left, top))], lambda points: points * frame.downsample + (frame.x, frame.y)
     )
-    return list(placed)
+    return list(moved)
 
 
 def _pixel_edges(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Straight runs of pixel edges between true and false, float64 (n, 2, 2): from and to, each column, row."""
+    """Straight spans of pixel edges between true and false, float64 (n, 2, 2): from and to, each column, row."""
     padded = np.pad(mask, 1)
     level = padded[1:, 1:-1] != padded[:-1, 1:-1]
     upright = padded[1:-1, 1:] != padded[1:-1, :-1]
-    # A run ends at every pixel corner that an edge of the other direction reaches.
+    # A span ends at every pixel corner that an edge of the other direction reaches.
     crossed = np.pad(upright, ((1, 0), (0, 0))) | np.pad(upright, ((0, 1), (0, 0)))
-    level_runs = _runs(level, crossed)
+    level_spans = _spans(level, crossed)
     crossed = np.pad(level, ((0, 0), (1, 0))) | np.pad(level, ((0, 0), (0, 1)))
-    upright_runs = _runs(upright.T, crossed.T)[:, :, ::-1]
-    return np.concatenate([level_runs, upright_runs]).astype(np.float64)
+    upright_spans = _spans(upright.T, crossed.T)[:, :, ::-1]
+    return np.concatenate([level_spans, upright_spans]).astype(np.float64)
 
 
-def _runs(edges: NDArray[np.bool_], stops: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _spans(edges: NDArray[np.bool_], stops: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(n, 2, 2): (from, line) and (to, line) of edges joined along each line, cut at the stops.
 
     Args:
         edges: (lines, n), unit edges from i to i + 1.
-        stops: (lines, n + 1), where a run must end.
+        stops: (lines, n + 1), where a span must end.
     """
     joined = edges[:, 1:] & edges[:, :-1] & ~stops[:, 1:-1]
     starts, ends = edges.copy(), edges.copy()

@@ -173,7 +173,7 @@ class Painting:
         cover = self.cover(finest.coarser(_FINE_PX))
         for row, column in np.argwhere(cover != Cover.NONE):
             tile = grid.tile(int(row), int(column))
-            rows, columns = _places_in(frame, tile)
+            rows, columns = _offsets_in(frame, tile)
             own_rows, own_columns = _within(rows, frame.shape[0]), _within(columns, frame.shape[1])
             rows, columns = rows[own_rows], columns[own_columns]
             if not (len(rows) and len(columns)):
@@ -368,16 +368,16 @@ def _count_passes(ends: NDArray[np.float64], frame: Frame, begun: NDArray[np.int
     np.add.at(flat, row * (columns + 1) + end, np.int32(-1))
 
 
-def _places_in(frame: Frame, tile: Frame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _offsets_in(frame: Frame, tile: Frame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The rows and columns of a frame that hold the centres of a tile's rows and columns; they may lie beyond it."""
     x, y = tile.centres(np.arange(tile.shape[0]), np.arange(tile.shape[1]))
     rows, columns = (_lattice(along) >> _SUBPIXEL_BITS for along in frame.fractions(x, y))
     return rows, columns
 
 
-def _within(places: NDArray[np.int64], length: int) -> slice:
+def _within(offsets: NDArray[np.int64], length: int) -> slice:
     """Where ascending places are 0 to length - 1."""
-    start, stop = np.searchsorted(places, (0, length))
+    start, stop = np.searchsorted(offsets, (0, length))
     return slice(int(start), int(stop))
 
 

@@ -94,8 +94,8 @@ def rasterio(*, clipped: bool) -> Paint:
                 shapes.append((polygon, 1))
         if not shapes:
             return np.zeros((side, side), dtype=bool)
-        place = affine(1, 0, left, 0, 1, top)
-        return np.asarray(features.rasterize(shapes, out_shape=(side, side), transform=place), dtype=bool)
+        where = affine(1, 0, left, 0, 1, top)
+        return np.asarray(features.rasterize(shapes, out_shape=(side, side), transform=where), dtype=bool)
 
     return paint
 
@@ -186,15 +186,15 @@ def exact(outlines: Sequence[Outline], left: int, top: int, side: int) -> Pixels
     found = np.zeros((side, side), dtype=bool)
     x = PER_PX // 2 + PER_PX * np.arange(side, dtype=np.int64)
     for outline in outlines:
-        places = np.rint((outline - (left, top)) * PER_PX).astype(np.int64)
-        ends = np.roll(places, -1, axis=0)
+        positions = np.rint((outline - (left, top)) * PER_PX).astype(np.int64)
+        ends = np.roll(positions, -1, axis=0)
         first, end = (
             np.clip((side_y - PER_PX // 2 + PER_PX - 1) // PER_PX, 0, side)
-            for side_y in np.sort([places[:, 1], ends[:, 1]], axis=0)
+            for side_y in np.sort([positions[:, 1], ends[:, 1]], axis=0)
         )
         winding = np.zeros((side, side), dtype=np.int64)
         for edge in np.flatnonzero(first < end):
-            (x0, y0), (x1, y1) = places[edge].tolist(), ends[edge].tolist()
+            (x0, y0), (x1, y1) = positions[edge].tolist(), ends[edge].tolist()
             y = (PER_PX // 2 + PER_PX * np.arange(first[edge], end[edge], dtype=np.int64))[:, np.newaxis]
             cross = (x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)
             winding[first[edge] : end[edge]] += (cross <= 0) if y1 > y0 else -(cross >= 0).astype(np.int64)
@@ -247,11 +247,11 @@ def near(outlines: Sequence[Outline], bounds: NDArray[np.float64], left: int, to
 def tiles_of(name: str, outlines: list[Outline], peers: dict[str, Paint], count: int) -> None:
     """Milliseconds per tile and wrong pixels of everyone."""
     painting = Painting.of(as_annotations(outlines))
-    places = np.argwhere(painting.cover(slide_frame().coarser(TILE)) == Cover.PART)
-    touched = len(places)
-    places = places[np.random.default_rng(0).permutation(touched)[:count]] * TILE
+    positions = np.argwhere(painting.cover(slide_frame().coarser(TILE)) == Cover.PART)
+    touched = len(positions)
+    positions = positions[np.random.default_rng(0).permutation(touched)[:count]] * TILE
     bounds = np.array([(outline.min(axis=0), outline.max(axis=0)) for outline in outlines])
-    corners = [(int(column), int(row)) for row, column in places]
+    corners = [(int(column), int(row)) for row, column in positions]
     given = [near(outlines, bounds, *corner, TILE) for corner in corners]
     truths = [exact(some, *corner, TILE) for some, corner in zip(given, corners, strict=True)]
 
@@ -293,7 +293,7 @@ def whole_slide(contours: Path, peers: dict[str, Paint]) -> None:
     outlines = [
         one.outline for one in read_annotations(contours) if one.role is Role.TUMOUR and one.outline is not None
     ]
-    left, top = (max(0, int(place) - CROP // 2) for place in max(outlines, key=len)[0])
+    left, top = (max(0, int(where) - CROP // 2) for where in max(outlines, key=len)[0])
     print(f"  {CROP} x {CROP} px of it as an array, ms per megapixel:")
     painting = Painting.of(as_annotations(outlines))
     window = slide_frame().window(row=top, column=left, height=CROP, width=CROP)

@@ -280,8 +280,8 @@ def bare_decoding(path: Path, corners: Corners, size: int) -> Callable[[], tuple
 
     def one() -> tuple[float, int]:
         start = time.perf_counter()
-        for stream, place in crops:
-            turbo.decode(stream, **place, across=tile, unit=16)
+        for stream, where in crops:
+            turbo.decode(stream, **where, across=tile, unit=16)
         return time.perf_counter() - start, len(corners)
 
     return one
@@ -300,19 +300,19 @@ def loading(
     """Everything that can deliver these patches to a training loop."""
     stored, sizes = stores(path, corners, size, folder)
     with Slide.open(path) as slide:
-        places = table_of_corners(slide, corners, size).places()
-    sparse = read_store(stored["sparse"]).places(stored["sparse"])
+        positions = table_of_corners(slide, corners, size).positions()
+    sparse = read_store(stored["sparse"]).positions(stored["sparse"])
     loaders = {
         "openslide in a DataLoader": loader_of(OpenSlidePatches(path, corners, size), is_batched=False),
         "folder of PNGs": loader_of(PngPatches(stored["png"]), is_batched=False),
         "HDF5 (CLAM)": loader_of(Hdf5Patches(stored["hdf5"]), is_batched=False),
         "WebDataset (PNG)": loader_of(TarPatches(stored["webdataset"]), is_batched=False),
         "Zarr": loader_of(ZarrPatches(stored["zarr"]), is_batched=True),
-        "sentinode on the fly": loader_of(PatchStream(places, batch=BATCH), is_batched=True),
+        "sentinode on the fly": loader_of(PatchStream(positions, batch=BATCH), is_batched=True),
         "sentinode from sparse slides": loader_of(PatchStream(sparse, batch=BATCH), is_batched=True),
     }
     works = {name: passes(loader) for name, loader in loaders.items()}
-    works["sentinode on the fly, threads"] = passes(PatchStream(places, batch=BATCH))
+    works["sentinode on the fly, threads"] = passes(PatchStream(positions, batch=BATCH))
     if is_far_apart:
         works["(bare decoding, one core)"] = bare_decoding(path, corners, size)
     names = {"sparse": "sentinode from sparse slides", "png": "folder of PNGs", "hdf5": "HDF5 (CLAM)"}
@@ -333,7 +333,7 @@ def stores(path: Path, corners: Corners, size: int, folder: Path) -> tuple[dict[
         export_hdf5(folder / "hdf5", slide, rows)
         found["hdf5"] = folder / "hdf5" / f"{slide.name}.h5"
         write_patches(found["zarr"], [batch_of(slide, rows)])
-    return found, {name: bytes_of(place) for name, place in found.items()}
+    return found, {name: bytes_of(where) for name, where in found.items()}
 
 
 def batch_of(slide: Slide, rows: PatchTable) -> PatchBatch:
@@ -352,9 +352,9 @@ def batch_of(slide: Slide, rows: PatchTable) -> PatchBatch:
     )
 
 
-def bytes_of(place: Path) -> int:
+def bytes_of(where: Path) -> int:
     """Of a file, or of all files in a folder."""
-    return place.stat().st_size if place.is_file() else sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
+    return where.stat().st_size if where.is_file() else sum(f.stat().st_size for f in where.rglob("*") if f.is_file())
 
 
 # --- writing out ----------------------------------------------------------------------------------------------------
@@ -402,8 +402,8 @@ def extraction(title: str, path: Path, corners: Corners, size: int, *, rounds: i
 def memory(path: Path, corners: Corners, size: int) -> None:
     """The largest resident memory of a spawned worker (a fork would count this script's) with the default window."""
     with Slide.open(path) as slide:
-        places = table_of_corners(slide, corners, size).places()
-    stream = PatchStream(places, batch=BATCH)
+        positions = table_of_corners(slide, corners, size).positions()
+    stream = PatchStream(positions, batch=BATCH)
     loader = DataLoader(stream, None, num_workers=2, persistent_workers=True, multiprocessing_context="spawn")
     highest = 0
     for _ in range(3):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from staging.cohorts.camelyon import read_stage_table, score_kappa
+from staging.cohorts.camelyon import read_stage_table
 from staging.cohorts.submission import Task, check_submission, require_complete
-from staging.scores.patients import kappa_by_centre
+from staging.scores.patients import kappa_by_centre, score_kappa
 from staging.scores.pictures import confusion_picture
 from wsi.render import save_png
 

@@ -22,7 +22,7 @@ def main(path: Path, passes: int = 2) -> None:
     """Print the loss and the share of patches told rightly, pass by pass."""
     table = read_table(path)
     table = table.rows((table["split"] == "train") & (table["class"] != "unknown"))
-    stream = PatchStream(table.places(path.parent), table.labels, batch=16, seed=0)
+    stream = PatchStream(table.positions(path.parent), table.labels, batch=16, seed=0)
     torch.manual_seed(0)
     network = nn.Sequential(
         *(nn.Conv2d(3, 16, 5, stride=3), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU()),

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from staging.cohorts.camelyon import SlideFile, StageTable, centre_of, score_kappa, write_stage_table
-from staging.cohorts.references import CENTRES
-from staging.errors import CohortError, MissingPatientError
+from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
+from staging.cohorts.names import CENTRES, centre_of_patient
+from staging.errors import CohortError, MissingPatientError, listed
 from staging.lesions.labels import SlideLabel
 from staging.runs.bars import CohortProgress
 from staging.runs.cohort import CohortResult, run_cohort
+from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage
 from staging.training.fitting import FitRecipe, LabelledCohort, fit, run_configuration
 from wsi.store import atomic_text, json_text
@@ -38,10 +39,10 @@ def folds_by_centre(slides: Sequence[SlideFile]) -> tuple[Fold, ...]:
     """
     by_centre: dict[int, list[SlideFile]] = {}
     for slide in slides:
-        number = _patient(slide).removeprefix("patient_")
-        if not number.isdigit() or int(number) >= 200:
+        centre = centre_of_patient(_patient(slide))
+        if centre is None:
             raise CohortError(slide.path, "does not tell its centre", mend="use --folds, which goes by patient")
-        by_centre.setdefault(centre_of(int(number)), []).append(slide)
+        by_centre.setdefault(centre, []).append(slide)
     folds = tuple(Fold(name=CENTRES[centre], held_out=tuple(found)) for centre, found in sorted(by_centre.items()))
     if len(folds) < 2:
         raise CohortError(slides[0].path, "is of the only centre there is", mend="use --folds, which goes by patient")
@@ -111,7 +112,7 @@ def cross_validate(
         found = {analysis.slide: analysis.label for analysis in result.analyses}
         labels |= found
         unscored |= {one.patient: one.reason for one in result.staging.unscored}
-        quarantined |= {failure.slide: f"{failure.stage}: {failure.reason}" for failure in result.failures}
+        quarantined |= {failure.slide: f"{failure.step}: {failure.reason}" for failure in result.failures}
         parts[fold.name] = _part(cohort.reference, result.staging.stages, found)
     write_stage_table(output / "stages.csv", stages, labels)
     whole = _part(cohort.reference, stages, labels)
@@ -176,7 +177,7 @@ def _check_reference(cohort: LabelledCohort, folds: Sequence[Fold]) -> None:
     missing = [patient for patient in patients if patient not in cohort.reference.stages]
     if missing:
         raise MissingPatientError(
-            cohort.reference.path, f"has no stage for {', '.join(missing[:8])}", mend="complete the reference"
+            cohort.reference.path, f"has no stage for {listed(missing)}", mend="complete the reference"
         )
 
 

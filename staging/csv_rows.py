@@ -30,7 +30,7 @@ def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
         return tuple((reader.line_num, cells) for row in reader if any(cells := tuple(cell.strip() for cell in row)))
     except csv.Error as error:
         raise TableError(
-            path, f"is no CSV: {error}", place=f"line {reader.line_num}", mend="save it as CSV with commas"
+            path, f"is no CSV: {error}", where=f"line {reader.line_num}", mend="save it as CSV with commas"
         ) from error
 
 

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from wsi.errors import PathologyError
+
+_MOST_NAMED = 8
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: of many the first eight, and how many more there are."""
+    every = list(names)
+    rest = len(every) - _MOST_NAMED
+    return ", ".join(every[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 class StagingError(PathologyError):

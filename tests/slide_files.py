@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from numpy.typing import NDArray
 from openslide import OpenSlide
 from PIL import Image as Pillow
 
+from wsi.errors import TileError
+from wsi.geometry import Frame
+from wsi.raster import Image
 from wsi.readers.base import Reader
 
 RNG = np.random.default_rng(3)
@@ -48,3 +53,36 @@ def window(reader: Reader, level: int = 0, *, row: int, column: int, height: int
 def whole(reader: Reader, level: int = 0) -> NDArray[np.uint8]:
     size = reader.levels[level]
     return window(reader, level, row=0, column=0, height=size.height, width=size.width)
+
+
+class ArraySlide:
+    """An array as a slide at 2 um/px; tiles of 32 px named as missing are white and not stored."""
+
+    def __init__(self, array: np.ndarray, missing: Sequence[tuple[int, int]] = (), *, fails: bool = False) -> None:
+        self.array = array.copy()
+        self.fails = fails
+        self.stored = np.ones((-(-array.shape[0] // 32), -(-array.shape[1] // 32)), bool)
+        for row, column in missing:
+            self.stored[row, column] = False
+            self.array[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32] = 255
+
+    def frame_at(self, mpp: float) -> Frame:
+        assert mpp == 2.0
+        return Frame(x=0, y=0, downsample=4, shape=(self.array.shape[0], self.array.shape[1]), mpp=0.5)
+
+    def read_frame(self, frame: Frame) -> Image:
+        if self.fails:
+            raise TileError("slide.tif", "cannot be decoded")
+        out = np.full((*frame.shape, 3), 255, np.uint8)
+        top, left = round(frame.y / 4), round(frame.x / 4)
+        rows, columns = self.array.shape[:2]
+        low_row, low_column = max(0, top), max(0, left)
+        part = self.array[low_row : min(top + frame.shape[0], rows), low_column : min(left + frame.shape[1], columns)]
+        out[low_row - top :, low_column - left :][: part.shape[0], : part.shape[1]] = part
+        return Image(frame=frame, array=out)
+
+    def is_missing(self, frame: Frame) -> bool:
+        top, left = max(0, math.floor(frame.y / 128)), max(0, math.floor(frame.x / 128))
+        bottom = math.ceil((frame.y + frame.shape[0] * frame.downsample) / 128)
+        right = math.ceil((frame.x + frame.shape[1] * frame.downsample) / 128)
+        return not self.stored[top : max(0, bottom), left : max(0, right)].any()

@@ -12,7 +12,7 @@ class PathologyError(Exception):
     Args:
         path: the file (or table, or directory) at fault; None where the fault lies in no file.
         reason: what is wrong, one clause without a full stop.
-        place: where in the file (``level 0, tile row 3, column 7``; ``line 12``).
+        where: where in the file (``level 0, tile row 3, column 7``; ``line 12``).
         mend: what the user can do about it, one clause.
     """
 
@@ -21,28 +21,28 @@ class PathologyError(Exception):
         path: str | PathLike[str] | None,
         reason: str,
         *,
-        place: str | None = None,
+        where: str | None = None,
         mend: str | None = None,
     ) -> None:
         super().__init__()
         self.path = None if path is None else fspath(path)
         self.reason = reason
-        self.place = place
+        self.where = where
         self.mend = mend
 
     def __str__(self) -> str:
-        where = ", ".join(part for part in (self.path, self.place) if part)
+        where = ", ".join(part for part in (self.path, self.where) if part)
         text = f"{where}: {self.reason}" if where else self.reason
         return f"{text} ({self.mend})" if self.mend else text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.path, self.reason, self.place, self.mend)
+        return _rebuild, (type(self), self.path, self.reason, self.where, self.mend)
 
 
 def _rebuild(
-    kind: type[PathologyError], path: str | None, reason: str, place: str | None, mend: str | None
+    kind: type[PathologyError], path: str | None, reason: str, where: str | None, mend: str | None
 ) -> PathologyError:
-    return kind(path, reason, place=place, mend=mend)
+    return kind(path, reason, where=where, mend=mend)
 
 
 class SlideError(PathologyError):
@@ -58,7 +58,7 @@ class SlideFormatError(SlideError, ValueError):
 
 
 class TileError(SlideError, ValueError):
-    """One tile of a slide cannot be decoded; ``place`` names level, row and column."""
+    """One tile of a slide cannot be decoded; ``where`` names level, row and column."""
 
 
 class ResolutionError(SlideError, ValueError):

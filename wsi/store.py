@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,14 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wsi.errors import ArtefactError, PathologyError, StorageError
-from wsi.geometry import Frame
-from wsi.raster import Heatmap
 
 DONE = "DONE.json"
-_CHUNK_PX = 512
 
 
 @contextmanager
@@ -139,70 +133,6 @@ def sweep(folder: Path) -> None:
         for pattern in (".*.work", ".*.old", ".*.partial"):
             for left in folder.glob(pattern):
                 _remove(left)
-
-
-def write_heatmap(path: Path, heatmap: Heatmap, provenance: Mapping[str, Any]) -> None:
-    """Publish a Heatmap as a Zarr v3 group: ``probability`` and ``tissue`` (rows, columns), the frame as attributes.
-
-    Chunks carry a CRC32C; empty chunks are written and the fill value is NaN: a lost chunk never reads as no tumour.
-
-    Raises:
-        StorageError: the file system refuses.
-    """
-    import zarr  # noqa: PLC0415  (slow import)
-    from zarr.codecs import Crc32cCodec, ZstdCodec  # noqa: PLC0415
-
-    frame = heatmap.frame
-    with publish(path, provenance) as work:
-        group = zarr.open_group(work, mode="w", zarr_format=3)
-        group.attrs.update(
-            {
-                "kind": "sentinode heatmap",
-                "frame": {"x": frame.x, "y": frame.y, "downsample": frame.downsample, "mpp": frame.mpp},
-                "provenance": dict(provenance),
-            }
-        )
-        for name, data, fill in (
-            ("probability", heatmap.array, math.nan),
-            ("tissue", heatmap.tissue.astype(np.uint8), 255),
-        ):
-            array = group.create_array(
-                name,
-                shape=data.shape,
-                dtype=data.dtype,
-                chunks=(min(_CHUNK_PX, data.shape[0]), min(_CHUNK_PX, data.shape[1])),
-                fill_value=fill,
-                compressors=(ZstdCodec(level=3), Crc32cCodec()),
-                config={"write_empty_chunks": True},
-            )
-            array[...] = data
-
-
-def read_heatmap(path: Path) -> Heatmap:
-    """Read a published Heatmap.
-
-    Raises:
-        ArtefactError: there is none, it is incomplete or damaged.
-    """
-    import zarr  # noqa: PLC0415  (slow import)
-
-    if not (path / DONE).is_file():
-        raise ArtefactError(path, f"is not a complete heatmap (no {DONE})", mend="make it with sentinode heatmap")
-    verify(path)
-    try:
-        group = zarr.open_group(path, mode="r")
-        frame: Any = group.attrs["frame"]
-        probability = np.asarray(group["probability"][...], dtype=np.float32)  # type: ignore[index]
-        tissue = np.asarray(group["tissue"][...])  # type: ignore[index]
-        return Heatmap(
-            frame=Frame(
-                x=frame["x"], y=frame["y"], downsample=frame["downsample"], mpp=frame["mpp"], shape=probability.shape
-            ),
-            array=probability,
-            tissue=tissue == 1,
-        )
-    except (KeyError, ValueError, TypeError, OSError) as error:
-        raise ArtefactError(path, f"is not a readable heatmap: {error}", mend="make it again") from error
 
 
 def _files(folder: Path) -> list[Path]:

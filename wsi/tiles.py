@@ -40,14 +40,14 @@ class TileWindow:
         row, column: of the core in the grid of cores.
         frame: what is read: the core and its halo, always the same size; may reach beyond the slide (read as white).
         inner: where the core lies in the window's array.
-        place: where the core lies in the array of the plan's frame, cut off at its edge.
+        slices: where the core lies in the array of the plan's frame, cut off at its edge.
     """
 
     row: int
     column: int
     frame: Frame
     inner: tuple[slice, slice]
-    place: tuple[slice, slice]
+    slices: tuple[slice, slice]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +58,13 @@ class TilePlan:
         frame: the whole slide at the resolution of the windows.
         core_px: side of a core in px of the frame; cores lie side by side from the frame's top left corner.
         halo_px: what is read around each core.
-        places: (row, column) of each kept core in the grid of cores, in ascending order.
+        cores: (row, column) of each kept core in the grid of cores, in ascending order.
     """
 
     frame: Frame
     core_px: int
     halo_px: int
-    places: tuple[tuple[int, int], ...]
+    cores: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
         if self.core_px < 1 or self.halo_px < 0:
@@ -88,8 +88,8 @@ class TilePlan:
             raise ValueError(f"a plan needs core_px >= 1, got {core_px}")
         grid = frame.coarser(core_px)
         kept = np.ones(grid.shape, np.bool_) if mask is None else covers(mask, grid)
-        places = tuple((int(row), int(column)) for row, column in np.argwhere(kept))
-        return cls(frame=frame, core_px=core_px, halo_px=halo_px, places=places)
+        cores = tuple((int(row), int(column)) for row, column in np.argwhere(kept))
+        return cls(frame=frame, core_px=core_px, halo_px=halo_px, cores=cores)
 
     @property
     def window_shape(self) -> tuple[int, int]:
@@ -98,10 +98,10 @@ class TilePlan:
         return side, side
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.cores)
 
     def __getitem__(self, index: int) -> TileWindow:
-        row, column = self.places[index]
+        row, column = self.cores[index]
         top, left = row * self.core_px, column * self.core_px
         height, width = self.window_shape
         rows, columns = self.frame.shape
@@ -111,7 +111,7 @@ class TilePlan:
             column=column,
             frame=self.frame.window(row=top - self.halo_px, column=left - self.halo_px, height=height, width=width),
             inner=(inner, inner),
-            place=(slice(top, min(top + self.core_px, rows)), slice(left, min(left + self.core_px, columns))),
+            slices=(slice(top, min(top + self.core_px, rows)), slice(left, min(left + self.core_px, columns))),
         )
 
     def __iter__(self) -> Iterator[TileWindow]:

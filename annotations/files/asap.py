@@ -180,7 +180,7 @@ class _Found:
         if element.tag in ("Annotation", "Group"):
             if self._open:
                 raise AnnotationFormatError(
-                    self._path, "has another within it", place=f"{self._open.lower()} {self._name!r}"
+                    self._path, "has another within it", where=f"{self._open.lower()} {self._name!r}"
                 )
             check_count(self._path, len(self._drawn) + len(self._groups))
             self._open = element.tag
@@ -240,7 +240,7 @@ class _Found:
             raise AnnotationFormatError(
                 self._path,
                 f"Type is {shortened(kind)!r}",
-                place=f"annotation {self._name!r}",
+                where=f"annotation {self._name!r}",
                 mend=f"ASAP knows {', '.join(KINDS)}",
             )
         self._drawn.append(
@@ -262,7 +262,7 @@ class _Found:
             return vertices
         if (orders < 0).any():
             raise AnnotationFormatError(
-                self._path, "some vertices have an Order, some have not", place=f"annotation {self._name!r}"
+                self._path, "some vertices have an Order, some have not", where=f"annotation {self._name!r}"
             )
         return vertices[np.argsort(orders, kind="stable")]
 
@@ -297,13 +297,13 @@ class _Found:
                 raise UnknownGroupError(
                     self._path,
                     f"the group {shortened(group)!r} has no known meaning",
-                    place=f"annotation {name!r}",
+                    where=f"annotation {name!r}",
                     mend=f"rename it, or give groups= its role; known groups: {', '.join(sorted(roles))}",
                 )
         return role
 
     def _fault(self, reason: str) -> AnnotationFormatError:
-        return AnnotationFormatError(self._path, reason, place=f"annotation {self._name!r}, vertex {len(self._orders)}")
+        return AnnotationFormatError(self._path, reason, where=f"annotation {self._name!r}, vertex {len(self._orders)}")
 
 
 def _group_named(element: Any, attribute: str) -> str:  # noqa: ANN401

@@ -298,8 +298,8 @@ def _lost_in_imagescope(drawn: AnnotationSet) -> Iterator[tuple[str, str]]:
             yield "groups of holes", one.name
     layers = [one.attributes.get(HOLE_OF, one.group) for one in drawn.annotations]
     order = list(dict.fromkeys([*(group.name for group in drawn.groups), *layers]))
-    places = [order.index(layer) for layer in layers]
-    if places != sorted(places):
+    ranks = [order.index(layer) for layer in layers]
+    if ranks != sorted(ranks):
         yield "the order of annotations between groups", ", ".join(dict.fromkeys(layers))
 
 

@@ -120,17 +120,17 @@ def read_geojson_set(
     annotations: list[Annotation] = []
     classes: dict[str, Colour | None] = {}
     for number, feature in enumerate(_features(path, _parsed(path))):
-        place = f"feature {number}"
+        where = f"feature {number}"
         if not isinstance(feature, dict) or not isinstance(feature.get("geometry"), dict):
-            raise AnnotationFormatError(path, "has no geometry", place=place)
+            raise AnnotationFormatError(path, "has no geometry", where=where)
         properties = feature.get("properties")
         properties = properties if isinstance(properties, dict) else {}
-        name, group, role = _meaning(path, place, properties, roles, unknown)
+        name, group, role = _meaning(path, where, properties, roles, unknown)
         classification = properties.get("classification")
         if isinstance(classification, dict):
             classes[group] = classes.get(group) or _colour(classification)
-        attributes = _attributes(path, place, feature, properties)
-        outlines = list(_outlines(path, place, feature["geometry"], role))
+        attributes = _attributes(path, where, feature, properties)
+        outlines = list(_outlines(path, where, feature["geometry"], role))
         if sum(not is_hole for _, _, is_hole in outlines) > 1:
             attributes[PART_OF] = str(number)
         annotations += [
@@ -173,7 +173,7 @@ def _feature(feature: Feature) -> dict[str, Any]:
     return {"type": "Feature", **identifier, "geometry": geometry, "properties": properties}
 
 
-def _attributes(path: Path, place: str, feature: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, str]:
+def _attributes(path: Path, where: str, feature: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, str]:
     try:
         attributes = {
             name: _text(value)
@@ -181,7 +181,7 @@ def _attributes(path: Path, place: str, feature: Mapping[str, Any], properties: 
             if name not in _OWN_PROPERTIES and value not in _DEFAULTS.get(name, ())
         }
     except RecursionError as error:
-        raise AnnotationFormatError(path, "its properties are nested too deeply", place=place) from error
+        raise AnnotationFormatError(path, "its properties are nested too deeply", where=where) from error
     if isinstance(feature.get("id"), str):
         attributes["id"] = feature["id"]
     return attributes
@@ -245,7 +245,7 @@ def _parsed(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
         return json.loads(text.decode("utf-8-sig"), parse_constant=_refuse)
     except json.JSONDecodeError as error:
         raise AnnotationFormatError(
-            path, f"is not JSON: {error.msg}", place=f"line {error.lineno}", mend="export it again"
+            path, f"is not JSON: {error.msg}", where=f"line {error.lineno}", mend="export it again"
         ) from error
     except (ValueError, RecursionError) as error:
         raise AnnotationFormatError(path, f"is not JSON: {error}", mend="export it again") from error
@@ -270,7 +270,7 @@ def _features(path: Path, content: Any) -> Sequence[Any]:  # noqa: ANN401
 
 
 def _meaning(
-    path: Path, place: str, properties: Mapping[str, Any], roles: Mapping[str, Role], unknown: Role | None
+    path: Path, where: str, properties: Mapping[str, Any], roles: Mapping[str, Role], unknown: Role | None
 ) -> tuple[str, str, Role]:
     """(name, group, role) of a feature."""
     name, classification = properties.get("name"), properties.get("classification")
@@ -287,13 +287,13 @@ def _meaning(
     raise UnknownGroupError(
         path,
         f"the group {candidates[0]!r} has no known meaning",
-        place=place,
+        where=where,
         mend=f"rename it, or give groups= its role; known groups: {', '.join(sorted(roles))}",
     )
 
 
 def _outlines(
-    path: Path, place: str, geometry: Mapping[str, Any], role: Role
+    path: Path, where: str, geometry: Mapping[str, Any], role: Role
 ) -> Iterator[tuple[str, NDArray[np.float64], bool]]:
     """(kind, vertices, whether it is a hole of a tumour) of a geometry's parts."""
     kind, content = geometry.get("type"), geometry.get("coordinates")
@@ -301,13 +301,13 @@ def _outlines(
         members = geometry.get("geometries")
         for member in members if isinstance(members, list) else ():
             if not isinstance(member, dict) or member.get("type") == kind:
-                raise AnnotationFormatError(path, "holds a collection within a collection", place=place)
-            yield from _outlines(path, place, member, role)
+                raise AnnotationFormatError(path, "holds a collection within a collection", where=where)
+            yield from _outlines(path, where, member, role)
     elif kind in _POINT_KINDS:
-        yield _POINT_KINDS[kind], _points(path, place, [content] if kind == "Point" else content), False
+        yield _POINT_KINDS[kind], _points(path, where, [content] if kind == "Point" else content), False
     elif kind in ("Polygon", "MultiPolygon"):
-        for polygon in _listed(path, place, [content] if kind == "Polygon" else content):
-            rings = [_open(_points(path, place, ring)) for ring in _listed(path, place, polygon)]
+        for polygon in _listed(path, where, [content] if kind == "Polygon" else content):
+            rings = [_open(_points(path, where, ring)) for ring in _listed(path, where, polygon)]
             if not rings:
                 continue
             if role is Role.TUMOUR:
@@ -317,21 +317,21 @@ def _outlines(
                 yield "Polygon", _around(rings), False
     else:
         raise AnnotationFormatError(
-            path, f"has a geometry of type {str(kind)[:40]!r}", place=place, mend="use polygons, points or lines"
+            path, f"has a geometry of type {str(kind)[:40]!r}", where=where, mend="use polygons, points or lines"
         )
 
 
-def _listed(path: Path, place: str, value: Any) -> list[Any]:  # noqa: ANN401
+def _listed(path: Path, where: str, value: Any) -> list[Any]:  # noqa: ANN401
     if not isinstance(value, list):
-        raise AnnotationFormatError(path, "its coordinates are no list", place=place)
+        raise AnnotationFormatError(path, "its coordinates are no list", where=where)
     return value
 
 
-def _points(path: Path, place: str, points: Any) -> NDArray[np.float64]:  # noqa: ANN401
-    for number, point in enumerate(_listed(path, place, points)):
+def _points(path: Path, where: str, points: Any) -> NDArray[np.float64]:  # noqa: ANN401
+    for number, point in enumerate(_listed(path, where, points)):
         if not (isinstance(point, list) and len(point) >= 2 and all(_is_position(value) for value in point[:2])):
             raise AnnotationFormatError(
-                path, f"{str(point)[:40]!r} is no position on a slide", place=f"{place}, vertex {number}"
+                path, f"{str(point)[:40]!r} is no position on a slide", where=f"{where}, vertex {number}"
             )
     return np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2)
 

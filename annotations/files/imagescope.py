@@ -312,7 +312,7 @@ class _Found:
             raise AnnotationFormatError(
                 self._path,
                 f"Type is {shortened(kind)!r}",
-                place=f"layer {layer!r}, region {text or region.get('Id', '')!r}",
+                where=f"layer {layer!r}, region {text or region.get('Id', '')!r}",
                 mend="known are 0 polygon, 1 rectangle, 2 ellipse, 3 arrow, 4 ruler, 5 point",
             )
         shape = _KINDS[kind.casefold()]
@@ -343,7 +343,7 @@ class _Found:
             raise UnknownGroupError(
                 self._path,
                 f"the layer {shortened(layer)!r} has no known meaning",
-                place=f"region {text!r}",
+                where=f"region {text!r}",
                 mend=f"rename it, or give groups= its role; known groups: {', '.join(sorted(self._roles))}",
             )
         return role
@@ -351,7 +351,7 @@ class _Found:
     def _fault(self, reason: str, *, vertex: int) -> AnnotationFormatError:
         layer = (self._layer or {}).get("Name", "")
         region = (self._region or {}).get("Id", "")
-        return AnnotationFormatError(self._path, reason, place=f"layer {layer!r}, region {region!r}, vertex {vertex}")
+        return AnnotationFormatError(self._path, reason, where=f"layer {layer!r}, region {region!r}, vertex {vertex}")
 
 
 def _kept(tag: Mapping[str, str], own: frozenset[str], defaults: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,7 @@ from annotations.files.formats import read_annotations
 from annotations.groups import require_role
 from annotations.masks.mask_file import write_annotation_mask
 from annotations.polygons import check_within
-from staging.errors import CohortError
-from staging.runs.cluster import TileNews
-from wsi.errors import SlideError
+from wsi.errors import SlideError, SlideNotFoundError
 from wsi.geometry import Frame
 from wsi.slide import Slide
 
@@ -61,8 +60,8 @@ class MaskJob:
     recipe: MaskRecipe
 
 
-def draw_mask(job: MaskJob, news: TileNews) -> dict[str, Any]:
-    """Make one mask.
+def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Make one mask; ``on_tiles`` hears (name of the contours, tiles done, tiles in all).
 
     Returns:
         ``mask`` and ``annotations`` (paths), ``size`` (width, height in px) and ``mpp`` (um per px or None) of the
@@ -72,7 +71,7 @@ def draw_mask(job: MaskJob, news: TileNews) -> dict[str, Any]:
     Raises:
         AnnotationError: the file is missing or bad, has no tumour, an unknown group, or does not fit the slide.
         SlideError: the slide is bad, or its resolution is needed and unknown.
-        CohortError: there is no slide of that name.
+        SlideNotFoundError: there is no slide of that name.
         StorageError: the mask cannot be written.
     """
     recipe = job.recipe
@@ -90,7 +89,7 @@ def draw_mask(job: MaskJob, news: TileNews) -> dict[str, Any]:
         tile_size=recipe.tile_size,
         compression=recipe.compression,
         workers=recipe.threads,
-        on_tiles=lambda number, total: news(job.contours.stem, number, total),
+        on_tiles=lambda done, total: on_tiles(job.contours.stem, done, total),
     )
     pixel_um = None if frame.mpp is None else frame.pixel_um
     return {
@@ -113,7 +112,7 @@ def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame]:
         rows, columns = (max(1, math.ceil(side / downsample * (1 - 1e-12))) for side in (height, width))
         return recipe.size, Frame(x=0.0, y=0.0, downsample=downsample, shape=(rows, columns), mpp=recipe.slide_mpp)
     if job.slide is None:
-        raise CohortError(
+        raise SlideNotFoundError(
             job.contours, f"there is no slide {job.contours.stem} in {job.slides}", mend="name its folder with --slides"
         )
     with Slide.open(job.slide, mpp=recipe.slide_mpp) as slide:

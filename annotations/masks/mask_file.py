@@ -163,12 +163,12 @@ class _Drawing:
     def tiles(self, workers: int, on_tiles: TileNews | None) -> Generator[NDArray[np.uint8] | None]:
         """All tiles row by row, full size also at the edge; None for background all over."""
         rows, columns = self.plan.shape
-        places = [(int(row), int(column)) for row, column in np.argwhere(self.plan == _PAINTED)]
+        indices = [(int(row), int(column)) for row, column in np.argwhere(self.plan == _PAINTED)]
         full = {
             value: np.full((self._size, self._size), value, dtype=np.uint8)
             for value in (self._tumour_value, self._cut_out_value)
         }
-        with closing(map_in_order(self._painted, places, workers=workers)) as painted:
+        with closing(map_in_order(self._painted, indices, workers=workers)) as painted:
             for row in range(rows):
                 for value in self.plan[row].tolist():
                     tile = next(painted) if value == _PAINTED else full.get(value) if value else None
@@ -193,8 +193,8 @@ class _Drawing:
             plan[plan[:, -1] != 0, -1] = _PAINTED
         return plan
 
-    def _painted(self, place: tuple[int, int]) -> NDArray[np.uint8]:
-        frame = self._grid.tile(*place)
+    def _painted(self, index: tuple[int, int]) -> NDArray[np.uint8]:
+        frame = self._grid.tile(*index)
         rows, columns = frame.shape
         tile = np.zeros((self._size, self._size), dtype=np.uint8)
         inside = tile[:rows, :columns]

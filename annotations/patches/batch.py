@@ -25,8 +25,8 @@ from annotations.patches.sampler import (
     NEAR,
     NORMAL,
     TUMOUR,
+    DrawnPatch,
     HardChoice,
-    PatchPlace,
     PatchSampler,
 )
 from annotations.patches.sites import LesionSite, find_sites
@@ -41,11 +41,11 @@ __all__ = [
     "NEAR",
     "NORMAL",
     "TUMOUR",
+    "DrawnPatch",
     "HardChoice",
     "PatchBatch",
-    "PatchPlace",
     "Shares",
-    "draw_places",
+    "draw_patches",
 ]
 
 
@@ -114,7 +114,7 @@ class PatchBatch:
         return fraction
 
 
-def draw_places(
+def draw_patches(
     slide: Slide,
     annotations: Sequence[Annotation] | None,
     tissue: Mask,
@@ -131,12 +131,12 @@ def draw_places(
     count_hard: int = 0,
     hard_choice: HardChoice = "even",
     rule: LabelRule | None = None,
-) -> Iterator[PatchPlace]:
+) -> Iterator[DrawnPatch]:
     """Draw the places of labelled patches on one slide.
 
     Patches lie on the pixel grid of ``slide.frame_at(mpp)``, the one that inference uses. Tumour patches go round the
-    lesions (outlines at most MERGE_UM apart are one) and are tumour by the rule; normal and background patches hold no
-    tumour at all. Where a slide has no such place after some tries there are fewer patches than asked for.
+    lesions (outlines at most MERGE_GAP_UM apart are one) and are tumour by the rule; normal and background patches hold
+    no tumour at all. Where a slide has no such position after some tries there are fewer patches than asked for.
 
     Args:
         slide: its resolution must be known.

@@ -27,7 +27,7 @@ _HARD_FROM = 0.5  # of probability: where a model calls normal tissue tumour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PatchPlace:
+class DrawnPatch:
     """Where a patch was drawn, without its pixels.
 
     Attributes:
@@ -35,8 +35,8 @@ class PatchPlace:
         frame: of the patch, on its slide.
         target: uint8 (side, side): 1 tumour, 0 anything else, 255 not known.
         label: its class by the rule that was asked for.
-        lesion: which of the slide's lesions (outlines at most MERGE_UM apart are one) it was drawn for, in the order of
-            the annotations; None for none.
+        lesion: which of the slide's lesions (outlines at most MERGE_GAP_UM apart are one) it was drawn for, in the
+            order of the annotations; None for none.
     """
 
     kind: str
@@ -70,53 +70,53 @@ class PatchSampler:
     turns: Literal["lesion", "area"]
     rng: np.random.Generator
 
-    def tumour(self, count: int, *, count_border: int, only_border: bool = False) -> Iterator[PatchPlace]:
+    def tumour(self, count: int, *, count_border: int, only_border: bool = False) -> Iterator[DrawnPatch]:
         """Inner and border patches; the lesions take turns.
 
-        Where a border has no place that is tumour by the rule an inner one is taken, but with ``only_border`` none.
+        Where a border has no position that is tumour by the rule an inner one is taken, but with ``only_border`` none.
         """
         # An outline goes near the centre of its patch; a deposit lies anywhere in the middle half, or at the centre
         # where that decides the class.
         jitter = 0 if self.rule.kind == "centre" else 1 / 4
         for number, lesion in enumerate(self._turns(count + count_border)):
-            site, place = self.sites[lesion], None
+            site, patch = self.sites[lesion], None
             if number < count_border:
-                place = self._first(BORDER, partial(site.border_point, self.rng), 1 / 16, _has_border, lesion)
-            if place is None and not only_border:
-                place = self._first(TUMOUR, partial(site.inner_point, self.rng), jitter, _has_tumour, lesion)
-            if place:
-                yield place
+                patch = self._first(BORDER, partial(site.border_point, self.rng), 1 / 16, _has_border, lesion)
+            if patch is None and not only_border:
+                patch = self._first(TUMOUR, partial(site.inner_point, self.rng), jitter, _has_tumour, lesion)
+            if patch:
+                yield patch
 
-    def normal(self, tissue: Mask, count: int) -> Iterator[PatchPlace]:
+    def normal(self, tissue: Mask, count: int) -> Iterator[DrawnPatch]:
         """Anywhere on the tissue."""
         yield from self._from_cells(NORMAL, tissue.frame, tissue.array, count)
 
-    def near(self, tissue: Mask, count: int) -> Iterator[PatchPlace]:
+    def near(self, tissue: Mask, count: int) -> Iterator[DrawnPatch]:
         """On the tissue, half a patch to two patches from an outline."""
         for lesion in self._turns(count):
             site = self.sites[lesion]
-            if place := self._first(NEAR, partial(self._beside, site, tissue), 0, _is_normal, lesion):
-                yield place
+            if patch := self._first(NEAR, partial(self._beside, site, tissue), 0, _is_normal, lesion):
+                yield patch
 
-    def hard(self, mistakes: Heatmap, count: int, *, choice: HardChoice) -> Iterator[PatchPlace]:
+    def hard(self, mistakes: Heatmap, count: int, *, choice: HardChoice) -> Iterator[DrawnPatch]:
         """Around cells that a model takes for tumour; what holds tumour is left out as in every normal patch."""
         if choice == "worst":
             yield from self._worst(mistakes, count)
         else:
             yield from self._from_cells(HARD, mistakes.frame, mistakes.array >= _HARD_FROM, count)
 
-    def background(self, tissue: Mask, count: int) -> Iterator[PatchPlace]:
-        """Half on the edge of the tissue, half off it, where of some places the darkest is taken."""
+    def background(self, tissue: Mask, count: int) -> Iterator[DrawnPatch]:
+        """Half on the edge of the tissue, half off it, where of some positions the darkest is taken."""
         on_edge = count - count // 2
         yield from self._from_cells(BACKGROUND, tissue.frame, _edge(tissue.array), on_edge)
         for _ in range(count // 2):
-            places = [
-                place
-                for place in self._from_cells(BACKGROUND, tissue.frame, ~tissue.array, _INK_CANDIDATES)
-                if not self.slide.is_missing(place.frame)
+            patches = [
+                patch
+                for patch in self._from_cells(BACKGROUND, tissue.frame, ~tissue.array, _INK_CANDIDATES)
+                if not self.slide.is_missing(patch.frame)
             ]
-            if places:
-                yield min(places, key=lambda place: int(self.slide.read_frame(place.frame).array.sum(dtype=np.int64)))
+            if patches:
+                yield min(patches, key=lambda patch: int(self.slide.read_frame(patch.frame).array.sum(dtype=np.int64)))
 
     def _beside(self, site: LesionSite, tissue: Mask) -> tuple[float, float] | None:
         x, y = site.border_point(self.rng)
@@ -136,46 +136,46 @@ class PatchSampler:
             order = order or self.rng.permutation(len(self.sites)).tolist()
             yield order.pop()
 
-    def _from_cells(self, kind: str, frame: Frame, cells: NDArray[np.bool_], count: int) -> Iterator[PatchPlace]:
+    def _from_cells(self, kind: str, frame: Frame, cells: NDArray[np.bool_], count: int) -> Iterator[DrawnPatch]:
         chosen = np.flatnonzero(cells)
         if not len(chosen):
             return
 
-        def place() -> tuple[float, float]:
+        def draw_point() -> tuple[float, float]:
             row, column = divmod(int(self.rng.choice(chosen)), cells.shape[1])
             jitter = self.rng.uniform(0, 1, 2)
             return frame.x + (column + jitter[0]) * frame.downsample, frame.y + (row + jitter[1]) * frame.downsample
 
         for _ in range(count):
-            if found := self._first(kind, place, 0, _is_normal, None):
+            if found := self._first(kind, draw_point, 0, _is_normal, None):
                 yield found
 
-    def _worst(self, mistakes: Heatmap, count: int) -> Iterator[PatchPlace]:
+    def _worst(self, mistakes: Heatmap, count: int) -> Iterator[DrawnPatch]:
         """Patches centred on cells of falling probability, each half a side or more from all others."""
         cells = _Mistakes.on(mistakes, self.whole, self.size_px)
         while count and (cell := cells.worst()):
             row, column = cells.corner(*cell)
             frame = self.whole.window(row=row, column=column, height=self.size_px, width=self.size_px)
             target = self.labels.target(frame)
-            place = self._judged(HARD, frame, target, _is_normal, None)
-            if place:
+            patch = self._judged(HARD, frame, target, _is_normal, None)
+            if patch:
                 cells.drop_around(*cell)
                 count -= 1
-                yield place
+                yield patch
             else:
                 cells.drop_unfit(*cell, target)
 
     def _first(
         self,
         kind: str,
-        place: Callable[[], tuple[float, float] | None],
+        draw_point: Callable[[], tuple[float, float] | None],
         jitter: float,
         keeps: Callable[[NDArray[np.uint8]], bool],
         lesion: int | None,
-    ) -> PatchPlace | None:
-        """The first of some places that is as it should be; ``jitter`` in sides of a patch, to each side."""
+    ) -> DrawnPatch | None:
+        """The first of some positions that is as it should be; ``jitter`` in sides of a patch, to each side."""
         for _ in range(_TRIES):
-            point = place()
+            point = draw_point()
             shift = self.rng.uniform(-jitter, jitter, 2) * self.size_px
             if point is None:
                 continue
@@ -192,11 +192,11 @@ class PatchSampler:
         target: NDArray[np.uint8],
         keeps: Callable[[NDArray[np.uint8]], bool],
         lesion: int | None,
-    ) -> PatchPlace | None:
+    ) -> DrawnPatch | None:
         """The patch, if it holds what its kind promises."""
         wanted: PatchClass = "tumour" if kind in (TUMOUR, BORDER) else "normal"
         if keeps(target) and self.labels.class_of(frame, target, self.rule) == wanted:
-            return PatchPlace(kind=kind, frame=frame, target=target, label=wanted, lesion=lesion)
+            return DrawnPatch(kind=kind, frame=frame, target=target, label=wanted, lesion=lesion)
         return None
 
     def _around(self, x: float, y: float, shift: NDArray[np.float64]) -> Frame:

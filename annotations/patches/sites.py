@@ -10,10 +10,8 @@ import shapely
 from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
+from annotations.measures import MERGE_GAP_UM
 from annotations.rasterize import Painting, polygon_mask, probe_frame
-
-# CAMELYON16's evaluation grows every region by 37.5 um and counts what then touches as one.
-MERGE_UM = 75.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +45,7 @@ class LesionSite:
 
 
 def find_sites(annotations: Sequence[Annotation], painting: Painting, *, mpp: float) -> tuple[LesionSite, ...]:
-    """Group the tumour outlines that lie at most MERGE_UM apart; what cut-outs leave nothing of is no site.
+    """Group the tumour outlines that lie at most MERGE_GAP_UM apart; what cut-outs leave nothing of is no site.
 
     Args:
         annotations: of one slide.
@@ -56,7 +54,7 @@ def find_sites(annotations: Sequence[Annotation], painting: Painting, *, mpp: fl
     """
     drawn = [annotation.outline for annotation in annotations if annotation.role is Role.TUMOUR]
     outlines = [outline for outline in drawn if outline is not None]
-    sites = (_site(members, painting) for members in _together(outlines, MERGE_UM / mpp))
+    sites = (_site(members, painting) for members in _together(outlines, MERGE_GAP_UM / mpp))
     return tuple(site for site in sites if site is not None)
 
 

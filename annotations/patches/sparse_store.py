@@ -20,7 +20,8 @@ from annotations.files.formats import read_annotations
 from annotations.patches.labels import PatchLabels
 from annotations.patches.table import PatchTable, located, read_table, write_table
 from wsi.geometry import Frame
-from wsi.patches.reading import SlidePool, read_places, source_windows
+from wsi.patches.pool import SlidePool
+from wsi.patches.reading import read_positions, source_windows
 from wsi.slide import Slide
 from wsi.store import storage
 from wsi.writing.sparse import write_sparse
@@ -52,8 +53,8 @@ def store_slide(
         quality: of tiles that cannot be copied and have to be encoded again.
 
     Returns:
-        What was done: see ``wsi.writing.sparse.SparseStats``; ``fingerprint`` of the sparse slide; ``contours``, a path from
-        the folder, or None.
+        What was done: see ``wsi.writing.sparse.SparseStats``; ``fingerprint`` of the sparse slide; ``contours``, a path
+        from the folder, or None.
 
     Raises:
         PathologyError: the slide cannot be read, or the store not be written.
@@ -129,7 +130,7 @@ def read_pixels(folder: str | Path) -> tuple[PatchTable, NDArray[np.uint8], NDAr
     table = read_store(folder)
     pool = SlidePool()
     try:
-        images = read_places(table.places(folder), np.arange(len(table)), pool)
+        images = read_positions(table.positions(folder), np.arange(len(table)), pool)
     finally:
         pool.close()
     targets = np.zeros(images.shape[:3], dtype=np.uint8)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from annotations.annotation import Role
 from annotations.errors import PatchStoreError
-from annotations.patches.batch import KINDS, PatchPlace
+from annotations.patches.batch import KINDS, DrawnPatch
 from annotations.patches.labels import CLASSES, LabelRule
-from wsi.patches.reading import PatchPlaces
+from wsi.patches.reading import PatchPositions
 from wsi.readers.source import is_url
 from wsi.store import atomic_bytes
 
@@ -112,14 +112,14 @@ class PatchTable:
         """The same patches with other values in the column ``split``."""
         return replace(self, columns={**self.columns, "split": split.astype(object)})
 
-    def places(self, folder: str | Path = ".") -> PatchPlaces:
+    def positions(self, folder: str | Path = ".") -> PatchPositions:
         """What reads the pixels: for ``wsi.patches.reading`` and the datasets of ``wsi.cnn.patch_loading``.
 
         Args:
             folder: the table's own, from which relative paths of slides go.
         """
         names, numbers = np.unique(self.columns["slide"].astype(str), return_inverse=True)
-        return PatchPlaces(
+        return PatchPositions(
             slides=tuple(located(self.files[name], folder) for name in names.tolist()),
             slide=numbers.astype(np.int32),
             x=self.columns["x"],
@@ -150,7 +150,7 @@ def located(file: str, folder: str | Path) -> str:
 
 
 def table_of(
-    places: Iterable[PatchPlace],
+    positions: Iterable[DrawnPatch],
     *,
     slide: str,
     file: str,
@@ -165,7 +165,7 @@ def table_of(
     """The rows of one slide's places; all are of the split ``train``.
 
     Args:
-        places: as drawn; their pixel targets are not kept.
+        positions: as drawn; their pixel targets are not kept.
         slide: its name.
         file: where it lies.
         level: the stored level that the patches are read from.
@@ -177,21 +177,21 @@ def table_of(
         groups: see PatchTable.
     """
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for place in places:
+    for where in positions:
         row = {
             "slide": slide,
             "patient": patient or slide,
             "centre": NO_CENTRE if centre is None else centre,
-            "class": place.label,
-            "kind": place.kind,
-            "lesion": NO_LESION if place.lesion is None else place.lesion,
-            "tumour_fraction": float((place.target == 1).mean()),
-            "x": place.frame.x,
-            "y": place.frame.y,
+            "class": where.label,
+            "kind": where.kind,
+            "lesion": NO_LESION if where.lesion is None else where.lesion,
+            "tumour_fraction": float((where.target == 1).mean()),
+            "x": where.frame.x,
+            "y": where.frame.y,
             "level": level,
             "mpp": mpp,
-            "downsample": place.frame.downsample,
-            "size_px": place.frame.shape[0],
+            "downsample": where.frame.downsample,
+            "size_px": where.frame.shape[0],
             "split": "train",
         }
         for name, value in row.items():

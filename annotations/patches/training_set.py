@@ -169,7 +169,7 @@ def _of_table(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
     return _Source(
         path=path,
         mpp=rows.mpp,
-        pixels=SlidePixels(rows.places(folder), on_bad_tile=on_bad_tile),
+        pixels=SlidePixels(rows.positions(folder), on_bad_tile=on_bad_tile),
         targets=targets,
         patients=rows["patient"].astype(str),
         splits=splits[kept],

@@ -16,7 +16,7 @@ from annotations.patches.batch import PatchBatch
 from annotations.patches.sparse_store import TABLE, read_pixels
 from annotations.patches.table import PatchTable
 from wsi.errors import ArtefactError
-from wsi.patches.reading import PassPlan
+from wsi.patches.passes import PassPlan
 from wsi.readers.base import BadTile
 from wsi.store import DONE, publish, verify
 
@@ -24,7 +24,7 @@ STORE_KIND = "sentinode patches"
 _CHUNK_PATCHES = 8  # compressed together, and so read together
 _CHUNK_BYTES = 16 * 2**20  # fewer patches, where they are large
 _SHARD_BYTES = 64 * 2**20  # of pixels in one file
-_RUN, _WINDOW = 64, 1024  # patches in a run, and read at a time: see PassPlan
+_STRETCH, _BLOCK = 64, 1024  # patches in a stretch, and read at a time: see PassPlan
 _NO_CENTRE = -1
 _TEXTS = ("slide", "patient", "kind", "split")
 _NUMBERS = ("centre", "x", "y", "tumour_fraction")
@@ -130,7 +130,7 @@ def open_store(path: Path) -> PatchStore:
         group: Any = zarr.open_group(path, mode="r")
         store = PatchStore(group) if group.attrs.get("kind") == STORE_KIND else None
     except ArtefactError as error:
-        raise PatchStoreError(error.path, error.reason, place=error.place, mend="make the patches again") from error
+        raise PatchStoreError(error.path, error.reason, where=error.where, mend="make the patches again") from error
     except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
         raise PatchStoreError(path, f"is no readable patch store: {error}", mend="make it again") from error
     if store is None:
@@ -204,7 +204,9 @@ class ZarrPixels:
         """Patches that are compressed together are read together."""
         chunk = self._rows // int(self._images.chunks[0])
         clusters = np.split(np.arange(len(self._rows)), np.flatnonzero(np.diff(chunk)) + 1)
-        return PassPlan(clusters=tuple(clusters), slide_of=np.zeros(len(clusters), np.int32), run=_RUN, window=_WINDOW)
+        return PassPlan(
+            clusters=tuple(clusters), slide_of=np.zeros(len(clusters), np.int32), stretch=_STRETCH, block=_BLOCK
+        )
 
     def read(self, indices: NDArray[np.int64], *, out: NDArray[np.uint8], workers: int) -> None:
         """Fill ``out``; Zarr has threads of its own.
@@ -224,10 +226,10 @@ class ZarrPixels:
 def _fill(out: NDArray[np.uint8], array: Any, rows: NDArray[np.int64]) -> None:  # noqa: ANN401  (a Zarr array)
     """Some patches of an array. Runs of neighbours as slices: Zarr takes 20 times as long for lists of numbers."""
     at = 0
-    for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-        if len(run):
-            out[at : at + len(run)] = array[int(run[0]) : int(run[-1]) + 1]
-            at += len(run)
+    for stretch in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        if len(stretch):
+            out[at : at + len(stretch)] = array[int(stretch[0]) : int(stretch[-1]) + 1]
+            at += len(stretch)
 
 
 def join_patches(sets: Sequence[PatchSet]) -> PatchSet:

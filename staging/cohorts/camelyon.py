@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 from io import StringIO
 from itertools import pairwise
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Generic, TypeVar
 
+from staging.cohorts.names import PHOTO_SUFFIXES, SLIDE_SUFFIXES, slide_name
 from staging.csv_rows import read_rows
 from staging.errors import (
     ConflictError,
     DuplicateSlideError,
-    MissingPatientError,
     NoSlidesError,
     PackedSlidesError,
     SlideNameError,
     TableError,
     UnknownLabelError,
+    listed,
 )
 from staging.lesions.labels import Ranked, SlideLabel
-from staging.scores.kappa import KappaScore, score
 from staging.stages.pn import PatientStage, parse_slide_name
 from wsi.readers.dicom import read_series
 from wsi.store import atomic_text
@@ -36,23 +36,16 @@ from wsi.store import atomic_text
 __all__ = [
     "SlideFile",
     "StageTable",
-    "centre_of",
     "find_slides",
-    "parse_slide_name",
     "read_label_table",
     "read_stage_table",
-    "score_kappa",
     "write_stage_table",
 ]
 
-SLIDE_SUFFIXES = frozenset({".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".dcm"})
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-"""Slides only where nothing else is there: beside slides they are overviews, overlays and labels."""
 
 _NOT_SLIDES = frozenset(
     {"mask", "masks", "annotations", "lesion_annotations", "ground_truth", "background_tissue", "evaluation"}
 )
-_MOST_NAMED = 8
 
 _Value = TypeVar("_Value", bound=Ranked)
 
@@ -91,21 +84,6 @@ class SlideFile:
     node: int | None = None
 
 
-def centre_of(patient: int) -> int:
-    """The medical centre of a CAMELYON17 patient: 0 CWZ, 1 RST, 2 UMCU, 3 RUMC, 4 LPON, twenty patients each.
-
-    Args:
-        patient: number in the name; 0-99 are the training patients, 100-199 the test patients, taken to follow in the
-            same order.
-
-    Raises:
-        ValueError: CAMELYON17 has no such patient.
-    """
-    if not 0 <= patient < 200:
-        raise ValueError(f"CAMELYON17 has patients 0 to 199, got {patient}")
-    return patient % 100 // 20
-
-
 def read_stage_table(path: str | PathLike[str], *, submission: bool = False) -> StageTable:
     """Read a table in the organisers' form: header ``patient,stage``, rows ``patient_000.zip,pN0`` and
     ``patient_000_node_0.tif,negative``.
@@ -135,7 +113,7 @@ def read_stage_table(path: str | PathLike[str], *, submission: bool = False) -> 
         elif _is_patient(name):
             unzipped.append(name.lower())
         else:
-            labels.add(line, _slide_key(name), text, last_wins=submission)
+            labels.add(line, slide_name(name), text, last_wins=submission)
     return StageTable(stages=stages.values, labels=labels.values, unzipped=tuple(unzipped), path=path)
 
 
@@ -157,7 +135,7 @@ def read_label_table(path: str | PathLike[str]) -> dict[str, SlideLabel]:
     elif rows.header[:2] == ["slide", "label"]:
         entries = _Entries(path, SlideLabel)
         for line, name, text in rows.pairs(exact=False):
-            entries.add(line, _slide_key(name), text)
+            entries.add(line, slide_name(name), text)
         labels = entries.values
     else:
         raise _header_error(path, rows.header, "slide,label or patient,stage")
@@ -202,36 +180,6 @@ def write_stage_table(
     writer.writerow(("patient", "stage"))
     writer.writerows((name, value) for _, name, value in sorted(rows))
     atomic_text(Path(path), text.getvalue())
-
-
-def score_kappa(reference: StageTable, submission: StageTable, *, resamples: int = 10_000, seed: int = 0) -> KappaScore:
-    """Score stages as CAMELYON17 does: quadratic weighted kappa over the patients of the reference.
-
-    Args:
-        reference: the true stages.
-        submission: the stages to score; its other patients are ignored and named in the result.
-        resamples: of the bootstrap over patients.
-        seed: of the bootstrap.
-
-    Raises:
-        TableError: the reference has no patient.
-        MissingPatientError: the submission lacks patients of the reference.
-    """
-    if not reference.stages:
-        raise TableError(reference.path, "has no row of a patient", mend="rows are like patient_000.zip,pN0")
-    missing = [patient for patient in reference.stages if patient not in submission.stages]
-    if missing:
-        bare = [patient for patient in missing if patient in submission.unzipped]
-        mend = f"write {bare[0]}.zip: only rows that end in .zip are compared" if bare else "stage every patient"
-        raise MissingPatientError(submission.path, f"has no stage for {_some(missing)}", mend=mend)
-    return score(
-        [stage.rank for stage in reference.stages.values()],
-        [submission.stages[patient].rank for patient in reference.stages],
-        stages=[stage.value for stage in PatientStage],
-        resamples=resamples,
-        seed=seed,
-        ignored=sorted(set(submission.stages) - set(reference.stages)),
-    )
 
 
 def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[SlideFile]:
@@ -292,7 +240,7 @@ class _Rows:
                 raise TableError(
                     self.path,
                     f"the row {','.join(row)!r} is not a name and a label",
-                    place=f"line {line}",
+                    where=f"line {line}",
                     mend="write one name, a comma and one label per row",
                 )
             yield line, row[0], row[1]
@@ -300,7 +248,7 @@ class _Rows:
 
 def _header_error(path: Path, header: list[str], wanted: str) -> TableError:
     got = f"begins with {','.join(header)[:60]!r}" if header else "is empty"
-    return TableError(path, f"{got} where the header {wanted} is wanted", place="line 1", mend=f"begin with {wanted}")
+    return TableError(path, f"{got} where the header {wanted} is wanted", where="line 1", mend=f"begin with {wanted}")
 
 
 class _Entries(Generic[_Value]):
@@ -317,13 +265,13 @@ class _Entries(Generic[_Value]):
         try:
             value = self._kind.parse(text)
         except UnknownLabelError as error:
-            raise UnknownLabelError(self._path, error.reason, place=f"line {line}", mend=error.mend) from None
+            raise UnknownLabelError(self._path, error.reason, where=f"line {line}", mend=error.mend) from None
         earlier = self.values.get(name, value)
         if earlier is not value and not last_wins:
             raise ConflictError(
                 self._path,
                 f"{name} is {earlier} and then {value}",
-                place=f"lines {self._lines[name]} and {line}",
+                where=f"lines {self._lines[name]} and {line}",
                 mend="keep one of the rows",
             )
         self.values[name] = value
@@ -342,16 +290,6 @@ def _is_patient(name: str) -> bool:
 
 def _number(patient: str) -> int:
     return int(patient.partition("_")[2])
-
-
-def _slide_key(name: str) -> str:
-    """A slide's name without suffix; in lower case where it is a CAMELYON17 name."""
-    try:
-        patient, node = parse_slide_name(name)
-    except SlideNameError:
-        suffix = PurePosixPath(name).suffix
-        return name[: -len(suffix)] if suffix.lower() in SLIDE_SUFFIXES | PHOTO_SUFFIXES else name
-    return f"{patient}_node_{node}"
 
 
 def _slide_file(path: Path) -> SlideFile:
@@ -408,13 +346,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _packed(path: Path, archives: list[Path]) -> PackedSlidesError:
-    names = _some([archive.name for archive in archives])
+    names = listed([archive.name for archive in archives])
     return PackedSlidesError(
         path, f"slides are still packed in {names}", mend="unpack them (unzip NAME.zip), or name the unpacked slides"
     )
-
-
-def _some(names: list[str]) -> str:
-    """The names, of many the first few and how many more there are."""
-    rest = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from staging.cohorts.references import slide_key
+from staging.cohorts.names import slide_key
 from staging.csv_rows import Row, decimal, read_rows
 from staging.errors import ConflictError, SlideNameError, TableError, UnknownLabelError, UnsupportedStageError
 from staging.lesions.labels import SlideLabel
@@ -46,7 +46,7 @@ def read_label_probabilities(path: str | PathLike[str]) -> dict[str, tuple[float
         return None
     if len(known) < len(PROBABILITY_COLUMNS):
         missing = ", ".join(name for name in PROBABILITY_COLUMNS if name not in header)
-        raise TableError(path, f"has probabilities of some labels but not of {missing}", place="line 1")
+        raise TableError(path, f"has probabilities of some labels but not of {missing}", where="line 1")
     columns = [header.index(name) for name in PROBABILITY_COLUMNS]
     found: dict[str, tuple[float, ...]] = {}
     lines: dict[str, int] = {}
@@ -64,7 +64,7 @@ def _probabilities(path: Path, line: int, texts: list[str]) -> tuple[float, ...]
         raise TableError(
             path,
             f"{','.join(texts)!r} are no probabilities that sum to 1",
-            place=f"line {line}",
+            where=f"line {line}",
             mend=f"give {', '.join(PROBABILITY_COLUMNS)} from 0 to 1",
         )
     total = math.fsum(shares)
@@ -82,7 +82,7 @@ def read_node_sites(path: str | PathLike[str]) -> dict[str, NodeSite]:
     path = Path(path)
     rows = read_rows(path)
     if not rows or tuple(cell.lower() for cell in rows[0][1]) not in (SITE_COLUMNS, SITE_COLUMNS[:2]):
-        raise TableError(path, "is no table of sites", place="line 1", mend=f"its header is {','.join(SITE_COLUMNS)}")
+        raise TableError(path, "is no table of sites", where="line 1", mend=f"its header is {','.join(SITE_COLUMNS)}")
     found: dict[str, NodeSite] = {}
     lines: dict[str, int] = {}
     for row in rows[1:]:
@@ -98,7 +98,7 @@ def _site(path: Path, row: Row) -> NodeSite:
     try:
         return NodeSite(site=Site.parse(texts[0]), detection=Detection.parse(texts[1]) if texts[1] else None)
     except UnknownLabelError as error:
-        raise UnknownLabelError(path, error.reason, place=f"line {line}", mend=error.mend) from None
+        raise UnknownLabelError(path, error.reason, where=f"line {line}", mend=error.mend) from None
 
 
 def _slide(name: str) -> str:
@@ -113,7 +113,7 @@ def _slide(name: str) -> str:
 def _refuse_second(path: Path, slide: str, line: int, lines: dict[str, int]) -> None:
     if slide in lines:
         raise ConflictError(
-            path, f"has two rows of {slide}", place=f"lines {lines[slide]} and {line}", mend="keep one of the rows"
+            path, f"has two rows of {slide}", where=f"lines {lines[slide]} and {line}", mend="keep one of the rows"
         )
     lines[slide] = line
 

@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from staging.cohorts.camelyon import PHOTO_SUFFIXES, SLIDE_SUFFIXES, centre_of, read_label_table
+from staging.cohorts.camelyon import read_label_table
+from staging.cohorts.names import slide_key
 from staging.csv_rows import Row, decimal, read_rows
-from staging.errors import ConflictError, SlideNameError, TableError, UnknownLabelError
+from staging.errors import ConflictError, TableError, UnknownLabelError
 from staging.lesions.labels import SlideLabel
-from staging.stages.pn import parse_slide_name
-
-CENTRES = ("CWZ", "RST", "UMCU", "RUMC", "LPON")
-"""By the number that centre_of gives."""
 
 _KINDS = {"tumor": True, "tumour": True, "normal": False, "1": True, "0": False} | {
     label.value: label is not SlideLabel.NEGATIVE for label in SlideLabel
 }
 _NAME_COLUMNS = frozenset({"slide", "name", "image", "file", "filename", "case"})
 _PROBABILITY_COLUMNS = ("probability", "p", "prob", "score", "confidence", "prediction")
-_SUFFIXES = SLIDE_SUFFIXES | PHOTO_SUFFIXES | {".csv", ".xml", ".zarr"}
 
-# Training slides of CAMELYON16 by number (Litjens et al., GigaScience 2018: 170 of RUMC and 100 of UMCU); the names of
-# its test slides do not tell.
-_CAMELYON16 = re.compile(r"(normal|tumor)_([0-9]{3})")
-_LAST_OF_RUMC = {"normal": 100, "tumor": 70}
 
 _Value = TypeVar("_Value", bool, float)
-
-
-def slide_key(name: str) -> str:
-    """A slide's name without suffix and in lower case, as names are compared here."""
-    suffix = PurePosixPath(name).suffix
-    return (name[: -len(suffix)] if suffix.lower() in _SUFFIXES else name).strip().lower()
-
-
-def centre_name(slide: str) -> str | None:
-    """The centre that a CAMELYON slide comes from, or None where its name does not tell."""
-    try:
-        patient, _ = parse_slide_name(slide)
-        return CENTRES[centre_of(int(patient.partition("_")[2]))]
-    except (SlideNameError, ValueError):
-        match = _CAMELYON16.fullmatch(slide_key(slide))
-    if match is None:
-        return None
-    return "RUMC" if int(match[2]) <= _LAST_OF_RUMC[match[1]] else "UMCU"
 
 
 def read_truth(path: str | PathLike[str]) -> dict[str, bool]:
@@ -78,7 +51,7 @@ def read_truth(path: str | PathLike[str]) -> dict[str, bool]:
             raise UnknownLabelError(
                 path,
                 f"unknown label {cells[1][:60]!r}",
-                place=f"line {line}",
+                where=f"line {line}",
                 mend="known are Tumor, Normal, negative, itc, micro, macro, 1 and 0",
             )
         slides.add(line, cells[0], _KINDS[cells[1].lower()])
@@ -138,7 +111,7 @@ class _BySlide(Generic[_Value]):
             raise ConflictError(
                 self._path,
                 f"contradicts itself about {slide}",
-                place=f"lines {self._lines[slide]} and {line}",
+                where=f"lines {self._lines[slide]} and {line}",
                 mend="keep one of the rows",
             )
         self._values[slide] = value
@@ -163,7 +136,7 @@ def _probability_column(path: Path, header: Row) -> int:
         raise TableError(
             path,
             f"begins with {','.join(cells)[:60]!r} where slide,probability is wanted",
-            place=f"line {line}",
+            where=f"line {line}",
             mend="name these columns, or write no header",
         )
     return names.index(known[0])
@@ -173,6 +146,6 @@ def _row_error(path: Path, line: int, cells: tuple[str, ...], wanted: str) -> Ta
     return TableError(
         path,
         f"the row {','.join(cells)[:60]!r} is not {wanted}",
-        place=f"line {line}",
+        where=f"line {line}",
         mend="separate them by a comma, with decimal points",
     )

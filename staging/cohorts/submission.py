@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from staging.cohorts.camelyon import read_stage_table, write_stage_table
-from staging.cohorts.references import read_predictions, slide_key
+from staging.cohorts.names import slide_key
+from staging.cohorts.references import read_predictions
 from staging.csv_rows import read_rows
-from staging.errors import CohortError, MissingPatientError, TableError
+from staging.errors import CohortError, MissingPatientError, TableError, listed
 from staging.lesions.detections import RADIUS_UM, detections_of, read_detections, write_detections
 from staging.stages.pn import stage_patient
-from wsi.store import atomic_text, read_heatmap
+from wsi.heatmap_store import read_heatmap
+from wsi.store import atomic_text
 
-_MOST_NAMED = 8
 _HEADERS = frozenset({"slide", "patient", "name", "image", "file", "case"})
 
 
@@ -94,7 +95,7 @@ def write_submission(
     if left_out and not allow_incomplete:
         raise CohortError(
             run,
-            f"is incomplete: {_some(left_out)}",
+            f"is incomplete: {listed(left_out)}",
             mend="mend what failed and run again, or give --allow-incomplete: the organisers' score may then refuse it",
         )
     if task is Task.STAGES:
@@ -136,7 +137,7 @@ def check_submission(task: Task, path: Path, *, expected: Collection[str] | None
     if table.unzipped:
         raise TableError(
             path,
-            f"names patients without .zip: {_some(table.unzipped)}",
+            f"names patients without .zip: {listed(table.unzipped)}",
             mend=f"write {table.unzipped[0]}.zip: only rows that end in .zip are compared",
         )
     doubts = []
@@ -181,7 +182,7 @@ def _check_lesions(folder: Path, expected: Collection[str] | None) -> Submission
         doubts.append("there is no detection on any slide")
     crowded = [slide for slide, one in found.items() if one.probability.size > 1000]
     if crowded:
-        doubts.append(f"more than 1,000 detections on {_some(crowded)}: each off a lesion is a false positive")
+        doubts.append(f"more than 1,000 detections on {listed(crowded)}: each off a lesion is a false positive")
     corner = [slide for slide, one in found.items() if one.x.size and max(one.x.max(), one.y.max()) < 4000]
     if len(corner) == sum(bool(one.x.size) for one in found.values()) > 1:
         doubts.append("all positions are below 4,000: they must be level-0 px")
@@ -220,7 +221,7 @@ def require_complete(submission: Submission) -> None:
     if submission.missing:
         raise MissingPatientError(
             submission.path,
-            f"lacks {_some(submission.missing)}",
+            f"lacks {listed(submission.missing)}",
             mend="add a row for each patient" if submission.task is Task.STAGES else "add every slide",
         )
 
@@ -250,8 +251,3 @@ def _left_out(run: Path, task: Task) -> tuple[str, ...]:
 def _bare(name: str) -> str:
     key = slide_key(name)
     return key.removesuffix(".zip")
-
-
-def _some(names: Collection[str]) -> str:
-    listed = ", ".join(list(names)[:_MOST_NAMED])
-    return listed if len(names) <= _MOST_NAMED else f"{listed} and {len(names) - _MOST_NAMED} more"

@@ -124,7 +124,7 @@ def features(
                 "width": probed.width,
                 "encoder": {"kind": probed.kind, **probed.to_json()},
                 "bad_tiles": {one.name: one.bad_tiles for one in done if one.bad_tiles},
-                "quarantined": {name: f"{stage}: {reason}" for name, _, stage, reason in failures},
+                "quarantined": {name: f"{step}: {reason}" for name, _, step, reason in failures},
             }
         )
     )

@@ -35,10 +35,10 @@ def heatmap(
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.inference import infer  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
+    from wsi.heatmap_store import write_heatmap  # noqa: PLC0415
     from wsi.render import overlay as draw  # noqa: PLC0415  (slow import)
     from wsi.render import save_png, thumbnail  # noqa: PLC0415
     from wsi.slide import Slide  # noqa: PLC0415
-    from wsi.store import write_heatmap  # noqa: PLC0415
     from wsi.tissue import find_tissue  # noqa: PLC0415
     from wsi.writing.heatmap_file import write_heatmap_tiff  # noqa: PLC0415
 

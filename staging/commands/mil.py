@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import typer
 
+from staging.cohorts.names import patient_of, slide_key
 from staging.commands.options import Device
 
 EXIT_QUARANTINED = 3
@@ -98,13 +99,13 @@ def train(
         if reason is not None:
             left_out[slide.name] = reason
             continue
-        patient = known.get(_key(slide.name)) or _patient(slide.name)
+        patient = known.get(slide_key(slide.name)) or patient_of(slide.name)
         alone += patient is None
         bags.append(
             Bag(
                 slide=slide.name,
-                patient=patient or f"slide {_key(slide.name)}",
-                label=labels[_key(slide.name)],
+                patient=patient or f"slide {slide_key(slide.name)}",
+                label=labels[slide_key(slide.name)],
                 load=slide.load,
             )
         )
@@ -139,7 +140,7 @@ def train(
                 "patients": len({bag.patient for bag in bags}),
                 "slides_without_patient": alone,
                 "left_out": left_out,
-                "without_features": sorted(labels.keys() - {_key(slide.name) for slide in found}),
+                "without_features": sorted(labels.keys() - {slide_key(slide.name) for slide in found}),
                 "quarantined": failures,
             }
         )
@@ -255,9 +256,9 @@ def _opened(folders: Sequence[Path]) -> tuple[list[Any], dict[str, str]]:
         if not inside or not folder.is_dir():
             raise NoSlidesError(folder, "holds no features", mend="make them with sentinode features")
         for path in inside:
-            if _key(path.name) in paths:
-                raise DuplicateSlideError(path, f"has the name of {paths[_key(path.name)]}", mend="leave one out")
-            paths[_key(path.name)] = path
+            if slide_key(path.name) in paths:
+                raise DuplicateSlideError(path, f"has the name of {paths[slide_key(path.name)]}", mend="leave one out")
+            paths[slide_key(path.name)] = path
     found, failures = [], {}
     for _, path in sorted(paths.items()):
         try:
@@ -307,15 +308,15 @@ def _labels(reference: Path, classes: str) -> tuple[tuple[str, ...], dict[str, i
     if classes == "2":
         return _TWO, {slide: int(is_positive) for slide, is_positive in read_truth(reference).items()}
     names = tuple(label.value for label in SlideLabel)
-    return names, {_key(slide): label.rank for slide, label in read_label_table(reference).items()}
+    return names, {slide_key(slide): label.rank for slide, label in read_label_table(reference).items()}
 
 
 def _why_left_out(slide: str, labels: Mapping[str, int]) -> str | None:
     from staging.cohorts.errata import OUT_OF_SLIDE_TASK  # noqa: PLC0415  (slow import)
 
-    if _key(slide) in OUT_OF_SLIDE_TASK:
-        return OUT_OF_SLIDE_TASK[_key(slide)]
-    return None if _key(slide) in labels else "the reference has no label for it"
+    if slide_key(slide) in OUT_OF_SLIDE_TASK:
+        return OUT_OF_SLIDE_TASK[slide_key(slide)]
+    return None if slide_key(slide) in labels else "the reference has no label for it"
 
 
 def _check_some(bags: Sequence[object], reference: Path, failures: Mapping[str, str]) -> None:
@@ -343,25 +344,9 @@ def _patients(path: Path) -> dict[str, str]:
         if line == 1 and [cell.lower() for cell in cells[:2]] == ["slide", "patient"]:
             continue
         if len(cells) < 2 or not all(cells[:2]):
-            raise TableError(path, "the row is not slide,patient", place=f"line {line}", mend="give both")
-        if found.setdefault(_key(cells[0]), cells[1]) != cells[1]:
+            raise TableError(path, "the row is not slide,patient", where=f"line {line}", mend="give both")
+        if found.setdefault(slide_key(cells[0]), cells[1]) != cells[1]:
             raise ConflictError(
-                path, f"gives {cells[0]} to two patients", place=f"line {line}", mend="keep one of the rows"
+                path, f"gives {cells[0]} to two patients", where=f"line {line}", mend="keep one of the rows"
             )
     return found
-
-
-def _patient(slide: str) -> str | None:
-    from staging.errors import SlideNameError  # noqa: PLC0415  (slow import)
-    from staging.stages.pn import parse_slide_name  # noqa: PLC0415
-
-    try:
-        return parse_slide_name(slide)[0]
-    except SlideNameError:
-        return None
-
-
-def _key(slide: str) -> str:
-    from staging.cohorts.references import slide_key  # noqa: PLC0415  (slow import)
-
-    return slide_key(slide)

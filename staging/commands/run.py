@@ -45,10 +45,10 @@ def run(
     from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.commands.results import summary  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
+    from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
     from staging.runs.cohort import run_cohort  # noqa: PLC0415
     from staging.runs.config import RunConfig  # noqa: PLC0415
-    from staging.training.peak import peak_of  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import shared_out  # noqa: PLC0415
 

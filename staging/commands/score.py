@@ -64,8 +64,12 @@ def kappa(
 
     Example: sentinode score kappa stage_labels.csv stages.csv --against other.csv
     """
-    from staging.cohorts.camelyon import read_stage_table, score_kappa  # noqa: PLC0415  (slow import)
-    from staging.scores.patients import compare_submissions, kappa_by_centre  # noqa: PLC0415
+    from staging.cohorts.camelyon import read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.scores.patients import (  # noqa: PLC0415
+        compare_submissions,
+        kappa_by_centre,
+        score_kappa,
+    )
 
     truth, claimed = read_stage_table(reference), read_stage_table(submission, submission=True)
     result = score_kappa(truth, claimed, resamples=resamples, seed=seed)

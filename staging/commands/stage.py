@@ -38,12 +38,13 @@ def stage(
     Example: sentinode stage labels.csv -o stages.csv
     """
     from staging.cohorts.camelyon import read_label_table, write_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.names import patient_of  # noqa: PLC0415  (slow import)
     from staging.cohorts.node_tables import read_label_probabilities, read_node_sites, tnm_stages  # noqa: PLC0415
     from staging.stages.pn import parse_slide_name, stage_patients, stage_probabilities  # noqa: PLC0415
 
     table = read_label_table(labels)
     staging = stage_patients(table, expected_nodes=nodes)
-    staged = {name: label for name, label in table.items() if _patient(name) in staging.stages}
+    staged = {name: label for name, label in table.items() if patient_of(name) in staging.stages}
     record: dict[str, Any] = {
         "stages": str(output),
         "patients": len(staging.stages),
@@ -67,13 +68,3 @@ def stage(
     typer.echo(json.dumps(record))
     if staging.unscored:
         raise typer.Exit(3)
-
-
-def _patient(slide: str) -> str | None:
-    from staging.errors import SlideNameError  # noqa: PLC0415  (slow import)
-    from staging.stages.pn import parse_slide_name  # noqa: PLC0415
-
-    try:
-        return parse_slide_name(slide)[0]
-    except SlideNameError:
-        return None

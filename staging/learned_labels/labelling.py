@@ -12,7 +12,7 @@ from staging.learned_labels.trees import SlideClassifier
 from staging.lesions.labels import SlideLabel
 from staging.lesions.tables import csv_text
 from wsi.errors import ArtefactError, CheckpointError
-from wsi.store import read_heatmap
+from wsi.heatmap_store import read_heatmap
 
 
 def find_heatmaps(folder: Path) -> list[Path]:

@@ -11,7 +11,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from staging.lesions.finding import MERGE_GAP_UM, measure_heatmap
+from annotations.measures import MERGE_GAP_UM
+from staging.lesions.finding import measure_heatmap
 from staging.lesions.shape import LesionFeatures
 from wsi.raster import Heatmap
 

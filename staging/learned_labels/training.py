@@ -14,19 +14,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from staging.cohorts.references import centre_name, slide_key
-from staging.errors import CohortError, SlideNameError
+from staging.cohorts.names import centre_name, patient_of, slide_key
+from staging.errors import CohortError, listed
 from staging.learned_labels.predictors import FEATURE_NAMES, slide_features
 from staging.learned_labels.trees import Floats, Kind, SlideClassifier, Whole, fit, ranks_of
 from staging.lesions.labels import SlideLabel
 from staging.scores.kappa import confusion_matrix, quadratic_kappa
-from staging.stages.pn import parse_slide_name
-from wsi.store import read_heatmap
+from wsi.heatmap_store import read_heatmap
 
 Split = Literal["patients", "centres"]
 _GRID = tuple(step / 20 for step in range(1, 20))
 _ROUNDS = 4
-_MOST_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,7 +107,7 @@ def gather(
         names=names,
         features=np.array([slide_features(read_heatmap(by_name[name])) for name in names]),
         ranks=np.array([truth[name].rank for name in names], dtype=np.int64),
-        groups=tuple((centre_name(name) or "") if split == "centres" else _patient(name) for name in names),
+        groups=tuple((centre_name(name) or "") if split == "centres" else (patient_of(name) or name) for name in names),
     )
 
 
@@ -230,18 +228,10 @@ def _folds(slides: LabelledSlides, recipe: Recipe) -> list[NDArray[np.intp]]:
     return [np.flatnonzero(of_slide == number) for number in range(count)]
 
 
-def _patient(name: str) -> str:
-    try:
-        return parse_slide_name(name)[0]
-    except SlideNameError:
-        return name
-
-
 def _refuse(path: Path | None, names: Iterable[str], noun: str, mend: str) -> None:
-    listed = sorted(names)
-    if listed:
-        rest = f" and {len(listed) - _MOST_NAMED} more" if len(listed) > _MOST_NAMED else ""
-        raise CohortError(path, f"there is no {noun} of {', '.join(listed[:_MOST_NAMED])}{rest}", mend=mend)
+    missing = sorted(names)
+    if missing:
+        raise CohortError(path, f"there is no {noun} of {listed(missing)}", mend=mend)
 
 
 def _or_none(value: float) -> Any:  # noqa: ANN401  (a number or null in JSON)

@@ -219,7 +219,7 @@ def fit(
     boosted = GradientBoostingClassifier(n_estimators=trees, max_depth=2, subsample=0.7, random_state=seed)
     boosted.fit(features, ranks)
     found = tuple(
-        _from_sklearn(one.tree_, target=target) for stage in boosted.estimators_ for target, one in enumerate(stage)
+        _from_sklearn(one.tree_, target=target) for trees in boosted.estimators_ for target, one in enumerate(trees)
     )
     outputs = boosted.estimators_.shape[1]
     rate = float(boosted.learning_rate)

@@ -94,10 +94,10 @@ def _outlines(table: Path, slide: str) -> dict[int, list[Annotation]]:
     """The contours of each lesion by its number; a hole stands behind its outline."""
     from annotations.files.geojson import read_geojson  # noqa: PLC0415  (slow import)
 
-    places = (table.parent / f"{slide}.geojson", table.parent / "lesions" / f"{slide}.geojson")
-    path = next((place for place in places if place.is_file()), None)
+    candidates = (table.parent / f"{slide}.geojson", table.parent / "lesions" / f"{slide}.geojson")
+    path = next((where for where in candidates if where.is_file()), None)
     if path is None:
-        raise CohortError(places[0], "there are no contours of the slide", mend="keep them beside lesions.csv")
+        raise CohortError(candidates[0], "there are no contours of the slide", mend="keep them beside lesions.csv")
     outlines: dict[int, list[Annotation]] = {}
     number = 0
     for one in read_geojson(path):

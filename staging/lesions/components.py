@@ -1,8 +1,8 @@
 """Connected components of masks and heatmaps of any size, exact and the same however the pixels are read.
 
-A mask is read once, in bands of rows, and kept as the runs of its rows: a run is a longest stretch of tumour cells.
-Components, holes and gaps follow from the runs alone, so no seam between bands exists. Memory holds one band and the
-runs, whose number grows with the length of the outlines and not with the area.
+A mask is read once, in bands of rows, and kept as the spans of its rows: a span is a longest stretch of tumour cells.
+Components, holes and gaps follow from the spans alone, so no seam between bands exists. Memory holds one band and the
+spans, whose number grows with the length of the outlines and not with the area.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 BAND_CELLS = 1 << 25
 """Cells read at a time."""
 
-_RUNS_AT_ONCE = 1 << 19
+_SPANS_AT_ONCE = 1 << 19
 
 Numbers = NDArray[np.int64]
 
@@ -34,7 +34,7 @@ class PixelSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Runs:
+class Spans:
     """The tumour cells of a grid as longest stretches within rows, top to bottom and left to right.
 
     Attributes:
@@ -45,7 +45,7 @@ class Runs:
         sums, highs, lows: float64 (n,), sum, maximum and minimum of the values of its tumour cells.
         crossings: float64 (m, 2) row and column, in cells, at which the value crosses the threshold between the centres
             of a tumour cell and of a side neighbour outside; None for a mask, where that is half-way.
-        crossing_runs: int64 (m,), the run whose cell that is.
+        crossing_spans: int64 (m,), the span whose cell that is.
     """
 
     shape: tuple[int, int]
@@ -57,7 +57,7 @@ class Runs:
     highs: NDArray[np.float64]
     lows: NDArray[np.float64]
     crossings: NDArray[np.float64] | None = None
-    crossing_runs: Numbers | None = None
+    crossing_spans: Numbers | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,14 +68,14 @@ class Runs:
         return self.stops - self.starts
 
     def holding(self, rows: Numbers, columns: Numbers) -> Numbers:
-        """The run that holds each of some cells, all of which are in one."""
+        """The span that holds each of some cells, all of which are in one."""
         stride = self.shape[1] + 2
         return np.searchsorted(self.rows * stride + self.starts, rows * stride + columns, side="right") - 1
 
-    def chosen(self, chosen: Numbers | slice) -> Runs:
-        """Some of the runs, in their order, without crossings."""
+    def chosen(self, chosen: Numbers | slice) -> Spans:
+        """Some of the spans, in their order, without crossings."""
         names = ("rows", "starts", "stops", "cells", "sums", "highs", "lows")
-        return Runs(shape=self.shape, **{name: getattr(self, name)[chosen] for name in names})
+        return Spans(shape=self.shape, **{name: getattr(self, name)[chosen] for name in names})
 
 
 def bands_of(source: PixelSource, *, band_rows: int | None = None) -> Iterator[NDArray[Any]]:
@@ -100,8 +100,8 @@ def bands_of(source: PixelSource, *, band_rows: int | None = None) -> Iterator[N
         yield np.asarray(source[slice(row, min(row + band_rows, height)), slice(0, width)])
 
 
-def trace(bands: Iterable[NDArray[Any]], *, threshold: float | None = None) -> Runs:
-    """The runs of a mask or heatmap that comes in bands of rows.
+def trace(bands: Iterable[NDArray[Any]], *, threshold: float | None = None) -> Spans:
+    """The spans of a mask or heatmap that comes in bands of rows.
 
     Args:
         bands: bool (rows, columns) of a mask, or floating of a heatmap, from top to bottom and of one width.
@@ -117,14 +117,14 @@ def trace(bands: Iterable[NDArray[Any]], *, threshold: float | None = None) -> R
 
 
 class _Tracer:
-    """Collects runs band by band."""
+    """Collects spans band by band."""
 
     def __init__(self, threshold: float | None) -> None:
         self._threshold = threshold
         self._width: int | None = None
         self._height = 0
         self._above: NDArray[Any] | None = None
-        self._runs: list[tuple[NDArray[Any], ...]] = []
+        self._spans: list[tuple[NDArray[Any], ...]] = []
         self._crossings: list[tuple[Numbers, Numbers, NDArray[np.float64]]] = []
 
     def add(self, band: NDArray[Any]) -> None:
@@ -135,21 +135,21 @@ class _Tracer:
         self._width = band.shape[1]
         inside = band if self._threshold is None else band >= self._threshold
         if inside.any():
-            self._runs.append(_runs_of_band(inside, None if self._threshold is None else band, self._height))
+            self._spans.append(_spans_of_band(inside, None if self._threshold is None else band, self._height))
         if self._threshold is not None:
             self._cross(band, inside)
         self._height += band.shape[0]
 
-    def finished(self) -> Runs:
+    def finished(self) -> Spans:
         if self._width is None:
             raise ValueError("a mask has at least one band")
         if self._above is not None:
             self._cross_down(np.concatenate([self._above, np.zeros_like(self._above)]), self._height - 1)
         kinds = (np.int64, np.int64, np.int64, np.int64, np.float64, np.float64, np.float64)
-        columns = zip(*self._runs, strict=True) if self._runs else [()] * len(kinds)
+        columns = zip(*self._spans, strict=True) if self._spans else [()] * len(kinds)
         joined = [np.concatenate([np.empty(0, dtype=kind), *parts]) for kind, parts in zip(kinds, columns, strict=True)]
         rows, starts, stops, cells, sums, highs, lows = joined
-        runs = Runs(
+        spans = Spans(
             shape=(self._height, self._width),
             rows=rows,
             starts=starts,
@@ -160,14 +160,14 @@ class _Tracer:
             lows=lows,
         )
         if self._threshold is None:
-            return runs
+            return spans
         nowhere = np.empty(0, dtype=np.int64)
         cell_rows = np.concatenate([nowhere, *(part[0] for part in self._crossings)])
         cell_columns = np.concatenate([nowhere, *(part[1] for part in self._crossings)])
         points = np.concatenate([np.empty((0, 2)), *(part[2] for part in self._crossings)])
-        owners = runs.holding(cell_rows, cell_columns)
+        owners = spans.holding(cell_rows, cell_columns)
         order = np.lexsort((points[:, 1], points[:, 0], owners))
-        return replace(runs, crossings=points[order], crossing_runs=owners[order])
+        return replace(spans, crossings=points[order], crossing_spans=owners[order])
 
     def _cross(self, values: NDArray[Any], inside: NDArray[np.bool_]) -> None:
         """Collect the crossings within a band, and those between it and the row above it."""
@@ -210,7 +210,7 @@ class _Tracer:
         self._crossings.append((rows.astype(np.int64), columns.astype(np.int64), points))
 
 
-def _runs_of_band(inside: NDArray[np.bool_], values: NDArray[Any] | None, top: int) -> tuple[NDArray[Any], ...]:
+def _spans_of_band(inside: NDArray[np.bool_], values: NDArray[Any] | None, top: int) -> tuple[NDArray[Any], ...]:
     """(rows, starts, stops, cells, sums, highs, lows) of one band."""
     height, width = inside.shape
     changes = np.empty((height, width + 1), dtype=np.bool_)
@@ -229,46 +229,46 @@ def _runs_of_band(inside: NDArray[np.bool_], values: NDArray[Any] | None, top: i
     return rows + top, starts, stops, cells, sums, highs, lows
 
 
-def label_runs(runs: Runs) -> Numbers:
-    """The component of each run, int64 (n,), numbered from 0 in the order of first cells; corners connect."""
-    return connected(len(runs), *near(runs, runs, step=1, reach=0))
+def label_spans(spans: Spans) -> Numbers:
+    """The component of each span, int64 (n,), numbered from 0 in the order of first cells; corners connect."""
+    return connected(len(spans), *near(spans, spans, step=1, reach=0))
 
 
-def fill_holes(runs: Runs) -> Runs:
-    """Runs with every hole filled: background that no path over sides leads out of, as scipy's binary_fill_holes.
+def fill_holes(spans: Spans) -> Spans:
+    """Spans with every hole filled: background that no path over sides leads out of, as scipy's binary_fill_holes.
 
     The values of filled cells count nowhere: sums, highs and lows stay those of the tumour cells.
     """
-    is_after_hole = _after_holes(runs)
+    is_after_hole = _after_holes(spans)
     if not is_after_hole.any():
-        return runs
+        return spans
     first = np.flatnonzero(~is_after_hole)
-    last = np.append(first[1:], len(runs)) - 1
+    last = np.append(first[1:], len(spans)) - 1
     return replace(
-        runs,
-        rows=runs.rows[first],
-        starts=runs.starts[first],
-        stops=runs.stops[last],
-        cells=np.add.reduceat(runs.cells, first),
-        sums=np.add.reduceat(runs.sums, first),
-        highs=np.maximum.reduceat(runs.highs, first),
-        lows=np.minimum.reduceat(runs.lows, first),
-        crossing_runs=None if runs.crossing_runs is None else (np.cumsum(~is_after_hole) - 1)[runs.crossing_runs],
+        spans,
+        rows=spans.rows[first],
+        starts=spans.starts[first],
+        stops=spans.stops[last],
+        cells=np.add.reduceat(spans.cells, first),
+        sums=np.add.reduceat(spans.sums, first),
+        highs=np.maximum.reduceat(spans.highs, first),
+        lows=np.minimum.reduceat(spans.lows, first),
+        crossing_spans=None if spans.crossing_spans is None else (np.cumsum(~is_after_hole) - 1)[spans.crossing_spans],
     )
 
 
-def _after_holes(runs: Runs) -> NDArray[np.bool_]:
-    """Which runs have a hole on their left."""
-    result = np.zeros(len(runs), dtype=np.bool_)
-    (left,) = np.nonzero(runs.rows[1:] == runs.rows[:-1])
+def _after_holes(spans: Spans) -> NDArray[np.bool_]:
+    """Which spans have a hole on their left."""
+    result = np.zeros(len(spans), dtype=np.bool_)
+    (left,) = np.nonzero(spans.rows[1:] == spans.rows[:-1])
     if not len(left):
         return result
     nothing = np.broadcast_to(0.0, len(left))
-    gaps = Runs(
-        shape=runs.shape,
-        rows=runs.rows[left],
-        starts=runs.stops[left],
-        stops=runs.starts[left + 1],
+    gaps = Spans(
+        shape=spans.shape,
+        rows=spans.rows[left],
+        starts=spans.stops[left],
+        stops=spans.starts[left + 1],
         cells=np.broadcast_to(0, len(left)),
         sums=nothing,
         highs=nothing,
@@ -276,37 +276,37 @@ def _after_holes(runs: Runs) -> NDArray[np.bool_]:
     )
     component = connected(len(gaps), *near(gaps, gaps, step=1, reach=-1))
     is_open = np.zeros(len(gaps), dtype=np.bool_)
-    is_open[component[_opens(gaps, runs)]] = True
+    is_open[component[_opens(gaps, spans)]] = True
     result[left + 1] = ~is_open[component]
     return result
 
 
-def _opens(gaps: Runs, runs: Runs) -> NDArray[np.bool_]:
-    """Which gaps between runs of a row meet, above or below, the background beside all runs of that row."""
+def _opens(gaps: Spans, spans: Spans) -> NDArray[np.bool_]:
+    """Which gaps between spans of a row meet, above or below, the background beside all spans of that row."""
     result = np.zeros(len(gaps), dtype=np.bool_)
     for step in (-1, 1):
         row = gaps.rows + step
-        first, end = np.searchsorted(runs.rows, row), np.searchsorted(runs.rows, row, side="right")
+        first, end = np.searchsorted(spans.rows, row), np.searchsorted(spans.rows, row, side="right")
         empty = first == end
-        some = first.clip(0, len(runs) - 1), (end - 1).clip(0, len(runs) - 1)
-        result |= empty | (gaps.starts < runs.starts[some[0]]) | (gaps.stops > runs.stops[some[1]])
+        some = first.clip(0, len(spans) - 1), (end - 1).clip(0, len(spans) - 1)
+        result |= empty | (gaps.starts < spans.starts[some[0]]) | (gaps.stops > spans.stops[some[1]])
     return result
 
 
-def near(runs: Runs, others: Runs, *, step: int, reach: int) -> tuple[Numbers, Numbers]:
-    """All pairs (run, other) with the other ``step`` rows below and at most ``reach`` columns between them.
+def near(spans: Spans, others: Spans, *, step: int, reach: int) -> tuple[Numbers, Numbers]:
+    """All pairs (span, other) with the other ``step`` rows below and at most ``reach`` columns between them.
 
-    Reach 0 takes corners that touch, -1 only runs that have a column in common.
+    Reach 0 takes corners that touch, -1 only spans that have a column in common.
     """
-    stride, width = runs.shape[1] + 2, runs.shape[1]
+    stride, width = spans.shape[1] + 2, spans.shape[1]
     found_ones, found_others = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for at in range(0, len(runs), _RUNS_AT_ONCE):
-        few = slice(at, at + _RUNS_AT_ONCE)
-        row = runs.rows[few] + step
+    for at in range(0, len(spans), _SPANS_AT_ONCE):
+        few = slice(at, at + _SPANS_AT_ONCE)
+        row = spans.rows[few] + step
         top, bottom = (int(one) for one in np.searchsorted(others.rows, (row[0], row[-1] + 1)))
         base = others.rows[top:bottom] * stride
-        low = (runs.starts[few] - reach).clip(0, None)
-        high = (runs.stops[few] + reach).clip(None, width)
+        low = (spans.starts[few] - reach).clip(0, None)
+        high = (spans.stops[few] + reach).clip(None, width)
         begin = np.searchsorted(base + others.stops[top:bottom], row * stride + low)
         end = np.searchsorted(base + others.starts[top:bottom], row * stride + high, side="right")
         one, offset = expanded((end - begin).clip(0, None))

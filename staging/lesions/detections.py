@@ -54,7 +54,7 @@ class Detections:
         table = np.asarray(rows, dtype=np.float64).reshape(-1, 3)
         return cls(probability=table[:, 0], x=table[:, 1], y=table[:, 2])
 
-    def place(self, index: int) -> str | None:
+    def where(self, index: int) -> str | None:
         """Where a detection stands in its file."""
         return f"line {self.lines[index]}" if self.lines else None
 
@@ -146,7 +146,7 @@ def _is_header(path: Path, cells: tuple[str, ...]) -> bool:
     raise TableError(
         path,
         f"begins with {','.join(cells)[:60]!r}, no row of a detection",
-        place="line 1",
+        where="line 1",
         mend="write probability,x,y per row and no header",
     )
 
@@ -160,7 +160,7 @@ def _detection(path: Path, line: int, cells: tuple[str, ...]) -> tuple[float, fl
     else:
         probability, x, y = (number or 0.0 for number in numbers)
         return probability, x, y
-    raise TableError(path, f"the row {','.join(cells)[:60]!r} {reason}", place=f"line {line}", mend=mend)
+    raise TableError(path, f"the row {','.join(cells)[:60]!r} {reason}", where=f"line {line}", mend=mend)
 
 
 def _text(value: float) -> str:

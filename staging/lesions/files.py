@@ -14,9 +14,9 @@ from staging.lesions.settings import LesionSettings
 from staging.lesions.shape import LesionFeatures, measure_polygons
 from staging.lesions.tables import csv_text
 from wsi.errors import ResolutionError
+from wsi.heatmap_store import read_heatmap
 from wsi.raster import Mask
 from wsi.slide import Slide
-from wsi.store import read_heatmap
 
 DRAWN = frozenset({".xml", ".geojson", ".json"})
 

@@ -21,14 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from staging.lesions.components import Numbers, Runs, fill_holes, label_runs, trace
+from annotations.measures import MERGE_GAP_UM
+from staging.lesions.components import Numbers, Spans, fill_holes, label_spans, trace
 from staging.lesions.merging import merge_near
-from staging.lesions.shape import LesionFeatures, measure_runs
+from staging.lesions.shape import LesionFeatures, measure_spans
 from wsi.geometry import Frame, Region
 from wsi.raster import Heatmap, Mask
-
-MERGE_GAP_UM = 75.0
-"""Deposits this close or closer are one lesion: the CAMELYON16 evaluation grows every deposit by 37.5 um."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +134,8 @@ def measure_heatmap(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold lies above 0 and at most at 1, got {threshold}")
-    runs = trace([heatmap.array], threshold=threshold)
-    found = _found(runs, heatmap.frame, merge_gap_um, with_holes_filled=with_holes_filled)
+    spans = trace([heatmap.array], threshold=threshold)
+    found = _found(spans, heatmap.frame, merge_gap_um, with_holes_filled=with_holes_filled)
     kept = [
         number
         for number, one in enumerate(found.features)
@@ -173,10 +171,10 @@ def measure_mask(
         ResolutionError: mpp is not known.
         ValueError: the gap is negative, or the bands do not make up the frame.
     """
-    runs = trace(bands)
-    if runs.shape != tuple(frame.shape):
-        raise ValueError(f"the bands make up {runs.shape}, the frame is {frame.shape}")
-    found = _found(runs, frame, merge_gap_um, with_holes_filled=with_holes_filled)
+    spans = trace(bands)
+    if spans.shape != tuple(frame.shape):
+        raise ValueError(f"the bands make up {spans.shape}, the frame is {frame.shape}")
+    found = _found(spans, frame, merge_gap_um, with_holes_filled=with_holes_filled)
     return tuple(one for one in found.features if one.longest_diameter_um >= min_diameter_um)
 
 
@@ -197,7 +195,7 @@ class _Found:
 
     features: tuple[LesionFeatures, ...]
     numbers: tuple[int, ...]
-    runs: Runs
+    spans: Spans
     groups: Numbers
     frame: Frame
 
@@ -210,30 +208,30 @@ class _Found:
         )
 
     def _mask(self, members: NDArray[np.intp]) -> Mask:
-        rows, starts, stops = self.runs.rows[members], self.runs.starts[members], self.runs.stops[members]
+        rows, starts, stops = self.spans.rows[members], self.spans.starts[members], self.spans.stops[members]
         top, left = int(rows[0]), int(starts.min())
         cells = np.zeros((int(rows[-1]) + 1 - top, int(stops.max()) - left), dtype=np.bool_)
         for row, start, stop in zip(
             (rows - top).tolist(), (starts - left).tolist(), (stops - left).tolist(), strict=True
         ):
             cells[row, start:stop] = True
-        place = self.frame.window(row=top, column=left, height=cells.shape[0], width=cells.shape[1])
-        return Mask(frame=place, array=cells)
+        window = self.frame.window(row=top, column=left, height=cells.shape[0], width=cells.shape[1])
+        return Mask(frame=window, array=cells)
 
 
-def _found(runs: Runs, frame: Frame, gap_um: float, *, with_holes_filled: bool = False) -> _Found:
+def _found(spans: Spans, frame: Frame, gap_um: float, *, with_holes_filled: bool = False) -> _Found:
     pixel_um = frame.pixel_um
     if not gap_um >= 0:
         raise ValueError(f"a gap is at least 0 um, got {gap_um}")
-    runs = fill_holes(runs) if with_holes_filled else runs
-    components = label_runs(runs)
-    groups = merge_near(runs, components, gap_um / pixel_um)
-    features = measure_runs(runs, groups, components, frame)
+    spans = fill_holes(spans) if with_holes_filled else spans
+    components = label_spans(spans)
+    groups = merge_near(spans, components, gap_um / pixel_um)
+    features = measure_spans(spans, groups, components, frame)
     numbers = sorted(range(len(features)), key=lambda number: _order(features[number]))
     return _Found(
         features=tuple(features[number] for number in numbers),
         numbers=tuple(numbers),
-        runs=runs,
+        spans=spans,
         groups=groups,
         frame=frame,
     )

@@ -16,36 +16,36 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from staging.lesions.components import Numbers, Runs, connected, expanded, ordered
+from staging.lesions.components import Numbers, Spans, connected, expanded, ordered
 
-_RUNS_AT_ONCE = 1 << 19
+_SPANS_AT_ONCE = 1 << 19
 _PAIRS_AT_ONCE = 1 << 16
 _ROUNDING = 1e-9  # cells; a gap of exactly the limit is within it
 _AROUND = [(0, 1), (0, 2)] + [(down, aside) for down in (1, 2) for aside in range(-2, 3)]
 
 
-def merge_near(runs: Runs, components: Numbers, gap: float) -> Numbers:
+def merge_near(spans: Spans, components: Numbers, gap: float) -> Numbers:
     """Components in groups: those with at most ``gap`` cells between the nearest edges of their cells are in one.
 
     Exact, whatever the direction of the gap; 0 merges none.
 
     Args:
-        runs: of the grid.
-        components: int64 (n,), of each run.
+        spans: of the grid.
+        components: int64 (n,), of each span.
         gap: in cells.
 
     Returns:
-        int64 (n,), the group of each run, numbered from 0 in the order of first cells.
+        int64 (n,), the group of each span, numbered from 0 in the order of first cells.
     """
-    if len(runs) == 0 or gap <= 0:
+    if len(spans) == 0 or gap <= 0:
         return components
-    limit = _Limit.of(min(gap, float(sum(runs.shape))))
+    limit = _Limit.of(min(gap, float(sum(spans.shape))))
     # any two cells of a square of this side are within the limit, and those of squares three apart are not
     side = int(limit.gap / math.sqrt(2)) + 1
     ones, others = [], []
-    for part, own_rows in _parts(runs, side):
+    for part, own_rows in _parts(spans, side):
         known, local = np.unique(components[part], return_inverse=True)
-        group = _grouped(runs.chosen(part), local, side=side, end=own_rows, limit=limit)
+        group = _grouped(spans.chosen(part), local, side=side, end=own_rows, limit=limit)
         ones.append(known)
         others.append(known[np.unique(group, return_index=True)[1]][group])
     count = int(components.max()) + 1
@@ -124,15 +124,15 @@ class _Pieces:
             np.where(self.is_full, self.bottoms + 1, middle_row)[piece],
             np.where(self.is_full, self.rights + 1, middle)[piece],
         )
-        place = 4 * which + 2 * (rows >= middle_row)
+        cell = 4 * which + 2 * (rows >= middle_row)
         left, right = np.flatnonzero(starts < middle), np.flatnonzero(stops > middle)
-        place = np.concatenate([place[left], place[right] + 1])
-        order = np.argsort(place, kind="stable")
+        cell = np.concatenate([cell[left], cell[right] + 1])
+        order = np.argsort(cell, kind="stable")
         both = np.concatenate([left, right])[order]
         starts = np.concatenate([starts[left], np.maximum(starts, middle)[right]])[order]
         stops = np.concatenate([np.minimum(stops, middle)[left], stops[right]])[order]
-        places, counts = np.unique(place, return_counts=True)
-        parents = places // 4
+        cells, counts = np.unique(cell, return_counts=True)
+        parents = cells // 4
         halves = _Pieces.of(
             groups=self.groups[chosen[parents]], counts=counts, rows=rows[both], starts=starts, stops=stops
         )
@@ -180,50 +180,50 @@ class _Pairs:
         return must, may & ~must
 
 
-def _parts(runs: Runs, side: int) -> Iterator[tuple[slice, int]]:
-    """Runs of whole bands of ``side`` rows, some at a time, with two bands more, and the row where these begin."""
+def _parts(spans: Spans, side: int) -> Iterator[tuple[slice, int]]:
+    """Spans of whole bands of ``side`` rows, some at a time, with two bands more, and the row where these begin."""
     at = 0
-    while at < len(runs):
-        few = slice(at, at + _RUNS_AT_ONCE)
-        entries = np.cumsum((runs.stops[few] - 1) // side - runs.starts[few] // side + 1)
-        last = at + max(1, int(np.searchsorted(entries, _RUNS_AT_ONCE, side="right"))) - 1
-        end = (int(runs.rows[last]) // side + 1) * side
+    while at < len(spans):
+        few = slice(at, at + _SPANS_AT_ONCE)
+        entries = np.cumsum((spans.stops[few] - 1) // side - spans.starts[few] // side + 1)
+        last = at + max(1, int(np.searchsorted(entries, _SPANS_AT_ONCE, side="right"))) - 1
+        end = (int(spans.rows[last]) // side + 1) * side
         begin = at
-        at, after = (int(one) for one in np.searchsorted(runs.rows, (end, end + 2 * side)))
+        at, after = (int(one) for one in np.searchsorted(spans.rows, (end, end + 2 * side)))
         yield slice(begin, after), end
 
 
-def _grouped(runs: Runs, components: Numbers, *, side: int, end: int, limit: _Limit) -> Numbers:
+def _grouped(spans: Spans, components: Numbers, *, side: int, end: int, limit: _Limit) -> Numbers:
     """The group of each of the components, of all pairs within the limit of which one begins above row ``end``."""
-    holder, squares = _squares(runs, side)
+    holder, squares = _squares(spans, side)
     order = np.argsort(squares, kind="stable")
     holder, squares = holder[order], squares[order]
     same = np.flatnonzero(squares[1:] == squares[:-1])
     owner = components[holder]
     group = connected(int(components.max()) + 1, owner[same], owner[same + 1])
     known, first, counts = np.unique(squares, return_index=True, return_counts=True)
-    stride = _stride(runs, side)
+    stride = _stride(spans, side)
     left = (squares % stride - 2) * side
     pieces = _Pieces.of(
         groups=group[owner[first]],
         counts=counts,
-        rows=runs.rows[holder],
-        starts=np.maximum(runs.starts[holder], left),
-        stops=np.minimum(runs.stops[holder], left + side),
+        rows=spans.rows[holder],
+        starts=np.maximum(spans.starts[holder], left),
+        stops=np.minimum(spans.stops[holder], left + side),
     )
     pairs = _around(pieces, known, stride=stride, own=int(np.searchsorted(known, end // side * stride)))
     return _joined(pairs, np.arange(int(group.max()) + 1), limit)[group]
 
 
-def _stride(runs: Runs, side: int) -> int:
-    return runs.shape[1] // side + 5
+def _stride(spans: Spans, side: int) -> int:
+    return spans.shape[1] // side + 5
 
 
-def _squares(runs: Runs, side: int) -> tuple[Numbers, Numbers]:
-    """(run, number of the square) for every square of side x side cells that a run has cells in."""
-    first, last = runs.starts // side, (runs.stops - 1) // side
+def _squares(spans: Spans, side: int) -> tuple[Numbers, Numbers]:
+    """(span, number of the square) for every square of side x side cells that a span has cells in."""
+    first, last = spans.starts // side, (spans.stops - 1) // side
     holder, offset = expanded(last - first + 1)
-    return holder, runs.rows[holder] // side * _stride(runs, side) + first[holder] + offset + 2
+    return holder, spans.rows[holder] // side * _stride(spans, side) + first[holder] + offset + 2
 
 
 def _around(pieces: _Pieces, squares: Numbers, *, stride: int, own: int) -> _Pairs:

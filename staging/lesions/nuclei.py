@@ -5,10 +5,11 @@ Lindeberg, International Journal of Computer Vision 30(2), 1998), for diameters 
 disc of that diameter and of density c above its surroundings answers with 2/e * c at its centre, so that the limit on
 the answer is one on c.
 
-The count serves the rule of 200 cells (staging.lesions.labels.SizeRule). Nuclei whose centres are nearer than half a diameter
-count as one; fragments and the nuclei of lymphocytes and stroma in the lesion count as cells too. Looked at on real
-level-0 tiles, dense small nuclei come out right within about a fifth; of large pale nuclei some are missed and others
-counted twice, so that the sum may be half too large. Counts near 200 decide nothing without a look at the slide.
+The count serves the rule of 200 cells (staging.lesions.labels.SizeRule). Nuclei whose centres are nearer than half a
+diameter count as one; fragments and the nuclei of lymphocytes and stroma in the lesion count as cells too. Looked at
+on real level-0 tiles, dense small nuclei come out right within about a fifth; of large pale nuclei some are missed
+and others counted twice, so that the sum may be half too large. Counts near 200 decide nothing without a look at the
+slide.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def find_nuclei(
     limit = max(FAINTEST, contrast * float(np.percentile(answers.max(axis=0), 99.5)))
     size, rows, columns = np.nonzero(is_peak & (answers >= limit))
     order = np.argsort(-answers[size, rows, columns], kind="stable")
-    places = np.stack([rows, columns], axis=1)[order]
-    kept = places[_apart(places, diameters[size[order]] / 2)]
+    candidates = np.stack([rows, columns], axis=1)[order]
+    kept = candidates[_apart(candidates, diameters[size[order]] / 2)]
     kept = kept[np.lexsort((kept[:, 1], kept[:, 0]))]
     x, y = image.frame.centres(kept[:, 0], kept[:, 1])
     centres = np.stack([x, y], axis=1)
@@ -94,14 +95,14 @@ def _answers(haematoxylin: NDArray[np.float32], diameter: float) -> NDArray[np.f
     return found * np.float32(-(sigma**2) / _ANSWER)
 
 
-def _apart(places: NDArray[np.int64], radii: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of some places, strongest first, are not within the radius of a stronger one that is kept: bool (n,)."""
+def _apart(centres: NDArray[np.int64], radii: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of some positions, strongest first, are not within the radius of a stronger one that is kept: bool (n,)."""
     from scipy.spatial import cKDTree  # noqa: PLC0415  (slow import)
 
-    kept = np.ones(len(places), dtype=np.bool_)
-    if not len(places):
+    kept = np.ones(len(centres), dtype=np.bool_)
+    if not len(centres):
         return kept
-    near = cKDTree(places).query_ball_point(places, radii)
+    near = cKDTree(centres).query_ball_point(centres, radii)
     for number, others in enumerate(near):
         if kept[number]:
             kept[[other for other in others if other > number]] = False

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from annotations.measures import MERGE_GAP_UM
 from staging.errors import ConfigurationError
-from staging.lesions.finding import MERGE_GAP_UM
-from staging.training.peak import PEAK, peak_of
 from wsi.store import digest_of, provenance_of
 
 THRESHOLD = 0.5
@@ -117,3 +116,20 @@ def _of_model(heatmap: Path, provenance: dict[str, Any], model: Path) -> dict[st
         "threshold": Setting(value=checkpoint.threshold, source=str(model)),
         "peak": Setting(value=peak_of(checkpoint.provenance), source=str(model)),
     }
+
+
+PEAK = 0.9
+"""Taken for a checkpoint that does not say its own."""
+
+
+_KEY = "peak"
+
+
+def peak_of(provenance: Mapping[str, Any]) -> float:
+    """The peak that is stored with a checkpoint, or PEAK."""
+    return float(provenance.get(_KEY, PEAK))
+
+
+def with_peak(provenance: Mapping[str, Any], peak: float) -> dict[str, Any]:
+    """The provenance of a checkpoint that knows its peak."""
+    return {**provenance, _KEY: peak}

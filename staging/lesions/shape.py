@@ -1,4 +1,4 @@
-"""What is measured of a lesion, in um: from the runs of a mask or heatmap of any size, and from polygons.
+"""What is measured of a lesion, in um: from the spans of a mask or heatmap of any size, and from polygons.
 
 Where scikit-image's regionprops has the name, the definition is its own, but for two points that make small lesions
 come out right, and cells and polygons alike: a cell is a square and no point. So the moments include 1/12 of a cell's
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from staging.lesions.components import Numbers, Runs, expanded, near
+from staging.lesions.components import Numbers, Spans, expanded, near
 from wsi.geometry import Frame, Region
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _WEIGHTS = np.zeros(50)
 _WEIGHTS[[5, 7, 15, 17, 25, 27]] = 1.0
 _WEIGHTS[[21, 33]] = math.sqrt(2)
 _WEIGHTS[[13, 23]] = (1 + math.sqrt(2)) / 2
-_RUNS_AT_ONCE = 1 << 17
+_SPANS_AT_ONCE = 1 << 17
 _POINTS_AT_ONCE = 256
 
 
@@ -75,13 +75,13 @@ class LesionFeatures:
     deposits: int
 
 
-def measure_runs(runs: Runs, groups: Numbers, components: Numbers, frame: Frame) -> list[LesionFeatures]:
+def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Frame) -> list[LesionFeatures]:
     """Measure the lesions of a grid.
 
     Args:
-        runs: of the grid.
-        groups: int64 (n,), the lesion of each run, numbered from 0.
-        components: int64 (n,), the connected deposit of each run.
+        spans: of the grid.
+        groups: int64 (n,), the lesion of each span, numbered from 0.
+        components: int64 (n,), the connected deposit of each span.
         frame: where the grid lies; its mpp must be known.
 
     Returns:
@@ -91,26 +91,26 @@ def measure_runs(runs: Runs, groups: Numbers, components: Numbers, frame: Frame)
         ResolutionError: mpp is not known.
     """
     pixel_um = frame.pixel_um
-    if len(runs) == 0:
+    if len(spans) == 0:
         return []
     count = int(groups.max()) + 1
-    area = np.bincount(groups, runs.lengths, count).astype(np.float64)
-    row, column = _centres(runs, groups, area)
-    axes = _axes(*_cell_moments(runs, groups, area))
-    boxes = _boxes(runs, groups, count)
-    hulls = _hull_areas(_corners(runs, groups))
-    longest = _longest(_outline_points(runs, groups), count)
-    perimeter = _perimeters(runs, groups, count)
-    tumour = np.bincount(groups, runs.cells, count)
-    means = np.bincount(groups, runs.sums, count) / tumour
+    area = np.bincount(groups, spans.lengths, count).astype(np.float64)
+    row, column = _centres(spans, groups, area)
+    axes = _axes(*_cell_moments(spans, groups, area))
+    boxes = _boxes(spans, groups, count)
+    hulls = _hull_areas(_corners(spans, groups))
+    longest = _longest(_outline_points(spans, groups), count)
+    perimeter = _perimeters(spans, groups, count)
+    tumour = np.bincount(groups, spans.cells, count)
+    means = np.bincount(groups, spans.sums, count) / tumour
     highs, lows = np.zeros(count), np.full(count, np.inf)
-    np.maximum.at(highs, groups, runs.highs)
-    np.minimum.at(lows, groups, runs.lows)
+    np.maximum.at(highs, groups, spans.highs)
+    np.minimum.at(lows, groups, spans.lows)
     deposits = np.bincount(groups[np.unique(components, return_index=True)[1]], minlength=count)
     x, y = frame.centres(row, column)
     result = []
     for number, (top, left, bottom, right) in enumerate(boxes.tolist()):
-        place = frame.window(row=top, column=left, height=bottom - top, width=right - left)
+        window = frame.window(row=top, column=left, height=bottom - top, width=right - left)
         result.append(
             LesionFeatures(
                 longest_diameter_um=float(longest[number]) * pixel_um,
@@ -126,7 +126,7 @@ def measure_runs(runs: Runs, groups: Numbers, components: Numbers, frame: Frame)
                 probability_mean=float(np.clip(means[number], lows[number], highs[number])),
                 probability_min=float(lows[number]),
                 centroid=(float(x[number]), float(y[number])),
-                region=place.region,
+                region=window.region,
                 deposits=int(deposits[number]),
             )
         )
@@ -182,21 +182,23 @@ def _axes(
     return 4 * np.sqrt(middle + spread), 4 * np.sqrt((middle - spread).clip(0, None))
 
 
-def _centres(runs: Runs, groups: Numbers, area: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _centres(
+    spans: Spans, groups: Numbers, area: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(row, column) of the centroid of each lesion, counted from the centre of cell (0, 0)."""
-    middle = (runs.starts + runs.stops - 1) / 2
-    row = np.bincount(groups, runs.lengths * runs.rows, len(area)) / area
-    return row, np.bincount(groups, runs.lengths * middle, len(area)) / area
+    middle = (spans.starts + spans.stops - 1) / 2
+    row = np.bincount(groups, spans.lengths * spans.rows, len(area)) / area
+    return row, np.bincount(groups, spans.lengths * middle, len(area)) / area
 
 
 def _cell_moments(
-    runs: Runs, groups: Numbers, area: NDArray[np.float64]
+    spans: Spans, groups: Numbers, area: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """(xx, yy, xy) of each lesion, about its centroid, in cells squared."""
-    row, column = _centres(runs, groups, area)
-    lengths = runs.lengths.astype(np.float64)
-    aside, down = (runs.starts + runs.stops - 1) / 2 - column[groups], runs.rows - row[groups]
-    # a run of n cells of side 1 is a stretch of length n
+    row, column = _centres(spans, groups, area)
+    lengths = spans.lengths.astype(np.float64)
+    aside, down = (spans.starts + spans.stops - 1) / 2 - column[groups], spans.rows - row[groups]
+    # a span of n cells of side 1 is a stretch of length n
     xx = np.bincount(groups, lengths * (aside**2 + lengths**2 / 12)) / area
     yy = np.bincount(groups, lengths * (down**2 + 1 / 12)) / area
     xy = np.bincount(groups, lengths * aside * down) / area
@@ -223,14 +225,14 @@ def _polygon_moments(geometry: shapely.MultiPolygon) -> tuple[float, float, floa
     return xx, yy, xy
 
 
-def _boxes(runs: Runs, groups: Numbers, count: int) -> Numbers:
+def _boxes(spans: Spans, groups: Numbers, count: int) -> Numbers:
     """int64 (count, 4): top, left, bottom, right of each lesion in cells, half-open."""
     boxes = np.empty((count, 4), dtype=np.int64)
     boxes[:, :2], boxes[:, 2:] = np.iinfo(np.int64).max, -1
-    np.minimum.at(boxes[:, 0], groups, runs.rows)
-    np.minimum.at(boxes[:, 1], groups, runs.starts)
-    np.maximum.at(boxes[:, 2], groups, runs.rows + 1)
-    np.maximum.at(boxes[:, 3], groups, runs.stops)
+    np.minimum.at(boxes[:, 0], groups, spans.rows)
+    np.minimum.at(boxes[:, 1], groups, spans.starts)
+    np.maximum.at(boxes[:, 2], groups, spans.rows + 1)
+    np.maximum.at(boxes[:, 3], groups, spans.stops)
     return boxes
 
 
@@ -238,29 +240,29 @@ _Points = tuple[Numbers, NDArray[np.float64]]
 """The lesion of each point, and float64 (n, 2) row and column; sorted by lesion."""
 
 
-def _rows_of_lesions(runs: Runs, groups: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+def _rows_of_lesions(spans: Spans, groups: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers]:
     """(lesion, row, first column, end of the last): only these of a lesion's row can lie on a convex hull."""
-    order = np.lexsort((runs.starts, runs.rows, groups))
-    owner, row = groups[order], runs.rows[order]
+    order = np.lexsort((spans.starts, spans.rows, groups))
+    owner, row = groups[order], spans.rows[order]
     first = np.flatnonzero(np.append(True, (owner[1:] != owner[:-1]) | (row[1:] != row[:-1])))
     last = np.append(first[1:], len(order)) - 1
-    return owner[first], row[first], runs.starts[order[first]], runs.stops[order[last]]
+    return owner[first], row[first], spans.starts[order[first]], spans.stops[order[last]]
 
 
-def _corners(runs: Runs, groups: Numbers) -> _Points:
+def _corners(spans: Spans, groups: Numbers) -> _Points:
     """Corners of cells, counted from the outer corner of cell (0, 0)."""
-    owner, row, start, stop = _rows_of_lesions(runs, groups)
+    owner, row, start, stop = _rows_of_lesions(spans, groups)
     points = np.stack([row, start, row, stop, row + 1, start, row + 1, stop], axis=1)
     return np.repeat(owner, 4), points.reshape(-1, 2).astype(np.float64)
 
 
-def _outline_points(runs: Runs, groups: Numbers) -> _Points:
+def _outline_points(spans: Spans, groups: Numbers) -> _Points:
     """Where the outline crosses the lines between cells' centres, counted from the centre of cell (0, 0)."""
-    if runs.crossings is not None and runs.crossing_runs is not None:
-        owner = groups[runs.crossing_runs]
+    if spans.crossings is not None and spans.crossing_spans is not None:
+        owner = groups[spans.crossing_spans]
         order = np.argsort(owner, kind="stable")
-        return owner[order], runs.crossings[order]
-    owner, row, start, stop = _rows_of_lesions(runs, groups)
+        return owner[order], spans.crossings[order]
+    owner, row, start, stop = _rows_of_lesions(spans, groups)
     end = stop - 1
     up, down = row - 0.5, row + 0.5
     points = np.stack([row, start - 0.5, row, end + 0.5, up, start, up, end, down, start, down, end], axis=1)
@@ -288,13 +290,13 @@ def _longest(points: _Points, count: int) -> NDArray[np.float64]:
     return longest
 
 
-def _perimeters(runs: Runs, groups: Numbers, count: int) -> NDArray[np.float64]:
+def _perimeters(spans: Spans, groups: Numbers, count: int) -> NDArray[np.float64]:
     """Length of the outlines of each lesion in cells."""
     lengths = np.zeros(count)
-    stride = runs.shape[1] + 2
-    for part, around in _parts(runs):
-        keys = _outline_cells(runs.chosen(around))
-        top, bottom = int(runs.rows[part][0]), int(runs.rows[part][-1])
+    stride = spans.shape[1] + 2
+    for part, around in _parts(spans):
+        keys = _outline_cells(spans.chosen(around))
+        top, bottom = int(spans.rows[part][0]), int(spans.rows[part][-1])
         own = keys[slice(*np.searchsorted(keys, (top * stride, (bottom + 1) * stride)))]
         code = np.ones(len(own), dtype=np.int64)
         ended = np.append(keys, -1)
@@ -307,33 +309,33 @@ def _perimeters(runs: Runs, groups: Numbers, count: int) -> NDArray[np.float64]:
                 at += is_outline
                 if down or aside:
                     code += is_outline * (10 if down and aside else 2)
-        owner = groups[runs.holding(own // stride, own % stride - 1)]
+        owner = groups[spans.holding(own // stride, own % stride - 1)]
         lengths += np.bincount(owner, _WEIGHTS[code], count)
     return lengths
 
 
-def _parts(runs: Runs) -> Iterator[tuple[slice, slice]]:
-    """Runs of whole rows, some at a time, and the same with two more rows on either side."""
+def _parts(spans: Spans) -> Iterator[tuple[slice, slice]]:
+    """Spans of whole rows, some at a time, and the same with two more rows on either side."""
     at = 0
-    while at < len(runs):
-        last = int(runs.rows[min(at + _RUNS_AT_ONCE, len(runs)) - 1])
-        first = int(runs.rows[at])
-        begin, end, after = (int(one) for one in np.searchsorted(runs.rows, (first - 2, last + 1, last + 3)))
+    while at < len(spans):
+        last = int(spans.rows[min(at + _SPANS_AT_ONCE, len(spans)) - 1])
+        first = int(spans.rows[at])
+        begin, end, after = (int(one) for one in np.searchsorted(spans.rows, (first - 2, last + 1, last + 3)))
         yield slice(at, end), slice(begin, after)
         at = end
 
 
-def _outline_cells(runs: Runs) -> Numbers:
+def _outline_cells(spans: Spans) -> Numbers:
     """Cells with a side neighbour outside, each as row * (columns + 2) + column + 1, sorted."""
-    stride = runs.shape[1] + 2
-    outside = _background(runs)
-    firsts, lasts = [runs.starts, runs.stops - 1], [runs.starts, runs.stops - 1]
-    rows = [runs.rows, runs.rows]
+    stride = spans.shape[1] + 2
+    outside = _background(spans)
+    firsts, lasts = [spans.starts, spans.stops - 1], [spans.starts, spans.stops - 1]
+    rows = [spans.rows, spans.rows]
     for step in (-1, 1):
-        one, other = near(runs, outside, step=step, reach=-1)
-        firsts.append(np.maximum(runs.starts[one], outside.starts[other]))
-        lasts.append(np.minimum(runs.stops[one], outside.stops[other]) - 1)
-        rows.append(runs.rows[one])
+        one, other = near(spans, outside, step=step, reach=-1)
+        firsts.append(np.maximum(spans.starts[one], outside.starts[other]))
+        lasts.append(np.minimum(spans.stops[one], outside.stops[other]) - 1)
+        rows.append(spans.rows[one])
     first, last = np.concatenate(firsts), np.concatenate(lasts)
     holder, offset = expanded(last - first + 1)
     # np.unique hashes first, which for millions of nearly sorted cells takes five times as long
@@ -342,23 +344,23 @@ def _outline_cells(runs: Runs) -> Numbers:
     return keys[is_new]
 
 
-def _background(runs: Runs) -> Runs:
-    """What lies outside in the rows of the runs and in those above and below, also beyond the grid."""
-    new_row = np.flatnonzero(np.append(True, runs.rows[1:] != runs.rows[:-1]))
-    before = np.append(0, runs.stops[:-1])
+def _background(spans: Spans) -> Spans:
+    """What lies outside in the rows of the spans and in those above and below, also beyond the grid."""
+    new_row = np.flatnonzero(np.append(True, spans.rows[1:] != spans.rows[:-1]))
+    before = np.append(0, spans.stops[:-1])
     before[new_row] = 0
-    ends = np.append(new_row[1:], len(runs)) - 1
-    known = runs.rows[new_row]
+    ends = np.append(new_row[1:], len(spans)) - 1
+    known = spans.rows[new_row]
     empty = np.setdiff1d(np.concatenate([known - 1, known + 1]), known)
-    row = np.concatenate([runs.rows, known, empty])
-    start = np.concatenate([before, runs.stops[ends], np.zeros_like(empty)])
-    width = runs.shape[1]
-    stop = np.concatenate([runs.starts, np.full(len(known) + len(empty), width)])
+    row = np.concatenate([spans.rows, known, empty])
+    start = np.concatenate([before, spans.stops[ends], np.zeros_like(empty)])
+    width = spans.shape[1]
+    stop = np.concatenate([spans.starts, np.full(len(known) + len(empty), width)])
     order = np.lexsort((start, row))
     order = order[stop[order] > start[order]]
     nothing = np.zeros(len(order))
-    return Runs(
-        shape=runs.shape,
+    return Spans(
+        shape=spans.shape,
         rows=row[order],
         starts=start[order],
         stops=stop[order],

@@ -74,7 +74,7 @@ def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:
     except (OSError, UnicodeDecodeError) as error:
         raise TableError(path, f"cannot be read: {error}", mend="give the lesions.csv of a run") from error
     if not lines or tuple(lines[0]) != LESION_COLUMNS:
-        raise TableError(path, "is no lesion table", place="line 1", mend=f"its header is {','.join(LESION_COLUMNS)}")
+        raise TableError(path, "is no lesion table", where="line 1", mend=f"its header is {','.join(LESION_COLUMNS)}")
     lesions: dict[str, list[Lesion]] = {}
     for number, row in enumerate(lines[1:], start=2):
         if not row:
@@ -83,9 +83,9 @@ def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:
             slide, _, _, *texts = row
             longest, area, x, y, probability = (float(text) for text in texts)
         except ValueError as error:
-            raise TableError(path, f"holds no lesion: {error}", place=f"line {number}") from error
+            raise TableError(path, f"holds no lesion: {error}", where=f"line {number}") from error
         if not (0 <= longest < math.inf and 0 <= area < math.inf):
-            raise TableError(path, f"holds an impossible size {texts[0]} um", place=f"line {number}")
+            raise TableError(path, f"holds an impossible size {texts[0]} um", where=f"line {number}")
         lesions.setdefault(slide, []).append(
             Lesion(
                 longest_diameter_um=longest,

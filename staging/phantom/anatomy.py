@@ -191,12 +191,12 @@ def _draw_node(rng: np.random.Generator, depth: Field, hilum: Field, piece: _Pie
 
 def _draw_follicles(rng: np.random.Generator, plan: NDArray[np.uint8], where: NDArray[np.bool_], wobble: Field) -> None:
     candidates = np.argwhere(where)
-    placed: list[tuple[float, float, float]] = []
+    drawn: list[tuple[float, float, float]] = []
     for row, column in candidates[rng.permutation(len(candidates))[:260]]:
         radius = rng.uniform(130, 330) / CELL_UM
-        if any(np.hypot(row - r, column - c) < 0.95 * (radius + other) for r, c, other in placed):
+        if any(np.hypot(row - r, column - c) < 0.95 * (radius + other) for r, c, other in drawn):
             continue
-        placed.append((row, column, radius))
+        drawn.append((row, column, radius))
         reach = int(1.6 * radius) + 2
         rows = slice(max(0, row - reach), row + reach + 1)
         columns = slice(max(0, column - reach), column + reach + 1)
@@ -213,8 +213,8 @@ def _draw_follicles(rng: np.random.Generator, plan: NDArray[np.uint8], where: ND
 
 
 def _draw_vessels(rng: np.random.Generator, depth: Field, hilum: Field, tissue: NDArray[np.uint8]) -> None:
-    places = np.argwhere((hilum < 0.2) & (depth > -900) & (tissue != Tissue.GLASS))
-    for row, column in places[rng.permutation(len(places))[: int(rng.integers(4, 11))]]:
+    candidates = np.argwhere((hilum < 0.2) & (depth > -900) & (tissue != Tissue.GLASS))
+    for row, column in candidates[rng.permutation(len(candidates))[: int(rng.integers(4, 11))]]:
         radius = rng.uniform(50, 190) / CELL_UM
         reach = int(1.5 * radius) + 2
         rows = slice(max(0, row - reach), row + reach + 1)
@@ -276,11 +276,11 @@ def _walk(rng: np.random.Generator, start: NDArray[np.float64], steps: int, bend
 
 
 def _draw_fold(rng: np.random.Generator, tint: Field, depth: Field, covered: NDArray[np.bool_]) -> None:
-    places = np.argwhere(depth > 100)
-    if not len(places):
+    candidates = np.argwhere(depth > 100)
+    if not len(candidates):
         return
     steps = int(rng.uniform(20, 70))
-    points = _walk(rng, places[rng.integers(len(places))].astype(np.float64), steps, 0.05)
+    points = _walk(rng, candidates[rng.integers(len(candidates))].astype(np.float64), steps, 0.05)
     width = rng.uniform(1.0, 2.6) * np.sin(np.linspace(0.15, np.pi - 0.15, steps)) ** 0.5
     cover = _stroke(depth.shape, points, width) * covered  # two layers of glass or fat are as clear as one
     tint *= 1 - cover[..., None] * np.array([0.42, 0.55, 0.36])

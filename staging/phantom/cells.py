@@ -169,10 +169,10 @@ class Canvas:
             else:
                 target[...] = np.pad(_bytes(value * unit), _MARGIN, mode="wrap")
 
-    def put(self, stamps: list[Stamp], places: NDArray[np.float64]) -> None:
-        """Put one of ``stamps`` after the other, in turn, with its centre at each of ``places`` (n, 2: x, y in um)."""
+    def put(self, stamps: list[Stamp], centres: NDArray[np.float64]) -> None:
+        """Put one of ``stamps`` after the other, in turn, with its centre at each of ``centres`` (n, 2: x, y in um)."""
         halves = [stamp.h.shape[0] // 2 for stamp in stamps]
-        corners = np.rint(places / self.pixel_um).astype(np.intp) % self.size
+        corners = np.rint(centres / self.pixel_um).astype(np.intp) % self.size
         for number, (x, y) in enumerate(corners.tolist()):
             pick = number % len(stamps)
             half = halves[pick]

@@ -17,7 +17,7 @@ from annotations.files.asap import write_asap
 from staging.cohorts.camelyon import write_stage_table
 from staging.lesions.labels import SizeRule, SlideLabel
 from staging.phantom.anatomy import CELL_UM, RIM, Anatomy, draw_anatomy
-from staging.phantom.contours import Contours, Ground, grow_lesion, longest_diameter
+from staging.phantom.growth import Ground, GrownLesion, grow_lesion, longest_diameter
 from staging.phantom.plan import LesionPlan, SlidePlan, plan_cohort
 from staging.phantom.section import Section
 from staging.phantom.stain import CENTRES
@@ -93,7 +93,7 @@ class Layout:
     """A slide that is ready to be rendered, and what it shows."""
 
     section: Section
-    contours: tuple[Contours, ...]
+    contours: tuple[GrownLesion, ...]
     truth: SlideTruth
 
 
@@ -221,9 +221,9 @@ def _render_all(slides: Sequence[SlidePlan], out: Path, workers: int) -> Iterato
                 future.cancel()
 
 
-def _grow(rng: np.random.Generator, ground: Ground, plan: SlidePlan) -> list[Contours] | None:
+def _grow(rng: np.random.Generator, ground: Ground, plan: SlidePlan) -> list[GrownLesion] | None:
     """The lesions of a slide; None where the largest, which decides the label, finds no place."""
-    grown: list[Contours] = []
+    grown: list[GrownLesion] = []
     for lesion in plan.lesions:
         contours = _grow_one(rng, ground, lesion)
         if contours is not None:
@@ -234,13 +234,13 @@ def _grow(rng: np.random.Generator, ground: Ground, plan: SlidePlan) -> list[Con
     return grown
 
 
-def _grow_one(rng: np.random.Generator, ground: Ground, lesion: LesionPlan) -> Contours | None:
+def _grow_one(rng: np.random.Generator, ground: Ground, lesion: LesionPlan) -> GrownLesion | None:
     return grow_lesion(
         rng, ground, lesion.diameter_um, deposits=lesion.deposits, island=lesion.island, loop=lesion.loop
     )
 
 
-def _fill_small(anatomy: Anatomy, lesion: Contours) -> None:
+def _fill_small(anatomy: Anatomy, lesion: GrownLesion) -> None:
     """Let small deposits be solid: nests and glands are wider than they, and they could show nothing but stroma."""
     for outline in lesion.deposits:
         low, high = outline.min(axis=0), outline.max(axis=0)
@@ -250,15 +250,15 @@ def _fill_small(anatomy: Anatomy, lesion: Contours) -> None:
             anatomy.tumour[max(0, top) : bottom, max(0, left) : right] = Tissue.TUMOUR_SOLID
 
 
-def _on_grid(contours: Contours, mpp: float) -> Contours:
+def _on_grid(contours: GrownLesion, mpp: float) -> GrownLesion:
     """The contours in level-0 px, rounded as they are written."""
-    return Contours(
+    return GrownLesion(
         deposits=tuple(np.round(outline / mpp, _DECIMALS) for outline in contours.deposits),
         islands=tuple(np.round(outline / mpp, _DECIMALS) for outline in contours.islands),
     )
 
 
-def _truth(plan: SlidePlan, section: Section, contours: Sequence[Contours]) -> SlideTruth:
+def _truth(plan: SlidePlan, section: Section, contours: Sequence[GrownLesion]) -> SlideTruth:
     rule = SizeRule()
     lesions = []
     for lesion in contours:
@@ -287,7 +287,7 @@ def _truth(plan: SlidePlan, section: Section, contours: Sequence[Contours]) -> S
     )
 
 
-def _centroid(lesion: Contours) -> tuple[float, float]:
+def _centroid(lesion: GrownLesion) -> tuple[float, float]:
     total, moment = 0.0, np.zeros(2)
     for sign, outlines in ((1.0, lesion.deposits), (-1.0, lesion.islands)):
         for outline in outlines:

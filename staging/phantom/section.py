@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from staging.phantom.anatomy import CELL_UM, RIM, TINT_CELL_UM, Anatomy
 from staging.phantom.atlas import RELIEF_STEP, Atlas, atlases
-from staging.phantom.contours import fill_polygon
+from staging.phantom.growth import fill_polygon
 from staging.phantom.noise import Field, product, spline_rows
 from staging.phantom.stain import Centre
 

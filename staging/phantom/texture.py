@@ -110,13 +110,13 @@ def _scatter(
     row, column = np.divmod(np.arange(rows * columns), columns)
     x = (column + 0.5 * (row % 2)) / columns
     y = row / rows
-    places = np.stack([x, y], axis=1) * canvas.width_um + rng.normal(0, jitter * spacing_um, (rows * columns, 2))
-    places %= canvas.width_um
-    kept = rng.random(len(places)) < share
+    centres = np.stack([x, y], axis=1) * canvas.width_um + rng.normal(0, jitter * spacing_um, (rows * columns, 2))
+    centres %= canvas.width_um
+    kept = rng.random(len(centres)) < share
     if where is not None:
-        index = np.minimum((places / canvas.pixel_um).astype(np.intp), canvas.size - 1)
+        index = np.minimum((centres / canvas.pixel_um).astype(np.intp), canvas.size - 1)
         kept &= where[index[:, 1], index[:, 0]]
-    return np.asarray(rng.permutation(places[kept]), dtype=np.float64)
+    return np.asarray(rng.permutation(centres[kept]), dtype=np.float64)
 
 
 def _cells(
@@ -230,8 +230,8 @@ def _spindle_cells(
     share: float = 0.8,
 ) -> None:
     """Fibroblasts that lie along the fibres."""
-    places = _scatter(canvas, rng, spacing_um, jitter=0.35, share=share, where=where)
-    index = np.minimum((places / canvas.pixel_um).astype(np.intp), canvas.size - 1)
+    centres = _scatter(canvas, rng, spacing_um, jitter=0.35, share=share, where=where)
+    index = np.minimum((centres / canvas.pixel_um).astype(np.intp), canvas.size - 1)
     step = max(1, round(3 / canvas.pixel_um))
     ahead = np.minimum(index + step, canvas.size - 1)
     here = phase[index[:, 1], index[:, 0]]
@@ -244,7 +244,7 @@ def _spindle_cells(
             nucleus_um=4.4, spread=0.2, aspect=4.5, chromatin=0.8, pallor=0.1, ragged=0.08, lie=np.pi * number / bins
         )
         chosen = np.floor(lie / np.pi * bins + 0.5).astype(np.intp) % bins == number
-        canvas.put(cut_stamps(rng, kind, pixel_um=canvas.pixel_um, count=3), places[chosen])
+        canvas.put(cut_stamps(rng, kind, pixel_um=canvas.pixel_um, count=3), centres[chosen])
 
 
 def _collagen(canvas: Canvas, rng: np.random.Generator) -> None:

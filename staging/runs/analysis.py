@@ -15,13 +15,14 @@ from staging.lesions.labels import SlideLabel, slide_label
 from staging.lesions.outlines import write_contours
 from staging.runs.cluster import TileNews
 from staging.runs.config import RunConfig, slide_provenance
-from staging.runs.slide_fault import stage
+from staging.runs.slide_fault import step
 from wsi.errors import CheckpointError
 from wsi.geometry import Region
+from wsi.heatmap_store import read_heatmap, write_heatmap
 from wsi.raster import Heatmap, Mask
 from wsi.readers.base import BadTile
 from wsi.slide import Slide
-from wsi.store import atomic_text, json_text, provenance_of, read_heatmap, write_heatmap
+from wsi.store import atomic_text, json_text, provenance_of
 from wsi.tissue import find_tissue, tissue_area_um2
 
 log = logging.getLogger(__name__)
@@ -95,11 +96,11 @@ class SlideAnalysis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A quarantined slide: its id, file, the stage that failed and the reason."""
+    """A quarantined slide: its id, file, the step that failed and the reason."""
 
     slide: str
     path: str
-    stage: str
+    step: str
     reason: str
 
 
@@ -111,16 +112,16 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
         StorageError: the output side is at fault; no slide is to blame.
         CheckpointError: the model is at fault.
     """
-    with stage("open", slide=task.name, path=task.path):
+    with step("open", slide=task.name, path=task.path):
         slide = Slide.open(task.path, mpp=task.config.mpp, on_bad_tile=task.config.on_bad_tile)
     with slide:
-        with stage("open", slide=task.name, path=task.path):
+        with step("open", slide=task.name, path=task.path):
             made_from = slide_provenance(slide.fingerprint(), task.config)
         done = _recorded(task, made_from)
         if done is not None:
             return done
         heatmap = _heatmap(task, slide, made_from, on_tiles)
-        with stage("lesions", slide=task.name, path=task.path):
+        with step("lesions", slide=task.name, path=task.path):
             lesions, masks = find_lesions(
                 heatmap,
                 threshold=task.config.threshold,
@@ -137,7 +138,7 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
                 mpp=slide.frame.pixel_um,
             )
             write_contours(task.output / "lesions", task.name, lesions, masks)
-        with stage("overlay", slide=task.name, path=task.path):
+        with step("overlay", slide=task.name, path=task.path):
             _draw(task, slide, heatmap, masks)
         analysis = replace(analysis, bad_tiles=slide.bad_tiles)
     atomic_text(_record_path(task), json_text({"made_from": made_from, "analysis": analysis.to_json()}))
@@ -151,10 +152,10 @@ def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles:
         return read_heatmap(path)
     from wsi.cnn.inference import infer  # noqa: PLC0415  (loads torch)
 
-    with stage("tissue", slide=task.name, path=task.path):
+    with step("tissue", slide=task.name, path=task.path):
         tissue = find_tissue(slide)
         log.info("%s: %.1f mm2 of tissue", task.name, tissue_area_um2(tissue) / 1e6)
-    with stage("heatmap", slide=task.name, path=task.path):
+    with step("heatmap", slide=task.name, path=task.path):
         heatmap = infer(
             slide,
             _checkpoint(task.model, task.config.model),

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from staging.cohorts.camelyon import SlideFile, StageTable, score_kappa, write_stage_table
-from staging.errors import ConfigurationError, MissingPatientError, SlideNameError, TooManyFailuresError
+from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
+from staging.cohorts.names import patient_of
+from staging.errors import ConfigurationError, MissingPatientError, TooManyFailuresError
 from staging.lesions.tables import csv_text, label_table, lesion_table
 from staging.runs.analysis import Failure, SlideAnalysis, SlideTask, analyse_slide
 from staging.runs.cluster import each
 from staging.runs.config import RunConfig, differences, model_name
 from staging.runs.report import write_report
 from staging.runs.slide_fault import SlideFaultError
-from staging.stages.pn import Staging, parse_slide_name, stage_patients
+from staging.scores.patients import score_kappa
+from staging.stages.pn import Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, sweep
@@ -123,7 +125,7 @@ def _analyse(
             continue
         failure = _failure(task, outcome)
         failures.append(failure)
-        news.slide(task.name, f"quarantined at {failure.stage}: {failure.reason}")
+        news.slide(task.name, f"quarantined at {failure.step}: {failure.reason}")
         if len(failures) >= _FEWEST_TO_ABORT and len(failures) > max_failures * len(tasks):
             raise TooManyFailuresError(
                 failure.path,
@@ -135,8 +137,8 @@ def _analyse(
 
 def _failure(task: SlideTask, outcome: BaseException) -> Failure:
     if isinstance(outcome, SlideFaultError):
-        return Failure(slide=task.name, path=str(task.path), stage=outcome.place or "", reason=outcome.reason)
-    return Failure(slide=task.name, path=str(task.path), stage="worker", reason=str(outcome) or type(outcome).__name__)
+        return Failure(slide=task.name, path=str(task.path), step=outcome.where or "", reason=outcome.reason)
+    return Failure(slide=task.name, path=str(task.path), step="worker", reason=str(outcome) or type(outcome).__name__)
 
 
 def _conclude(
@@ -149,18 +151,18 @@ def _conclude(
     reference: StageTable | None,
 ) -> CohortResult:
     labels = {analysis.slide: analysis.label for analysis in analyses}
-    reasons = {failure.slide: f"{failure.stage}: {failure.reason}" for failure in failures}
+    reasons = {failure.slide: f"{failure.step}: {failure.reason}" for failure in failures}
     staging = stage_patients(labels, failed=reasons, expected_nodes=config.nodes)
     lesions = {analysis.slide: analysis.lesions for analysis in analyses}
     atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
     atomic_text(output / "labels.csv", label_table(lesions, config.rule))
-    quarantined = ((one.slide, one.path, one.stage, one.reason) for one in failures)
-    atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "stage", "reason"), quarantined))
+    quarantined = ((one.slide, one.path, one.step, one.reason) for one in failures)
+    atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "step", "reason"), quarantined))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_text(("slide", "level", "tile_row", "tile_column", "reason"), bad))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
     atomic_text(output / "unscored.csv", csv_text(("patient", "reason"), unscored))
-    staged = {slide: label for slide, label in labels.items() if _patient(slide) in staging.stages}
+    staged = {slide: label for slide, label in labels.items() if patient_of(slide) in staging.stages}
     write_stage_table(output / "stages.csv", staging.stages, staged)
     score = _score(staging, reference) if reference is not None else None
     if score is not None:
@@ -226,10 +228,3 @@ def _check_configuration(output: Path, config: RunConfig) -> None:
             f"was made by another configuration: {'; '.join(found)}",
             mend="choose another output, or the same settings; nothing was touched",
         )
-
-
-def _patient(slide: str) -> str | None:
-    try:
-        return parse_slide_name(slide)[0]
-    except SlideNameError:
-        return None

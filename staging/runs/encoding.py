@@ -15,7 +15,7 @@ from staging.lesions.tables import csv_text
 from staging.runs.bars import CohortProgress
 from staging.runs.cluster import each
 from staging.runs.config import differences
-from staging.runs.slide_fault import stage
+from staging.runs.slide_fault import step
 from wsi.errors import ArtefactError, CheckpointError, StorageError
 from wsi.lock import OutputLock
 from wsi.slide import Slide
@@ -73,7 +73,7 @@ class FeatureResult:
 def encode_slides(
     tasks: Sequence[FeatureTask], output: Path, settings: dict[str, Any], *, processes: int
 ) -> tuple[list[FeatureResult], list[tuple[str, str, str, str]]]:
-    """What was made, and (slide, path, stage, reason) of what could not be."""
+    """What was made, and (slide, path, step, reason) of what could not be."""
     done: list[FeatureResult] = []
     failures: list[tuple[str, str, str, str]] = []
     with OutputLock(output), CohortProgress(len(tasks), verb="slides encoded") as progress:
@@ -86,12 +86,12 @@ def encode_slides(
                 done.append(outcome)
                 progress.slide(task.name, f"{outcome.tiles} tiles")
                 continue
-            stage = getattr(outcome, "place", None) or "worker"
+            step = getattr(outcome, "where", None) or "worker"
             reason = getattr(outcome, "reason", None) or str(outcome) or type(outcome).__name__
-            failures.append((task.name, str(task.path), stage, reason))
-            progress.slide(task.name, f"quarantined at {stage}: {reason}")
+            failures.append((task.name, str(task.path), step, reason))
+            progress.slide(task.name, f"quarantined at {step}: {reason}")
         failures.sort()
-        atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "stage", "reason"), failures))
+        atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "step", "reason"), failures))
     return sorted(done, key=lambda one: one.name), failures
 
 
@@ -99,7 +99,7 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
     """Make the features of a slide unless they are there.
 
     Raises:
-        SlideFaultError: the slide is at fault; its place is the stage.
+        SlideFaultError: the slide is at fault; ``where`` is the step.
         StorageError: the output side is at fault.
         CheckpointError: the encoder is at fault.
     """
@@ -112,10 +112,10 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
 
     encoder = _encoder(task.encoder)
     geometry = TileGeometry(mpp=task.mpp, size_px=encoder.size_px, stride_px=task.stride_px)
-    with stage("open", slide=task.name, path=task.path):
+    with step("open", slide=task.name, path=task.path):
         slide = Slide.open(task.path, mpp=task.slide_mpp, on_bad_tile=task.on_bad_tile)
     with slide:
-        with stage("open", slide=task.name, path=task.path):
+        with step("open", slide=task.name, path=task.path):
             made_from = features_provenance(
                 slide.fingerprint(), encoder, geometry, mask=MASK, precision=task.precision
             ) | {"slide_mpp": task.slide_mpp, "on_bad_tile": task.on_bad_tile}
@@ -123,9 +123,9 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
             with suppress(ArtefactError):  # what is damaged is made again
                 tiles = len(read_features(task.output))
                 return FeatureResult(name=task.name, tiles=tiles, was_there=True, bad_tiles=_read_bad(task))
-        with stage("tissue", slide=task.name, path=task.path):
+        with step("tissue", slide=task.name, path=task.path):
             tissue = find_tissue(slide)
-        with stage("features", slide=task.name, path=task.path):
+        with step("features", slide=task.name, path=task.path):
             count = write_features(
                 task.output,
                 slide,

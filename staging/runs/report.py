@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from staging.cohorts.camelyon import StageTable, centre_of
+from staging.cohorts.camelyon import StageTable
+from staging.cohorts.names import centre_of_patient
 from staging.errors import SlideNameError
 from staging.runs.analysis import Failure, SlideAnalysis
 from staging.runs.config import RunConfig
@@ -98,7 +99,7 @@ def _patients(
         rows.append(
             {
                 "name": patient,
-                "centre": _centre(patient),
+                "centre": centre_of_patient(patient),
                 "stage": stage.value if stage else None,
                 "reason": reasons.get(patient, ""),
                 "reference": expected_stage.value if expected_stage else None,
@@ -106,13 +107,6 @@ def _patients(
             }
         )
     return rows
-
-
-def _centre(patient: str) -> int | None:
-    try:
-        return centre_of(int(patient.removeprefix("patient_")))
-    except ValueError:
-        return None
 
 
 def _flat(value: Mapping[str, Any], within: str = "") -> list[tuple[str, str]]:

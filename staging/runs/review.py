@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from staging.cohorts.references import centre_name, slide_key
+from staging.cohorts.names import centre_name, slide_key
 from staging.errors import CohortError
 from staging.lesions.labels import SizeRule, SlideLabel
 from staging.lesions.tables import csv_text
 from wsi.geometry import Region
+from wsi.heatmap_store import read_heatmap
 from wsi.raster import Heatmap
-from wsi.store import atomic_text, read_heatmap, storage
+from wsi.store import atomic_text, storage
 
 if TYPE_CHECKING:
     from wsi.slide import Slide
@@ -46,7 +47,7 @@ class Disagreement:
         probability: the heatmap's highest.
         largest_um: longest diameter of the largest lesion, 0 without one.
         centre: where the name tells.
-        places: level-0 (x, y) worth looking at, largest lesion first; the heatmap's highest cell on a missed slide.
+        positions: level-0 (x, y) worth looking at, largest lesion first; the heatmap's highest cell on a missed slide.
     """
 
     slide: str
@@ -57,7 +58,7 @@ class Disagreement:
     probability: float
     largest_um: float
     centre: str | None
-    places: tuple[tuple[float, float], ...]
+    positions: tuple[tuple[float, float], ...]
 
 
 def find_disagreements(run: Path, reference: Mapping[str, SlideLabel]) -> tuple[tuple[Disagreement, ...], int]:
@@ -177,7 +178,7 @@ def _disagreement(
 ) -> Disagreement:
     probability = float(analysis["probability"])
     sizes = [float(lesion["longest_diameter_um"]) for lesion in analysis["lesions"]]
-    places = tuple(
+    positions = tuple(
         (float(lesion["centroid"][0]), float(lesion["centroid"][1])) for lesion in analysis["lesions"][:_CROPS]
     )
     largest = max(sizes, default=0.0)
@@ -185,7 +186,7 @@ def _disagreement(
         kind, sureness = "false alarm", probability
     elif label is SlideLabel.NEGATIVE:
         kind, sureness = "missed", 1 - probability
-        places = (_highest(read_heatmap(run / "heatmaps" / f"{slide}.zarr")),)
+        positions = (_highest(read_heatmap(run / "heatmaps" / f"{slide}.zarr")),)
     else:
         limit = rule.itc_max_um if SlideLabel.ITC in (expected, label) else rule.micro_max_um
         kind, sureness = "size", 1 - min(largest / limit, limit / largest)
@@ -198,7 +199,7 @@ def _disagreement(
         probability=probability,
         largest_um=largest,
         centre=centre_name(slide),
-        places=places,
+        positions=positions,
     )
 
 
@@ -224,7 +225,7 @@ def _draw_crops(
     heatmap = read_heatmap(run / "heatmaps" / f"{one.slide}.zarr")
     crops = []
     with Slide.open(path, mpp=slide_mpp, on_bad_tile="white") as slide:
-        for number, (x, y) in enumerate(one.places, start=1):
+        for number, (x, y) in enumerate(one.positions, start=1):
             image = slide.read_at(CROP_UM / _CROP_PX, _around(slide, x, y))
             what = "its highest probability" if one.kind == "missed" else f"lesion {number}"
             for suffix, drawn in (("", image.array), ("-heatmap", overlay(image, heatmap, threshold=0.5))):

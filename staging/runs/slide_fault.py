@@ -1,4 +1,4 @@
-"""What is wrong with one slide of many, and at which stage it showed."""
+"""What is wrong with one slide of many, and at which step it showed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ log = logging.getLogger(__name__)
 
 
 class SlideFaultError(StagingError):
-    """A slide cannot be worked on; ``place`` is the stage that failed."""
+    """A slide cannot be worked on; ``where`` is the step that failed."""
 
 
 @contextmanager
-def stage(name: str, *, slide: str, path: str | Path) -> Iterator[None]:
-    """Say at which stage a slide failed; failures of the output side and of the model pass unchanged.
+def step(name: str, *, slide: str, path: str | Path) -> Iterator[None]:
+    """Say at which step a slide failed; failures of the output side and of the model pass unchanged.
 
     Args:
-        name: of the stage.
+        name: of the step.
         slide: its name, for the log.
         path: its file.
 
@@ -36,4 +36,4 @@ def stage(name: str, *, slide: str, path: str | Path) -> Iterator[None]:
     except Exception as error:
         log.debug("%s failed at %s", slide, name, exc_info=True)
         reason = str(error) if isinstance(error, PathologyError) else f"unexpected {type(error).__name__}: {error}"
-        raise SlideFaultError(path, reason, place=name) from error
+        raise SlideFaultError(path, reason, where=name) from error

@@ -143,8 +143,8 @@ def evaluation_mask(
         row=top,
         column=left,
         targets=tuple(
-            _target(number, labels[place] == number, (top + place[0].start, left + place[1].start), level)
-            for number, place in enumerate(ndimage.find_objects(labels), start=1)
+            _target(number, labels[slices] == number, (top + slices[0].start, left + slices[1].start), level)
+            for number, slices in enumerate(ndimage.find_objects(labels), start=1)
         ),
     )
 
@@ -175,7 +175,7 @@ def slide_hits(slide: str, mask: EvaluationMask | None, detections: Detections) 
                 detections.path,
                 f"the detection at x {detections.x[first]:g}, y {detections.y[first]:g} lies outside the mask of "
                 f"{slide}, which ends at x {mask.shape[1] << mask.level}, y {mask.shape[0] << mask.level}",
-                place=detections.place(first),
+                where=detections.where(first),
                 mend="give positions in px of the slide's finest level",
             )
     found = mask.at(rows, columns)
@@ -292,8 +292,8 @@ def _filled(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     """Fill the holes of every component and number anew; what lies in a hole becomes part of what is around it."""
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
-    for number, place in enumerate(ndimage.find_objects(labels), start=1):
-        window = labels[place]
+    for number, slices in enumerate(ndimage.find_objects(labels), start=1):
+        window = labels[slices]
         window[ndimage.binary_fill_holes(window == number)] = number
     left = np.bincount(labels.reshape(-1)) > 0
     left[0] = False

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from staging.cohorts.errata import OUT_OF_LESION_TASK
-from staging.cohorts.references import slide_key
-from staging.errors import CohortError, ConfigurationError, ConflictError
+from staging.cohorts.names import slide_key
+from staging.errors import CohortError, ConfigurationError, ConflictError, listed
 from staging.lesions.detections import Detections, read_detections
 from staging.scores.evaluation_masks import TrueTumour, find_masks, read_true_tumour
 from staging.scores.froc import LEVEL, LEVEL_0_UM, RATES, FrocCurve, SlideHits, slide_hits
-
-_MOST_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,8 +245,7 @@ def _find_detections(folder: Path) -> dict[str, Path]:
 
 def _refuse(folder: Path, names: list[str], reason: str, mend: str) -> None:
     if names:
-        rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-        raise CohortError(folder, f"{reason} {', '.join(names[:_MOST_NAMED])}{rest}", mend=mend)
+        raise CohortError(folder, f"{reason} {listed(names)}", mend=mend)
 
 
 def _check_truth(name: str, truth: TrueTumour, *, is_normal: bool, blank_is_normal: bool) -> None:

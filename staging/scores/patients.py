@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from staging.cohorts.camelyon import StageTable, centre_of, score_kappa
-from staging.cohorts.references import CENTRES
-from staging.scores.kappa import KappaComparison, KappaScore, compare
+from staging.cohorts.camelyon import StageTable
+from staging.cohorts.names import CENTRES, centre_of_patient
+from staging.errors import MissingPatientError, TableError, listed
+from staging.scores.kappa import KappaComparison, KappaScore, compare, score
 from staging.stages.pn import PatientStage
 
 
@@ -20,9 +21,9 @@ def kappa_by_centre(
     """
     patients: dict[int, dict[str, PatientStage]] = {}
     for patient, stage in reference.stages.items():
-        number = patient.partition("_")[2]
-        if number.isdigit() and int(number) < 200:
-            patients.setdefault(centre_of(int(number)), {})[patient] = stage
+        centre = centre_of_patient(patient)
+        if centre is not None:
+            patients.setdefault(centre, {})[patient] = stage
     return {
         CENTRES[centre]: score_kappa(
             StageTable(stages=stages, path=reference.path), submission, resamples=resamples, seed=seed
@@ -56,4 +57,34 @@ def compare_submissions(
         permutations=permutations,
         resamples=resamples,
         seed=seed,
+    )
+
+
+def score_kappa(reference: StageTable, submission: StageTable, *, resamples: int = 10_000, seed: int = 0) -> KappaScore:
+    """Score stages as CAMELYON17 does: quadratic weighted kappa over the patients of the reference.
+
+    Args:
+        reference: the true stages.
+        submission: the stages to score; its other patients are ignored and named in the result.
+        resamples: of the bootstrap over patients.
+        seed: of the bootstrap.
+
+    Raises:
+        TableError: the reference has no patient.
+        MissingPatientError: the submission lacks patients of the reference.
+    """
+    if not reference.stages:
+        raise TableError(reference.path, "has no row of a patient", mend="rows are like patient_000.zip,pN0")
+    missing = [patient for patient in reference.stages if patient not in submission.stages]
+    if missing:
+        bare = [patient for patient in missing if patient in submission.unzipped]
+        mend = f"write {bare[0]}.zip: only rows that end in .zip are compared" if bare else "stage every patient"
+        raise MissingPatientError(submission.path, f"has no stage for {listed(missing)}", mend=mend)
+    return score(
+        [stage.rank for stage in reference.stages.values()],
+        [submission.stages[patient].rank for patient in reference.stages],
+        stages=[stage.value for stage in PatientStage],
+        resamples=resamples,
+        seed=seed,
+        ignored=sorted(set(submission.stages) - set(reference.stages)),
     )

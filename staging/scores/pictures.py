@@ -111,8 +111,8 @@ def curve_picture(
         _line(draw, [(left, top + _PLOT_PX), (left + _PLOT_PX, top)], _PALE_INK, 1)
     for (_, points), (colour, width) in reversed(list(zip(curves, _LINES, strict=False))):
         _line(draw, _on_paper(_shown(points, x_ticks), x_ticks, box), colour, width)
-    for place in _on_paper(np.array(marks, dtype=np.float64).reshape(-1, 2), x_ticks, box):
-        _dot(draw, place, 5, _LINES[0][0])
+    for point in _on_paper(np.array(marks, dtype=np.float64).reshape(-1, 2), x_ticks, box):
+        _dot(draw, point, 5, _LINES[0][0])
     _box(draw, box, outline=_INK)
     _write(draw, (left + _PLOT_PX / 2, top + _PLOT_PX + 2 * _LINE_PX), axes[0], _FONT_PX, anchor="ms")
     _write_upwards(picture, (_MARGIN_PX, top + _PLOT_PX / 2), axes[1], ink=_INK)
@@ -194,33 +194,33 @@ def _write_legend(draw: _Draw, names: Sequence[str], *, right: float, bottom: fl
 
 def _write(
     draw: _Draw,
-    place: tuple[float, float],
+    point: tuple[float, float],
     text: str,
     size: int,
     *,
     anchor: str,
     ink: tuple[int, int, int] = _INK,
 ) -> None:
-    draw.text((place[0] * _DETAIL, place[1] * _DETAIL), text, fill=ink, font=_font(size), anchor=anchor)
+    draw.text((point[0] * _DETAIL, point[1] * _DETAIL), text, fill=ink, font=_font(size), anchor=anchor)
 
 
 def _write_upwards(
-    picture: Pillow.Image, place: tuple[float, float], text: str, *, ink: tuple[int, int, int] = _PALE_INK
+    picture: Pillow.Image, point: tuple[float, float], text: str, *, ink: tuple[int, int, int] = _PALE_INK
 ) -> None:
     """Text turned to read upwards; its left edge and vertical middle are at the place."""
     size = _FONT_PX if ink == _INK else _SMALL_PX
     label = Pillow.new("RGB", ((_width(text, size) + 4) * _DETAIL, (size + 8) * _DETAIL), _PAPER)
     ImageDraw.Draw(label).text((2 * _DETAIL, 2 * _DETAIL), text, fill=ink, font=_font(size), anchor="lt")
     turned = label.transpose(Pillow.Transpose.ROTATE_90)
-    picture.paste(turned, (round(place[0] * _DETAIL), round(place[1] * _DETAIL - turned.height / 2)))
+    picture.paste(turned, (round(point[0] * _DETAIL), round(point[1] * _DETAIL - turned.height / 2)))
 
 
 def _line(draw: _Draw, points: Sequence[tuple[float, float]], ink: tuple[int, int, int], width: int) -> None:
     draw.line([(x * _DETAIL, y * _DETAIL) for x, y in points], fill=ink, width=width * _DETAIL, joint="curve")
 
 
-def _dot(draw: _Draw, place: tuple[float, float], radius: int, ink: tuple[int, int, int]) -> None:
-    x, y = place[0] * _DETAIL, place[1] * _DETAIL
+def _dot(draw: _Draw, point: tuple[float, float], radius: int, ink: tuple[int, int, int]) -> None:
+    x, y = point[0] * _DETAIL, point[1] * _DETAIL
     draw.circle((x, y), radius * _DETAIL, fill=ink, outline=_PAPER, width=_DETAIL)
 
 

@@ -166,17 +166,17 @@ def _checked(truth: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], ND
 
 def _counts(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positives and negatives at each distinct score, highest score first."""
-    values, place = np.unique(-scores, return_inverse=True)
-    hits = np.bincount(place[truth], minlength=values.size)
-    return hits, np.bincount(place[~truth], minlength=values.size)
+    values, inverse = np.unique(-scores, return_inverse=True)
+    hits = np.bincount(inverse[truth], minlength=values.size)
+    return hits, np.bincount(inverse[~truth], minlength=values.size)
 
 
 def _midranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks from 1; equal values share the mean of theirs."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     middle: NDArray[np.float64] = last - (count - 1) / 2
-    return middle[place]
+    return middle[inverse]
 
 
 def _resampled(truth: NDArray[np.bool_], scores: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:

@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from staging.cohorts.errata import OUT_OF_SLIDE_TASK
-from staging.cohorts.references import CENTRES, centre_name, slide_key
-from staging.errors import CohortError
+from staging.cohorts.names import CENTRES, centre_name, slide_key
+from staging.errors import CohortError, listed
 from staging.lesions.labels import SlideLabel
 from staging.scores.roc import RocScore
 from staging.scores.roc import score as score_roc
-
-_MOST_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +205,4 @@ def _centres(slides: Iterable[str]) -> dict[str, list[str]]:
 def _refuse_missing(source: Path | None, noun: str, slides: Iterable[str], given: Mapping[str, object]) -> None:
     missing = [slide for slide in slides if slide not in given]
     if missing:
-        rest = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
-        named = ", ".join(missing[:_MOST_NAMED]) + rest
-        raise CohortError(source, f"there is no {noun} of {named}", mend=f"add a {noun} for every slide")
+        raise CohortError(source, f"there is no {noun} of {listed(missing)}", mend=f"add a {noun} for every slide")

@@ -10,9 +10,10 @@ from typing import Any
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.errors import CohortError
 from staging.lesions.labels import SizeRule, SlideLabel
+from staging.lesions.settings import peak_of, with_peak
 from staging.runs.bars import CohortProgress
 from staging.runs.config import RunConfig
-from staging.training.peak import calibrate_peak, peak_of, with_peak
+from staging.training.peak import calibrate_peak
 from staging.training.sampling import PatchRecipe, sample_cohort
 from wsi.patches.feeding import HeldPatches
 from wsi.stain import StainJitter

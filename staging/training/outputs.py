@@ -25,7 +25,8 @@ from annotations.patches.zarr_store import STORE_KIND, write_patches
 from staging.errors import ConfigurationError
 from staging.runs.cluster import TileNews
 from wsi.errors import StorageError
-from wsi.patches.reading import SlidePool, read_places
+from wsi.patches.pool import SlidePool
+from wsi.patches.reading import read_positions
 from wsi.render import save_png
 from wsi.slide import Slide
 from wsi.store import atomic_text, digest_of, json_text, provenance_of, storage, sweep
@@ -262,9 +263,9 @@ def write_contact_sheet(output: PatchOutput, table: PatchTable) -> Path:
     examples = pick_examples(table)
     pool = SlidePool()
     try:
-        places = table.places()
+        positions = table.positions()
         images = {
-            title: [thumbnail(read_places(places, np.array([row]), pool)[0]) for row in rows.tolist()]
+            title: [thumbnail(read_positions(positions, np.array([row]), pool)[0]) for row in rows.tolist()]
             for title, rows in examples.items()
         }
     finally:

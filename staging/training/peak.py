@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from staging.cohorts.camelyon import SlideFile
 from staging.lesions.finding import find_lesions
 from staging.runs.cluster import TileNews, each
 from wsi.slide import Slide
 from wsi.tissue import find_tissue
-
-PEAK = 0.9
-"""Taken for a checkpoint that does not say its own."""
-_KEY = "peak"
-
-
-def peak_of(provenance: Mapping[str, Any]) -> float:
-    """The peak that is stored with a checkpoint, or PEAK."""
-    return float(provenance.get(_KEY, PEAK))
-
-
-def with_peak(provenance: Mapping[str, Any], peak: float) -> dict[str, Any]:
-    """The provenance of a checkpoint that knows its peak."""
-    return {**provenance, _KEY: peak}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,15 +152,15 @@ class _Rounds:
         plan, progress = self._plan, list[Path]()
         rounds = 0 if plan.mining is None else plan.mining.rounds
         for number in range(rounds):
-            place = _beside(plan.output, f".round{number + 1}.safetensors")
-            progress.append(_beside(place, ".progress"))
+            target = _beside(plan.output, f".round{number + 1}.safetensors")
+            progress.append(_beside(target, ".progress"))
             self._news.say(f"round {number + 1} of {rounds + 1}")
-            mistakes = place.with_suffix(".parquet")
+            mistakes = target.with_suffix(".parquet")
             if self._ranks.is_first and not progress[-1].exists():
                 with storage(mistakes):
                     mistakes.unlink(missing_ok=True)  # of another network, from an earlier call
-            found, result = self._train(place)
-            self._ranks.first_alone(partial(self._mine, place, mistakes, found, plan.seed + number + 1))
+            found, result = self._train(target)
+            self._ranks.first_alone(partial(self._mine, target, mistakes, found, plan.seed + number + 1))
             self._sources.append(mistakes)
             self._judges = result.held_out
         if rounds:
@@ -184,13 +184,13 @@ class _Rounds:
             "temperature": result.checkpoint.temperature,
         }
 
-    def _train(self, place: Path) -> tuple[TrainingSet, Training]:
+    def _train(self, target: Path) -> tuple[TrainingSet, Training]:
         """Train on all sources, write the checkpoint and its pictures."""
         from annotations.patches.training_set import open_training_set  # noqa: PLC0415  (loads torch)
         from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415
         from wsi.cnn.training_log import TrainingLog  # noqa: PLC0415
 
-        log = TrainingLog(_beside(place, ".csv"), tensorboard=self._plan.tensorboard) if self._ranks.is_first else None
+        log = TrainingLog(_beside(target, ".csv"), tensorboard=self._plan.tensorboard) if self._ranks.is_first else None
         try:
             found = open_training_set(
                 self._sources,
@@ -202,7 +202,7 @@ class _Rounds:
             raise ConfigurationError(error.path, error.reason, mend=error.mend) from error
         where = "read from the slides while the network learns" if found.is_streamed else "held in memory"
         self._news.say(f"{len(found.patches)} patches of {len(np.unique(found.patients))} patients, {where}")
-        result = _fit(found, self._plan, place, judges=self._judges, log=log, news=self._news)
+        result = _fit(found, self._plan, target, judges=self._judges, log=log, news=self._news)
         if self._plan.held_out and not result.held_out:
             self._news.say("nobody could be held out: the last pass is kept, and its probabilities are not calibrated")
         for slide, bad in found.bad_tiles:
@@ -210,8 +210,8 @@ class _Rounds:
                 f"{slide}: level {bad.level}, tile row {bad.row}, column {bad.column} is white: {bad.reason}"
             )
         if self._ranks.is_first:
-            save_checkpoint(place, result.checkpoint)
-            _draw(place, result)
+            save_checkpoint(target, result.checkpoint)
+            _draw(target, result)
         return found, result
 
     def _mine(self, model: Path, output: Path, found: TrainingSet, seed: int) -> None:
@@ -261,7 +261,7 @@ class _Rounds:
 def _fit(
     found: TrainingSet,
     plan: TrainingPlan,
-    place: Path,
+    target: Path,
     *,
     judges: Sequence[str] | None,
     log: TrainingLog | None,
@@ -303,7 +303,7 @@ def _fit(
             held_out=plan.held_out,
             validation=_validation(found, judges),
             method=method,
-            resume=_beside(place, ".progress"),
+            resume=_beside(target, ".progress"),
             on_epoch=note,
             on_step=news.step,
         )
@@ -343,20 +343,20 @@ def _network(plan: TrainingPlan, found: TrainingSet) -> dict[str, Any]:
     return {"architecture": architecture, "start": start}
 
 
-def _draw(place: Path, result: Training) -> None:
+def _draw(target: Path, result: Training) -> None:
     from wsi.cnn.curves import calibration_picture, learning_picture  # noqa: PLC0415  (loads torch)
     from wsi.render import save_png  # noqa: PLC0415
 
-    save_png(_beside(place, ".learning.png"), learning_picture(result))
-    save_png(_beside(place, ".calibration.png"), calibration_picture(result))
+    save_png(_beside(target, ".learning.png"), learning_picture(result))
+    save_png(_beside(target, ".calibration.png"), calibration_picture(result))
 
 
 def _check(plan: TrainingPlan) -> None:
     """Find out before hours of training what would end it."""
     if plan.output.is_dir():
         raise ConfigurationError(plan.output, "is a folder", mend="name the checkpoint's file, model.safetensors")
-    places = [path.resolve() for path in plan.patches]
-    twice = next((path for path, place in zip(plan.patches, places, strict=True) if places.count(place) > 1), None)
+    resolved = [path.resolve() for path in plan.patches]
+    twice = next((path for path, real in zip(plan.patches, resolved, strict=True) if resolved.count(real) > 1), None)
     if twice is not None:
         raise ConfigurationError(twice, "is given twice", mend="name each store once")
 

@@ -102,36 +102,36 @@ def sample_cohort(
     """
     sources, left_out = find_sources(slides, annotations, reference, recipe)
     _check_split(sources, recipe)
-    place = PatchOutput(path=output, form=form_of(output, form), quality=quality, slide_mpp=recipe.slide_mpp)
-    check_output(place)
+    target = PatchOutput(path=output, form=form_of(output, form), quality=quality, slide_mpp=recipe.slide_mpp)
+    check_output(target)
     telling = cast("StoringNews", news) if hasattr(news, "stored") else None
     if telling is not None:
         telling.begin(len(sources))
         if left_out:
             telling.say(_left_out_text(left_out, len(slides)))
-    with OutputLock(output if place.form.is_folder else place.work):
-        claim(place, {"recipe": described(recipe), "format": place.form.value, "quality": quality})
-        tables = _drawn(sources, recipe, place, workers=workers, news=news)
+    with OutputLock(output if target.form.is_folder else target.work):
+        claim(target, {"recipe": described(recipe), "format": target.form.value, "quality": quality})
+        tables = _drawn(sources, recipe, target, workers=workers, news=news)
         table = _joined(tables, recipe, annotations)
         short = {source.slide.name: lack for source in sources if (lack := _lack(source, tables[source.slide.name]))}
         parts = [
-            SlidePart(file=source.slide.path, contours=source.contours, rows=rows, output=place)
+            SlidePart(file=source.slide.path, contours=source.contours, rows=rows, output=target)
             for source in sources
             if len(rows := table.rows(table["slide"] == source.slide.name))
         ]
         parts = [replace(part, rows=_own(part, tables)) for part in parts]
-        claim(place, {"slides and contours": {name: tables[name].about["digest"] for name in sorted(tables)}})
-        expected = expected_bytes(place, parts)
+        claim(target, {"slides and contours": {name: tables[name].about["digest"] for name in sorted(tables)}})
+        expected = expected_bytes(target, parts)
         if telling is not None:
             telling.say(
-                f"{len(table)} patches of {len(parts)} slides, about {size_text(expected)} as {place.form.value}"
+                f"{len(table)} patches of {len(parts)} slides, about {size_text(expected)} as {target.form.value}"
             )
-        check_room(output, room_bytes(place, parts))
-        sheet = write_contact_sheet(place, table) if has_contact_sheet else None
-        done = _stored(parts, len(table), place, workers=workers, news=telling)
-        if place.form is not PatchFormat.SPARSE:
+        check_room(output, room_bytes(target, parts))
+        sheet = write_contact_sheet(target, table) if has_contact_sheet else None
+        done = _stored(parts, len(table), target, workers=workers, news=telling)
+        if target.form is not PatchFormat.SPARSE:
             table = replace(table, about={**table.about, "sources": _sources(sources, table)})
-        finish(place, table, done)
+        finish(target, table, done)
     return {
         "slides": len(sources),
         "left_out": left_out,
@@ -141,7 +141,7 @@ def sample_cohort(
         "splits": table.counts("split", "class"),
         "bytes": expected,
         "contact_sheet": None if sheet is None else str(sheet),
-        **(_copied(done) if place.form is PatchFormat.SPARSE else {}),
+        **(_copied(done) if target.form is PatchFormat.SPARSE else {}),
     }
 
 
@@ -163,10 +163,10 @@ def _left_out_text(left_out: Mapping[str, str], count: int) -> str:
 
 
 def _drawn(
-    sources: Sequence[PatchSource], recipe: PatchRecipe, place: PatchOutput, *, workers: int, news: SamplingNews
+    sources: Sequence[PatchSource], recipe: PatchRecipe, target: PatchOutput, *, workers: int, news: SamplingNews
 ) -> dict[str, PatchTable]:
     tables = {}
-    work = [(source, recipe, place.work) for source in sources]
+    work = [(source, recipe, target.work) for source in sources]
     for (source, _, _), outcome in each(draw, work, workers=workers, on_tiles=_ignore):
         if isinstance(outcome, BaseException):
             raise outcome
@@ -218,10 +218,10 @@ def _own(part: SlidePart, tables: dict[str, PatchTable]) -> PatchTable:
 
 
 def _stored(
-    parts: Sequence[SlidePart], total: int, place: PatchOutput, *, workers: int, news: StoringNews | None
+    parts: Sequence[SlidePart], total: int, target: PatchOutput, *, workers: int, news: StoringNews | None
 ) -> dict[str, dict[str, Any]]:
     done: dict[str, dict[str, Any]] = {}
-    if place.form is PatchFormat.TABLE:
+    if target.form is PatchFormat.TABLE:
         return done
     if news is not None:
         news.stored("", 0, total)

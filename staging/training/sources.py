@@ -12,22 +12,24 @@ from typing import Any, Literal
 from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError
 from annotations.files.formats import read_annotations
-from annotations.patches.batch import HardChoice, Shares, draw_places
+from annotations.patches.batch import HardChoice, Shares, draw_patches
 from annotations.patches.labels import LabelRule
 from annotations.patches.splits import Split
 from annotations.patches.table import PatchTable, read_table, table_of, write_table
 from annotations.polygons import check_within
-from staging.cohorts.camelyon import SlideFile, StageTable, centre_of
+from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.cohorts.errata import EXCLUDED, is_partly_annotated
+from staging.cohorts.names import centre_of_patient
 from staging.errors import CohortError
 from staging.lesions.labels import SlideLabel
 from staging.runs.cluster import TileNews
 from wsi.geometry import Frame
+from wsi.heatmap_store import read_heatmap
 from wsi.patches.reading import level_for
 from wsi.raster import Heatmap, Mask
 from wsi.readers.source import is_url
 from wsi.slide import Slide
-from wsi.store import digest_of, provenance_of, read_heatmap
+from wsi.store import digest_of, provenance_of
 from wsi.tissue import find_tissue
 
 _CELLS_OFF = 2
@@ -188,7 +190,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
         if earlier is not None:
             return earlier
         tissue = find_tissue(slide)
-        places = draw_places(
+        patches = draw_patches(
             slide,
             _outlines(source.contours, slide, recipe.groups),
             tissue,
@@ -205,7 +207,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             rule=recipe.rule,
         )
         table = table_of(
-            places,
+            patches,
             slide=source.slide.name,
             file=_file(source.slide.path),
             level=level_for(slide, slide.frame_at(recipe.mpp).downsample).index,
@@ -246,8 +248,8 @@ def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
         files += sorted(file for file in (recipe.heatmaps / f"{slide.name}.zarr").glob("DONE.json"))
     contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
     drawing = described(recipe) | {"split": None, "per_class": None, "tumour": None, "normal": None, "hard": None}
-    place = {"file": _file(source.slide.path), "patient": source.slide.patient, "slide": slide.fingerprint()}
-    return digest_of({"recipe": drawing, "wanted": wanted, "contents": contents, **place})
+    origin = {"file": _file(source.slide.path), "patient": source.slide.patient, "slide": slide.fingerprint()}
+    return digest_of({"recipe": drawing, "wanted": wanted, "contents": contents, **origin})
 
 
 def _contours(folder: Path) -> dict[str, Path]:
@@ -288,7 +290,7 @@ def _parts(total: int, count: int) -> Iterable[int]:
 
 
 def _centre(slide: SlideFile) -> int | None:
-    return centre_of(int(slide.patient.removeprefix("patient_"))) if slide.patient else None
+    return centre_of_patient(slide.patient) if slide.patient else None
 
 
 def _file(path: Path) -> str:

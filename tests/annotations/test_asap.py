@@ -104,7 +104,7 @@ def test_what_is_no_position_is_refused_with_its_place(tmp_path: Path, text: str
     points = f'{SQUARE}<Coordinate Order="3" X="1" Y="{text}"/>'
     with pytest.raises(AnnotationFormatError) as caught:
         read_asap(file_of(tmp_path, document(points)))
-    assert caught.value.place == "annotation 'a 0', vertex 3"
+    assert caught.value.where == "annotation 'a 0', vertex 3"
     assert "drawn.xml" in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301  (our own bytes)
 

@@ -21,8 +21,8 @@ from wsi.geometry import Frame
 from wsi.raster import Heatmap, Mask
 
 
-def heatmap_of(values: NDArray[np.float32], **place: float) -> Heatmap:
-    frame = Frame(**{"x": 0, "y": 0, "downsample": 1, **place}, shape=values.shape, mpp=0.25)
+def heatmap_of(values: NDArray[np.float32], **where: float) -> Heatmap:
+    frame = Frame(**{"x": 0, "y": 0, "downsample": 1, **where}, shape=values.shape, mpp=0.25)
     return Heatmap(frame=frame, array=values, tissue=np.ones(values.shape, dtype=np.bool_))
 
 
@@ -32,8 +32,8 @@ def mask_of(array: NDArray[np.bool_]) -> Mask:
 
 def shares_of_disc(radius: float, x: float, y: float, size: int, parts: int = 16) -> NDArray[np.float32]:
     """Of each cell the share that lies in a disc."""
-    places = (np.arange(size * parts) + 0.5) / parts
-    inside = (places[None] - x) ** 2 + (places[:, None] - y) ** 2 <= radius**2
+    positions = (np.arange(size * parts) + 0.5) / parts
+    inside = (positions[None] - x) ** 2 + (positions[:, None] - y) ** 2 <= radius**2
     shares: NDArray[np.float32] = inside.reshape(size, parts, size, parts).mean(axis=(1, 3)).astype(np.float32)
     return shares
 

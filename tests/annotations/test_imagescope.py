@@ -178,7 +178,7 @@ def test_what_is_written_has_lengths_and_areas(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "place"),
+    ("content", "where"),
     [
         (layer(region([(0, 0)], Type="17")), "layer 'Tumor', region ''"),
         (layer(region(SQUARE), region([(0, 0), (1, math.nan)], Id="7")), "layer 'Tumor', region '7', vertex 1"),
@@ -190,12 +190,12 @@ def test_what_is_written_has_lengths_and_areas(tmp_path: Path) -> None:
         ("<!DOCTYPE a>", None),
     ],
 )
-def test_what_is_damaged_is_refused_with_its_place(tmp_path: Path, content: str, place: str | None) -> None:
+def test_what_is_damaged_is_refused_with_its_place(tmp_path: Path, content: str, where: str | None) -> None:
     path = file_of(tmp_path, content)
     with pytest.raises(AnnotationFormatError) as caught:
         read_imagescope(path)
     assert str(path) in str(caught.value)
-    assert caught.value.place == place
+    assert caught.value.where == where
 
 
 def test_entities_and_other_files_stay_out(tmp_path: Path) -> None:

@@ -74,9 +74,9 @@ def test_what_every_parquet_reader_sees(tmp_path: Path) -> None:
 
 def test_places_lead_to_the_slides(tmp_path: Path) -> None:
     table = made_up()
-    places = table.places(tmp_path)
+    positions = table.positions(tmp_path)
     for number in range(len(table)):
-        assert places.slides[places.slide[number]] == str(tmp_path / "slides" / f"{table['slide'][number]}.tif")
+        assert positions.slides[positions.slide[number]] == str(tmp_path / "slides" / f"{table['slide'][number]}.tif")
     assert set(table.labels[table["class"] == "tumour"]) == {1}
     assert table.counts("class", "split")["tumour/train"] == np.count_nonzero(table["class"] == "tumour")
 

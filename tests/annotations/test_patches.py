@@ -13,7 +13,7 @@ import zarr
 
 from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError, SamplingError
-from annotations.patches.batch import PatchBatch, Shares, draw_places
+from annotations.patches.batch import PatchBatch, Shares, draw_patches
 from annotations.patches.labels import IGNORE
 from annotations.patches.sites import find_sites
 from annotations.patches.zarr_store import read_patches, write_patches
@@ -74,19 +74,19 @@ def sample(slide: Slide, tissue: Mask, annotations: list[Annotation] | None, **c
         "negative": False,
     } | changes
     told = {name: wanted.pop(name, None) for name in ("patient", "centre")}
-    found = list(draw_places(slide, annotations, tissue, **wanted))
+    found = list(draw_patches(slide, annotations, tissue, **wanted))
     side, downsample = wanted["size_px"], slide.frame_at(wanted["mpp"]).downsample
-    x, y = (np.array([getattr(place.frame, axis) for place in found], np.float64) for axis in ("x", "y"))
+    x, y = (np.array([getattr(where.frame, axis) for where in found], np.float64) for axis in ("x", "y"))
     return PatchBatch(
         slide=slide.name,
         patient=told["patient"] or slide.name,
         centre=told["centre"],
         mpp=wanted["mpp"],
         images=read_many(slide, x, y, downsample=downsample, size_px=side),
-        targets=np.array([place.target for place in found], np.uint8).reshape(len(found), side, side),
+        targets=np.array([where.target for where in found], np.uint8).reshape(len(found), side, side),
         x=x,
         y=y,
-        kinds=tuple(place.kind for place in found),
+        kinds=tuple(where.kind for where in found),
     )
 
 

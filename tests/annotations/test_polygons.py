@@ -174,7 +174,7 @@ def test_what_lies_outside_the_slide_is_named() -> None:
         points = [(5.0, 5.0), (x, y), (9.0, 9.0)]
         with pytest.raises(OutsideSlideError, match="outside the slide of 100 x 50 px") as caught:
             check_within([inside, drawn(points)], 100, 50, path="a.xml")
-        assert caught.value.place == "annotation 1 ('a'), vertex 1"
+        assert caught.value.where == "annotation 1 ('a'), vertex 1"
         assert "a.xml" in str(caught.value)
     with pytest.raises(OutsideSlideError):
         check_within([inside], 100, 50, beyond_px=0)

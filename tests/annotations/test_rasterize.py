@@ -368,7 +368,7 @@ def test_long_edges_through_pixel_centres_are_exact() -> None:
 @given(st.lists(st.integers(0, 300_000), min_size=2, max_size=6, unique=True), st.integers(0, 70_000))
 def test_slanted_edges_through_pixel_centres_are_exact(along: list[int], corner: int) -> None:
     # On a line of slope -1 each vertex has decimals that no binary fraction holds, but every 10,000th step is a centre.
-    ends = [(corner + place / 10_000, corner + (300_000 - place) / 10_000) for place in along]
+    ends = [(corner + where / 10_000, corner + (300_000 - where) / 10_000) for where in along]
     outline = np.array([*ends, (corner + 30.25, corner + 29.5)])
     found = polygon_mask([outline], frame_of(32, 32, x=corner, y=corner)).array
     np.testing.assert_array_equal(found, exact_mask(outline, per_px=10_000, left=corner, top=corner, side=32))

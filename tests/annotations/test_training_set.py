@@ -24,7 +24,8 @@ from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe
 from wsi.cnn.checkpoint import load_checkpoint
 from wsi.errors import TileError
-from wsi.patches.reading import SlidePool, read_places
+from wsi.patches.pool import SlidePool
+from wsi.patches.reading import read_positions
 from wsi.slide import Slide
 
 
@@ -73,7 +74,7 @@ def test_every_form_gives_the_drawn_patches(folder: Path, name: str, held_bytes:
     assert found.is_streamed is (held_bytes == 0)
     table = read_table(folder / "table.parquet")
     images, targets = everything(found)
-    np.testing.assert_array_equal(images, read_places(table.places(folder), np.arange(len(table)), SlidePool()))
+    np.testing.assert_array_equal(images, read_positions(table.positions(folder), np.arange(len(table)), SlidePool()))
     np.testing.assert_allclose((targets == 1).mean(axis=(1, 2)), table["tumour_fraction"])
     np.testing.assert_array_equal(targets, read_patches(folder / "store.zarr").targets)
     assert found.patients.tolist() == table["patient"].tolist()
@@ -220,8 +221,8 @@ def test_a_damaged_tile_ends_training_or_is_told(folder: Path, tmp_path: Path) -
     with Slide.open(store / table.files[name]) as slide:
         stored = slide.stored_tiles(0)
         assert stored is not None
-        found_tiles = {place: stored.read(*place) for place in np.ndindex(stored.rows, stored.columns)}
-    place, tile = next((place, tile) for place, tile in found_tiles.items() if tile)
+        found_tiles = {where: stored.read(*where) for where in np.ndindex(stored.rows, stored.columns)}
+    where, tile = next((where, tile) for where, tile in found_tiles.items() if tile)
     at = data.find(tile)
     data[at + 2 : at + 30] = bytes(28)  # a JPEG without its first markers
     (store / table.files[name]).write_bytes(bytes(data))
@@ -232,7 +233,7 @@ def test_a_damaged_tile_ends_training_or_is_told(folder: Path, tmp_path: Path) -
         everything(open_training_set([store]))
     found = open_training_set([store], on_bad_tile="white", held_bytes=0)
     everything(found)
-    assert {(Path(slide).stem, bad.row, bad.column) for slide, bad in found.bad_tiles} == {(name, *place)}
+    assert {(Path(slide).stem, bad.row, bad.column) for slide, bad in found.bad_tiles} == {(name, *where)}
     model = tmp_path / "model.safetensors"
     command = ["train", str(store), "-o", str(model), "--device", "cpu", "--epochs", "1", "--on-bad-tile", "white"]
     done = CliRunner().invoke(app, command)

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from staging.cohorts.camelyon import (
-    StageTable,
-    centre_of,
-    find_slides,
-    read_label_table,
-    read_stage_table,
-    score_kappa,
-    write_stage_table,
-)
+from staging.cohorts.camelyon import StageTable, find_slides, read_label_table, read_stage_table, write_stage_table
+from staging.cohorts.names import centre_of
 from staging.errors import (
     ConflictError,
     DuplicateSlideError,
@@ -26,6 +19,7 @@ from staging.errors import (
     UnknownLabelError,
 )
 from staging.lesions.labels import SlideLabel
+from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage
 
 REAL = "tables/camelyon17_stage_labels.csv"

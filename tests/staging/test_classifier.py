@@ -20,8 +20,8 @@ from staging.learned_labels.trees import Kind, SlideClassifier, fit, ranks_of, r
 from staging.lesions.labels import SlideLabel
 from wsi.errors import CheckpointError
 from wsi.geometry import Frame
+from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
-from wsi.store import write_heatmap
 
 NAMES = ("first", "second", "third")
 

@@ -15,7 +15,7 @@ import torch
 from staging.cli import app
 from staging.stages.pn import PatientStage
 from wsi.cnn.checkpoint import save_checkpoint
-from wsi.store import read_heatmap
+from wsi.heatmap_store import read_heatmap
 
 
 def sentinode(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -16,10 +16,11 @@ import tifffile
 from staging.cohorts.camelyon import SlideFile, find_slides, read_stage_table
 from staging.errors import ConfigurationError, MissingPatientError, TooManyFailuresError
 from staging.lesions.labels import SizeRule
+from staging.lesions.settings import peak_of, with_peak
 from staging.phantom import generate_cohort
 from staging.runs.cohort import CohortResult, run_cohort
 from staging.runs.config import RunConfig
-from staging.training.peak import calibrate_peak, peak_of, with_peak
+from staging.training.peak import calibrate_peak
 from wsi.cnn.checkpoint import load_checkpoint, save_checkpoint
 from wsi.errors import CheckpointError, OutputInUseError
 
@@ -151,7 +152,7 @@ def test_bad_slides_are_quarantined_and_change_no_other(
         find_slides([slides]), tmp_path / "out", model, reference=read_stage_table(cohort / "stage_labels.csv")
     )
     assert {failure.slide for failure in result.failures} == {"patient_060_node_2", "unopenable", "unreadable"}
-    assert all(failure.stage and failure.reason for failure in result.failures)
+    assert all(failure.step and failure.reason for failure in result.failures)
     assert set(result.staging.stages) == {"patient_000"}
     assert "node_2" in next(one.reason for one in result.staging.unscored if one.patient == "patient_060")
     good, all_good = contents(tmp_path / "out" / "heatmaps"), contents(finished / "heatmaps")

@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from staging.lesions import components
-from staging.lesions.components import Runs, bands_of, fill_holes, label_runs, trace
+from staging.lesions.components import Spans, bands_of, fill_holes, label_spans, trace
 
 masks = arrays(np.bool_, st.tuples(st.integers(1, 16), st.integers(1, 16)), elements=st.booleans())
 
 
-def painted(runs: Runs, values: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Each run's value (1 where none are given) in its cells, 0 elsewhere."""
-    picture = np.zeros(runs.shape, dtype=np.int64)
-    shown = np.ones(len(runs), dtype=np.int64) if values is None else values
-    for row, start, stop, value in zip(runs.rows, runs.starts, runs.stops, shown, strict=True):
+def painted(spans: Spans, values: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Each span's value (1 where none are given) in its cells, 0 elsewhere."""
+    picture = np.zeros(spans.shape, dtype=np.int64)
+    shown = np.ones(len(spans), dtype=np.int64) if values is None else values
+    for row, start, stop, value in zip(spans.rows, spans.starts, spans.stops, shown, strict=True):
         assert not picture[row, start:stop].any()
         picture[row, start:stop] = value
     return picture
@@ -31,21 +31,21 @@ def same_partition(one: NDArray[np.integer], other: NDArray[np.integer]) -> bool
 
 @settings(deadline=None, max_examples=100)
 @given(masks, st.integers(1, 17))
-def test_runs_are_the_mask_however_it_is_cut(mask: NDArray[np.bool_], band_rows: int) -> None:
-    runs = trace(bands_of(mask, band_rows=band_rows))
-    assert (painted(runs) == mask).all()
-    assert runs.cells.sum() == mask.sum()
-    touching = (runs.rows[1:] == runs.rows[:-1]) & (runs.starts[1:] <= runs.stops[:-1])
+def test_spans_are_the_mask_however_it_is_cut(mask: NDArray[np.bool_], band_rows: int) -> None:
+    spans = trace(bands_of(mask, band_rows=band_rows))
+    assert (painted(spans) == mask).all()
+    assert spans.cells.sum() == mask.sum()
+    touching = (spans.rows[1:] == spans.rows[:-1]) & (spans.starts[1:] <= spans.stops[:-1])
     assert not touching.any()
 
 
 @settings(deadline=None, max_examples=100)
 @given(masks)
 def test_components_are_those_of_scipy(mask: NDArray[np.bool_]) -> None:
-    runs = trace([mask])
+    spans = trace([mask])
     expected, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    found = label_runs(runs)
-    assert same_partition(painted(runs, found + 1), expected)
+    found = label_spans(spans)
+    assert same_partition(painted(spans, found + 1), expected)
     assert len(np.unique(found)) == count
 
 
@@ -95,19 +95,19 @@ def test_a_zarr_array_is_read_in_its_chunks() -> None:
     assert (painted(trace(bands_of(stored, band_rows=5))) == mask).all()
 
 
-def test_pairs_do_not_depend_on_how_many_runs_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_do_not_depend_on_how_many_spans_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(5).random((60, 70)) < 0.5
-    runs = trace([mask])
-    labels, holes = label_runs(runs), painted(fill_holes(runs))
-    monkeypatch.setattr(components, "_RUNS_AT_ONCE", 3)
-    assert np.array_equal(label_runs(runs), labels)
-    assert np.array_equal(painted(fill_holes(runs)), holes)
+    spans = trace([mask])
+    labels, holes = label_spans(spans), painted(fill_holes(spans))
+    monkeypatch.setattr(components, "_SPANS_AT_ONCE", 3)
+    assert np.array_equal(label_spans(spans), labels)
+    assert np.array_equal(painted(fill_holes(spans)), holes)
 
 
 def test_nothing_there() -> None:
-    runs = trace([np.zeros((3, 4), dtype=np.bool_)])
-    assert (len(runs), runs.shape) == (0, (3, 4))
-    assert len(fill_holes(runs)) == len(label_runs(runs)) == 0
+    spans = trace([np.zeros((3, 4), dtype=np.bool_)])
+    assert (len(spans), spans.shape) == (0, (3, 4))
+    assert len(fill_holes(spans)) == len(label_spans(spans)) == 0
 
 
 def test_misuse() -> None:

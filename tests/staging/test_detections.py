@@ -52,7 +52,7 @@ def test_agrees_with_searching_again(seed: int, height: int, width: int, radius:
     found = detections_of(heatmap(array), threshold=threshold, radius_um=radius * 0.243 * 64)
     expected = by_searching_again(array, threshold, radius + 1e-9)
     assert [(int((y + 50) / 64), int((x - 100) / 64)) for _, x, y in rows_of(found)] == expected
-    assert found.probability.tolist() == [float(array[place]) for place in expected]
+    assert found.probability.tolist() == [float(array[where]) for where in expected]
     assert ((found.x - 100) % 64 == 32).all()
 
 
@@ -140,7 +140,7 @@ def test_bad_lines_are_refused_by_number(tmp_path: Path, line: str, reason: str)
     (tmp_path / "d.csv").write_text(f"0.5,10,20\n\n{line}\n0.4,1,1\n")
     with pytest.raises(TableError, match=reason) as caught:
         read_detections(tmp_path / "d.csv")
-    assert caught.value.place in ("line 3", "line 5")
+    assert caught.value.where in ("line 3", "line 5")
     assert str(tmp_path / "d.csv") in str(caught.value)
 
 
@@ -162,7 +162,7 @@ def test_unreadable_tables_are_refused(tmp_path: Path, data: bytes | None) -> No
 def test_the_organisers_example(real_data: Callable[[str], Path]) -> None:
     found = read_detections(real_data("tables/c16_example_submission_lesions.csv"))
     assert rows_of(found)[0] == (0.9999541, 24832, 13056)
-    assert found.place(0) == "line 2"
+    assert found.where(0) == "line 2"
     assert found.probability.size > 4
 
 

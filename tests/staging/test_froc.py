@@ -361,8 +361,8 @@ def test_weights_are_repeated_slides(seed: int) -> None:
     case: Case = []
     for tumour in masks:
         scores = random.choice([0.0, 0.3, 0.5, 0.7, 0.9], 4).tolist()
-        places = random.choice([(50, 60), (110, 120), (5, 5)], 4).tolist()
-        case.append((tumour, [at(row, column, score) for (row, column), score in zip(places, scores, strict=True)]))
+        positions = random.choice([(50, 60), (110, 120), (5, 5)], 4).tolist()
+        case.append((tumour, [at(row, column, score) for (row, column), score in zip(positions, scores, strict=True)]))
     weights = random.multinomial(5, np.full(5, 0.2))
     slides = [hits_of(number, *slide) for number, slide in enumerate(case)]
     repeated = [slide for slide, weight in zip(case, weights.tolist(), strict=True) for _ in range(weight)]
@@ -411,9 +411,9 @@ def test_random_sets_agree_with_the_organisers(seed: int) -> None:
             tumour = painted(*((*corner, *side) for corner, side in zip(corners, sides, strict=True)))
         count = int(random.integers(0, 12))
         scores = random.choice([random.random(count), random.integers(0, 11, count) / 10])
-        places = random.integers(0, (140, 170), (count, 2))
+        positions = random.integers(0, (140, 170), (count, 2))
         case.append(
-            (tumour, [at(row, column, score) for (row, column), score in zip(places.tolist(), scores, strict=True)])
+            (tumour, [at(row, column, score) for (row, column), score in zip(positions.tolist(), scores, strict=True)])
         )
     result = scored(case).to_json()
     theirs, at_rates = oracle_froc(case)

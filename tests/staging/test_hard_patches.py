@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from annotations.annotation import Annotation, Role
-from annotations.patches.batch import HARD, PatchPlace, draw_places
+from annotations.patches.batch import HARD, DrawnPatch, draw_patches
 from annotations.patches.labels import IGNORE, LabelRule, PatchLabels
 from annotations.patches.table import PatchTable, read_table
 from annotations.rasterize import rasterize
@@ -28,9 +28,9 @@ from staging.training.sources import PatchRecipe, described
 from wsi.cnn.checkpoint import Checkpoint, save_checkpoint
 from wsi.errors import PathologyError
 from wsi.geometry import Frame
+from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
-from wsi.store import write_heatmap
 from wsi.writing.pyramid import write_pyramid
 
 MPP = 0.5
@@ -85,9 +85,9 @@ def hard_places(
     size_px: int = 64,
     mpp: float = 1.0,
     **options: Any,
-) -> list[PatchPlace]:
+) -> list[DrawnPatch]:
     cells = Frame(x=0, y=0, downsample=CELL, shape=(HEIGHT // CELL, WIDTH // CELL), mpp=MPP)
-    places = draw_places(
+    positions = draw_patches(
         slide,
         annotations,
         Mask(frame=cells, array=np.ones(cells.shape, bool)),
@@ -101,14 +101,14 @@ def hard_places(
         count_hard=count,
         **{"hard_choice": "worst", **options},
     )
-    return list(places)
+    return list(positions)
 
 
-def corners(places: Sequence[PatchPlace]) -> list[tuple[int, int]]:
+def corners(positions: Sequence[DrawnPatch]) -> list[tuple[int, int]]:
     """(row, column) of each patch on the slide's grid at the patches' resolution."""
     return [
-        (round(place.frame.y / place.frame.downsample), round(place.frame.x / place.frame.downsample))
-        for place in places
+        (round(where.frame.y / where.frame.downsample), round(where.frame.x / where.frame.downsample))
+        for where in positions
     ]
 
 
@@ -198,15 +198,15 @@ def test_the_worst_are_those_of_trying_every_cell(
     probability = (rng.integers(0, levels + 1, shape) / levels * (rng.random(shape) < share)).astype(np.float32)
     mistakes = heatmap_of(probability, cell, *offset)
     parsed = LabelRule.parse(rule)
-    places = hard_places(slide, drawn, mistakes, count=count, size_px=size_px, mpp=mpp, rule=parsed)
+    positions = hard_places(slide, drawn, mistakes, count=count, size_px=size_px, mpp=mpp, rule=parsed)
     expected = worst_by_trying_all(drawn, mistakes, count=count, size_px=size_px, downsample=mpp / MPP, rule=parsed)
-    assert corners(places) == expected
+    assert corners(positions) == expected
     labels = PatchLabels.of(drawn)
-    for place in places:
-        assert (place.kind, place.label, place.lesion) == (HARD, "normal", None)
-        np.testing.assert_array_equal(place.target, labels.target(place.frame))
-        assert not (place.target == 1).any()
-        assert (place.target == IGNORE).mean() <= 0.5
+    for where in positions:
+        assert (where.kind, where.label, where.lesion) == (HARD, "normal", None)
+        np.testing.assert_array_equal(where.target, labels.target(where.frame))
+        assert not (where.target == 1).any()
+        assert (where.target == IGNORE).mean() <= 0.5
 
 
 @settings(max_examples=50, deadline=None)
@@ -251,8 +251,8 @@ def test_cells_on_tumour_are_passed_over(slide: Slide) -> None:
     probability[300:310, 900:910] = 0.7
     mistakes = heatmap_of(probability, 1)
     tumour = box(Role.TUMOUR, 200, 200, 400, 400)
-    places = hard_places(slide, [tumour], mistakes, count=5)
-    assert corners(places) == [(round(300.5 / 2 - 32), round(900.5 / 2 - 32))]
+    positions = hard_places(slide, [tumour], mistakes, count=5)
+    assert corners(positions) == [(round(300.5 / 2 - 32), round(900.5 / 2 - 32))]
 
 
 def test_metastases_are_not_looked_at_cell_by_cell(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,8 +278,8 @@ def test_fewer_than_asked_for_where_a_model_errs_less(slide: Slide) -> None:
 
 
 def test_a_slide_smaller_than_a_patch_gives_one(slide: Slide) -> None:
-    places = hard_places(slide, [], heatmap_of(np.ones_like(blank())), count=9, size_px=600)
-    assert corners(places) == [((384 - 600) // 2, (512 - 600) // 2)]
+    positions = hard_places(slide, [], heatmap_of(np.ones_like(blank())), count=9, size_px=600)
+    assert corners(positions) == [((384 - 600) // 2, (512 - 600) // 2)]
 
 
 def test_the_heatmap_is_left_as_it_was(slide: Slide) -> None:
@@ -335,8 +335,8 @@ def probabilities(table: PatchTable, slide: str) -> list[float]:
     """What the slide's heatmap says at the centres of its hard patches."""
     expected = mixed(NAMES.index(slide))
     chosen = table.rows((table["slide"] == slide) & (table["kind"] == HARD))
-    places = zip(chosen["x"].tolist(), chosen["y"].tolist(), strict=True)
-    return [float(expected[int((y + 64) // CELL), int((x + 64) // CELL)]) for x, y in places]
+    positions = zip(chosen["x"].tolist(), chosen["y"].tolist(), strict=True)
+    return [float(expected[int((y + 64) // CELL), int((x + 64) // CELL)]) for x, y in positions]
 
 
 def test_the_worst_do_not_depend_on_the_workers(images: Path, cohort: Path, tmp_path: Path) -> None:

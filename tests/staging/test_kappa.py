@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from staging.cohorts.camelyon import StageTable, read_stage_table, score_kappa
+from staging.cohorts.camelyon import StageTable, read_stage_table
 from staging.errors import MissingPatientError
 from staging.lesions.labels import SlideLabel
 from staging.scores.kappa import compare, confusion_matrix, quadratic_kappa, score
-from staging.scores.patients import compare_submissions, kappa_by_centre
+from staging.scores.patients import compare_submissions, kappa_by_centre, score_kappa
 from staging.stages.pn import PatientStage, stage_patients
 
 STAGES = [stage.value for stage in PatientStage]

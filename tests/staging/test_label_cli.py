@@ -14,9 +14,9 @@ from PIL import Image as Pillow
 from staging.phantom.cells import Canvas, Kind, cut_stamps
 from staging.phantom.stain import E_UNIT, H_UNIT
 from wsi.geometry import Frame
+from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
 from wsi.stain import combine
-from wsi.store import write_heatmap
 from wsi.writing.pyramid import write_pyramid
 
 

@@ -198,7 +198,7 @@ def test_probabilities_of_a_heatmap() -> None:
 def test_outlines_in_parts_are_outlines_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = ndimage.gaussian_filter(np.random.default_rng(3).random((80, 90)), 2) > 0.5
     before = measured(mask, gap_cells=3.0)
-    monkeypatch.setattr(lesion_features, "_RUNS_AT_ONCE", 11)
+    monkeypatch.setattr(lesion_features, "_SPANS_AT_ONCE", 11)
     monkeypatch.setattr(lesion_features, "_POINTS_AT_ONCE", 2)
     after = measured(mask, gap_cells=3.0)
     assert [one.longest_diameter_um for one in after] == [one.longest_diameter_um for one in before]

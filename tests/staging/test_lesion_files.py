@@ -20,9 +20,10 @@ from staging.lesions.masks import MaskFile
 from staging.lesions.settings import settings_of
 from staging.runs.config import RunConfig
 from wsi.geometry import Frame
+from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
 from wsi.slide import Slide
-from wsi.store import json_text, write_heatmap
+from wsi.store import json_text
 
 
 def sentinode(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

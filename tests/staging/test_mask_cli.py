@@ -26,8 +26,8 @@ from annotations.errors import (
 from annotations.files.asap import write_asap
 from annotations.rasterize import Painting
 from staging.commands.mask import mask
-from staging.errors import CohortError, ConfigurationError
-from wsi.errors import PathologyError, ResolutionError, SlideError, StorageError
+from staging.errors import ConfigurationError
+from wsi.errors import PathologyError, ResolutionError, SlideError, SlideNotFoundError, StorageError
 from wsi.geometry import Frame
 from wsi.writing.pyramid import write_pyramid
 
@@ -196,7 +196,7 @@ def test_bad_inputs_of_one_mask(tmp_path: Path) -> None:
     assert said["mpp"] == 0.25
     (tmp_path / "slides").mkdir()
     slide_at(tmp_path / "slides" / "other.tif")
-    error_of(run(good, "--slides", tmp_path / "slides", "-o", target), CohortError)
+    error_of(run(good, "--slides", tmp_path / "slides", "-o", target), SlideNotFoundError)
 
 
 @pytest.mark.parametrize(

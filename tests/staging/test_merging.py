@@ -15,7 +15,7 @@ from scipy.spatial import ConvexHull, cKDTree
 from scipy.spatial.distance import pdist
 
 from staging.lesions import merging
-from staging.lesions.components import Numbers, Runs, bands_of, label_runs, trace
+from staging.lesions.components import Numbers, Spans, bands_of, label_spans, trace
 from staging.lesions.finding import measure_mask
 from staging.lesions.merging import merge_near
 from wsi.geometry import Frame
@@ -47,26 +47,26 @@ def gaps_between(ones: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[
     return squared
 
 
-def by_brute_force(mask: NDArray[np.bool_], runs: Runs, gap: float) -> Numbers:
-    """The group of each run from all pairs of cells, numbered in the order of first cells."""
+def by_brute_force(mask: NDArray[np.bool_], spans: Spans, gap: float) -> Numbers:
+    """The group of each span from all pairs of cells, numbered in the order of first cells."""
     cells = np.argwhere(mask)
     _, group = connected_components(gaps_between(cells, cells) <= gap * gap, directed=False)
     picture = np.zeros(mask.shape, dtype=np.int64)
     picture[mask] = group
-    of_runs = picture[runs.rows, runs.starts].tolist()
-    rank = {label: number for number, label in enumerate(dict.fromkeys(of_runs))}
-    return np.array([rank[label] for label in of_runs], dtype=np.int64)
+    of_spans = picture[spans.rows, spans.starts].tolist()
+    rank = {label: number for number, label in enumerate(dict.fromkeys(of_spans))}
+    return np.array([rank[label] for label in of_spans], dtype=np.int64)
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.one_of(masks, crowds()), gaps, st.sampled_from([1, 40, 1 << 19]), st.sampled_from([1, 30, 1 << 16]))
-def test_groups_agree_with_brute_force(mask: NDArray[np.bool_], gap: float, runs_at_once: int, pairs: int) -> None:
-    runs = trace([mask])
+def test_groups_agree_with_brute_force(mask: NDArray[np.bool_], gap: float, spans_at_once: int, pairs: int) -> None:
+    spans = trace([mask])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merging, "_RUNS_AT_ONCE", runs_at_once)
+        patch.setattr(merging, "_SPANS_AT_ONCE", spans_at_once)
         patch.setattr(merging, "_PAIRS_AT_ONCE", pairs)
-        found = merge_near(runs, label_runs(runs), gap)
-    assert np.array_equal(found, by_brute_force(mask, runs, gap))
+        found = merge_near(spans, label_spans(spans), gap)
+    assert np.array_equal(found, by_brute_force(mask, spans, gap))
 
 
 @settings(deadline=None, max_examples=60)
@@ -80,33 +80,33 @@ def test_the_limit_itself_merges_and_a_hair_less_does_not(
     cells = np.argwhere(canvas)
     canvas[down:, 420 + aside : 420 + aside + other.shape[1]] = other
     others = np.argwhere(canvas)[len(cells) :]
-    runs = trace([canvas])
+    spans = trace([canvas])
     # two pieces whatever lies loose within each of them
-    two = (runs.rows >= down).astype(np.int64)
+    two = (spans.rows >= down).astype(np.int64)
     gap = float(np.sqrt(gaps_between(cells, others).min()))
-    assert merge_near(runs, two, gap).max() == 0
-    assert merge_near(runs, two, gap - 1e-6).max() == 1
+    assert merge_near(spans, two, gap).max() == 0
+    assert merge_near(spans, two, gap - 1e-6).max() == 1
 
 
 def test_nothing_merges_within_no_gap() -> None:
-    runs = trace([np.array([[True, False, True]])])
-    assert merge_near(runs, label_runs(runs), 0.0).tolist() == [0, 1]
+    spans = trace([np.array([[True, False, True]])])
+    assert merge_near(spans, label_spans(spans), 0.0).tolist() == [0, 1]
     nothing = trace([np.zeros((3, 4), dtype=np.bool_)])
-    assert len(merge_near(nothing, label_runs(nothing), 5.0)) == 0
+    assert len(merge_near(nothing, label_spans(nothing), 5.0)) == 0
 
 
 @pytest.mark.parametrize("gap", [30.0, 75.5])
 def test_large_gaps_agree_with_growing(gap: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "_RUNS_AT_ONCE", 7)
+    monkeypatch.setattr(merging, "_SPANS_AT_ONCE", 7)
     rng = np.random.default_rng(4)
     for _ in range(6):
         mask = np.zeros((400, 500), dtype=np.bool_)
         for row, column, side in rng.integers((0, 0, 1), (400, 500, 40), (14, 3)):
             mask[row : row + side, column : column + side] = True
-        runs = trace([mask])
-        found = merge_near(runs, label_runs(runs), gap)
+        spans = trace([mask])
+        found = merge_near(spans, label_spans(spans), gap)
         labels = np.zeros(mask.shape, dtype=np.int64)
-        for row, start, stop, number in zip(runs.rows, runs.starts, runs.stops, found, strict=True):
+        for row, start, stop, number in zip(spans.rows, spans.starts, spans.stops, found, strict=True):
             labels[row, start:stop] = number + 1
         # the distance of the squares of two cells is that of their nearest corners
         corners = with_corners(mask)
@@ -134,13 +134,13 @@ def test_twenty_thousand_deposits_near_each_other() -> None:
     """Rectangles on a shaken grid; the gap between two is that between their sides."""
     rng = np.random.default_rng(7)
     step, gap = 40, 29.0
-    places = np.indices((100, 200)).reshape(2, -1).T * step
-    low = places + rng.integers(0, 12, places.shape)
-    high = low + rng.integers(1, 26, places.shape)
+    positions = np.indices((100, 200)).reshape(2, -1).T * step
+    low = positions + rng.integers(0, 12, positions.shape)
+    high = low + rng.integers(1, 26, positions.shape)
     mask = np.zeros((100 * step, 200 * step), dtype=np.bool_)
     for (top, left), (bottom, right) in zip(low.tolist(), high.tolist(), strict=True):
         mask[top:bottom, left:right] = True
-    one, other = cKDTree(places).query_pairs(3.5 * step, output_type="ndarray").T
+    one, other = cKDTree(positions).query_pairs(3.5 * step, output_type="ndarray").T
     apart = np.maximum(low[one] - high[other], low[other] - high[one]).clip(0)
     is_near = (apart**2).sum(axis=1) <= gap * gap
     edges = (np.ones(is_near.sum()), (one[is_near], other[is_near]))
@@ -162,11 +162,11 @@ def test_twenty_thousand_deposits_near_each_other() -> None:
     assert found[0].longest_diameter_um == pytest.approx(pdist(outline[ConvexHull(outline).vertices]).max())
 
 
-def test_runs_with_crossings_merge_as_those_of_their_mask() -> None:
+def test_spans_with_crossings_merge_as_those_of_their_mask() -> None:
     values = ndimage.gaussian_filter(np.random.default_rng(2).random((90, 80)), 1.5)
-    runs = trace([values], threshold=0.53)
-    plain = replace(runs, crossings=None, crossing_runs=None)
-    components = label_runs(runs)
-    groups = merge_near(runs, components, 3.0)
+    spans = trace([values], threshold=0.53)
+    plain = replace(spans, crossings=None, crossing_spans=None)
+    components = label_spans(spans)
+    groups = merge_near(spans, components, 3.0)
     assert 0 < groups.max() < components.max()
     assert np.array_equal(groups, merge_near(plain, components, 3.0))

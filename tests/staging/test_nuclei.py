@@ -30,11 +30,11 @@ def phantom(kind: Kind, *, apart_um: float, strength: float = 1.0) -> tuple[Imag
     canvas = Canvas(size=400, pixel_um=PIXEL_UM)
     canvas.ground(h=0.12, e=0.5)
     steps = np.arange(10.0, 190.0, apart_um)
-    places = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-    places += rng.uniform(-0.12, 0.12, places.shape) * apart_um
-    canvas.put(cut_stamps(rng, kind, pixel_um=PIXEL_UM, count=12), places)
+    positions = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    positions += rng.uniform(-0.12, 0.12, positions.shape) * apart_um
+    canvas.put(cut_stamps(rng, kind, pixel_um=PIXEL_UM, count=12), positions)
     h, e = canvas.core()
-    return picture(combine(h / H_UNIT * strength, e / E_UNIT * 0.3 * strength)), places / PIXEL_UM
+    return picture(combine(h / H_UNIT * strength, e / E_UNIT * 0.3 * strength)), positions / PIXEL_UM
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def phantom(kind: Kind, *, apart_um: float, strength: float = 1.0) -> tuple[Imag
 )
 @pytest.mark.parametrize("strength", [0.6, 1.2])
 def test_known_nuclei_are_found_where_they_are(kind: Kind, apart_um: float, strength: float) -> None:
-    image, places = phantom(kind, apart_um=apart_um, strength=strength)
+    image, positions = phantom(kind, apart_um=apart_um, strength=strength)
     found = find_nuclei(image)
-    assert len(found) == pytest.approx(len(places), rel=0.1)
+    assert len(found) == pytest.approx(len(positions), rel=0.1)
     rows, columns = image.frame.fractions(found[:, 0], found[:, 1])
-    nearest = np.hypot(places[:, :1] - columns, places[:, 1:] - rows).min(axis=1)
+    nearest = np.hypot(positions[:, :1] - columns, positions[:, 1:] - rows).min(axis=1)
     assert (nearest * PIXEL_UM < kind.nucleus_um / 2).mean() > 0.93
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from annotations.annotation import Annotation, Role
 from annotations.errors import OutsideSlideError, SamplingError
-from annotations.patches.batch import PatchBatch, Shares, draw_places
+from annotations.patches.batch import PatchBatch, Shares, draw_patches
 from annotations.patches.contact_sheet import contact_sheet, pick_examples, thumbnail
 from annotations.patches.exports import images_of
 from annotations.patches.labels import LabelRule
@@ -33,10 +33,10 @@ from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe
 from wsi.errors import PathologyError, ResolutionError, StorageError
 from wsi.geometry import Frame
+from wsi.heatmap_store import write_heatmap
 from wsi.patches.reading import read_patches as read_pixels
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
-from wsi.store import write_heatmap
 from wsi.writing.pyramid import write_pyramid
 
 MPP, WIDTH, HEIGHT, TILE = 0.5, 1280, 1024, 256
@@ -396,7 +396,7 @@ def test_patches_on_outlines_only(cohort: Path) -> None:
     tissue = Mask(frame=frame, array=np.ones(frame.shape, bool))
 
     def kinds(shares: Shares) -> list[str]:
-        places = draw_places(
+        positions = draw_patches(
             slide,
             drawn,
             tissue,
@@ -409,7 +409,7 @@ def test_patches_on_outlines_only(cohort: Path) -> None:
             shares=shares,
             rule=LabelRule.parse("area:0.95"),
         )
-        return [place.kind for place in places]
+        return [where.kind for where in positions]
 
     with Slide.open(cohort / "images" / f"{NAMES[0]}.tif") as slide:
         # No patch on an outline is so full of tumour: fewer patches, not others.

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from annotations.annotation import Annotation
 from annotations.errors import PatchStoreError
 from annotations.files.formats import read_annotations
-from annotations.patches.batch import Shares, draw_places
+from annotations.patches.batch import Shares, draw_patches
 from annotations.patches.labels import LabelRule, PatchLabels
 from annotations.patches.sparse_store import read_pixels, read_store, store_slide
 from annotations.patches.table import PatchTable, read_table
@@ -34,9 +34,9 @@ from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe, find_sources, shared_out
 from wsi.errors import StorageError
 from wsi.geometry import Frame
+from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
-from wsi.store import write_heatmap
 from wsi.writing.pyramid import write_pyramid
 
 MPP = 0.5
@@ -82,13 +82,13 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "annotations").mkdir()
     for seed, name in enumerate(NAMES):
         write_slide(folder / "images" / f"{name}.tif", seed)
-    for name, place in (
+    for name, where in (
         ("patient_001_node_0", (500, 500, 400)),
         ("patient_022_node_0", (1000, 800, 40)),
         ("tumor_010", (500, 500, 300)),
         ("Test_049", (500, 500, 300)),
     ):
-        (folder / "annotations" / f"{name}.xml").write_text(contours(*place))
+        (folder / "annotations" / f"{name}.xml").write_text(contours(*where))
     rows = ["patient_001_node_1.tif,negative", "patient_023_node_4.tif,itc", "patient_001_node_0.tif,macro"]
     (folder / "stage_labels.csv").write_text("patient,stage\n" + "\n".join(rows) + "\n")
     return folder
@@ -370,8 +370,8 @@ def test_labels_agree_with_the_outlines_of_real_slides(
     tissue = Mask(frame=cells, array=np.ones(cells.shape, bool))
     drawn = layers(annotations)
     with Slide.open(path) as slide:
-        places = list(
-            draw_places(
+        positions = list(
+            draw_patches(
                 slide,
                 annotations,
                 tissue,
@@ -385,13 +385,13 @@ def test_labels_agree_with_the_outlines_of_real_slides(
                 rule=LabelRule(kind="centre"),
             )
         )
-    assert Counter(place.label for place in places)["tumour"] >= 35
-    for place in places:
-        frame = place.frame
+    assert Counter(where.label for where in positions)["tumour"] >= 35
+    for where in positions:
+        frame = where.frame
         x, y = frame.x + 64 * frame.downsample, frame.y + 64 * frame.downsample
         inside = any(is_inside(x, y, layer.tumour) and not is_inside(x, y, layer.cut_outs) for layer in drawn)
-        assert (place.label == "tumour") == inside
-        assert (place.lesion is None) == (place.kind in ("normal", "background"))
+        assert (where.label == "tumour") == inside
+        assert (where.lesion is None) == (where.kind in ("normal", "background"))
 
 
 @pytest.mark.parametrize("rule", ["any", "centre", "area:0.4"])

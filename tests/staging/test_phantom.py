@@ -12,10 +12,11 @@ import pytest
 import shapely
 import tifffile
 
+from annotations.measures import MERGE_GAP_UM
 from staging.lesions.labels import SlideLabel
 from staging.phantom import PatientPlan, generate_cohort, plan_cohort, render_slide
 from staging.phantom.cohort import lay_out
-from staging.phantom.contours import MERGE_UM, fill_polygon
+from staging.phantom.growth import fill_polygon
 from staging.phantom.plan import _stage_counts
 from staging.phantom.section import TILE_PX
 from staging.phantom.texture import TUMOURS, Tissue
@@ -151,7 +152,9 @@ def brute_force_lesions(tumours: list[np.ndarray], mpp: float) -> list[float]:
     groups: list[list[np.ndarray]] = []
     for outline in tumours:
         ring = shapely.LinearRing(outline)
-        near = [group for group in groups if any(ring.distance(shapely.LinearRing(o)) * mpp <= MERGE_UM for o in group)]
+        near = [
+            group for group in groups if any(ring.distance(shapely.LinearRing(o)) * mpp <= MERGE_GAP_UM for o in group)
+        ]
         groups = [group for group in groups if not any(group is one for one in near)]
         groups.append([outline, *(o for group in near for o in group)])
     sizes = []
@@ -231,7 +234,7 @@ def test_deposits_of_a_lesion_are_nearer_than_the_merge_distance() -> None:
     assert clusters
     for lesion in clusters:
         first, *others = (shapely.LinearRing(outline) for outline in lesion.deposits)
-        assert all(0 < first.distance(other) * slides[0].mpp < MERGE_UM for other in others)
+        assert all(0 < first.distance(other) * slides[0].mpp < MERGE_GAP_UM for other in others)
 
 
 def test_tiles_fit_together_without_seams() -> None:

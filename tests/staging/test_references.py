@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from staging.cohorts.references import centre_name, read_normal_slides, read_predictions, read_truth, slide_key
+from staging.cohorts.names import centre_name, slide_key
+from staging.cohorts.references import read_normal_slides, read_predictions, read_truth
 from staging.errors import ConflictError, TableError, UnknownLabelError
 
 

@@ -334,7 +334,7 @@ def test_bad_detections_are_named_by_file_and_line(folders: tuple[Path, Path]) -
     assert error.path == str(path)
     path.write_text("\n0.9,99999,10\n")
     error = refused(TableError, "lies outside the mask of test_001", "froc", *folders, "--missing-mask-is-normal")
-    assert (error.path, error.place) == (str(path), "line 2")
+    assert (error.path, error.where) == (str(path), "line 2")
 
 
 def test_folders_that_cannot_be_scored(tmp_path: Path, folders: tuple[Path, Path]) -> None:

@@ -22,8 +22,9 @@ from staging.runs.config import RunConfig
 from staging.runs.review import find_disagreements, write_review
 from staging.stages.pn import PatientStage
 from wsi.geometry import Frame
+from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
-from wsi.store import json_text, write_heatmap
+from wsi.store import json_text
 from wsi.writing.pyramid import write_pyramid
 
 FOUND = {
@@ -98,16 +99,16 @@ def test_an_incomplete_run_is_submitted_only_on_demand(run: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["", "slides", "unscored.csv"])
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path, name: str) -> None:
-    place = run
+    where = run
     if name == "slides":
         for record in (run / "slides").iterdir():
             record.unlink()
     elif name:
         (run / name).unlink()
     else:
-        place = tmp_path / "nowhere"
+        where = tmp_path / "nowhere"
     with pytest.raises(CohortError):
-        write_submission(Task.STAGES, place, tmp_path / "stages.csv")
+        write_submission(Task.STAGES, where, tmp_path / "stages.csv")
 
 
 def test_stages_are_checked(tmp_path: Path) -> None:
@@ -208,8 +209,8 @@ def test_disagreements_begin_with_the_surest(run: Path) -> None:
         ("4", "size"),
     ]
     assert [one.sureness for one in found] == pytest.approx([0.95, 0.875, 0.6, 1 - 90 / 200])
-    assert found[1].places == ((20.5 * 64, 10.5 * 64),)
-    assert found[0].places == ((1400.0, 740.0),)
+    assert found[1].positions == ((20.5 * 64, 10.5 * 64),)
+    assert found[0].positions == ((1400.0, 740.0),)
     assert {one.centre for one in found} == {"CWZ"}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_resuming import FP16, TINY, fit, patches
+from small_training import FP16, TINY, fit, patches
 from two_processes import started_twice
 from typer.testing import CliRunner
 
@@ -93,7 +93,7 @@ def test_a_pass_whose_judgement_is_not_finite_is_not_kept(monkeypatch: pytest.Mo
 
 def test_the_picture_tells_held_out_patients_of_one_class_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr("wsi.cnn.curves._write", lambda _draw, _place, text, *_, **__: told.append(text))
+    monkeypatch.setattr("wsi.cnn.curves._write", lambda _draw, _where, text, *_, **__: told.append(text))
     groups = np.arange(40) % 10
     learning_picture(fit(validation=groups == 0))
     assert "held-out patients show one class only" in told

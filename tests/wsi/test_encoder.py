@@ -240,11 +240,11 @@ ODD_VALUES = [None, True, -1, 0, 7, 2**63, "", "Infinity", [], {}, 1e308, [1, 2]
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.sampled_from(ODD_VALUES))
-def test_whatever_is_changed_ends_in_one_error(exported: Path, tmp_path: Path, place: int, odd: Any) -> None:
+def test_whatever_is_changed_ends_in_one_error(exported: Path, tmp_path: Path, where: int, odd: Any) -> None:
     def change(model: Any) -> None:
         within = model["graph_module"]
         paths = list(paths_in(within))
-        *path, last = paths[place % len(paths)]
+        *path, last = paths[where % len(paths)]
         for key in path:
             within = within[key]
         within[last] = odd
@@ -263,11 +263,11 @@ def test_whatever_is_changed_ends_in_one_error(exported: Path, tmp_path: Path, p
 @example(50, 255)  # a name that is no text
 @example(10, 8)  # read as if it were compressed
 @example(10, 14)
-def test_whatever_byte_is_changed_ends_in_one_error(exported: Path, tmp_path: Path, place: int, value: int) -> None:
+def test_whatever_byte_is_changed_ends_in_one_error(exported: Path, tmp_path: Path, where: int, value: int) -> None:
     data = bytearray(exported.read_bytes())
     with zipfile.ZipFile(exported) as archive:
         first = archive.start_dir
-    changed = [bytes(data[:at] + bytes([value]) + data[at + 1 :]) for at in (place % len(data), first + place % 64)]
+    changed = [bytes(data[:at] + bytes([value]) + data[at + 1 :]) for at in (where % len(data), first + where % 64)]
     for one in changed:
         (tmp_path / "changed.pt2").write_bytes(one)
         with contextlib.suppress(CheckpointError):

@@ -27,8 +27,9 @@ from wsi.cnn.encoders.encoder import Encoder, load_encoder
 from wsi.cnn.encoders.features import TileGeometry, encode_tiles, features_provenance, read_features, write_features
 from wsi.errors import ArtefactError, CheckpointError, NoTissueError, PathologyError, TileError
 from wsi.geometry import Frame
+from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap, Image, Mask
-from wsi.store import publish, write_heatmap
+from wsi.store import publish
 from wsi.tiles import TilePlan
 from wsi.writing.pyramid import write_pyramid
 
@@ -152,16 +153,16 @@ def test_order_batch_and_workers_never_change_a_bit(
     slide = ArraySlide(noise(64, 80))
     plan = TilePlan.over(slide.frame_at(2.0), core_px=SIZE)
     assert len(plan) == 20
-    shuffled = TilePlan(frame=plan.frame, core_px=SIZE, halo_px=0, places=tuple(plan.places[place] for place in order))
+    shuffled = TilePlan(frame=plan.frame, core_px=SIZE, halo_px=0, cores=tuple(plan.cores[index] for index in order))
     found: dict[tuple[int, int], np.ndarray] = {}
     for windows, rows in encode_tiles(slide, encoder, shuffled, batch=batch, workers=workers):
         assert len(windows) == len(rows) <= batch
         found |= {(one.row, one.column): row for one, row in zip(windows, rows, strict=True)}
     assert len(found) == 20
     expected = np.stack(
-        [alone(encoder, crop(slide.array, row * SIZE, column * SIZE, SIZE)) for row, column in plan.places]
+        [alone(encoder, crop(slide.array, row * SIZE, column * SIZE, SIZE)) for row, column in plan.cores]
     )
-    np.testing.assert_array_equal(np.stack([found[place] for place in plan.places]), expected)
+    np.testing.assert_array_equal(np.stack([found[where] for where in plan.cores]), expected)
 
 
 def test_chunks_hold_all_rows_in_order(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,50 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slide_files import ArraySlide
 
 from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.inference import BLOCK_CELLS, in_halves, infer, predict
 from wsi.cnn.network import SMALL, Architecture, Layer, Network
 from wsi.errors import CheckpointError, PathologyError, TileError
 from wsi.geometry import Frame
-from wsi.raster import Image, Mask
+from wsi.raster import Mask
 from wsi.slide import Slide
 from wsi.tissue import find_tissue
 
 TINY = Architecture((Layer(6, 4, 2), Layer(8, 4)))  # receptive field 10, stride 2: a block is 128 px
-
-
-class ArraySlide:
-    """An array as a slide at 2 um/px; tiles of 32 px named as missing are white and not stored."""
-
-    def __init__(self, array: np.ndarray, missing: Sequence[tuple[int, int]] = (), *, fails: bool = False) -> None:
-        self.array = array.copy()
-        self.fails = fails
-        self.stored = np.ones((-(-array.shape[0] // 32), -(-array.shape[1] // 32)), bool)
-        for row, column in missing:
-            self.stored[row, column] = False
-            self.array[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32] = 255
-
-    def frame_at(self, mpp: float) -> Frame:
-        assert mpp == 2.0
-        return Frame(x=0, y=0, downsample=4, shape=(self.array.shape[0], self.array.shape[1]), mpp=0.5)
-
-    def read_frame(self, frame: Frame) -> Image:
-        if self.fails:
-            raise TileError("slide.tif", "cannot be decoded")
-        out = np.full((*frame.shape, 3), 255, np.uint8)
-        top, left = round(frame.y / 4), round(frame.x / 4)
-        rows, columns = self.array.shape[:2]
-        low_row, low_column = max(0, top), max(0, left)
-        part = self.array[low_row : min(top + frame.shape[0], rows), low_column : min(left + frame.shape[1], columns)]
-        out[low_row - top :, low_column - left :][: part.shape[0], : part.shape[1]] = part
-        return Image(frame=frame, array=out)
-
-    def is_missing(self, frame: Frame) -> bool:
-        top, left = max(0, math.floor(frame.y / 128)), max(0, math.floor(frame.x / 128))
-        bottom = math.ceil((frame.y + frame.shape[0] * frame.downsample) / 128)
-        right = math.ceil((frame.x + frame.shape[1] * frame.downsample) / 128)
-        return not self.stored[top : max(0, bottom), left : max(0, right)].any()
 
 
 def checkpoint_of(architecture: Architecture = TINY) -> Checkpoint:

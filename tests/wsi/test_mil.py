@@ -24,8 +24,8 @@ from wsi.cnn.encoders.mil import GatedAttention, HeadShape, MilHead, load_head, 
 from wsi.cnn.encoders.mil_training import Bag, MilResult, MilTraining, patient_folds, train_head
 from wsi.errors import ArtefactError, CheckpointError, PathologyError
 from wsi.geometry import Frame
+from wsi.heatmap_store import read_heatmap, write_heatmap
 from wsi.raster import Heatmap
-from wsi.store import read_heatmap, write_heatmap
 
 WIDTH, KEYS = 12, 3
 _CPUS = ("cpu", "cpu") if torch.cuda.is_available() else ("auto", "cpu")

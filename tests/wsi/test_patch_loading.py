@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from wsi.cnn.patch_loading import PatchDataset, PatchItems, PatchStream
 from wsi.geometry import Frame
 from wsi.patches.blocks import SlidePixels
-from wsi.patches.reading import PatchPlaces, SlidePool
+from wsi.patches.pool import SlidePool
+from wsi.patches.reading import PatchPositions
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
 
@@ -25,7 +26,7 @@ COUNT, SIDE = 90, 32
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> PatchPlaces:
+def positions(tmp_path_factory: pytest.TempPathFactory) -> PatchPositions:
     folder = tmp_path_factory.mktemp("slides")
     rng = np.random.default_rng(0)
     paths = []
@@ -33,7 +34,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> PatchPlaces:
         tiles = [rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for _ in range(16)]
         paths.append(folder / f"s{number}.tif")
         write_pyramid(paths[-1], width=512, height=512, mpp=0.5, tiles=tiles, tile_size=128)
-    return PatchPlaces(
+    return PatchPositions(
         slides=tuple(str(path) for path in paths),
         slide=rng.integers(0, 3, COUNT).astype(np.int32),
         x=rng.integers(-20, 460, COUNT).astype(np.float64),
@@ -44,11 +45,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> PatchPlaces:
 
 
 @pytest.fixture(scope="module")
-def pixels(places: PatchPlaces) -> torch.Tensor:
+def pixels(positions: PatchPositions) -> torch.Tensor:
     found = []
-    for number, x, y, downsample in zip(places.slide, places.x, places.y, places.downsample, strict=True):
+    for number, x, y, downsample in zip(positions.slide, positions.x, positions.y, positions.downsample, strict=True):
         frame = Frame(x=float(x), y=float(y), downsample=float(downsample), shape=(SIDE, SIDE), mpp=None)
-        with Slide.open(places.slides[number]) as slide:
+        with Slide.open(positions.slides[number]) as slide:
             found.append(slide.read_frame(frame).array)
     return torch.from_numpy(np.stack(found))
 
@@ -69,9 +70,9 @@ def check(batches: list[PatchItems], pixels: torch.Tensor) -> list[int]:
 
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), pytest.param(2, "spawn", id="spawn")])
 def test_every_patch_once_with_its_pixels(
-    places: PatchPlaces, pixels: torch.Tensor, workers: int, start: str | None
+    positions: PatchPositions, pixels: torch.Tensor, workers: int, start: str | None
 ) -> None:
-    stream = PatchStream(places, labels(), batch=8, window=20, run=4, most_slides=2)
+    stream = PatchStream(positions, labels(), batch=8, block=20, stretch=4, most_slides=2)
     next(iter(stream))  # the parent has slides open when workers are forked
     loader = DataLoader(
         stream,
@@ -108,10 +109,10 @@ class Changed(IterableDataset[PatchItems]):
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files without a name are Linux's")
 @pytest.mark.parametrize("strategy", ["file_descriptor", "file_system"])
 def test_a_worker_may_change_its_batches_however_they_are_sent(
-    places: PatchPlaces, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch, strategy: str
+    positions: PatchPositions, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
     monkeypatch.setattr(torch.multiprocessing, "get_sharing_strategy", lambda: strategy)
-    stream = Changed(PatchStream(places, batch=8, window=24))
+    stream = Changed(PatchStream(positions, batch=8, block=24))
     batches = list(DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork"))
     for images, is_shared, indices in batches:
         assert torch.equal(images, pixels[indices] + 1)
@@ -125,17 +126,19 @@ def test_a_worker_may_change_its_batches_however_they_are_sent(
 @given(
     world=st.integers(1, 5),
     batch=st.integers(1, 20),
-    window=st.integers(1, 60),
-    run=st.integers(1, 30),
+    block=st.integers(1, 60),
+    stretch=st.integers(1, 30),
     epoch=st.integers(0, 9),
     drop=st.booleans(),
 )
 def test_ranks_share_patches_without_overlap(
-    places: PatchPlaces, *, world: int, batch: int, window: int, run: int, epoch: int, drop: bool
+    positions: PatchPositions, *, world: int, batch: int, block: int, stretch: int, epoch: int, drop: bool
 ) -> None:
     taken: list[list[list[int]]] = []
     for rank in range(world):
-        stream = PatchStream(places, batch=batch, window=window, run=run, rank=rank, world_size=world, drop_last=drop)
+        stream = PatchStream(
+            positions, batch=batch, block=block, stretch=stretch, rank=rank, world_size=world, drop_last=drop
+        )
         stream.set_epoch(epoch)
         with mock.patch.object(SlidePixels, "read"):  # who gets what, without pixels
             taken.append([items.indices.tolist() for items in stream])
@@ -150,9 +153,9 @@ def test_ranks_share_patches_without_overlap(
         assert sorted(every) == list(range(COUNT))
 
 
-def test_ranks_are_those_of_the_process_group(places: PatchPlaces, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_those_of_the_process_group(positions: PatchPositions, monkeypatch: pytest.MonkeyPatch) -> None:
     def batches(rank: int | None, world: int | None) -> list[list[int]]:
-        return [items.indices.tolist() for items in PatchStream(places, batch=8, rank=rank, world_size=world)]
+        return [items.indices.tolist() for items in PatchStream(positions, batch=8, rank=rank, world_size=world)]
 
     expected = batches(1, 3)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -161,12 +164,12 @@ def test_ranks_are_those_of_the_process_group(places: PatchPlaces, monkeypatch: 
     assert batches(None, None) == expected
 
 
-def test_in_order_without_shuffling(places: PatchPlaces, pixels: torch.Tensor) -> None:
-    stream = PatchStream(places, labels(), batch=16, window=40, shuffle=False)
+def test_in_order_without_shuffling(positions: PatchPositions, pixels: torch.Tensor) -> None:
+    stream = PatchStream(positions, labels(), batch=16, block=40, shuffle=False)
     assert check(list(stream), pixels) == list(range(COUNT))
 
 
-def test_slides_stay_few_and_are_given_back(places: PatchPlaces, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slides_stay_few_and_are_given_back(positions: PatchPositions, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[tuple[SlidePool, int]] = []
     get = SlidePool.get
 
@@ -176,7 +179,7 @@ def test_slides_stay_few_and_are_given_back(places: PatchPlaces, monkeypatch: py
         return found
 
     monkeypatch.setattr(SlidePool, "get", counted)
-    stream = PatchStream(places, batch=8, window=16, most_slides=2)
+    stream = PatchStream(positions, batch=8, block=16, most_slides=2)
     for _ in stream:
         pass
     for _, batch in zip(range(2), stream, strict=False):  # left before its end
@@ -186,8 +189,8 @@ def test_slides_stay_few_and_are_given_back(places: PatchPlaces, monkeypatch: py
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_any_patch_by_its_number(places: PatchPlaces, pixels: torch.Tensor, workers: int) -> None:
-    dataset = PatchDataset(places, labels(), most_slides=2)
+def test_any_patch_by_its_number(positions: PatchPositions, pixels: torch.Tensor, workers: int) -> None:
+    dataset = PatchDataset(positions, labels(), most_slides=2)
     assert len(dataset) == COUNT
     one = dataset[17]
     assert torch.equal(one.images, pixels[17])
@@ -196,19 +199,19 @@ def test_any_patch_by_its_number(places: PatchPlaces, pixels: torch.Tensor, work
     assert sorted(check(list(loader), pixels)) == list(range(COUNT))
 
 
-def test_misuse_is_refused(places: PatchPlaces) -> None:
+def test_misuse_is_refused(positions: PatchPositions) -> None:
     with pytest.raises(ValueError, match="as many labels"):
-        PatchDataset(places, np.zeros(3, np.int64))
+        PatchDataset(positions, np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="at least one patch"):
-        PatchStream(places, batch=0)
+        PatchStream(positions, batch=0)
     with pytest.raises(ValueError, match="no rank 2"):
-        PatchStream(places, rank=2, world_size=2)
+        PatchStream(positions, rank=2, world_size=2)
     with pytest.raises(ValueError, match="together"):
-        PatchStream(places, rank=0)
+        PatchStream(positions, rank=0)
 
 
 def test_files_that_are_gone_are_named(tmp_path: Path) -> None:
-    gone = PatchPlaces(
+    gone = PatchPositions(
         slides=(str(tmp_path / "gone.tif"),),
         slide=np.zeros(1, np.int32),
         x=np.zeros(1),

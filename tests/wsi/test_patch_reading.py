@@ -16,15 +16,9 @@ from PIL import Image as Pillow
 
 from wsi.errors import SlideNotFoundError
 from wsi.geometry import Frame
-from wsi.patches.reading import (
-    PassPlan,
-    PatchPlaces,
-    SlidePool,
-    _extents,
-    read_patches,
-    read_places,
-    source_windows,
-)
+from wsi.patches.passes import PassPlan
+from wsi.patches.pool import SlidePool
+from wsi.patches.reading import PatchPositions, _extents, read_patches, read_positions, source_windows
 from wsi.readers.tiff_tiles import TiffTiles
 from wsi.resample import plan_axis
 from wsi.slide import Slide
@@ -108,9 +102,9 @@ def test_patches_on_the_grid_of_a_resolution_and_in_small_shares(tiff: Slide, mo
     assert read_patches(tiff, x[:0], y[:0], downsample=1.0, size_px=24).shape == (0, 24, 24, 3)
 
 
-def places_on(paths: list[Path], count: int, *, seed: int = 0, side: int = 16) -> PatchPlaces:
+def places_on(paths: list[Path], count: int, *, seed: int = 0, side: int = 16) -> PatchPositions:
     rng = np.random.default_rng(seed)
-    return PatchPlaces(
+    return PatchPositions(
         slides=tuple(str(path) for path in paths),
         slide=rng.integers(0, len(paths), count).astype(np.int32),
         x=rng.integers(0, WIDTH - 2 * side, count).astype(np.float64),
@@ -127,12 +121,12 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_places_of_several_slides_come_in_the_order_asked_for(slides: list[Path]) -> None:
-    places, pool = places_on(slides, 40), SlidePool(2)
+    positions, pool = places_on(slides, 40), SlidePool(2)
     chosen = np.random.default_rng(2).permutation(40)[:25]
-    found = read_places(places, chosen, pool)
+    found = read_positions(positions, chosen, pool)
     for index, pixels in zip(chosen.tolist(), found, strict=True):
-        with Slide.open(slides[places.slide[index]]) as slide:
-            one = one_by_one(slide, [places.x[index]], [places.y[index]], float(places.downsample[index]), 16)
+        with Slide.open(slides[positions.slide[index]]) as slide:
+            one = one_by_one(slide, [positions.x[index]], [positions.y[index]], float(positions.downsample[index]), 16)
         np.testing.assert_array_equal(pixels, one[0])
     assert len(pool) == 2
     assert len(pickle.loads(pickle.dumps(pool))) == 0  # noqa: S301  (our own bytes)
@@ -155,16 +149,16 @@ def test_a_pool_gives_the_oldest_slide_back(slides: list[Path]) -> None:
         SlidePool(0)
 
 
-def tiles_of(places: PatchPlaces, pool: SlidePool, index: int) -> set[tuple[int, int, int, int]]:
+def tiles_of(positions: PatchPositions, pool: SlidePool, index: int) -> set[tuple[int, int, int, int]]:
     """Brute force: (slide, level, tile row, tile column) under a patch."""
-    number = int(places.slide[index])
-    slide = pool.get(places.slides[number])
+    number = int(positions.slide[index])
+    slide = pool.get(positions.slides[number])
     level, windows = source_windows(
         slide,
-        places.x[index : index + 1],
-        places.y[index : index + 1],
-        downsample=float(places.downsample[index]),
-        size_px=places.size_px,
+        positions.x[index : index + 1],
+        positions.y[index : index + 1],
+        downsample=float(positions.downsample[index]),
+        size_px=positions.size_px,
     )
     row, column, height, width = windows[0].tolist()
     return {
@@ -175,16 +169,16 @@ def tiles_of(places: PatchPlaces, pool: SlidePool, index: int) -> set[tuple[int,
 
 
 def test_clusters_share_no_tile(slides: list[Path]) -> None:
-    places, pool = places_on(slides[:2], 30), SlidePool()
-    plan = PassPlan.of(places, pool, run=100)
+    positions, pool = places_on(slides[:2], 30), SlidePool()
+    plan = PassPlan.of(positions, pool, stretch=100)
     assert sorted(np.concatenate(plan.clusters).tolist()) == list(range(30))
     seen: set[tuple[Any, ...]] = set()
     for cluster in plan.clusters:
         # one resolution at a time is read together
         tiles = {
-            (float(places.downsample[index]), *tile)
+            (float(positions.downsample[index]), *tile)
             for index in cluster.tolist()
-            for tile in tiles_of(places, pool, index)
+            for tile in tiles_of(positions, pool, index)
         }
         assert not tiles & seen
         seen |= tiles
@@ -192,11 +186,11 @@ def test_clusters_share_no_tile(slides: list[Path]) -> None:
 
 
 def test_a_pass_decodes_every_tile_once(slides: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    places, pool = places_on(slides, 60, side=24), SlidePool()
-    places = PatchPlaces(
-        slides=places.slides, slide=places.slide, x=places.x, y=places.y, downsample=np.ones(60), size_px=24
+    positions, pool = places_on(slides, 60, side=24), SlidePool()
+    positions = PatchPositions(
+        slides=positions.slides, slide=positions.slide, x=positions.x, y=positions.y, downsample=np.ones(60), size_px=24
     )
-    distinct = set().union(*(tiles_of(places, pool, index) for index in range(60)))
+    distinct = set().union(*(tiles_of(positions, pool, index) for index in range(60)))
     pasted: list[tuple[int, int]] = []
     paste = TiffTiles.paste
 
@@ -205,60 +199,62 @@ def test_a_pass_decodes_every_tile_once(slides: list[Path], monkeypatch: pytest.
         paste(self, level, index, *rest, **options)
 
     monkeypatch.setattr(TiffTiles, "paste", counted)
-    plan = PassPlan.of(places, pool, run=60, window=60)
-    for window in plan.windows(seed=1, epoch=2):
-        read_places(places, window, pool, workers=1)
+    plan = PassPlan.of(positions, pool, stretch=60, block=60)
+    for block in plan.blocks(seed=1, epoch=2):
+        read_positions(positions, block, pool, workers=1)
     assert len(pasted) == len(distinct)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=12),
-    run=st.integers(1, 12),
-    window=st.integers(1, 20),
+    stretch=st.integers(1, 12),
+    block=st.integers(1, 20),
     parts=st.integers(1, 7),
     epoch=st.integers(0, 3),
     even=st.booleans(),
 )
 def test_the_parts_of_a_pass_hold_every_patch_once(
-    sizes: list[tuple[int, int]], run: int, window: int, parts: int, epoch: int, *, even: bool
+    sizes: list[tuple[int, int]], stretch: int, block: int, parts: int, epoch: int, *, even: bool
 ) -> None:
     ends = np.cumsum([0, *(size for size, _ in sizes)])
     clusters = tuple(np.arange(start, stop) for start, stop in pairwise(ends.tolist()))
-    plan = PassPlan(clusters=clusters, slide_of=np.array(sorted(s for _, s in sizes), np.int32), run=run, window=window)
+    plan = PassPlan(
+        clusters=clusters, slide_of=np.array(sorted(s for _, s in sizes), np.int32), stretch=stretch, block=block
+    )
     found = [
-        [list(some) for some in plan.windows(seed=3, epoch=epoch, number=number, parts=parts, even=even)]
+        [list(some) for some in plan.blocks(seed=3, epoch=epoch, number=number, parts=parts, even=even)]
         for number in range(parts)
     ]
     held = [list(chain.from_iterable(some)) for some in found]
     every = list(chain.from_iterable(held))
     assert len(every) == len(set(every))
-    assert all(0 < len(some) <= window for part in found for some in part)
+    assert all(0 < len(some) <= block for part in found for some in part)
     if even:
         assert {len(part) for part in held} == {plan.count // parts}
     else:
         assert sorted(every) == list(range(plan.count))
-    straight = [list(some) for some in plan.windows(seed=3, epoch=epoch, shuffle=False)]
+    straight = [list(some) for some in plan.blocks(seed=3, epoch=epoch, shuffle=False)]
     assert list(chain.from_iterable(straight)) == list(range(plan.count))
 
 
 def test_passes_differ_and_can_be_repeated(slides: list[Path]) -> None:
-    plan = PassPlan.of(places_on(slides, 200), SlidePool(), run=16, window=64)
+    plan = PassPlan.of(places_on(slides, 200), SlidePool(), stretch=16, block=64)
 
     def order(epoch: int, seed: int = 0) -> list[int]:
-        return [int(index) for window in plan.windows(seed=seed, epoch=epoch) for index in window]
+        return [int(index) for block in plan.blocks(seed=seed, epoch=epoch) for index in block]
 
     assert order(0) == order(0)
     assert len({tuple(order(0)), tuple(order(1)), tuple(order(0, seed=1))}) == 3
-    # A window mixes slides.
-    places = places_on(slides, 200)
-    first = next(plan.windows(seed=0, epoch=0))
-    assert len(np.unique(places.slide[first])) > 1
+    # A block mixes slides.
+    positions = places_on(slides, 200)
+    first = next(plan.blocks(seed=0, epoch=0))
+    assert len(np.unique(positions.slide[first])) > 1
 
 
 def test_places_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match="an x, a y"):
-        PatchPlaces(
+        PatchPositions(
             slides=("a",),
             slide=np.zeros(2, np.int32),
             x=np.zeros(1),
@@ -267,6 +263,6 @@ def test_places_that_do_not_belong_together_are_refused() -> None:
             size_px=4,
         )
     with pytest.raises(ValueError, match="not among"):
-        PatchPlaces(
+        PatchPositions(
             slides=("a",), slide=np.ones(1, np.int32), x=np.zeros(1), y=np.zeros(1), downsample=np.ones(1), size_px=4
         )

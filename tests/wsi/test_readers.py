@@ -221,8 +221,8 @@ def test_openslide_reader_reads_what_the_direct_reader_reads(sparse: Path) -> No
     assert theirs.mpp == pytest.approx(ours.mpp)
     assert theirs.levels == ours.levels
     for level in range(len(ours.levels)):
-        place = {"row": -7, "column": 11, "height": 150, "width": 300}
-        np.testing.assert_array_equal(window(ours, level, **place), window(theirs, level, **place))
+        where = {"row": -7, "column": 11, "height": 150, "width": 300}
+        np.testing.assert_array_equal(window(ours, level, **where), window(theirs, level, **where))
     theirs.close()
 
 

@@ -81,9 +81,9 @@ def test_probabilities_are_drawn_where_they_lie_on_the_slide(x: float, y: float)
 
 
 def test_a_single_cell_shows_on_a_coarse_picture() -> None:
-    for place in range(20):
+    for where in range(20):
         values = np.zeros((400, 400))
-        values[100 + place, 200 + 3 * place % 17] = 0.9
+        values[100 + where, 200 + 3 * where % 17] = 0.9
         drawn = overlay(picture((40, 40), downsample=640), heatmap_of(values), threshold=0.5)
         assert changed(drawn, (40, 40)).sum() == 9
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_inference import ArraySlide
+from slide_files import ArraySlide
 from torch import nn
 from torch.nn import functional
 
@@ -61,11 +61,11 @@ def as_published(network: ResNet, images: torch.Tensor) -> torch.Tensor:
 
     features = normed(convolved(network.normalised(images), "conv1", 2), "bn1").relu()
     features = functional.max_pool2d(features, 3, 2, 1)
-    for stage in (1, 2, 3, 4):
-        blocks = {name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")}
+    for group in (1, 2, 3, 4):
+        blocks = {name.split(".")[1] for name in state if name.startswith(f"layer{group}.")}
         for block in range(len(blocks)):
-            at = f"layer{stage}.{block}"
-            stride = 2 if stage > 1 and block == 0 else 1
+            at = f"layer{group}.{block}"
+            stride = 2 if group > 1 and block == 0 else 1
             is_bottleneck = f"{at}.conv3.weight" in state
             strides = (1, stride, 1) if is_bottleneck else (stride, 1)
             inner = features

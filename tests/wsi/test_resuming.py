@@ -10,49 +10,20 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from small_training import EVERYTHING, METHODS, fit
 from two_processes import started_twice
 
 from wsi.cnn.checkpoint import Checkpoint, load_checkpoint
-from wsi.cnn.device_augmentation import Augmentation
 from wsi.cnn.method import Method
-from wsi.cnn.network import Architecture, Layer
 from wsi.cnn.resuming import load_progress, save_progress
-from wsi.cnn.training import Epoch, Training, train
+from wsi.cnn.training import Epoch
 from wsi.errors import CheckpointError
-from wsi.patches.feeding import HeldPatches
-
-TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
-EVERYTHING = Method(
-    schedule="cosine",
-    augmentation=Augmentation(),
-    average=0.9,
-    patience=3,
-    temperature=True,
-)
-FP16 = Method(precision="fp16")
-METHODS = {"plain": Method(), "everything": EVERYTHING, "fp16": FP16}
-
-
-def patches(count: int = 40, side: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    fine = rng.random((count, side, side))
-    coarse = np.kron(rng.random((count, side // 4, side // 4)), np.ones((4, 4)))
-    is_tumour = np.broadcast_to((np.arange(count) % 2 == 1)[:, None, None], fine.shape)
-    dark = np.where(is_tumour, coarse, fine)[..., None] * (90, 110, 60)
-    return (235 - dark).astype(np.uint8), is_tumour.astype(np.uint8)
-
-
-def fit(**changes: Any) -> Training:
-    images, targets = patches()
-    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 3, "batch": 10, "device": "cpu"}
-    return train(HeldPatches(images, targets), groups=np.arange(40) % 10, **settled | changes)
-
 
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-import test_resuming, wsi.cnn.training as training
+import small_training, wsi.cnn.training as training
 write, count = training.save_progress, 0
 def save_progress(*arguments):
     global count
@@ -61,7 +32,7 @@ def save_progress(*arguments):
     if count == {writings}:
         os.kill(os.getpid(), signal.SIGKILL)
 training.save_progress = save_progress
-test_resuming.fit(method=test_resuming.METHODS[{name!r}], resume=Path({path!r}), resume_every=1)
+small_training.fit(method=small_training.METHODS[{name!r}], resume=Path({path!r}), resume_every=1)
 """
 
 
@@ -144,10 +115,10 @@ def test_progress_comes_back(tmp_path: Path) -> None:
 TOGETHER = """
 import sys
 sys.path.insert(0, {tests!r})
-import os, test_resuming
+import os, small_training
 from pathlib import Path
 from wsi.cnn.checkpoint import save_checkpoint
-result = test_resuming.fit(method=test_resuming.EVERYTHING, batch=20, resume=Path({path!r}) / "progress")
+result = small_training.fit(method=small_training.EVERYTHING, batch=20, resume=Path({path!r}) / "progress")
 save_checkpoint(Path({path!r}) / ("rank" + os.environ["RANK"]), result.checkpoint)
 """
 

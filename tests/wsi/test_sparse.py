@@ -58,9 +58,9 @@ def test_wanted_tiles_are_copied_byte_for_byte(slide: Slide, tmp_path: Path) -> 
             ours, theirs = copy.stored_tiles(level.index), slide.stored_tiles(level.index)
             assert ours is not None
             assert theirs is not None
-            for place in itertools.product(range(ours.rows), range(ours.columns)):
-                is_wanted = (level.index == 0 and place in wanted) or (level.index == 2 and place == (0, 0))
-                assert ours.read(*place) == (theirs.read(*place) if is_wanted else None)
+            for where in itertools.product(range(ours.rows), range(ours.columns)):
+                is_wanted = (level.index == 0 and where in wanted) or (level.index == 2 and where == (0, 0))
+                assert ours.read(*where) == (theirs.read(*where) if is_wanted else None)
         found = copy.read_frame(copy.frame).array
         expected = np.full_like(found, 255)
         whole = slide.read_frame(slide.frame).array
@@ -78,10 +78,10 @@ def test_wanted_tiles_are_copied_byte_for_byte(slide: Slide, tmp_path: Path) -> 
 def test_many_stored_tiles_are_read_as_each_is(slide: Slide) -> None:
     stored = slide.stored_tiles(0)
     assert stored is not None
-    places = [(row, column) for row in range(stored.rows) for column in range(stored.columns)][::-1]
-    found = stored.read_many(places)
-    assert found == [stored.read(*place) for place in places] == [stored.read_sound(*place) for place in places]
-    assert [place for place, data in zip(places, found, strict=True) if data is None] == [(1, 1)]
+    positions = [(row, column) for row in range(stored.rows) for column in range(stored.columns)][::-1]
+    found = stored.read_many(positions)
+    assert found == [stored.read(*where) for where in positions] == [stored.read_sound(*where) for where in positions]
+    assert [where for where, data in zip(positions, found, strict=True) if data is None] == [(1, 1)]
     assert stored.read_many([]) == []
     assert stored.read_many([(1, 1)]) == [None]
     with pytest.raises(ValueError, match="no tile in row 0, column 8"):

@@ -88,10 +88,10 @@ def check_bytes(source: Path, target: Path) -> int:
             assert (new.compression, new.photometric, new.samples) == (old.compression, old.photometric, old.samples)
             assert new.predictor == (old.predictor if old.compression != NONE else 1)
             assert new.extra_samples == old.extra_samples
-            for place in itertools.product(range(new.rows), range(new.columns)):
-                data = new.read(*place)
+            for where in itertools.product(range(new.rows), range(new.columns)):
+                data = new.read(*where)
                 if data is not None:
-                    assert data == old.read(*place)
+                    assert data == old.read(*where)
                     tiles += 1
     return tiles
 
@@ -155,11 +155,11 @@ def deflated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_slide(path, [full, full[1::2, 1::2].copy()], [compressed(DEFLATE, predictor=True)] * 2)
 
 
-places = st.tuples(st.integers(-80, HEIGHT), st.integers(-80, WIDTH), st.integers(1, 150), st.integers(1, 150))
+positions = st.tuples(st.integers(-80, HEIGHT), st.integers(-80, WIDTH), st.integers(1, 150), st.integers(1, 150))
 
 
 @settings(max_examples=40, deadline=None)
-@given(levels=st.dictionaries(st.sampled_from([0, 1]), st.lists(places, max_size=4)))
+@given(levels=st.dictionaries(st.sampled_from([0, 1]), st.lists(positions, max_size=4)))
 def test_any_windows(
     levels: dict[int, list[tuple[int, int, int, int]]], deflated: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -16,20 +16,10 @@ from hypothesis import strategies as st
 
 from wsi.errors import ArtefactError, OutputInUseError, StorageError
 from wsi.geometry import Frame
+from wsi.heatmap_store import read_heatmap, write_heatmap
 from wsi.lock import OutputLock
 from wsi.raster import Heatmap
-from wsi.store import (
-    DONE,
-    atomic_text,
-    digest_of,
-    provenance_of,
-    publish,
-    read_heatmap,
-    storage,
-    sweep,
-    verify,
-    write_heatmap,
-)
+from wsi.store import DONE, atomic_text, digest_of, provenance_of, publish, storage, sweep, verify
 
 
 def a_heatmap(rows: int = 40, columns: int = 30, seed: int = 0) -> Heatmap:

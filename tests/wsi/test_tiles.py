@@ -34,7 +34,7 @@ class PositionSlide:
             self.reads += 1
             self.threads.add(threading.current_thread().name)
             if self.fails_at is not None and self.reads > self.fails_at:
-                raise TileError("slide.tif", "cannot be decoded", place="level 0, tile row 3, column 7")
+                raise TileError("slide.tif", "cannot be decoded", where="level 0, tile row 3, column 7")
         rows = np.arange(frame.shape[0]) + round(frame.y / 4)
         columns = np.arange(frame.shape[1]) + round(frame.x / 4)
         array = np.zeros((*frame.shape, 3), np.uint8)
@@ -76,7 +76,7 @@ def test_plan_keeps_exactly_the_cores_that_mask_pixels_overlap(
                     left + mask_downsample, (column + 1) * core * 4
                 ) > max(left, column * core * 4):
                     expected.add((row, column))
-    assert list(plan.places) == sorted(expected)
+    assert list(plan.cores) == sorted(expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -89,10 +89,10 @@ def test_cores_cover_every_pixel_once_and_lie_inside_their_windows(
     whole = slide.read_frame(slide.frame).array
     count = np.zeros(shape, int)
     for window in plan:
-        count[window.place] += 1
+        count[window.slices] += 1
         pixels = slide.read_frame(window.frame).array
         assert pixels.shape[:2] == plan.window_shape == (core + 2 * halo, core + 2 * halo)
-        placed = whole[window.place]
+        placed = whole[window.slices]
         np.testing.assert_array_equal(pixels[window.inner][: placed.shape[0], : placed.shape[1]], placed)
     assert (count == 1).all()
 
@@ -185,6 +185,6 @@ def test_a_real_slides_windows_fit_together(real_data: Callable[[str], Path]) ->
         stitched = np.zeros_like(whole)
         for window, pixels in stream_tiles(slide, plan, workers=2):
             assert pixels is not None
-            place = stitched[window.place]
-            place[...] = pixels[window.inner][: place.shape[0], : place.shape[1]]
+            where = stitched[window.slices]
+            where[...] = pixels[window.inner][: where.shape[0], : where.shape[1]]
     np.testing.assert_array_equal(stitched, whole)

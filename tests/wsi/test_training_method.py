@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import optimize
 from sklearn.metrics import log_loss
-from test_resuming import TINY, fit, patches
+from small_training import TINY, fit, patches
 
 from wsi.cnn import learner
 from wsi.cnn.architectures import NETWORKS
@@ -188,11 +188,11 @@ def test_reliability_counts_every_cell_once(seed: int, bins: int) -> None:
     margins, truth = cells(seed, 60)
     table = reliability(margins, truth, EVEN, bins=bins)
     probability = 1 / (1 + np.exp(-margins))
-    place = np.minimum(np.floor(probability * bins), bins - 1)
+    where = np.minimum(np.floor(probability * bins), bins - 1)
     expected = [
-        (probability[place == number].mean(), truth[place == number].mean(), np.count_nonzero(place == number))
+        (probability[where == number].mean(), truth[where == number].mean(), np.count_nonzero(where == number))
         for number in range(bins)
-        if (place == number).any()
+        if (where == number).any()
     ]
     np.testing.assert_allclose(table, expected)
     assert table[:, 2].sum() == 60

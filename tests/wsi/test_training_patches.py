@@ -15,16 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_resuming import EVERYTHING, TINY, patches
+from small_training import EVERYTHING, TINY, patches
 from two_processes import started_twice
 
 from annotations.patches.targets import PatchTargets
 from wsi.cnn.augmentation import cell_targets
 from wsi.cnn.checkpoint import load_checkpoint
 from wsi.cnn.training import Training, train
-from wsi.patches.blocks import JoinedPixels, WindowReader, window_of
+from wsi.patches.blocks import BlockReader, JoinedPixels, block_of
 from wsi.patches.feeding import HeldPatches, StreamedPatches
-from wsi.patches.reading import PassPlan
+from wsi.patches.passes import PassPlan
 from wsi.readers.base import BadTile
 
 
@@ -50,7 +50,7 @@ class ArrayPixels:
 
     def plan(self) -> PassPlan:
         slides = np.arange(len(self._clusters), dtype=np.int32) // 3
-        return PassPlan(clusters=tuple(self._clusters), slide_of=slides, run=4, window=16)
+        return PassPlan(clusters=tuple(self._clusters), slide_of=slides, stretch=4, block=16)
 
     def read(self, indices: NDArray[np.int64], *, out: NDArray[np.uint8], workers: int) -> None:
         assert workers >= 1
@@ -82,10 +82,10 @@ def streamed(images: NDArray[np.uint8], targets: NDArray[np.uint8] | None = None
     st.integers(0, 99),
 )
 def test_a_pass_holds_every_patch_once_in_full_batches(
-    clusters: list[int], owners: list[int], window: int, seed: int
+    clusters: list[int], owners: list[int], block: int, seed: int
 ) -> None:
     count = sum(clusters)
-    source = streamed(numbered(count), clusters=clusters, window=window)
+    source = streamed(numbered(count), clusters=clusters, block=block)
     chosen = np.flatnonzero(np.random.default_rng(seed).random(count) < 0.8)
     found = source.batches(chosen, np.array(owners), np.random.default_rng(seed))
     again = source.batches(chosen, np.array(owners), np.random.default_rng(seed))
@@ -99,7 +99,7 @@ def test_a_pass_holds_every_patch_once_in_full_batches(
 
 
 def test_passes_differ_and_mix_the_slides() -> None:
-    source = streamed(numbered(240), clusters=[4] * 59, window=120)
+    source = streamed(numbered(240), clusters=[4] * 59, block=120)
     rng = np.random.default_rng(0)
     first, second = (source.batches(np.arange(240), np.zeros(24, int), rng) for _ in range(2))
     assert not np.array_equal(first, second)
@@ -108,8 +108,8 @@ def test_passes_differ_and_mix_the_slides() -> None:
 
 
 def test_processes_read_neighbours() -> None:
-    """Each process reads the patches of its own tiles: a window's clusters are hardly cut."""
-    source = streamed(numbered(128), clusters=[8] * 15, window=32)
+    """Each process reads the patches of its own tiles: a block's clusters are hardly cut."""
+    source = streamed(numbered(128), clusters=[8] * 15, block=32)
     owners = np.repeat([0, 1, 0, 1], 4)
     batches = source.batches(np.arange(128), owners, np.random.default_rng(3))
     for start in range(0, len(batches), 4):  # 32 patches of each process
@@ -123,8 +123,8 @@ def test_processes_read_neighbours() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 29), max_size=9), max_size=12), st.integers(1, 20), st.integers(1, 3))
-def test_groups_come_in_their_order(parts: list[list[int]], window: int, workers: int) -> None:
-    source = streamed(numbered(30), clusters=[3] * 9, window=window, workers=workers)
+def test_groups_come_in_their_order(parts: list[list[int]], block: int, workers: int) -> None:
+    source = streamed(numbered(30), clusters=[3] * 9, block=block, workers=workers)
     groups = [np.array(part, int) for part in parts]
     found = [images.copy() for images in source.images(groups)]
     assert [images[:, 0, 0, 0].tolist() for images in found] == parts
@@ -132,7 +132,7 @@ def test_groups_come_in_their_order(parts: list[list[int]], window: int, workers
 
 def test_windows_are_bounded_and_read_by_tiles() -> None:
     pixels = ArrayPixels(numbered(60), [3] * 19)
-    source = StreamedPatches(pixels, PatchTargets.normal(60, 2), record={}, window=10)
+    source = StreamedPatches(pixels, PatchTargets.normal(60, 2), record={}, block=10)
     order = np.random.default_rng(0).permutation(60)
     assert len(list(source.images([order[start : start + 4] for start in range(0, 60, 4)]))) == 15
     assert {len(read) for read in pixels.reads} == {8, 4}
@@ -141,9 +141,9 @@ def test_windows_are_bounded_and_read_by_tiles() -> None:
 
 def test_reading_stays_one_window_ahead_and_ends_early() -> None:
     pixels = ArrayPixels(numbered(60))
-    reader = WindowReader(np.arange(60))
-    with closing(reader.read(pixels, np.arange(60).reshape(6, 10), workers=1)) as windows:
-        next(windows)
+    reader = BlockReader(np.arange(60))
+    with closing(reader.read(pixels, np.arange(60).reshape(6, 10), workers=1)) as blocks:
+        next(blocks)
         assert len(pixels.reads) <= 2
     assert len(pixels.reads) <= 2
 
@@ -193,9 +193,9 @@ def test_targets_come_back(count: int, side: int, data: st.DataObject) -> None:
 
 
 def test_a_window_fits_its_budget() -> None:
-    assert window_of(256, 96 * 2**20) == 512
-    assert window_of(16, 96 * 2**20) == 1024
-    assert window_of(20000, 1) == 1
+    assert block_of(256, 96 * 2**20) == 512
+    assert block_of(16, 96 * 2**20) == 1024
+    assert block_of(20000, 1) == 1
 
 
 # --- training
@@ -203,7 +203,7 @@ def test_a_window_fits_its_budget() -> None:
 
 def fit(**changes: Any) -> Training:
     images, targets = patches()
-    source = streamed(images, targets, clusters=[3] * 13, window=changes.pop("window", 20), workers=1)
+    source = streamed(images, targets, clusters=[3] * 13, block=changes.pop("block", 20), workers=1)
     settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 3, "batch": 10, "device": "cpu"}
     return train(source, groups=np.arange(40) % 10, **settled | changes)
 
@@ -222,8 +222,8 @@ def test_streamed_patches_are_learnt_as_held_ones_are() -> None:
 
 def test_margins_are_those_of_the_held_out_patches() -> None:
     images, targets = patches()
-    for window in (4, 20):
-        found = fit(epochs=1, window=window)
+    for block in (4, 20):
+        found = fit(epochs=1, block=block)
         shown = np.isin(np.arange(40) % 10, [int(name) for name in found.held_out])
         with torch.inference_mode():
             logits = found.checkpoint.network(torch.from_numpy(images[shown]).permute(0, 3, 1, 2))
@@ -233,9 +233,9 @@ def test_margins_are_those_of_the_held_out_patches() -> None:
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {own!r}]
 from pathlib import Path
-import test_resuming, test_training_patches, wsi.cnn.training as training
+import small_training, test_training_patches, wsi.cnn.training as training
 write, count = training.save_progress, 0
 def save_progress(*arguments):
     global count
@@ -244,14 +244,16 @@ def save_progress(*arguments):
     if count == {writings}:
         os.kill(os.getpid(), signal.SIGKILL)
 training.save_progress = save_progress
-test_training_patches.fit(method=test_resuming.EVERYTHING, resume=Path({path!r}), resume_every=1)
+test_training_patches.fit(method=small_training.EVERYTHING, resume=Path({path!r}), resume_every=1)
 """
 
 
 @pytest.mark.parametrize("writings", [2, 5])
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, writings: int) -> None:
     path = tmp_path / "progress"
-    code = KILLED.format(tests=str(Path(__file__).parents[1]), writings=writings, path=str(path))
+    code = KILLED.format(
+        tests=str(Path(__file__).parents[1]), own=str(Path(__file__).parent), writings=writings, path=str(path)
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     undisturbed = fit(method=EVERYTHING)
@@ -262,17 +264,17 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, writings: int) ->
 
 TOGETHER = """
 import sys
-sys.path.insert(0, {tests!r})
-import os, test_resuming, test_training_patches
+sys.path[:0] = [{tests!r}, {own!r}]
+import os, small_training, test_training_patches
 from pathlib import Path
 from wsi.cnn.checkpoint import save_checkpoint
-result = test_training_patches.fit(method=test_resuming.EVERYTHING, batch=20, epochs=14)
+result = test_training_patches.fit(method=small_training.EVERYTHING, batch=20, epochs=14)
 save_checkpoint(Path({path!r}) / ("rank" + os.environ["RANK"]), result.checkpoint)
 """
 
 
 def test_two_processes_learn_one_network(tmp_path: Path) -> None:
-    code = TOGETHER.format(tests=str(Path(__file__).parents[1]), path=str(tmp_path))
+    code = TOGETHER.format(tests=str(Path(__file__).parents[1]), own=str(Path(__file__).parent), path=str(tmp_path))
     ended = started_twice([sys.executable, "-c", code])
     assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
     first, second = (load_checkpoint(tmp_path / name) for name in ("rank0", "rank1"))

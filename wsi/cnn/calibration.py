@@ -92,11 +92,11 @@ def reliability(
     """
     probability = np.exp(-np.logaddexp(0, -margins))
     weight = np.where(truth, class_weights[1], class_weights[0])
-    place = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    counts, total = np.bincount(place, minlength=bins), np.bincount(place, weight, minlength=bins)
+    bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    counts, total = np.bincount(bin_of, minlength=bins), np.bincount(bin_of, weight, minlength=bins)
     held = counts > 0
-    mean = np.bincount(place, weight * probability, minlength=bins)[held] / total[held]
-    share = np.bincount(place, weight * truth, minlength=bins)[held] / total[held]
+    mean = np.bincount(bin_of, weight * probability, minlength=bins)[held] / total[held]
+    share = np.bincount(bin_of, weight * truth, minlength=bins)[held] / total[held]
     return np.stack([mean, share, counts[held]], axis=1)
 
 

@@ -199,7 +199,7 @@ def _check_values(path: Path | None, weights: Mapping[str, NDArray[Any]]) -> Non
     check_finite(path, weights)
     for name, values in weights.items():
         if name.endswith("running_var") and values.min() < 0:
-            raise CheckpointError(path, "holds a negative variance", place=f"tensor {name}", mend="train again")
+            raise CheckpointError(path, "holds a negative variance", where=f"tensor {name}", mend="train again")
 
 
 def _number(value: object) -> float:

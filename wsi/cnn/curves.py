@@ -141,21 +141,21 @@ def _plot(
     _write(draw, (_LEFT_PX, 42), notes, _SMALL_PX, anchor="lt", ink=_PALE_INK)
     _write(draw, (_LEFT_PX, 64), names[1], _SMALL_PX, anchor="lt")
     for across in np.unique(np.linspace(*x, 6).round(0 if x[1] > 1 else 9)).tolist():
-        column, _ = _place((across, y[0]), x, y)
+        column, _ = _to_px((across, y[0]), x, y)
         _line(draw, [(column, _TOP_PX), (column, _TOP_PX + _PLOT_PX)], _GRID, 1)
         _write(draw, (column, _TOP_PX + _PLOT_PX + 8), f"{across:g}", _SMALL_PX, anchor="mt")
     for up in np.linspace(*y, 6).tolist():
-        _, row = _place((x[0], up), x, y)
+        _, row = _to_px((x[0], up), x, y)
         _line(draw, [(_LEFT_PX, row), (_LEFT_PX + _PLOT_PX, row)], _GRID, 1)
         _write(draw, (_LEFT_PX - 8, row), f"{up:.3g}", _SMALL_PX, anchor="rm")
     _write(draw, (_LEFT_PX + _PLOT_PX / 2, _TOP_PX + _PLOT_PX + 34), names[0], _FONT_PX, anchor="mt")
     if has_diagonal:
-        _line(draw, [_place((x[0], y[0]), x, y), _place((x[1], y[1]), x, y)], _PALE_INK, 1)
+        _line(draw, [_to_px((x[0], y[0]), x, y), _to_px((x[1], y[1]), x, y)], _PALE_INK, 1)
     for curve in reversed(curves):
-        places = [_place((across, up), x, y) for across, up in curve.points.tolist() if math.isfinite(up)]
-        _line(draw, places, curve.ink, 3)
+        points = [_to_px((across, up), x, y) for across, up in curve.points.tolist() if math.isfinite(up)]
+        _line(draw, points, curve.ink, 3)
         marked = curve.points[:, 0] == mark
-        dots = places if curve.has_dots else [_place((a, b), x, y) for a, b in curve.points[marked].tolist()]
+        dots = points if curve.has_dots else [_to_px((a, b), x, y) for a, b in curve.points[marked].tolist()]
         for across, up in dots if mark is None or all(map(math.isfinite, curve.points[marked].ravel())) else []:
             draw.circle((across * _DETAIL, up * _DETAIL), 4 * _DETAIL, fill=curve.ink)
     if len(curves) > 1:
@@ -172,7 +172,7 @@ def _legend(draw: ImageDraw.ImageDraw, curves: Sequence[_Curve]) -> None:
         right = left - 48
 
 
-def _place(point: tuple[float, float], x: tuple[float, float], y: tuple[float, float]) -> tuple[float, float]:
+def _to_px(point: tuple[float, float], x: tuple[float, float], y: tuple[float, float]) -> tuple[float, float]:
     """A point of the plot in px of the picture; what lies beyond an edge lies on it."""
     across, up = (point[0] - x[0]) / (x[1] - x[0]), (point[1] - y[0]) / (y[1] - y[0])
     return _LEFT_PX + min(1.0, max(0.0, across)) * _PLOT_PX, _TOP_PX + (1 - min(1.0, max(0.0, up))) * _PLOT_PX
@@ -184,18 +184,18 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _write(
     draw: ImageDraw.ImageDraw,
-    place: tuple[float, float],
+    point: tuple[float, float],
     text: str,
     size: int,
     *,
     anchor: str,
     ink: tuple[int, int, int] = _INK,
 ) -> None:
-    draw.text((place[0] * _DETAIL, place[1] * _DETAIL), text, fill=ink, font=_font(size), anchor=anchor)
+    draw.text((point[0] * _DETAIL, point[1] * _DETAIL), text, fill=ink, font=_font(size), anchor=anchor)
 
 
 def _line(
-    draw: ImageDraw.ImageDraw, places: Sequence[tuple[float, float]], ink: tuple[int, int, int], width: int
+    draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], ink: tuple[int, int, int], width: int
 ) -> None:
-    if len(places) > 1:
-        draw.line([(x * _DETAIL, y * _DETAIL) for x, y in places], fill=ink, width=width * _DETAIL, joint="curve")
+    if len(points) > 1:
+        draw.line([(x * _DETAIL, y * _DETAIL) for x, y in points], fill=ink, width=width * _DETAIL, joint="curve")

@@ -151,8 +151,8 @@ def blurred(pixels: torch.Tensor, sigma: NDArray[np.float64]) -> torch.Tensor:
         for step in range(1, _BLUR_REACH + 1):
             if not weights[:, _BLUR_REACH + step].any():
                 break
-            places = torch.arange(size, device=pixels.device)
-            sides = [pixels.index_select(axis, (places + way * step).clamp(0, size - 1)) for way in (-1, 1)]
+            indices = torch.arange(size, device=pixels.device)
+            sides = [pixels.index_select(axis, (indices + way * step).clamp(0, size - 1)) for way in (-1, 1)]
             result = result + (sides[0] + sides[1]) * _each(weights[:, _BLUR_REACH + step], pixels)
         pixels = result
     return pixels

@@ -172,26 +172,26 @@ def _renamed(path: Path, content: Mapping[str, Any], layout: Layout) -> Iterator
     for key, value in content.items():
         name = str(key).removeprefix("module.")
         if not isinstance(value, torch.Tensor):
-            raise CheckpointError(path, "is no tensor", place=f"entry {name:.80}", mend="save the network's state_dict")
+            raise CheckpointError(path, "is no tensor", where=f"entry {name:.80}", mend="save the network's state_dict")
         if name.endswith("num_batches_tracked"):
             continue
         if not value.is_floating_point() or value.layout != torch.strided:
-            raise CheckpointError(path, f"is {value.dtype}, not a weight", place=f"tensor {name:.80}", mend=_CHECK)
+            raise CheckpointError(path, f"is {value.dtype}, not a weight", where=f"tensor {name:.80}", mend=_CHECK)
         array = value.detach().to(torch.float32).numpy().copy()
         if not np.isfinite(array).all():
-            raise CheckpointError(path, "holds NaN or infinity", place=f"tensor {name:.80}", mend="get the file again")
+            raise CheckpointError(path, "holds NaN or infinity", where=f"tensor {name:.80}", mend="get the file again")
         head, _, rest = name.rpartition(".")
         if head == convention.head:
             yield f"fc.{rest}", array
             continue
         child, _, rest = name.removeprefix(convention.body).partition(".")
         if not name.startswith(convention.body) or (convention.body and child not in _CHILDREN):
-            raise CheckpointError(path, f"is no tensor of {layout}'s layout", place=f"tensor {name:.80}", mend=_CHECK)
+            raise CheckpointError(path, f"is no tensor of {layout}'s layout", where=f"tensor {name:.80}", mend=_CHECK)
         yield f"{_CHILDREN.get(child, child) if convention.body else child}.{rest}", array
 
 
 def _which(path: Path, found: Mapping[str, NDArray[np.float32]], layout: str) -> ResNetName:
-    """The network that has as many blocks in its third stage, of the same kind."""
+    """The network that has as many blocks in its third group, of the same kind."""
     blocks = {name.split(".")[1] for name in found if name.startswith("layer3.")}
     is_bottleneck = "layer3.0.conv3.weight" in found
     kinds: dict[tuple[int, bool], ResNetName] = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50"}
@@ -208,11 +208,11 @@ def _head(path: Path, found: dict[str, NDArray[np.float32]], tumour: int) -> _We
     if weight is None and bias is None:
         return {}
     if weight is None or weight.ndim not in (2, 4) or weight.shape[2:] not in ((), (1, 1)):
-        raise CheckpointError(path, "is no layer that judges features", place="the network's head", mend=_CHECK)
+        raise CheckpointError(path, "is no layer that judges features", where="the network's head", mend=_CHECK)
     weight = weight.reshape(weight.shape[:2])
     bias = np.zeros(len(weight), np.float32) if bias is None else bias
     if bias.shape != (len(weight),):
-        raise CheckpointError(path, f"has {bias.shape} biases for {len(weight)} outputs", place="the network's head")
+        raise CheckpointError(path, f"has {bias.shape} biases for {len(weight)} outputs", where="the network's head")
     if len(weight) == 1:  # the sigmoid of one output is the softmax of it and zero
         return {"fc.weight": np.concatenate([0 * weight, weight]), "fc.bias": np.concatenate([0 * bias, bias])}
     if len(weight) == 2:
@@ -225,14 +225,14 @@ def _check(
     path: Path, found: Mapping[str, NDArray[np.float32]], shapes: Mapping[str, tuple[int, ...]], what: str
 ) -> None:
     for name in sorted(shapes.keys() | found.keys()):
-        place = f"tensor {name:.80} (torchvision's name)"
+        where = f"tensor {name:.80} (torchvision's name)"
         if name not in found:
-            raise CheckpointError(path, f"is missing for a {what}", place=place, mend=_CHECK)
+            raise CheckpointError(path, f"is missing for a {what}", where=where, mend=_CHECK)
         if name not in shapes:
-            raise CheckpointError(path, f"does not belong to a {what}", place=place, mend=_CHECK)
+            raise CheckpointError(path, f"does not belong to a {what}", where=where, mend=_CHECK)
         if found[name].shape != shapes[name]:
             raise CheckpointError(
-                path, f"is {found[name].shape}, a {what} needs {shapes[name]}", place=place, mend=_CHECK
+                path, f"is {found[name].shape}, a {what} needs {shapes[name]}", where=where, mend=_CHECK
             )
         if name.endswith("running_var") and found[name].min() < 0:
-            raise CheckpointError(path, "holds a negative variance", place=place, mend="get the file again")
+            raise CheckpointError(path, "holds a negative variance", where=where, mend="get the file again")

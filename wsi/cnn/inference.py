@@ -123,7 +123,7 @@ def infer(
 
     def flush() -> None:
         for block, values in zip(waiting, judge([block.pixels for block in waiting]), strict=True):
-            rows, columns = _place(block, cells.shape)
+            rows, columns = _slices(block, cells.shape)
             keep = seen[rows, columns]
             probability[rows, columns][keep] = values[: keep.shape[0], : keep.shape[1]][keep]
         waiting.clear()
@@ -180,7 +180,7 @@ def predict(
     return whole[: shape[0], : shape[1]]
 
 
-def _place(block: _Block, shape: tuple[int, int]) -> tuple[slice, slice]:
+def _slices(block: _Block, shape: tuple[int, int]) -> tuple[slice, slice]:
     return (
         slice(block.row, min(block.row + block.cells, shape[0])),
         slice(block.column, min(block.column + block.cells, shape[1])),
@@ -198,7 +198,7 @@ def _mark(
     stride: int,
 ) -> None:
     """Mark the wanted cells of a window as seen, but for those under which the slide stores no pixels."""
-    top, left = window.place[0].start // stride, window.place[1].start // stride
+    top, left = window.slices[0].start // stride, window.slices[1].start // stride
     core = pixels[window.inner]
     inside = wanted[top : top + core.shape[0] // stride, left : left + core.shape[1] // stride].copy()
     # pixels that are not stored read as white, so only white cells need be asked about
@@ -223,7 +223,7 @@ def _blocks(window: TileWindow, pixels: _Pixels, seen: NDArray[np.bool_], checkp
     side_cells = block_cells(stride)
     block_px = side_cells * stride
     side = block_px + 2 * margin
-    top, left = window.place[0].start // stride, window.place[1].start // stride
+    top, left = window.slices[0].start // stride, window.slices[1].start // stride
     for down in range(0, pixels.shape[0] - side + 1, block_px):
         for right in range(0, pixels.shape[1] - side + 1, block_px):
             row, column = top + down // stride, left + right // stride

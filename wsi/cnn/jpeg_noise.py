@@ -71,7 +71,7 @@ def _quantised(plane: torch.Tensor, table: tuple[tuple[int, ...], ...], scale: t
 
 def _cosines(like: torch.Tensor) -> torch.Tensor:
     """The orthonormal cosine transform of eight values, (frequency, place)."""
-    place = torch.arange(8, dtype=torch.float64)
-    rows = torch.cos((2 * place + 1)[None, :] * place[:, None] * (math.pi / 16)) / 2
+    sample = torch.arange(8, dtype=torch.float64)
+    rows = torch.cos((2 * sample + 1)[None, :] * sample[:, None] * (math.pi / 16)) / 2
     rows[0] /= math.sqrt(2)
     return rows.to(like.dtype).to(like.device)

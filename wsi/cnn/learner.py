@@ -122,7 +122,7 @@ class Learner:
             DivergedError: the loss is not finite; of fp16, its gradients are not with the smallest scale either.
             PathologyError: the GPU's memory is too small.
         """
-        shards = [(chosen[places], next(seeds)) for places in self.shards(len(chosen))]
+        shards = [(chosen[positions], next(seeds)) for positions in self.shards(len(chosen))]
         mine = range(self._ranks.rank, len(shards), self._ranks.world)
         while len(self._copies) < len(shards):
             self._copies.append(self._copy())

@@ -86,10 +86,10 @@ def _along(flat: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
 def _percentile(values: torch.Tensor, chosen: torch.Tensor, counts: torch.Tensor, percent: float) -> torch.Tensor:
     """The percentile of the chosen values of each row, linear between two: (n, pixels) to (n,); 0 of none."""
     ordered = torch.where(chosen, values, torch.inf).sort(dim=1).values
-    place = (counts - 1).clamp_min(0).to(torch.float64) * (percent / 100)
-    low = place.floor().long()
+    rank = (counts - 1).clamp_min(0).to(torch.float64) * (percent / 100)
+    low = rank.floor().long()
     high = torch.minimum(low + 1, (counts - 1).clamp_min(0))
-    share = (place - low).to(values.dtype)
+    share = (rank - low).to(values.dtype)
     below, above = (ordered.gather(1, at[:, None])[:, 0] for at in (low, high))
     found = torch.where(share > 0, below + (above - below) * share, below)
     return torch.where(counts > 0, found, torch.zeros_like(found))

@@ -262,12 +262,12 @@ class Network(DenseNetwork):
         super().__init__(architecture, mean=mean, std=std, temperature=temperature)
         generator = torch.Generator().manual_seed(seed)
         channels = 3
-        stages: list[nn.Module] = []
+        parts: list[nn.Module] = []
         for layer in architecture.layers:
             convolution = empty_convolution(channels, layer, bias=False)
-            stages += [convolution, nn.BatchNorm2d(layer.channels), nn.ReLU(inplace=True)]
+            parts += [convolution, nn.BatchNorm2d(layer.channels), nn.ReLU(inplace=True)]
             channels = layer.channels
-        self.body = nn.Sequential(*stages)
+        self.body = nn.Sequential(*parts)
         self.head = empty_convolution(channels, Layer(architecture.classes, 1), bias=True)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
@@ -283,16 +283,16 @@ class Network(DenseNetwork):
         """See DenseNetwork.folded."""
         shift = -torch.tensor(self.mean, dtype=torch.float64) / torch.tensor(self.std, dtype=torch.float64)
         scale = 1 / torch.tensor(self.std, dtype=torch.float64)
-        stages: list[nn.Module] = []
+        parts: list[nn.Module] = []
         stack = list(self.body)
         for convolution, norm in zip(stack[0::3], stack[1::3], strict=True):
             if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
                 raise TypeError("the body is convolution, normalisation, ReLU, in turns")
-            stages += [folded_pair(convolution, norm, shift=shift, scale=scale), nn.ReLU(inplace=True)]
+            parts += [folded_pair(convolution, norm, shift=shift, scale=scale), nn.ReLU(inplace=True)]
             shift, scale = torch.zeros(norm.num_features).double(), torch.ones(norm.num_features).double()
         weight, bias = double(self.head.weight), double(self.head.bias)
-        stages.append(_filled(self.head, self.tempered(weight), self.tempered(bias)))
-        folded = nn.Sequential(*stages).eval().requires_grad_(requires_grad=False)
+        parts.append(_filled(self.head, self.tempered(weight), self.tempered(bias)))
+        folded = nn.Sequential(*parts).eval().requires_grad_(requires_grad=False)
         return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -1,6 +1,6 @@
 """Patches straight from slides into a training loop: torch datasets over ``wsi.patches.reading``.
 
-PatchStream is the quick one: it gives whole batches, each tile decoded once per window. PatchDataset gives any patch at
+PatchStream is the quick one: it gives whole batches, each tile decoded once per block. PatchDataset gives any patch at
 any time, for samplers of one's own. Both may be forked or spawned into DataLoader workers: what is sent are paths and
 positions, and every process opens its own slides, a bounded number at a time.
 
@@ -31,11 +31,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from wsi.cores import usable_cores
-from wsi.patches.blocks import ReadWindow, SlidePixels, WindowReader, window_of
-from wsi.patches.reading import PassPlan, PatchPlaces, SlidePool, read_places
+from wsi.patches.blocks import BlockReader, ReadBlock, SlidePixels, block_of
+from wsi.patches.passes import PassPlan
+from wsi.patches.pool import SlidePool
+from wsi.patches.reading import PatchPositions, read_positions
 from wsi.readers.base import OnBadTile
 
-_WINDOW_BYTES = 192 * 2**20
+_BLOCK_BYTES = 192 * 2**20
 
 
 class PatchItems(NamedTuple):
@@ -55,19 +57,19 @@ class PatchItems(NamedTuple):
 class PatchStream(IterableDataset[PatchItems]):
     """Batches of patches, one pass over all of them per iteration; for ``DataLoader(stream, batch_size=None)``.
 
-    The shuffle is windowed: see ``wsi.patches.reading.PassPlan``. Between DataLoader workers and between the ranks of a
-    distributed run patches are shared out without overlap. With several ranks each has the same number of batches, and
-    fewer patches than there are workers in all are left out, others in every pass.
+    The shuffle goes in blocks: see ``wsi.patches.passes.PassPlan``. Between DataLoader workers and between the ranks
+    of a distributed training patches are shared out without overlap. With several ranks each has the same number of
+    batches, and fewer patches than there are workers in all are left out, others in every pass.
 
     Args:
-        places: where the patches lie.
+        positions: where the patches lie.
         labels: int (n,), one for each.
         batch: patches of a batch.
         seed: with the epoch it decides the order; equal seeds give equal batches for equal numbers of workers.
-        window: patches read at a time by each worker, rounded up to whole batches; by default as many as fit into 192
-            MiB of pixels, 1,024 at most. While they are given out the next window is read: two are held.
-        run: patches that stay together for the sake of common tiles.
-        shuffle: False gives the patches in their order, each tile once per window still.
+        block: patches read at a time by each worker, rounded up to whole batches; by default as many as fit into 192
+            MiB of pixels, 1,024 at most. While they are given out the next block is read: two are held.
+        stretch: patches that stay together for the sake of common tiles.
+        shuffle: False gives the patches in their order, each tile once per block still.
         drop_last: leave out a last batch that is not full.
         rank: of this process among ``world_size``; by default as torch.distributed says, if it is set up.
         world_size: processes that train together.
@@ -81,13 +83,13 @@ class PatchStream(IterableDataset[PatchItems]):
 
     def __init__(
         self,
-        places: PatchPlaces,
+        positions: PatchPositions,
         labels: NDArray[np.integer] | None = None,
         *,
         batch: int = 32,
         seed: int = 0,
-        window: int | None = None,
-        run: int = 64,
+        block: int | None = None,
+        stretch: int = 64,
         shuffle: bool = True,
         drop_last: bool = False,
         rank: int | None = None,
@@ -98,16 +100,16 @@ class PatchStream(IterableDataset[PatchItems]):
         super().__init__()
         if batch < 1:
             raise ValueError(f"a batch holds at least one patch, got {batch}")
-        self._places = places
-        self._labels = _checked(places, labels)
+        self._positions = positions
+        self._labels = _checked(positions, labels)
         self._batch, self._seed = batch, seed
         self._is_shuffled, self._is_last_dropped = shuffle, drop_last
-        self._rank, self._world_size = _place_in_run(rank, world_size)
+        self._rank, self._world_size = _own_rank(rank, world_size)
         self._most_slides, self._on_bad_tile = most_slides, on_bad_tile
-        window = window_of(places.size_px, _WINDOW_BYTES) if window is None else window
+        block = block_of(positions.size_px, _BLOCK_BYTES) if block is None else block
         with closing(SlidePool(most_slides, on_bad_tile)) as pool:
-            self._plan = PassPlan.of(places, pool, run=run, window=-(-window // batch) * batch)
-        self._reader = WindowReader(places.slide)
+            self._plan = PassPlan.of(positions, pool, stretch=stretch, block=-(-block // batch) * batch)
+        self._reader = BlockReader(positions.slide)
         # In shared memory: workers that live on from pass to pass see the new number, too.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -130,7 +132,7 @@ class PatchStream(IterableDataset[PatchItems]):
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
         # Workers are processes already; alone, all cores decode.
         threads = usable_cores() if info is None else 1
-        windows = self._plan.windows(
+        blocks = self._plan.blocks(
             seed=self._seed,
             epoch=int(self._epoch[0]),
             number=self._rank * workers + worker,
@@ -138,16 +140,16 @@ class PatchStream(IterableDataset[PatchItems]):
             even=self._world_size > 1,
             shuffle=self._is_shuffled,
         )
-        pixels = SlidePixels(self._places, most_slides=self._most_slides, on_bad_tile=self._on_bad_tile)
-        with closing(pixels), closing(self._reader.read(pixels, windows, workers=threads)) as reading:
-            for window in reading:
-                yield from self._batches_of(window)
+        pixels = SlidePixels(self._positions, most_slides=self._most_slides, on_bad_tile=self._on_bad_tile)
+        with closing(pixels), closing(self._reader.read(pixels, blocks, workers=threads)) as reading:
+            for block in reading:
+                yield from self._batches_of(block)
 
-    def _batches_of(self, window: ReadWindow) -> Iterator[PatchItems]:
-        for start in range(0, len(window.indices), self._batch):
-            chosen = window.indices[start : start + self._batch]
+    def _batches_of(self, block: ReadBlock) -> Iterator[PatchItems]:
+        for start in range(0, len(block.indices), self._batch):
+            chosen = block.indices[start : start + self._batch]
             if len(chosen) == self._batch or not self._is_last_dropped:
-                images = _gathered(window.pixels, window.place[start : start + self._batch])
+                images = _gathered(block.pixels, block.order[start : start + self._batch])
                 labels = torch.from_numpy(self._labels[chosen])
                 yield PatchItems(images, labels, torch.from_numpy(chosen.copy()))
 
@@ -158,7 +160,7 @@ class PatchDataset(Dataset[PatchItems]):
     Batches need no collating: give ``collate_fn=PatchDataset.joined`` to the DataLoader.
 
     Args:
-        places: where the patches lie.
+        positions: where the patches lie.
         labels: int (n,), one for each.
         most_slides: open at a time in each worker.
         on_bad_tile: as for ``Slide.open``.
@@ -166,19 +168,19 @@ class PatchDataset(Dataset[PatchItems]):
 
     def __init__(
         self,
-        places: PatchPlaces,
+        positions: PatchPositions,
         labels: NDArray[np.integer] | None = None,
         *,
         most_slides: int = 16,
         on_bad_tile: OnBadTile = "raise",
     ) -> None:
         super().__init__()
-        self._places = places
-        self._labels = _checked(places, labels)
+        self._positions = positions
+        self._labels = _checked(positions, labels)
         self._pool = SlidePool(most_slides, on_bad_tile)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def __getitem__(self, index: int) -> PatchItems:
         """One patch: image (side, side, 3), label and index without a first axis."""
@@ -188,7 +190,7 @@ class PatchDataset(Dataset[PatchItems]):
         """Several at once, as DataLoader's fetcher asks for them."""
         chosen = np.asarray(indices, dtype=np.int64)
         threads = usable_cores() if get_worker_info() is None else 1
-        images = torch.from_numpy(read_places(self._places, chosen, self._pool, workers=threads))
+        images = torch.from_numpy(read_positions(self._positions, chosen, self._pool, workers=threads))
         labels = torch.from_numpy(self._labels[chosen])
         numbers = torch.from_numpy(chosen)
         return [PatchItems(*parts) for parts in zip(images, labels, numbers, strict=True)]
@@ -222,15 +224,15 @@ def _are_tensors_sent_as_files() -> bool:
     return hasattr(os, "memfd_create") and strategy == "file_descriptor"
 
 
-def _checked(places: PatchPlaces, labels: NDArray[np.integer] | None) -> NDArray[np.int64]:
+def _checked(positions: PatchPositions, labels: NDArray[np.integer] | None) -> NDArray[np.int64]:
     if labels is None:
-        return np.zeros(len(places), np.int64)
-    if labels.shape != (len(places),):
-        raise ValueError(f"{len(places)} patches need as many labels, got {labels.shape}")
+        return np.zeros(len(positions), np.int64)
+    if labels.shape != (len(positions),):
+        raise ValueError(f"{len(positions)} patches need as many labels, got {labels.shape}")
     return labels.astype(np.int64)
 
 
-def _place_in_run(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def _own_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if rank is not None and world_size is not None:
         if not 0 <= rank < world_size:
             raise ValueError(f"there is no rank {rank} among {world_size}")

@@ -49,7 +49,7 @@ class ResNetArchitecture(CellGeometry):
         classes: how many are told apart.
         pooled: features of pooled x pooled places, 32 px apart, are averaged before they are judged. 1 looks at each
             place alone; weights trained on patches of one size bring theirs (7 for patches of 224 px).
-        stride_px: px between cells: 32 as published, 16 or 8 by dilated convolutions in the last stages. The weights
+        stride_px: px between cells: 32 as published, 16 or 8 by dilated convolutions in the last groups. The weights
             stay the same, and every second or fourth cell is a cell of stride 32.
     """
 
@@ -73,10 +73,10 @@ class ResNetArchitecture(CellGeometry):
     def receptive_field_px(self) -> int:
         """Side of the square of input px that belongs to one output cell; its last row and column are not used."""
         field, jump = 11, 4  # the 7 x 7 convolution and the pooling, both of stride 2
-        for stage, blocks in enumerate(_BLOCKS[self.network]):
+        for group, blocks in enumerate(_BLOCKS[self.network]):
             for block in range(blocks):
                 kernels = 1 if self.is_bottleneck else 2
-                strides = stage > 0 and block == 0
+                strides = group > 0 and block == 0
                 field += 2 * jump
                 jump *= 2 if strides else 1
                 field += 2 * jump * (kernels - 1)
@@ -89,7 +89,7 @@ class ResNetArchitecture(CellGeometry):
 
     @property
     def blocks(self) -> tuple[int, int, int, int]:
-        """Blocks of each of the four stages."""
+        """Blocks of each of the four groups."""
         return _BLOCKS[self.network]
 
     def to_json(self) -> dict[str, Any]:
@@ -147,20 +147,20 @@ class ResNet(DenseNetwork):
         self.conv1 = empty_convolution(3, Layer(_WIDTHS[0], 7, 2), bias=False)
         self.bn1: nn.Module = nn.BatchNorm2d(_WIDTHS[0])
         channels, jump, dilation = _WIDTHS[0], 4, 1
-        stages: list[nn.Sequential] = []
-        for stage, count in enumerate(architecture.blocks):
+        groups: list[nn.Sequential] = []
+        for group, count in enumerate(architecture.blocks):
             blocks: list[nn.Module] = []
             for number in range(count):
                 before, stride = dilation, 1
-                if stage > 0 and number == 0:
+                if group > 0 and number == 0:
                     stride = 2 if jump < architecture.stride_px else 1
                     jump, dilation = jump * stride, dilation * 2 // stride
                 kind = _Bottleneck if architecture.is_bottleneck else _Basic
-                block = kind(channels, _WIDTHS[stage], stride=stride, dilations=(before, dilation))
+                block = kind(channels, _WIDTHS[group], stride=stride, dilations=(before, dilation))
                 blocks.append(block)
                 channels = block.channels
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+            groups.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = groups
         self._spread = dilation
         self.fc: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Linear, channels, architecture.classes

@@ -34,12 +34,12 @@ def save_progress(path: Path, tensors: Mapping[str, torch.Tensor], record: Mappi
     atomic_bytes(path, safetensors.torch.save(held, metadata={_KEY: text}))
 
 
-def load_progress(path: Path, run: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+def load_progress(path: Path, asked: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """What save_progress wrote, or None where there is no file.
 
     Args:
         path: the file.
-        run: what is trained now: every setting that decides the result; it has to be that of the file.
+        asked: what is trained now: every setting that decides the result; it has to be that of the file.
 
     Raises:
         CheckpointError: the file is damaged, something else, or of a training with other settings, which are named.
@@ -51,7 +51,7 @@ def load_progress(path: Path, run: Mapping[str, Any]) -> tuple[dict[str, torch.T
             record = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         before = record["run"]
-        odd = [name for name in sorted({*before, *run}) if before.get(name) != run.get(name)]
+        odd = [name for name in sorted({*before, *asked}) if before.get(name) != asked.get(name)]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(path, "is no progress of a training that can be read", mend=_MEND) from error
     if odd:

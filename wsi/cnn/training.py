@@ -193,7 +193,7 @@ def train(
             steps=epochs * (len(data.learning) // size),
             learning_rate=learning_rate,
         )
-        run = record | {
+        asked = record | {
             "mpp": mpp,
             "architecture": architecture.to_json(),
             "jitter": asdict(data.jitter),
@@ -201,7 +201,7 @@ def train(
             "device": target.type,
         }
         course = _Course(learner, data, rng, epochs=epochs, size=size, rank=ranks.rank)
-        progress = _Progress(path=resume, every=resume_every, run=run, ranks=ranks)
+        progress = _Progress(path=resume, every=resume_every, asked=asked, ranks=ranks)
         try:
             course.go(
                 progress=progress,
@@ -246,21 +246,21 @@ class _Progress:
     Attributes:
         path: None for none.
         every: steps between two writings.
-        run: what the file has to be of.
+        asked: what the file has to be of.
         ranks: the first process writes, all of them read.
     """
 
     path: Path | None
     every: int
-    run: Mapping[str, Any]
+    asked: Mapping[str, Any]
     ranks: Ranks
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        return None if self.path is None else load_progress(self.path, self.run)
+        return None if self.path is None else load_progress(self.path, self.asked)
 
     def save(self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
         if self.path is not None and self.ranks.is_first:
-            save_progress(self.path, tensors, {"run": dict(self.run), **record})
+            save_progress(self.path, tensors, {"run": dict(self.asked), **record})
 
     def discard(self) -> None:
         if self.path is not None and self.ranks.is_first:

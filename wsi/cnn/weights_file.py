@@ -76,15 +76,15 @@ class WeightsFile:
             CheckpointError: they differ.
         """
         for name in sorted(expected.keys() | weights.keys()):
-            place = f"tensor {name:.80}"
+            where = f"tensor {name:.80}"
             if name not in weights:
-                raise CheckpointError(path, "is missing", place=place, mend=self.another)
+                raise CheckpointError(path, "is missing", where=where, mend=self.another)
             if name not in expected:
-                raise CheckpointError(path, f"does not belong to {self.owner}", place=place, mend=self.another)
+                raise CheckpointError(path, f"does not belong to {self.owner}", where=where, mend=self.another)
             found = weights[name]
             if found.shape != expected[name] or found.dtype != np.float32:
                 reason = f"is {found.dtype} {found.shape}, {self.owner} needs float32 {expected[name]}"
-                raise CheckpointError(path, reason, place=place, mend=self.another)
+                raise CheckpointError(path, reason, where=where, mend=self.another)
 
     def _bytes(self, path: Path) -> bytes:
         try:
@@ -162,4 +162,4 @@ def check_finite(path: Path | None, weights: Mapping[str, NDArray[Any]]) -> None
     """
     for name, values in weights.items():
         if not np.isfinite(values).all():
-            raise CheckpointError(path, "holds NaN or infinity", place=f"tensor {name}", mend="train again")
+            raise CheckpointError(path, "holds NaN or infinity", where=f"tensor {name}", mend="train again")

@@ -1,4 +1,4 @@
-"""Patches read a window at a time, the next one while the last is used."""
+"""Patches read a block at a time, the next one while the last is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.patches.reading import PassPlan, PatchPlaces, SlidePool, read_places
+from wsi.patches.passes import PassPlan
+from wsi.patches.pool import SlidePool
+from wsi.patches.reading import PatchPositions, read_positions
 from wsi.readers.base import BadTile, OnBadTile
 
 MOST_PATCHES = 1024
@@ -44,22 +46,22 @@ class SlidePixels:
     """Patches straight from slides.
 
     Args:
-        places: where they lie.
+        positions: where they lie.
         most_slides: open at a time.
         on_bad_tile: as for ``Slide.open``.
     """
 
-    def __init__(self, places: PatchPlaces, *, most_slides: int = 16, on_bad_tile: OnBadTile = "raise") -> None:
-        self._places = places
+    def __init__(self, positions: PatchPositions, *, most_slides: int = 16, on_bad_tile: OnBadTile = "raise") -> None:
+        self._positions = positions
         self._pool = SlidePool(most_slides, on_bad_tile)
 
     @property
     def size_px(self) -> int:
         """Side of the patches."""
-        return self._places.size_px
+        return self._positions.size_px
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     @property
     def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
@@ -76,7 +78,7 @@ class SlidePixels:
         Raises:
             SlideError: a slide cannot be opened.
         """
-        return PassPlan.of(self._places, self._pool)
+        return PassPlan.of(self._positions, self._pool)
 
     def read(self, indices: NDArray[np.int64], *, out: NDArray[np.uint8], workers: int) -> None:
         """Fill ``out``; each tile is decoded once for neighbours in ``indices`` that are of one slide.
@@ -85,9 +87,9 @@ class SlidePixels:
             SlideError: a slide cannot be opened.
             TileError: a tile cannot be decoded.
         """
-        ends = np.flatnonzero(np.diff(self._places.slide[indices])) + 1
+        ends = np.flatnonzero(np.diff(self._positions.slide[indices])) + 1
         for some, part in zip(np.split(indices, ends), np.split(out, ends), strict=True):
-            read_places(self._places, some, self._pool, out=part, workers=workers)
+            read_positions(self._positions, some, self._pool, out=part, workers=workers)
 
 
 class JoinedPixels:
@@ -123,8 +125,8 @@ class JoinedPixels:
             slide_of=np.concatenate(
                 [plan.slide_of + start for plan, start in zip(plans, first.tolist(), strict=False)]
             ).astype(np.int32),
-            run=plans[0].run,
-            window=plans[0].window,
+            stretch=plans[0].stretch,
+            block=plans[0].block,
         )
 
     def read(self, indices: NDArray[np.int64], *, out: NDArray[np.uint8], workers: int) -> None:
@@ -138,22 +140,22 @@ class JoinedPixels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ReadWindow:
+class ReadBlock:
     """Patches that were read together; good until the next but one is asked for.
 
     Attributes:
         indices: int64 (n,), which patches, in the order that was asked for.
         pixels: uint8 (n, side, side, 3), in the order in which they were read.
-        place: int64 (n,), which of ``pixels`` each of ``indices`` has.
+        order: int64 (n,), which of ``pixels`` each of ``indices`` has.
     """
 
     indices: NDArray[np.int64]
     pixels: NDArray[np.uint8]
-    place: NDArray[np.int64]
+    order: NDArray[np.int64]
 
 
-class WindowReader:
-    """Reads windows of patches ahead, into two buffers that are kept from pass to pass; pickles without them.
+class BlockReader:
+    """Reads blocks of patches ahead, into two buffers that are kept from pass to pass; pickles without them.
 
     Args:
         order: int (n,), where each patch stands in an order in which those that are cheaply read together do so, too.
@@ -167,9 +169,9 @@ class WindowReader:
         return {**self.__dict__, "_buffers": []}
 
     def read(
-        self, pixels: PatchPixels, windows: Iterable[NDArray[np.int64]], *, workers: int
-    ) -> Generator[ReadWindow, None, None]:
-        """Read windows on so many threads, one ahead of the one that is given out.
+        self, pixels: PatchPixels, blocks: Iterable[NDArray[np.int64]], *, workers: int
+    ) -> Generator[ReadBlock, None, None]:
+        """Read blocks on so many threads, one ahead of the one that is given out.
 
         Raises:
             PathologyError: patches cannot be read.
@@ -177,12 +179,12 @@ class WindowReader:
         # Fresh memory costs half as much as the decoding.
         side = pixels.size_px
         buffers, self._buffers = self._buffers or [np.empty((0, side, side, 3), np.uint8) for _ in range(2)], []
-        with ThreadPoolExecutor(1, "window") as ahead:
-            reading: Future[ReadWindow] | None = None
-            for number, window in enumerate(windows):
-                if len(buffers[number % 2]) < len(window):
-                    buffers[number % 2] = np.empty((len(window), side, side, 3), np.uint8)
-                following = ahead.submit(self._read, pixels, window, buffers[number % 2][: len(window)], workers)
+        with ThreadPoolExecutor(1, "block") as ahead:
+            reading: Future[ReadBlock] | None = None
+            for number, block in enumerate(blocks):
+                if len(buffers[number % 2]) < len(block):
+                    buffers[number % 2] = np.empty((len(block), side, side, 3), np.uint8)
+                following = ahead.submit(self._read, pixels, block, buffers[number % 2][: len(block)], workers)
                 if reading is not None:
                     yield reading.result()
                 reading = following
@@ -190,14 +192,14 @@ class WindowReader:
                 yield reading.result()
         self._buffers = buffers
 
-    def _read(self, pixels: PatchPixels, window: NDArray[np.int64], out: NDArray[np.uint8], workers: int) -> ReadWindow:
-        by_tile = np.argsort(self._order[window], kind="stable")
-        pixels.read(window[by_tile], out=out, workers=workers)
-        place = np.empty(len(window), np.int64)
-        place[by_tile] = np.arange(len(window))
-        return ReadWindow(indices=window, pixels=out, place=place)
+    def _read(self, pixels: PatchPixels, block: NDArray[np.int64], out: NDArray[np.uint8], workers: int) -> ReadBlock:
+        by_tile = np.argsort(self._order[block], kind="stable")
+        pixels.read(block[by_tile], out=out, workers=workers)
+        order = np.empty(len(block), np.int64)
+        order[by_tile] = np.arange(len(block))
+        return ReadBlock(indices=block, pixels=out, order=order)
 
 
-def window_of(size_px: int, budget: int) -> int:
+def block_of(size_px: int, budget: int) -> int:
     """How many patches of a side fit into so many bytes of pixels: 1 to 1,024."""
     return max(1, min(MOST_PATCHES, budget // (3 * size_px**2)))

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.cores import usable_cores
-from wsi.patches.blocks import PatchPixels, WindowReader, window_of
-from wsi.patches.reading import PassPlan
+from wsi.patches.blocks import BlockReader, PatchPixels, block_of
+from wsi.patches.passes import PassPlan
 
-_WINDOW_BYTES = 96 * 2**20  # of pixels read together; two windows are held
+_BLOCK_BYTES = 96 * 2**20  # of pixels read together; two blocks are held
 Indices = NDArray[np.int64]
 
 
@@ -108,17 +108,17 @@ class HeldPatches:
 
 
 class StreamedPatches:
-    """Patches read while a network learns, each tile decoded once per window, in a memory of fixed size.
+    """Patches read while a network learns, each tile decoded once per block, in a memory of fixed size.
 
-    A pass is shuffled by ``wsi.patches.reading.PassPlan``: runs of patches that share tiles in random order over all
-    slides, and within windows of some hundred patches in full random order. Several processes take the patches of a
-    window by tiles, too.
+    A pass is shuffled by ``wsi.patches.passes.PassPlan``: runs of patches that share tiles in random order over all
+    slides, and within blocks of some hundred patches in full random order. Several processes take the patches of a
+    block by tiles, too.
 
     Args:
         pixels: where they are read.
         targets: gives uint8 (n, side, side) for some of them.
         record: what tells these patches from all others; values that JSON can hold.
-        window: patches read together; by default as many as fit into 96 MiB, 1,024 at most.
+        block: patches read together; by default as many as fit into 96 MiB, 1,024 at most.
         workers: threads that decode; by default all usable cores.
 
     Raises:
@@ -131,15 +131,15 @@ class StreamedPatches:
         targets: Callable[[Indices], NDArray[np.uint8]],
         *,
         record: Mapping[str, Any],
-        window: int | None = None,
+        block: int | None = None,
         workers: int | None = None,
     ) -> None:
         self._pixels, self._targets, self._record = pixels, targets, dict(record)
-        self._window = window or window_of(pixels.size_px, _WINDOW_BYTES)
+        self._block = block or block_of(pixels.size_px, _BLOCK_BYTES)
         self._plan = pixels.plan()
         self._order = np.empty(len(pixels), np.int64)
         self._order[np.concatenate([np.empty(0, np.int64), *self._plan.clusters])] = np.arange(len(pixels))
-        self._reader, self._workers = WindowReader(self._order), workers or usable_cores()
+        self._reader, self._workers = BlockReader(self._order), workers or usable_cores()
 
     @property
     def size_px(self) -> int:
@@ -161,13 +161,13 @@ class StreamedPatches:
     def batches(self, chosen: Indices, owners: Indices, rng: np.random.Generator) -> list[Indices]:
         """One pass, see TrainingPatches."""
         size, shares = len(owners), np.bincount(owners)
-        # Each process reads its own share of a window: as many patches as one alone would.
-        together = max(1, self._window // int(shares.max()))
-        plan = replace(_only(self._plan, chosen, len(self)), window=together * size)
+        # Each process reads its own share of a block: as many patches as one alone would.
+        together = max(1, self._block // int(shares.max()))
+        plan = replace(_only(self._plan, chosen, len(self)), block=together * size)
         found: list[Indices] = []
-        for window in plan.windows(seed=int(rng.integers(2**63)), epoch=0):
-            count = len(window) // size
-            kept = window[: count * size]
+        for block in plan.blocks(seed=int(rng.integers(2**63)), epoch=0):
+            count = len(block) // size
+            kept = block[: count * size]
             by_tile = kept[np.argsort(self._order[kept], kind="stable")]
             dealt = np.empty((count, size), np.int64)
             for number, lane in enumerate(np.split(by_tile, np.cumsum(shares * count)[:-1])):
@@ -180,18 +180,18 @@ class StreamedPatches:
         return np.argsort(self._order[chosen], kind="stable")
 
     def images(self, parts: Sequence[Indices]) -> Generator[NDArray[np.uint8], None, None]:
-        """Uint8 (n, side, side, 3) of each group; as many are read together as a window holds.
+        """Uint8 (n, side, side, 3) of each group; as many are read together as a block holds.
 
         Raises:
             PathologyError: patches cannot be read.
         """
-        groups = list(_together(parts, self._window))
+        groups = list(_together(parts, self._block))
         together = map(np.concatenate, groups)
-        with closing(self._reader.read(self._pixels, together, workers=self._workers)) as windows:
-            for group, window in zip(groups, windows, strict=True):
+        with closing(self._reader.read(self._pixels, together, workers=self._workers)) as blocks:
+            for group, block in zip(groups, blocks, strict=True):
                 ends = np.cumsum([len(part) for part in group])[:-1]
-                for place in np.split(window.place, ends):
-                    yield window.pixels[place]
+                for order in np.split(block.order, ends):
+                    yield block.pixels[order]
 
 
 def _together(parts: Iterable[Indices], most: int) -> Iterator[list[Indices]]:

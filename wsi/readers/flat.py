@@ -93,7 +93,7 @@ class FlatReader:
                     raise TileError(
                         self._path,
                         f"the picture cannot be decoded: {error}",
-                        place="level 0",
+                        where="level 0",
                         mend="copy the file again from its source",
                     ) from error
             return self._pixels

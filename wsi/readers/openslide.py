@@ -102,7 +102,7 @@ class OpenSlideReader:
             raise TileError(
                 self._path,
                 f"OpenSlide cannot read it: {error}",
-                place=f"level {level}, rows {top} to {bottom}, columns {left} to {right}",
+                where=f"level {level}, rows {top} to {bottom}, columns {left} to {right}",
                 mend="copy the slide again from its source and compare the checksum",
             ) from error
         white = Pillow.new("RGB", pixels.size, (255, 255, 255))

@@ -129,7 +129,7 @@ def _open_store(url: str) -> Any:  # noqa: ANN401
     connect: Any = from_url  # its overloads, one per kind of store, do not fit a URL of any kind
     retries = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
     endpoints = (os.environ.get(name, "") for name in _ENDPOINTS)
-    is_plain = any(place.lower().startswith("http://") for place in (url, *endpoints))
+    is_plain = any(where.lower().startswith("http://") for where in (url, *endpoints))
     options = {"allow_http": True} if is_plain else {}
     return connect(f"{parts.scheme}://{parts.netloc}", client_options=options, retry_config=retries)
 

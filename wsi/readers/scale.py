@@ -105,12 +105,12 @@ def read_philips_spacings(path: str | PathLike[str], description: str) -> list[t
     """
     root = _parse(description)
     if root is None:
-        raise SlideFormatError(path, "has a Philips description that is no sound XML", place="ImageDescription")
+        raise SlideFormatError(path, "has a Philips description that is no sound XML", where="ImageDescription")
     spacings = []
     for text in root.xpath(_PHILIPS_LEVELS):
         parts = str(text).replace('"', " ").split()
         if len(parts) != 2 or not all(re.fullmatch(_NUMBER, part, re.ASCII) and float(part) > 0 for part in parts):
-            raise SlideFormatError(path, f"has a pixel spacing of {text!s:.60}", place="ImageDescription")
+            raise SlideFormatError(path, f"has a pixel spacing of {text!s:.60}", where="ImageDescription")
         spacings.append((float(parts[0]) * 1e3, float(parts[1]) * 1e3))
     return spacings
 

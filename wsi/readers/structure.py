@@ -163,42 +163,42 @@ class _Walker:
             if index >= MAX_PAGES:
                 raise self._error(f"has more than {MAX_PAGES} directories", f"directory {index}")
             entries, following = self._directory(offset, f"directory {index}")
-            place = f"directory {index}"
+            where = f"directory {index}"
             subs = tuple(
-                self._page(self._directory(start, f"{place}, sub-directory {number}")[0], index, f"{place}, {number}")
-                for number, start in enumerate(self._integers(entries, 330, place, most=64))
+                self._page(self._directory(start, f"{where}, sub-directory {number}")[0], index, f"{where}, {number}")
+                for number, start in enumerate(self._integers(entries, 330, where, most=64))
                 if start
             )
-            yield self._page(entries, index, place, subs)
+            yield self._page(entries, index, where, subs)
             offset, index = following, index + 1
 
-    def _error(self, reason: str, place: str) -> SlideFormatError:
-        return SlideFormatError(self._path, reason, place=place, mend=_MEND)
+    def _error(self, reason: str, where: str) -> SlideFormatError:
+        return SlideFormatError(self._path, reason, where=where, mend=_MEND)
 
-    def _bytes(self, offset: int, count: int, place: str) -> bytes:
+    def _bytes(self, offset: int, count: int, where: str) -> bytes:
         if offset > self._size - count:
-            raise self._error(f"is truncated or damaged: {count} bytes at {offset} of {self._size}", place)
+            raise self._error(f"is truncated or damaged: {count} bytes at {offset} of {self._size}", where)
         self._left -= count
         if self._left < 0:
-            raise self._error("has directories that ask for more bytes than the file holds", place)
+            raise self._error("has directories that ask for more bytes than the file holds", where)
         data = self._source.read(offset, count)
         if len(data) != count:
-            raise self._error("became shorter while it was read", place)
+            raise self._error("became shorter while it was read", where)
         return data
 
-    def _directory(self, offset: int, place: str) -> tuple[dict[int, _Entry], int]:
+    def _directory(self, offset: int, where: str) -> tuple[dict[int, _Entry], int]:
         """The entries of one directory, by tag, and where the next directory stands (0: nowhere)."""
         if offset in self._seen:
-            raise self._error("has directories that point back to themselves", place)
+            raise self._error("has directories that point back to themselves", where)
         self._seen.add(offset)
         head, entry, link = ("Q", "HHQ", "Q") if self._is_big else ("H", "HHI", "I")
         field = struct.calcsize("=" + link)
-        (number,) = struct.unpack(self._order + head, self._bytes(offset, struct.calcsize("=" + head), place))
+        (number,) = struct.unpack(self._order + head, self._bytes(offset, struct.calcsize("=" + head), where))
         if not 1 <= number <= MAX_TAGS:
-            raise self._error(f"has a directory of {number} entries", place)
+            raise self._error(f"has a directory of {number} entries", where)
         start = offset + struct.calcsize("=" + head)
         step = struct.calcsize("=" + entry) + field
-        data = self._bytes(start, number * step + field, place)
+        data = self._bytes(start, number * step + field, where)
         entries = {}
         for index in range(number):
             tag, kind, count = struct.unpack_from(self._order + entry, data, index * step)
@@ -209,70 +209,70 @@ class _Walker:
             if nbytes > field:
                 inline = struct.unpack_from(self._order + link, data, (index + 1) * step - field)[0]
                 if inline > self._size - nbytes:
-                    raise self._error(f"is truncated or damaged: tag {tag} needs {nbytes} bytes at {inline}", place)
+                    raise self._error(f"is truncated or damaged: tag {tag} needs {nbytes} bytes at {inline}", where)
             entries[tag] = _Entry(kind, count, inline, nbytes)
         return entries, struct.unpack_from(self._order + link, data, number * step)[0]
 
-    def _values(self, entry: _Entry, place: str) -> NDArray[np.generic]:
-        data = self._bytes(entry.offset, entry.nbytes, place)
+    def _values(self, entry: _Entry, where: str) -> NDArray[np.generic]:
+        data = self._bytes(entry.offset, entry.nbytes, where)
         return np.frombuffer(data, dtype=self._order + _TYPES[entry.kind])
 
-    def _integers(self, entries: dict[int, _Entry], tag: int, place: str, *, most: int) -> list[int]:
+    def _integers(self, entries: dict[int, _Entry], tag: int, where: str, *, most: int) -> list[int]:
         entry = entries.get(tag)
         if entry is None:
             return []
         if entry.kind not in _INTEGERS or entry.count > most:
-            raise self._error(f"has {entry.count} values of type {entry.kind} in tag {tag}", place)
-        return [int(value) for value in self._values(entry, place)]
+            raise self._error(f"has {entry.count} values of type {entry.kind} in tag {tag}", where)
+        return [int(value) for value in self._values(entry, where)]
 
-    def _integer(self, entries: dict[int, _Entry], tag: int, place: str, default: int | None = None) -> int:
-        values = self._integers(entries, tag, place, most=64)
+    def _integer(self, entries: dict[int, _Entry], tag: int, where: str, default: int | None = None) -> int:
+        values = self._integers(entries, tag, where, most=64)
         if values:
             return values[0]
         if default is None:
-            raise self._error(f"lacks tag {tag}", place)
+            raise self._error(f"lacks tag {tag}", where)
         return default
 
-    def _text(self, entries: dict[int, _Entry], tag: int, place: str) -> str:
-        data = self._raw(entries, tag, place, most=_MAX_VALUE_BYTES)
+    def _text(self, entries: dict[int, _Entry], tag: int, where: str) -> str:
+        data = self._raw(entries, tag, where, most=_MAX_VALUE_BYTES)
         return data.split(b"\0", 1)[0].decode("utf-8", errors="replace")
 
-    def _raw(self, entries: dict[int, _Entry], tag: int, place: str, *, most: int) -> bytes:
+    def _raw(self, entries: dict[int, _Entry], tag: int, where: str, *, most: int) -> bytes:
         entry = entries.get(tag)
         if entry is None:
             return b""
         if entry.kind not in (1, 2, 7) or entry.nbytes > most:
-            raise self._error(f"has {entry.nbytes} bytes of type {entry.kind} in tag {tag}", place)
-        return self._bytes(entry.offset, entry.nbytes, place)
+            raise self._error(f"has {entry.nbytes} bytes of type {entry.kind} in tag {tag}", where)
+        return self._bytes(entry.offset, entry.nbytes, where)
 
-    def _ratio(self, entries: dict[int, _Entry], tag: int, place: str) -> float:
+    def _ratio(self, entries: dict[int, _Entry], tag: int, where: str) -> float:
         entry = entries.get(tag)
         if entry is None or entry.count < 1 or entry.kind not in (5, 11, 12) or entry.count > 4:
             return float("nan")
-        values = self._values(entry, place)
+        values = self._values(entry, where)
         if entry.kind == 5:
             return float(values[0]) / float(values[1]) if values[1] else float("nan")
         return float(values[0])
 
     def _page(
-        self, entries: dict[int, _Entry], index: int, place: str, sub_pages: tuple[TiffPage, ...] = ()
+        self, entries: dict[int, _Entry], index: int, where: str, sub_pages: tuple[TiffPage, ...] = ()
     ) -> TiffPage:
-        width, height = self._integer(entries, 256, place), self._integer(entries, 257, place)
+        width, height = self._integer(entries, 256, where), self._integer(entries, 257, where)
         if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
-            raise self._error(f"claims an image of {width} x {height} px", place)
-        samples = self._integer(entries, 277, place, 1)
-        planar = self._integer(entries, 284, place, 1)
-        bits = tuple(self._integers(entries, 258, place, most=64)) or (1,)
-        sample_format = self._integer(entries, 339, place, 1)
-        tile_width, tile_height = self._tile_size(entries, place)
+            raise self._error(f"claims an image of {width} x {height} px", where)
+        samples = self._integer(entries, 277, where, 1)
+        planar = self._integer(entries, 284, where, 1)
+        bits = tuple(self._integers(entries, 258, where, most=64)) or (1,)
+        sample_format = self._integer(entries, 339, where, 1)
+        tile_width, tile_height = self._tile_size(entries, where)
         if tile_width:
-            self._check_samples(samples=samples, planar=planar, bits=bits, sample_format=sample_format, place=place)
+            self._check_samples(samples=samples, planar=planar, bits=bits, sample_format=sample_format, where=where)
             tiles = -(-width // tile_width) * -(-height // tile_height) * (samples if planar == 2 else 1)
-            offsets, counts = self._tables(entries, 324, 325, tiles, place)
+            offsets, counts = self._tables(entries, 324, 325, tiles, where)
         else:
-            rows = min(max(1, self._integer(entries, 278, place, height)), height)
+            rows = min(max(1, self._integer(entries, 278, where, height)), height)
             strips = -(-height // rows) * (samples if planar == 2 else 1)
-            offsets, counts = self._tables(entries, 273, 279, strips, place)
+            offsets, counts = self._tables(entries, 273, 279, strips, where)
         return TiffPage(
             index=index,
             width=width,
@@ -285,55 +285,55 @@ class _Walker:
             sample_format=sample_format,
             samples=samples,
             planar=planar,
-            compression=self._integer(entries, 259, place, 1),
-            photometric=self._integer(entries, 262, place, 1),
-            predictor=self._integer(entries, 317, place, 1),
-            fill_order=self._integer(entries, 266, place, 1),
-            extra_samples=tuple(self._integers(entries, 338, place, most=64)),
-            subsampling=self._subsampling(entries, place),
-            subfile=self._integer(entries, 254, place, 0),
-            jpeg_tables=self._raw(entries, 347, place, most=2**16),
-            description=self._text(entries, 270, place),
-            software=self._text(entries, 305, place),
-            resolution=(self._ratio(entries, 282, place), self._ratio(entries, 283, place)),
-            resolution_unit=self._integer(entries, 296, place, 2),
+            compression=self._integer(entries, 259, where, 1),
+            photometric=self._integer(entries, 262, where, 1),
+            predictor=self._integer(entries, 317, where, 1),
+            fill_order=self._integer(entries, 266, where, 1),
+            extra_samples=tuple(self._integers(entries, 338, where, most=64)),
+            subsampling=self._subsampling(entries, where),
+            subfile=self._integer(entries, 254, where, 0),
+            jpeg_tables=self._raw(entries, 347, where, most=2**16),
+            description=self._text(entries, 270, where),
+            software=self._text(entries, 305, where),
+            resolution=(self._ratio(entries, 282, where), self._ratio(entries, 283, where)),
+            resolution_unit=self._integer(entries, 296, where, 2),
             sub_pages=sub_pages,
         )
 
-    def _subsampling(self, entries: dict[int, _Entry], place: str) -> tuple[int, int]:
-        values = self._integers(entries, 530, place, most=64)
+    def _subsampling(self, entries: dict[int, _Entry], where: str) -> tuple[int, int]:
+        values = self._integers(entries, 530, where, most=64)
         return (values[0], values[1]) if len(values) == 2 else (2, 2)  # TIFF 6.0's default
 
-    def _tile_size(self, entries: dict[int, _Entry], place: str) -> tuple[int, int]:
+    def _tile_size(self, entries: dict[int, _Entry], where: str) -> tuple[int, int]:
         if not entries.keys() & {322, 323, 324}:
             return 0, 0
-        width, height = self._integer(entries, 322, place), self._integer(entries, 323, place)
+        width, height = self._integer(entries, 322, where), self._integer(entries, 323, where)
         for side in (width, height):
             if not 16 <= side <= MAX_TILE_SIDE_PX or side % 16:
-                raise self._error(f"claims tiles of {width} x {height} px", place)
+                raise self._error(f"claims tiles of {width} x {height} px", where)
         return width, height
 
     def _check_samples(
-        self, *, samples: int, planar: int, bits: tuple[int, ...], sample_format: int, place: str
+        self, *, samples: int, planar: int, bits: tuple[int, ...], sample_format: int, where: str
     ) -> None:
         # Format 4 is "undefined", which some writers use for plain unsigned bytes.
         if set(bits) != {8} or sample_format not in (1, 4):
             raise SlideFormatError(
-                self._path, f"has samples of {bits[0]} bits and format {sample_format}, not 8-bit colours", place=place
+                self._path, f"has samples of {bits[0]} bits and format {sample_format}, not 8-bit colours", where=where
             )
         if not 1 <= samples <= 4 or planar not in (1, 2) or len(bits) not in (1, samples):
-            raise SlideFormatError(self._path, f"has {samples} samples a pixel, not grey or RGB", place=place)
+            raise SlideFormatError(self._path, f"has {samples} samples a pixel, not grey or RGB", where=where)
 
     def _tables(
-        self, entries: dict[int, _Entry], offsets_tag: int, counts_tag: int, wanted: int, place: str
+        self, entries: dict[int, _Entry], offsets_tag: int, counts_tag: int, wanted: int, where: str
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         tables = []
         for tag in (offsets_tag, counts_tag):
             entry = entries.get(tag)
             if entry is None or entry.kind not in _INTEGERS or entry.count != wanted:
                 found = "none" if entry is None else f"{entry.count} of type {entry.kind}"
-                raise self._error(f"needs {wanted} values in tag {tag} and has {found}", place)
-            tables.append(self._values(entry, place).astype(np.uint64))
+                raise self._error(f"needs {wanted} values in tag {tag} and has {found}", where)
+            tables.append(self._values(entry, where).astype(np.uint64))
         offsets, counts = tables
         stored = counts > 0
         size = np.uint64(self._size)
@@ -344,6 +344,6 @@ class _Walker:
             raise self._error(
                 f"is truncated or damaged: {bad.size} of {wanted} tiles lie outside the {self._size} bytes of the file,"
                 f" the first is number {first} with {counts[first]} bytes at {offsets[first]}",
-                place,
+                where,
             )
         return offsets, counts

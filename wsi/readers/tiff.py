@@ -205,11 +205,11 @@ class TiffReader:
         """Give the file back."""
         self._source.close()
 
-    def _fetched(self, level: int, places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int, bytes | None]]:
+    def _fetched(self, level: int, tiles: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int, bytes | None]]:
         """(tile row, tile column, number, stored bytes) of tiles; a bounded number of them is fetched ahead."""
         across = self._tiles.columns(level)
-        for start in range(0, len(places), _TILES_AHEAD):
-            some = places[start : start + _TILES_AHEAD]
+        for start in range(0, len(tiles), _TILES_AHEAD):
+            some = tiles[start : start + _TILES_AHEAD]
             indices = [row * across + column for row, column in some]
             for (row, column), index, data in zip(some, indices, self._tiles.fetch(level, indices), strict=True):
                 yield row, column, index, data

@@ -192,7 +192,7 @@ class TiffTiles:
             rows=len(page.counts) // columns,
             columns=columns,
             read=lambda row, column: self._at(level, row, column),
-            read_many=lambda places: self._many_at(level, places),
+            read_many=lambda tiles: self._many_at(level, tiles),
             read_sound=lambda row, column: self._sound_at(level, row, column),
         )
 
@@ -213,12 +213,12 @@ class TiffTiles:
             raise TileError(
                 self._source.name,
                 f"cannot be read: {error.strerror or error}",
-                place=f"level {level}, {self._place(level, indices[0])}",
+                where=f"level {level}, {self._where(level, indices[0])}",
                 mend="try again; where it stays, copy the slide again from its source",
             ) from error
 
-    def _many_at(self, level: int, places: Sequence[tuple[int, int]]) -> list[bytes | None]:
-        indices, counts = [self._index(level, row, column) for row, column in places], self._pages[level].counts
+    def _many_at(self, level: int, tiles: Sequence[tuple[int, int]]) -> list[bytes | None]:
+        indices, counts = [self._index(level, row, column) for row, column in tiles], self._pages[level].counts
         is_there = [bool(counts[index]) for index in indices]
         found = iter(self._read_many(level, list(compress(indices, is_there))))
         return [next(found) if there else None for there in is_there]
@@ -288,11 +288,11 @@ class TiffTiles:
         return TileError(
             self._source.name,
             f"the tile cannot be decoded: {error}",
-            place=f"level {key[0]}, {self._place(*key)}",
+            where=f"level {key[0]}, {self._where(*key)}",
             mend="copy the slide again from its source and compare the checksum",
         )
 
-    def _place(self, level: int, index: int) -> str:
+    def _where(self, level: int, index: int) -> str:
         row, column = divmod(index, self.columns(level))
         return f"tile row {row}, tile column {column}"
 

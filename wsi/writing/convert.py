@@ -202,12 +202,12 @@ class _Conversion:
             self.pages.append((table, tags, None if mpp is None else mpp * 2**index))
 
     def _copy(self, level: int, stored: StoredTiles, table: LevelTable) -> None:
-        def read(place: tuple[int, int]) -> bytes | None:
-            return copy_tile(self._slide, level, stored, place)
+        def read(index: tuple[int, int]) -> bytes | None:
+            return copy_tile(self._slide, level, stored, index)
 
         # A stored grid may be larger than the level: Philips pads levels to whole tiles and more.
-        places = ((row, column) for row in range(table.rows) for column in range(table.columns))
-        tiles = map_in_order(read, places, workers=self._workers)
+        indices = ((row, column) for row in range(table.rows) for column in range(table.columns))
+        tiles = map_in_order(read, indices, workers=self._workers)
         with closing(tiles):
             for index, data in enumerate(self._counted(tiles, table.columns)):
                 if data is not None:
@@ -231,10 +231,10 @@ class _Conversion:
         slide = self._slide
         grid = TileGrid(frame=frame, tile_shape=(size, size))
 
-        def read(place: tuple[int, int]) -> NDArray[np.uint8] | None:
-            if slide.is_missing(grid.tile(*place)):
+        def read(index: tuple[int, int]) -> NDArray[np.uint8] | None:
+            if slide.is_missing(grid.tile(*index)):
                 return None
-            window = frame.window(row=place[0] * size, column=place[1] * size, height=size, width=size)
+            window = frame.window(row=index[0] * size, column=index[1] * size, height=size, width=size)
             return slide.read_frame(window).array if len(kind.shape) == 3 else _read_mask(slide, window)
 
         return map_in_order(read, grid, workers=self._workers)
@@ -281,20 +281,20 @@ def _target_frame(slide: Slide, mpp: float | None) -> Frame:
     return frame
 
 
-def copy_tile(slide: Slide, level: int, stored: StoredTiles, place: tuple[int, int]) -> bytes | None:
+def copy_tile(slide: Slide, level: int, stored: StoredTiles, index: tuple[int, int]) -> bytes | None:
     """The bytes of a tile at (row, column), None where it is missing.
 
     Raises:
         TileError: they are no JPEG as they should be, or the lossless tile cannot be decoded.
     """
     if not is_jpeg(stored):
-        return stored.read_sound(*place)
-    data = stored.read(*place)
-    check_jpeg(slide, level, place, data)
+        return stored.read_sound(*index)
+    data = stored.read(*index)
+    check_jpeg(slide, level, index, data)
     return data
 
 
-def check_jpeg(slide: Slide, level: int, place: tuple[int, int], data: bytes | None) -> None:
+def check_jpeg(slide: Slide, level: int, index: tuple[int, int], data: bytes | None) -> None:
     """Notice where the bytes of the tile at (row, column) cannot be a JPEG; None, a missing tile, is none to notice.
 
     Raises:
@@ -304,7 +304,7 @@ def check_jpeg(slide: Slide, level: int, place: tuple[int, int], data: bytes | N
         raise TileError(
             slide.path,
             "the tile is no JPEG as it should be",
-            place=f"level {level}, tile row {place[0]}, tile column {place[1]}",
+            where=f"level {level}, tile row {index[0]}, tile column {index[1]}",
             mend="copy the slide again from its source and compare the checksum",
         )
 

@@ -157,14 +157,14 @@ def estimate_bytes(slide: Slide, windows: Windows) -> int:
     for index, some in windows.items():
         stored = slide.stored_tiles(index)
         table = _table(slide.levels[index], stored)
-        places = np.argwhere(touched(table, some))
+        indices = np.argwhere(touched(table, some))
         if not _can_copy(stored):
             per_px = _BYTES_PER_LOSSLESS_PX if _is_known_lossless(slide, stored) else _BYTES_PER_ENCODED_PX
-            total += len(places) * table.tile_height * table.tile_width * per_px
-        elif len(places):
-            chosen = places[np.linspace(0, len(places) - 1, min(len(places), _SAMPLED_TILES)).astype(int)]
+            total += len(indices) * table.tile_height * table.tile_width * per_px
+        elif len(indices):
+            chosen = indices[np.linspace(0, len(indices) - 1, min(len(indices), _SAMPLED_TILES)).astype(int)]
             sizes = [len(stored.read(row, column) or b"") for row, column in chosen.tolist()]
-            total += float(np.mean(sizes)) * len(places)
+            total += float(np.mean(sizes)) * len(indices)
     tables = sum(12 * _table(level, slide.stored_tiles(level.index)).offsets.size + 4096 for level in slide.levels)
     return round(total) + tables
 
@@ -193,17 +193,17 @@ class _LevelPlan:
     level: Level
     stored: StoredTiles | None
     table: LevelTable
-    places: list[tuple[int, int]]
+    indices: list[tuple[int, int]]
 
     @classmethod
     def of(cls, slide: Slide, level: Level, windows: Windows) -> _LevelPlan:
         stored = slide.stored_tiles(level.index)
         table = _table(level, stored)
-        places: list[tuple[int, int]] = []
+        indices: list[tuple[int, int]] = []
         if level.index in windows:
             rows, columns = np.nonzero(touched(table, windows[level.index]))
-            places = list(zip(rows.tolist(), columns.tolist(), strict=True))
-        return cls(level=level, stored=stored, table=table, places=places)
+            indices = list(zip(rows.tolist(), columns.tolist(), strict=True))
+        return cls(level=level, stored=stored, table=table, indices=indices)
 
 
 class _SparseCopy:
@@ -231,14 +231,14 @@ class _SparseCopy:
         """Store the wanted tiles of every level, then the directories."""
         slide = self._slide
         plans = [_LevelPlan.of(slide, level, windows) for level in slide.levels]
-        total, done = sum(len(plan.places) for plan in plans), 0
+        total, done = sum(len(plan.indices) for plan in plans), 0
         pages: list[tuple[LevelTable, Tags, float | None]] = []
         outbox = _Outbox(self._file)
         for plan in plans:
             tags = self._take_level(plan, outbox)
             frame = slide.frame_of(plan.level)
             pages.append((plan.table, tags, None if frame.mpp is None else frame.pixel_um))
-            done += len(plan.places)
+            done += len(plan.indices)
             if self._on_tiles is not None and total:
                 self._on_tiles(done, total)
         outbox.flush()
@@ -266,17 +266,17 @@ class _SparseCopy:
     def _copied(self, plan: _LevelPlan, stored: StoredTiles) -> Generator[bytes | None]:
         level = plan.level.index
         if is_jpeg(stored):  # nothing to decode: threads would cost more than they bring
-            for start in range(0, len(plan.places), _TILES_AHEAD):
-                some = plan.places[start : start + _TILES_AHEAD]
-                for place, data in zip(some, stored.read_many(some), strict=True):
-                    check_jpeg(self._slide, level, place, data)
+            for start in range(0, len(plan.indices), _TILES_AHEAD):
+                some = plan.indices[start : start + _TILES_AHEAD]
+                for index, data in zip(some, stored.read_many(some), strict=True):
+                    check_jpeg(self._slide, level, index, data)
                     yield data
             return
 
-        def read(place: tuple[int, int]) -> bytes | None:
-            return copy_tile(self._slide, level, stored, place)
+        def read(index: tuple[int, int]) -> bytes | None:
+            return copy_tile(self._slide, level, stored, index)
 
-        tiles = map_in_order(read, plan.places, workers=self._workers)
+        tiles = map_in_order(read, plan.indices, workers=self._workers)
         with closing(tiles):
             yield from tiles
 
@@ -284,13 +284,13 @@ class _SparseCopy:
         slide, level, size = self._slide, plan.level.index, _ENCODED_TILE_PX
         grid = TileGrid(frame=slide.frame_of(plan.level), tile_shape=(size, size))
 
-        def make(place: tuple[int, int]) -> bytes | None:
-            if slide.is_missing(grid.tile(*place)):
+        def make(index: tuple[int, int]) -> bytes | None:
+            if slide.is_missing(grid.tile(*index)):
                 return None
-            row, column = place[0] * size, place[1] * size
+            row, column = index[0] * size, index[1] * size
             return colour.encode(slide.read_window(level, row=row, column=column, height=size, width=size))
 
-        return map_in_order(make, plan.places, workers=self._workers)
+        return map_in_order(make, plan.indices, workers=self._workers)
 
 
 class _Outbox:
@@ -308,7 +308,7 @@ class _Outbox:
             How many there were.
         """
         stored = 0
-        for (row, column), data in zip(plan.places, tiles, strict=True):
+        for (row, column), data in zip(plan.indices, tiles, strict=True):
             if data is not None:
                 plan.table.put(row * plan.table.columns + column, offset=self._put(data), count=len(data))
                 stored += 1

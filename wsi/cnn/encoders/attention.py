@@ -64,10 +64,10 @@ class AttentionMap:
     def ranks(self) -> NDArray[np.float64]:
         """The share of tiles that got less attention, 0 to 1, ties alike; NaN where no tile was judged."""
         known = ~np.isnan(self.array)
-        values, places = np.unique(self.array[known], return_inverse=True)
-        below = np.concatenate([[0], np.cumsum(np.bincount(places))[:-1]])
+        values, inverse = np.unique(self.array[known], return_inverse=True)
+        below = np.concatenate([[0], np.cumsum(np.bincount(inverse))[:-1]])
         ranks = np.full(self.array.shape, np.nan)
-        ranks[known] = below[places] / max(1, known.sum() - 1) if len(values) > 1 else 0.0
+        ranks[known] = below[inverse] / max(1, known.sum() - 1) if len(values) > 1 else 0.0
         return ranks
 
 
@@ -179,8 +179,8 @@ def _with_legend(canvas: NDArray[np.uint8]) -> NDArray[np.uint8]:
     font = ImageFont.load_default(size=_FONT_PX)
     middle = canvas.shape[0] - _STRIP_PX // 2
     shades = np.rint(_coloured(np.linspace(0, 1, _RAMP_PX))).astype(int).tolist()
-    for place, shade in enumerate(shades):
-        at = _MARGIN_PX + place
+    for offset, shade in enumerate(shades):
+        at = _MARGIN_PX + offset
         draw.line((at, middle - 7, at, middle + 7), fill=tuple(shade))
     draw.text((_MARGIN_PX + _RAMP_PX + 10, middle), _CAPTION, fill=_INK, font=font, anchor="lm")
     return np.array(picture)

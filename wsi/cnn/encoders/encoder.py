@@ -1,7 +1,7 @@
 """An encoder made elsewhere: a file that turns the pixels of a tile into a row of features.
 
-Read without risk are torch.export archives (.pt2, by wsi.cnn.encoders.exported) and ONNX files (by onnxruntime, which knows
-mathematical operations only). TorchScript, and torch.export archives that ask for more than wsi.cnn.encoders.exported knows, go
+Read without risk are torch.export archives (.pt2, by ``exported``) and ONNX files (by onnxruntime, which knows
+mathematical operations only). TorchScript, and torch.export archives that ask for more than ``exported`` knows, go
 through torch's own loaders, which can run code that the file holds: only where the caller says that he trusts the file.
 """
 
@@ -99,7 +99,7 @@ def load_encoder(
         mean: per channel, of pixels from 0 to 1.
         std: likewise.
         device: auto, cpu or cuda.
-        trust: also load what can run code from the file: TorchScript, and archives that wsi.cnn.encoders.exported refuses.
+        trust: also load what can run code from the file: TorchScript, and archives that ``exported`` refuses.
 
     Raises:
         CheckpointError: there is no such file; it is no encoder; it would have to be trusted; it takes other images or

@@ -76,7 +76,7 @@ _SHAPES = """
 """
 _PURE = frozenset((_LAYERS + _ELEMENTWISE + _SHAPES).split())
 _ACTIVATIONS = "relu relu6 hardtanh hardswish silu leaky_relu elu add sub mul div clamp detach dropout"
-_IN_PLACE = frozenset(f"{name}_" for name in _ACTIVATIONS.split())
+_MUTATING = frozenset(f"{name}_" for name in _ACTIVATIONS.split())
 # they check what the probe of an encoder checks, and name the device on which the file was made
 _ASSERTIONS = frozenset({"_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size"})
 _NUMBER_OPERATIONS = "add sub mul floordiv mod neg eq ge gt le lt"
@@ -222,24 +222,24 @@ def _read(path: Path, archive: zipfile.ZipFile) -> ExportedNetwork:
 
 
 def _tensor(members: _Archive, folder: str, key: str, entry: _Json) -> torch.Tensor:
-    place = f"weight {key:.80}"
+    where = f"weight {key:.80}"
     if entry["use_pickle"] or entry["tensor_meta"] is None:
         raise CheckpointError(
-            members.path, "is pickled, which runs code when loaded: it was not opened", place=place, mend=_TRUST
+            members.path, "is pickled, which runs code when loaded: it was not opened", where=where, mend=_TRUST
         )
     meta = entry["tensor_meta"]
     dtype = _DTYPES[meta["dtype"]]
     sizes = [_whole(size["as_int"]) for size in meta["sizes"]]
     strides = [_whole(stride["as_int"]) for stride in meta["strides"]]
     if len(sizes) != len(strides) or len(sizes) > _MOST_DIMENSIONS:
-        raise ValueError(f"{place} has sizes {sizes} and strides {strides}")
+        raise ValueError(f"{where} has sizes {sizes} and strides {strides}")
     if 0 in sizes:
         return torch.empty(sizes, dtype=dtype)
     offset = _whole(meta["storage_offset"]["as_int"])
     data = members.raw(f"{folder}/{entry['path_name']}")
     reach = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) + 1
     if reach * dtype.itemsize > len(data):
-        raise CheckpointError(members.path, "reaches beyond its data", place=place, mend="copy the file again")
+        raise CheckpointError(members.path, "reaches beyond its data", where=where, mend="copy the file again")
     values = torch.frombuffer(data, dtype=dtype, count=len(data) // dtype.itemsize)
     return torch.as_strided(values, sizes, strides, offset)
 
@@ -288,9 +288,9 @@ def _steps(path: Path, nodes: list[_Json], *, keep: set[str]) -> Iterator[_Step]
     """The operations of the graph in order, each with the values to be let go after it."""
     wanted = [node for node in nodes if not _is_assertion(node["target"])]
     last = {
-        name: place for place, node in enumerate(wanted) for name in (*_names_in(path, node["inputs"]), *_given(node))
+        name: step for step, node in enumerate(wanted) for name in (*_names_in(path, node["inputs"]), *_given(node))
     }
-    for place, node in enumerate(wanted):
+    for step, node in enumerate(wanted):
         arguments = [(one["name"], one.get("kind") == 2, _value(path, one["arg"])) for one in node["inputs"]]
         touched = dict.fromkeys((*_names_in(path, node["inputs"]), *_given(node)))
         outputs, gives_one = _outputs(node)
@@ -300,7 +300,7 @@ def _steps(path: Path, nodes: list[_Json], *, keep: set[str]) -> Iterator[_Step]
             named={name: value for name, by_name, value in arguments if by_name},
             outputs=outputs,
             gives_one=gives_one,
-            last_uses=tuple(name for name in touched if last[name] == place and name not in keep),
+            last_uses=tuple(name for name in touched if last[name] == step and name not in keep),
         )
 
 
@@ -313,7 +313,7 @@ def _function(path: Path, target: str) -> Callable[..., Any]:
     if parts[0] == "_operator" and len(parts) == 2 and parts[1] in _ON_NUMBERS:
         return _ON_NUMBERS[parts[1]]
     is_aten = parts[:3] == ["torch", "ops", "aten"] and len(parts) == 5
-    if is_aten and (parts[3] in _PURE or parts[3] in _IN_PLACE):
+    if is_aten and (parts[3] in _PURE or parts[3] in _MUTATING):
         packet = getattr(torch.ops.aten, parts[3])
         if parts[4] in packet.overloads() and "out" not in parts[4].split("_"):
             function: Callable[..., Any] = getattr(packet, parts[4])

@@ -188,7 +188,7 @@ def _check_finite(encoder: Encoder, windows: Sequence[TileWindow], rows: _Rows) 
         raise PathologyError(
             encoder.path,
             "gives NaN or infinity",
-            place=f"tile at x {frame.x:.0f}, y {frame.y:.0f}",
+            where=f"tile at x {frame.x:.0f}, y {frame.y:.0f}",
             mend="check its --mean and --std, and its weights",
         )
 
@@ -268,12 +268,12 @@ def write_features(
         with closing(tiles):
             for windows, rows in tiles:
                 table.add(windows, rows)
-        if not table.close({"kind": KIND, **_placed(plan, geometry), "provenance": provenance}):
+        if not table.close({"kind": KIND, **_laid_out(plan, geometry), "provenance": provenance}):
             raise NoTissueError(None, "no tile holds tissue", mend="look at the slide and its tissue mask")
         return table.rows
 
 
-def _placed(plan: TilePlan, geometry: TileGeometry) -> dict[str, Any]:
+def _laid_out(plan: TilePlan, geometry: TileGeometry) -> dict[str, Any]:
     frame = plan.frame
     return {
         "frame": {

@@ -291,4 +291,4 @@ def _check_weights(path: Path | None, shape: HeadShape, weights: Mapping[str, ND
     _FILE.check_shapes(path, shape.weights(), weights)
     check_finite(path, weights)
     if not (weights["std"] > 0).all():
-        raise CheckpointError(path, "is not positive", place="tensor std", mend="train again")
+        raise CheckpointError(path, "is not positive", where="tensor std", mend="train again")

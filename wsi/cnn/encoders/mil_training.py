@@ -121,7 +121,7 @@ def patient_folds(bags: Sequence[Bag], *, folds: int, seed: int) -> dict[str, in
     for group in (negative, positive):
         shuffled = [group[index] for index in generator.permutation(len(group))]
         shuffled.sort(key=highest.__getitem__)
-        dealt |= {patient: (len(dealt) + place) % count for place, patient in enumerate(shuffled)}
+        dealt |= {patient: (len(dealt) + index) % count for index, patient in enumerate(shuffled)}
     return dealt
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from annotations.measures import MERGE_GAP_UM
 from staging.phantom.anatomy import CELL_UM, RIM, Anatomy
 from staging.phantom.texture import Tissue
 
 Outline = NDArray[np.float64]
-MERGE_UM = 75.0
-"""Deposits with at most this gap are one lesion (CAMELYON16's evaluation grows each by half of it)."""
 _APART_UM = 170.0
 _MARGIN_UM = 26.0
 _VERTEX_UM = 6.0
@@ -20,7 +19,7 @@ _RIPPLE_UM = 34.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Contours:
+class GrownLesion:
     """One lesion as it is drawn: float64 (n, 2) outlines x, y in um on the slide, not closed.
 
     Attributes:
@@ -54,7 +53,7 @@ class Ground:
         blocked = np.where(open_.all(axis=1), len(steps), np.argmin(open_, axis=1))
         return np.asarray(blocked * 12.0 - 12.0)
 
-    def block(self, contours: Contours) -> None:
+    def block(self, contours: GrownLesion) -> None:
         """Take the lesion and all that is nearer than another lesion may come."""
         from scipy import ndimage  # noqa: PLC0415  (slow to import)
 
@@ -116,14 +115,14 @@ def longest_diameter(points: Outline) -> float:
 
 def grow_lesion(
     rng: np.random.Generator, ground: Ground, diameter_um: float, *, deposits: int, island: bool, loop: bool
-) -> Contours | None:
+) -> GrownLesion | None:
     """Outline one lesion on free ground.
 
     Args:
         rng: source of randomness.
         ground: where there is room.
         diameter_um: wanted longest diameter of the lesion, all deposits together.
-        deposits: how many tumour deposits less than MERGE_UM apart form it.
+        deposits: how many tumour deposits less than MERGE_GAP_UM apart form it.
         island: whether to leave a lymphoid island in the largest deposit.
         loop: whether the largest contour crosses itself once, as contours drawn by hand do.
 
@@ -151,7 +150,7 @@ def grow_lesion(
         islands = _island(rng, outlines[0], diameter_um) if island else []
         if loop:
             outlines[0] = _with_loop(rng, outlines[0])
-        return Contours(deposits=tuple(outlines), islands=tuple(islands))
+        return GrownLesion(deposits=tuple(outlines), islands=tuple(islands))
     return None
 
 
@@ -210,7 +209,7 @@ def _fitted(rng: np.random.Generator, ground: Ground, x: float, y: float, diamet
 
 
 def _cluster(rng: np.random.Generator, diameter_um: float, deposits: int) -> list[Outline] | None:
-    """Deposits around (0, 0), each less than MERGE_UM from the first, together as wide as wanted."""
+    """Deposits around (0, 0), each less than MERGE_GAP_UM from the first, together as wide as wanted."""
     from scipy.spatial import cKDTree  # noqa: PLC0415  (slow to import)
 
     for _ in range(30):
@@ -232,7 +231,7 @@ def _cluster(rng: np.random.Generator, diameter_um: float, deposits: int) -> lis
         outlines = [outline * factor for outline in outlines]
         tree = cKDTree(outlines[0])
         near = [float(np.min(tree.query(outline)[0])) for outline in outlines[1:]]
-        if main > 20 and 0.8 < factor < 1.25 and all(8 < gap < 0.85 * MERGE_UM for gap in near):
+        if main > 20 and 0.8 < factor < 1.25 and all(8 < gap < 0.85 * MERGE_GAP_UM for gap in near):
             return outlines
     return None
 

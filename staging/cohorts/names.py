@@ -1,0 +1,82 @@
+"""What the names of slides and patients tell: how they are compared, whose slide it is, and of which centre."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from staging.errors import SlideNameError
+from staging.stages.pn import parse_slide_name
+
+SLIDE_SUFFIXES = frozenset({".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".dcm"})
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+"""Slides only where nothing else is there: beside slides they are overviews, overlays and labels."""
+
+CENTRES = ("CWZ", "RST", "UMCU", "RUMC", "LPON")
+"""By the number that centre_of gives."""
+
+_SUFFIXES = SLIDE_SUFFIXES | PHOTO_SUFFIXES | {".csv", ".xml", ".zarr"}
+_PATIENTS = 200
+
+# Training slides of CAMELYON16 by number (Litjens et al., GigaScience 2018: 170 of RUMC and 100 of UMCU); the names of
+# its test slides do not tell.
+_CAMELYON16 = re.compile(r"(normal|tumor)_([0-9]{3})")
+_LAST_OF_RUMC = {"normal": 100, "tumor": 70}
+
+
+def slide_name(name: str) -> str:
+    """A slide's name as tables show it: without suffix, and in lower case where it is a CAMELYON17 name."""
+    try:
+        patient, node = parse_slide_name(name)
+    except SlideNameError:
+        suffix = PurePosixPath(name).suffix
+        return (name[: -len(suffix)] if suffix.lower() in _SUFFIXES else name).strip()
+    return f"{patient}_node_{node}"
+
+
+def slide_key(name: str) -> str:
+    """A slide's name as names are compared: without suffix and in lower case."""
+    suffix = PurePosixPath(name).suffix
+    return (name[: -len(suffix)] if suffix.lower() in _SUFFIXES else name).strip().lower()
+
+
+def patient_of(slide: str) -> str | None:
+    """The patient (``patient_000``) that a slide's name tells, or None."""
+    try:
+        return parse_slide_name(slide)[0]
+    except SlideNameError:
+        return None
+
+
+def centre_of(patient: int) -> int:
+    """The medical centre of a CAMELYON17 patient: 0 CWZ, 1 RST, 2 UMCU, 3 RUMC, 4 LPON, twenty patients each.
+
+    Args:
+        patient: number in the name; 0-99 are the training patients, 100-199 the test patients, taken to follow in the
+            same order.
+
+    Raises:
+        ValueError: CAMELYON17 has no such patient.
+    """
+    if not 0 <= patient < _PATIENTS:
+        raise ValueError(f"CAMELYON17 has patients 0 to {_PATIENTS - 1}, got {patient}")
+    return patient % 100 // 20
+
+
+def centre_of_patient(patient: str) -> int | None:
+    """The centre of ``patient_000`` by centre_of, or None where CAMELYON17 has no such patient."""
+    head, _, number = patient.lower().partition("_")
+    is_number = head == "patient" and number.isascii() and number.isdigit()
+    return centre_of(int(number)) if is_number and int(number) < _PATIENTS else None
+
+
+def centre_name(slide: str) -> str | None:
+    """The centre that a CAMELYON slide comes from, or None where its name does not tell."""
+    patient = patient_of(slide)
+    centre = None if patient is None else centre_of_patient(patient)
+    if centre is not None:
+        return CENTRES[centre]
+    match = _CAMELYON16.fullmatch(slide_key(slide))
+    if match is None:
+        return None
+    return "RUMC" if int(match[2]) <= _LAST_OF_RUMC[match[1]] else "UMCU"

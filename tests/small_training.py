@@ -1,0 +1,45 @@
+"""A training that ends in a moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from wsi.cnn.device_augmentation import Augmentation
+from wsi.cnn.method import Method
+from wsi.cnn.network import Architecture, Layer
+from wsi.cnn.training import Training, train
+from wsi.patches.feeding import HeldPatches
+
+TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
+
+
+EVERYTHING = Method(
+    schedule="cosine",
+    augmentation=Augmentation(),
+    average=0.9,
+    patience=3,
+    temperature=True,
+)
+
+
+FP16 = Method(precision="fp16")
+
+
+def patches(count: int = 40, side: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    fine = rng.random((count, side, side))
+    coarse = np.kron(rng.random((count, side // 4, side // 4)), np.ones((4, 4)))
+    is_tumour = np.broadcast_to((np.arange(count) % 2 == 1)[:, None, None], fine.shape)
+    dark = np.where(is_tumour, coarse, fine)[..., None] * (90, 110, 60)
+    return (235 - dark).astype(np.uint8), is_tumour.astype(np.uint8)
+
+
+def fit(**changes: Any) -> Training:
+    images, targets = patches()
+    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 3, "batch": 10, "device": "cpu"}
+    return train(HeldPatches(images, targets), groups=np.arange(40) % 10, **settled | changes)
+
+
+METHODS = {"plain": Method(), "everything": EVERYTHING, "fp16": FP16}
