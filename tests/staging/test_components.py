@@ -75,7 +75,7 @@ def test_values_and_crossings_do_not_depend_on_the_bands(
 ) -> None:
     whole = trace([values], threshold=threshold)
     cut = trace(bands_of(values, band_rows=band_rows), threshold=threshold)
-    for name in ("rows", "starts", "stops", "cells", "sums", "highs", "lows", "crossings", "crossing_runs"):
+    for name in ("rows", "starts", "stops", "cells", "sums", "highs", "lows", "crossings", "crossing_spans"):
         assert np.array_equal(getattr(whole, name), getattr(cut, name)), name
     inside = values >= threshold
     assert whole.sums.sum() == pytest.approx(values[inside].astype(np.float64).sum())
