@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from annotations.annotation import Annotation, Role
+from annotations.annotation import Annotation
 from annotations.errors import OutsideSlideError
 from annotations.rasterize import layers
 from wsi.raster import Mask
@@ -83,25 +83,6 @@ def check_within(
                 where=f"annotation {number} ({annotation.name!r}), vertex {vertex}",
                 mend="check that the annotations belong to this slide",
             )
-
-
-def without_duplicates(annotations: Iterable[Annotation]) -> tuple[Annotation, ...]:
-    """Annotations without the outlines that were drawn before with the same role.
-
-    The same outline is the same ring of vertices, from whichever vertex and in whichever direction. What has no area
-    stays.
-    """
-    seen: set[tuple[Role, bytes]] = set()
-    kept = []
-    for annotation in annotations:
-        outline = annotation.outline
-        if outline is not None:
-            key = annotation.role, shapely.to_wkb(shapely.normalize(shapely.Polygon(outline)))
-            if key in seen:
-                continue
-            seen.add(key)
-        kept.append(annotation)
-    return tuple(kept)
 
 
 def longest_diameter(points: NDArray[np.float64]) -> float:

@@ -17,6 +17,7 @@ from wsi.errors import TileError
 from wsi.geometry import Frame
 from wsi.raster import Image
 from wsi.readers.base import Reader
+from wsi.stain import STAIN_VECTORS, od_to_rgb
 
 RNG = np.random.default_rng(3)
 
@@ -42,6 +43,12 @@ def through_openslide(path: Path, level: int = 0) -> NDArray[np.uint8]:
     white = Pillow.new("RGB", pixels.size, (255, 255, 255))
     white.paste(pixels, mask=pixels.getchannel("A"))
     return np.asarray(white)
+
+
+def stained(haematoxylin: NDArray[np.floating], eosin: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """The colours of two stains laid over each other: floating (...) twice to uint8 (..., 3)."""
+    unit = STAIN_VECTORS / np.linalg.norm(STAIN_VECTORS, axis=1, keepdims=True)
+    return od_to_rgb(np.stack([haematoxylin, eosin], axis=-1).astype(np.float32) @ unit[:2].astype(np.float32))
 
 
 def window(reader: Reader, level: int = 0, *, row: int, column: int, height: int, width: int) -> NDArray[np.uint8]:

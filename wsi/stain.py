@@ -135,9 +135,3 @@ def separate(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.
     """
     concentrations = rgb_to_od(image) @ _APART.astype(np.float32)
     return concentrations[..., 0], concentrations[..., 1]
-
-
-def combine(haematoxylin: NDArray[np.floating], eosin: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """The colours of two stains laid over each other: floating (...) twice to uint8 (..., 3). Undoes separate."""
-    density = np.stack([haematoxylin, eosin], axis=-1).astype(np.float32) @ _UNIT[:2].astype(np.float32)
-    return od_to_rgb(density)

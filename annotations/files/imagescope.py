@@ -82,42 +82,29 @@ _REGION_DEFAULTS = {
 }
 
 
-def read_imagescope(path: str | Path, groups: Mapping[str, Role] | None = None) -> tuple[Annotation, ...]:
-    """Read the annotations of an ImageScope XML file.
+def read_imagescope_set(
+    path: str | Path, groups: Mapping[str, Role] | None = None, *, unknown: Role | None = None
+) -> AnnotationSet:
+    """Read an ImageScope XML file whole: annotations, layers as groups, and um per px.
 
     The group of a region is its layer's name; without one the layer's attribute ``Name`` or ``Description``; else
     ``Layer`` and the layer's Id, as ImageScope shows it. A region with ``NegativeROA="1"`` is cut out of its layer: in
     a layer of tumour it becomes a cut-out of the group HOLE_GROUP, in any other one of IGNORED_HOLE_GROUP. An ellipse,
     which the file holds as its bounding box, becomes a polygon of 360 edges.
 
-    Args:
-        path: the XML file.
-        groups: roles of further groups; they go before the built-in ones. Case does not matter.
-
-    Raises:
-        AnnotationNotFoundError: there is no such file.
-        EmptyFileError: it has no bytes.
-        AnnotationFormatError: not XML, a document type, not ImageScope, or a number that is none; names the place.
-        UnknownGroupError: a group has no known meaning.
-    """
-    return read_imagescope_set(path, groups).annotations
-
-
-def read_imagescope_set(
-    path: str | Path, groups: Mapping[str, Role] | None = None, *, unknown: Role | None = None
-) -> AnnotationSet:
-    """Read an ImageScope XML file whole: annotations, layers as groups, and um per px.
-
     Attributes of regions and layers are kept, those in their tags behind an ``@``. Not kept are what ImageScope makes
     anew: the numbers of layers and regions, lengths and areas, and the columns of its table.
 
     Args:
         path: the XML file.
-        groups: as for read_imagescope.
+        groups: roles of further groups; they go before the built-in ones. Case does not matter.
         unknown: the role of groups without a known meaning; with None they are an error.
 
     Raises:
-        AnnotationError: as for read_imagescope.
+        AnnotationNotFoundError: there is no such file.
+        EmptyFileError: it has no bytes.
+        AnnotationFormatError: not XML, a document type, not ImageScope, or a number that is none; says where.
+        UnknownGroupError: a group has no known meaning.
     """
     found = _Found(Path(path), known_roles(groups), unknown)
     for ends, element in elements(Path(path), ROOT, "ImageScope"):

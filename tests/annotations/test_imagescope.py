@@ -14,13 +14,17 @@ from hypothesis import strategies as st
 
 from annotations.annotation import GROUP_ROLES, HOLE_GROUP, HOLE_OF, IGNORED_HOLE_GROUP, Annotation, Group, Role
 from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError, UnknownGroupError
-from annotations.files.imagescope import read_imagescope, read_imagescope_set, write_imagescope
+from annotations.files.imagescope import is_held, read_imagescope_set, write_imagescope
 from annotations.polygons import to_geometry, tumour_area
 
 Points = list[tuple[float, float]]
 
 SQUARE: Points = [(0, 0), (20, 0), (20, 20), (0, 20)]
 INNER: Points = [(5, 5), (5, 10), (10, 10), (10, 5)]
+
+
+def read_imagescope(path: Path, groups: dict[str, Role] | None = None) -> tuple[Annotation, ...]:
+    return read_imagescope_set(path, groups).annotations
 
 
 def region(points: Points, **attributes: str) -> str:
@@ -124,7 +128,10 @@ def drawings(draw: st.DrawFn) -> list[Annotation]:
             size = {"Dot": (1, 1), "PointSet": (2, 6), "Rectangle": (3, 6)}.get(kind, (0, 6))
             points = draw(st.lists(st.tuples(positions, positions), min_size=size[0], max_size=size[1]))
             attributes = draw(st.dictionaries(names | st.sampled_from(["@Zoom", "@GeoShape"]), names, max_size=2))
-            attributes = {key: value for key, value in attributes.items() if key[:2] in ("@Z", "@G") or "@" not in key}
+            # what equals ImageScope's own default is not kept
+            attributes = {
+                key: value for key, value in attributes.items() if is_held(key) and (key, value) != ("@Zoom", "1")
+            }
             role = GROUP_ROLES[group.casefold()]
             found.append(
                 Annotation(

@@ -25,7 +25,6 @@ from annotations.polygons import (
     mask_to_polygons,
     to_geometry,
     tumour_area,
-    without_duplicates,
 )
 from annotations.rasterize import polygon_mask, rasterize
 from wsi.geometry import Frame
@@ -186,22 +185,3 @@ def test_real_contours_lie_on_their_slides(real_data: Callable[[str], Path], nam
     check_within(annotations, 97_792, 221_184)
     with pytest.raises(OutsideSlideError):
         check_within(annotations, 97_792 / 10, 221_184 / 10)
-
-
-def test_duplicates_go_and_nothing_else() -> None:
-    first = drawn(box(0, 0, 10, 10))
-    turned = drawn(box(0, 0, 10, 10)[2:] + box(0, 0, 10, 10)[:2])
-    backwards = drawn(box(0, 0, 10, 10)[::-1])
-    other = drawn(box(0, 0, 10, 10), Role.CUT_OUT)
-    moved, point = drawn(box(1, 0, 10, 10)), drawn([(1, 1)])
-    kept = without_duplicates([first, turned, other, backwards, moved, point, point])
-    assert kept == (first, other, moved, point, point)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.tuples(positions, positions), min_size=3, max_size=5), max_size=4))
-def test_duplicates_have_no_area_of_their_own(shapes: list[Points]) -> None:
-    annotations = [drawn(points) for points in shapes + shapes]
-    found = without_duplicates(annotations)
-    assert len(found) <= len(shapes)
-    assert tumour_area(found).symmetric_difference(tumour_area(annotations)).area < 1e-9

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from slide_files import stained
 
 from staging.phantom.cells import Canvas, Kind, cut_stamps
 from staging.phantom.stain import E_UNIT, H_UNIT
 from wsi.geometry import Frame
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
-from wsi.stain import combine
 from wsi.writing.pyramid import write_pyramid
 
 
@@ -133,7 +133,7 @@ def slide_with_nuclei(path: Path, nuclei: int) -> None:
     steps = np.stack(np.meshgrid(np.arange(56.0, 150.0, 9.0), np.arange(56.0, 150.0, 9.0)), axis=-1).reshape(-1, 2)
     canvas.put(cut_stamps(rng, Kind(nucleus_um=6.0), pixel_um=0.5, count=9), steps[:nuclei])
     h, e = canvas.core()
-    image = combine(h / H_UNIT, e / E_UNIT * 0.3)
+    image = stained(h / H_UNIT, e / E_UNIT * 0.3)
     write_pyramid(path, width=512, height=512, mpp=0.5, tile_size=512, tiles=[image], quality=95)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from slide_files import stained
 
 from staging.lesions.nuclei import find_nuclei
 from staging.phantom.cells import Canvas, Kind, cut_stamps
@@ -14,7 +15,6 @@ from staging.phantom.stain import E_UNIT, H_UNIT
 from wsi.errors import ResolutionError
 from wsi.geometry import Frame
 from wsi.raster import Image, Mask
-from wsi.stain import combine
 
 PIXEL_UM = 0.5
 
@@ -34,7 +34,7 @@ def phantom(kind: Kind, *, apart_um: float, strength: float = 1.0) -> tuple[Imag
     positions += rng.uniform(-0.12, 0.12, positions.shape) * apart_um
     canvas.put(cut_stamps(rng, kind, pixel_um=PIXEL_UM, count=12), positions)
     h, e = canvas.core()
-    return picture(combine(h / H_UNIT * strength, e / E_UNIT * 0.3 * strength)), positions / PIXEL_UM
+    return picture(stained(h / H_UNIT * strength, e / E_UNIT * 0.3 * strength)), positions / PIXEL_UM
 
 
 @pytest.mark.parametrize(

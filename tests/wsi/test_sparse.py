@@ -22,7 +22,7 @@ from wsi.geometry import Frame
 from wsi.raster import Mask
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_mask, write_pyramid
-from wsi.writing.sparse import count_tiles, estimate_bytes, tissue_windows, touched, write_sparse
+from wsi.writing.sparse import estimate_bytes, tissue_windows, touched, write_sparse
 from wsi.writing.tile_stream import LevelTable
 
 WIDTH, HEIGHT, TILE = 1000, 700, 128
@@ -70,7 +70,6 @@ def test_wanted_tiles_are_copied_byte_for_byte(slide: Slide, tmp_path: Path) -> 
         np.testing.assert_array_equal(found, expected)
     assert (done.tiles_copied, done.tiles_encoded, done.is_exact) == (7, 0, True)
     assert done.file_bytes == path.stat().st_size < slide.path.stat().st_size  # type: ignore[union-attr]
-    assert count_tiles(slide, windows) == 7
     assert 0.7 < estimate_bytes(slide, windows) / done.file_bytes < 1.6
     assert [left.name for left in tmp_path.iterdir()] == ["sparse.tif"]
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from staging.cli import app
 from wsi.errors import SlideFormatError, TileError
 from wsi.slide import Slide
-from wsi.writing.sparse import SparseStats, count_tiles, estimate_bytes, write_sparse
+from wsi.writing.sparse import SparseStats, estimate_bytes, write_sparse
 
 HEIGHT, WIDTH, TILE = 256, 320, 64
 NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, ZSTD = 1, 5, 8, 32_946, 32_773, 50_000
@@ -167,8 +167,7 @@ def test_any_windows(
     target = tmp_path_factory.mktemp("copies") / "sparse.tif"
     done = copy(deflated, target, windows)
     check_copy(deflated, target, windows)
-    with Slide.open(deflated) as slide:
-        assert check_bytes(deflated, target) == done.tiles_copied == count_tiles(slide, windows)
+    assert check_bytes(deflated, target) == done.tiles_copied
 
 
 def test_tiles_of_any_size_keep_their_bytes_for_any_number_of_threads(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from slide_files import stained
 
-from wsi.stain import STAIN_VECTORS, StainJitter, combine, od_to_rgb, rgb_to_od, separate
+from wsi.stain import STAIN_VECTORS, StainJitter, od_to_rgb, rgb_to_od, separate
 
 ALL_GREYS = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
 
@@ -35,7 +36,7 @@ def test_od_to_rgb_leaves_its_argument_alone() -> None:
 
 @given(st.floats(0.1, 1.5), st.floats(0.1, 1.5))
 def test_stains_laid_over_each_other_come_apart_again(haematoxylin: float, eosin: float) -> None:
-    image = combine(np.full((2, 2), haematoxylin), np.full((2, 2), eosin))
+    image = stained(np.full((2, 2), haematoxylin), np.full((2, 2), eosin))
     found = separate(image)
     # grey values are whole numbers: near black one of them is a large step in density
     tolerance = 6 / (int(image.min()) + 1)
@@ -80,7 +81,7 @@ def test_jitter_draws_for_each_image_and_repeats_for_a_seed() -> None:
 
 def moved_densities(**limits: float) -> tuple[np.ndarray, np.ndarray]:
     """Optical density before and after a jitter: (200, 3) each."""
-    images = np.broadcast_to(combine(np.array(0.8), np.array(0.5)), (200, 1, 1, 3)).copy()
+    images = np.broadcast_to(stained(np.array(0.8), np.array(0.5)), (200, 1, 1, 3)).copy()
     moved = StainJitter(**STILL | limits)(images, np.random.default_rng(0))
     return rgb_to_od(images)[:, 0, 0].astype(float), rgb_to_od(moved)[:, 0, 0].astype(float)
 

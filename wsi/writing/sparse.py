@@ -145,12 +145,6 @@ def tissue_windows(slide: Slide, tissue: Mask) -> dict[int, NDArray[np.int64]]:
     return found
 
 
-def count_tiles(slide: Slide, windows: Windows) -> int:
-    """How many tiles ``write_sparse`` would visit; missing ones count."""
-    tables = {level: _table(slide.levels[level], slide.stored_tiles(level)) for level in windows}
-    return sum(int(touched(tables[level], some).sum()) for level, some in windows.items())
-
-
 def estimate_bytes(slide: Slide, windows: Windows) -> int:
     """About how large the sparse copy gets: the mean of some of its tiles times their number."""
     total = 0.0

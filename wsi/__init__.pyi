@@ -1,0 +1,36 @@
+__all__ = [
+    "Frame",
+    "Heatmap",
+    "Image",
+    "Level",
+    "Mask",
+    "PatchDataset",
+    "PatchStream",
+    "PathologyError",
+    "Region",
+    "Slide",
+    "StainJitter",
+    "TilePlan",
+    "find_tissue",
+    "overlay",
+    "plan_to_dask",
+    "read_attention",
+    "read_heatmap",
+    "save_png",
+    "thumbnail",
+    "tile_order",
+    "tissue_area_um2",
+    "write_heatmap",
+]
+
+from .cnn.encoders.attention import read_attention
+from .cnn.patch_loading import PatchDataset, PatchStream
+from .errors import PathologyError
+from .geometry import Frame, Level, Region, tile_order
+from .heatmap_store import read_heatmap, write_heatmap
+from .raster import Heatmap, Image, Mask
+from .render import overlay, save_png, thumbnail
+from .slide import Slide
+from .stain import StainJitter
+from .tiles import TilePlan, plan_to_dask
+from .tissue import find_tissue, tissue_area_um2
