@@ -14,7 +14,7 @@ import zarr
 from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError, SamplingError
 from annotations.patches.batch import PatchBatch, Shares, draw_patches
-from annotations.patches.labels import IGNORE
+from annotations.patches.labels import IGNORE, LabelRule, PatchLabels
 from annotations.patches.sites import find_sites
 from annotations.patches.zarr_store import read_patches, write_patches
 from annotations.rasterize import Painting, rasterize
@@ -378,3 +378,18 @@ def test_damaged_stores_are_refused(tmp_path: Path) -> None:
     (path / "DONE.json").write_text("{}")
     with pytest.raises(PatchStoreError, match=r"DONE\.json"):
         read_patches(path)
+
+
+@pytest.mark.parametrize("rule", ["any", "area:0.25"])
+def test_a_patch_of_which_less_than_half_is_known_is_unknown(rule: str) -> None:
+    frame = Frame(x=0, y=0, downsample=1, shape=(10, 10), mpp=0.5)
+    labels = PatchLabels.of([])
+
+    def class_of(unknown_px: int, tumour_px: int = 0) -> str:
+        target = np.zeros(100, np.uint8)
+        target[:unknown_px] = IGNORE
+        target[100 - tumour_px :] = 1
+        return labels.class_of(frame, target.reshape(10, 10), LabelRule.parse(rule))
+
+    assert [class_of(unknown_px) for unknown_px in (0, 50, 51, 89, 100)] == ["normal"] * 2 + ["unknown"] * 3
+    assert class_of(60, tumour_px=25) == "tumour"  # what is known makes it tumour

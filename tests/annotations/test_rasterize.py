@@ -287,6 +287,11 @@ def test_an_outline_over_itself_has_no_holes() -> None:
             [(Role.TUMOUR, box(0, 0, 30, 20)), (Role.CUT_OUT, box(0, 0, 20, 20)), (Role.TUMOUR, box(9, 5, 21, 15))],
             200 + 110,
         ),
+        # one that strays farther is cut
+        (
+            [(Role.TUMOUR, box(0, 0, 30, 20)), (Role.CUT_OUT, box(0, 0, 20, 20)), (Role.TUMOUR, box(12, 5, 21, 15))],
+            200,
+        ),
         # the same outline twice: cut out
         ([(Role.TUMOUR, box(0, 0, 10, 10)), (Role.CUT_OUT, box(0, 0, 10, 10))], 0),
         # a cut-out that takes most of a tumour outline and reaches over it

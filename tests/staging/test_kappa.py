@@ -227,3 +227,16 @@ def test_compared_submissions_are_complete() -> None:
         compare_submissions(reference, reference, part)
     result = compare_submissions(reference, reference, reference, resamples=10)
     assert (result.kappas, result.p_value) == ((1.0, 1.0), 1.0)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.5])
+def test_the_interval_of_a_difference_is_that_of_a_plain_bootstrap(level: float) -> None:
+    reference, good, poor = raters(1)
+    chosen = np.random.default_rng(9).integers(0, len(reference), (4_000, len(reference)))
+    drawn = [
+        quadratic_kappa(reference[rows], good[rows]) - quadratic_kappa(reference[rows], poor[rows]) for rows in chosen
+    ]
+    expected = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    assert compare(reference, good, poor, level=level, resamples=40_000).interval == pytest.approx(expected, abs=0.02)
+    if level == 0.95:
+        assert compare(reference, good, poor, resamples=40_000).interval == pytest.approx(expected, abs=0.02)

@@ -408,3 +408,20 @@ def test_importing_is_quick() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_fingerprint_sees_the_first_and_the_last_mib_of_a_large_file(tmp_path: Path) -> None:
+    path = tmp_path / "large.tif"
+    data = bytearray(np.random.default_rng(0).bytes(5 * 2**20))
+
+    def fingerprint(changed: int | None = None) -> str:
+        copy = bytearray(data)
+        if changed is not None:
+            copy[changed] ^= 1
+        path.write_bytes(copy)
+        return Slide(path).fingerprint()
+
+    for changed in (0, 2**20 - 1, 4 * 2**20, 5 * 2**20 - 1):
+        assert fingerprint(changed) != fingerprint(), changed
+    for changed in (2**20, 4 * 2**20 - 1):  # it is no checksum of the whole file
+        assert fingerprint(changed) == fingerprint(), changed
