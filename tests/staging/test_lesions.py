@@ -241,7 +241,7 @@ def test_diameter_lies_within_the_shape_it_outlines() -> None:
 
 def test_lesions_of_one_diameter_come_by_area_then_from_the_top_and_from_the_left() -> None:
     cells = np.zeros((60, 60), np.float32)
-    for row, column, height in ((30, 40, 1), (10, 40, 1), (10, 10, 1), (45, 10, 3)):
+    for row, column, height in ((30, 20, 1), (10, 45, 1), (10, 25, 1), (45, 10, 3)):
         cells[row : row + height, column : column + 9] = 1
     cells[45:48, 10:19] = [[0, 1, 1, 1, 1, 1, 1, 1, 0], [1] * 9, [0, 1, 1, 1, 1, 1, 1, 1, 0]]
     frame = Frame(x=0, y=0, downsample=1, shape=cells.shape, mpp=1.0)
@@ -249,4 +249,4 @@ def test_lesions_of_one_diameter_come_by_area_then_from_the_top_and_from_the_lef
     lesions, _ = find_lesions(heatmap, threshold=0.5, merge_gap_um=1.0)
     assert len({lesion.longest_diameter_um for lesion in lesions}) == 1
     assert [lesion.area_um2 for lesion in lesions] == [23, 9, 9, 9]
-    assert [(lesion.region.y, lesion.region.x) for lesion in lesions] == [(45, 10), (10, 10), (10, 40), (30, 40)]
+    assert [(lesion.region.y, lesion.region.x) for lesion in lesions] == [(45, 10), (10, 25), (10, 45), (30, 20)]
