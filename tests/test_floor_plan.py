@@ -27,6 +27,7 @@ PLAN = {
     "wsi.lazy": "a level as a Dask array",
     "wsi.slide": "the slide",
     "wsi.store": "artefacts on disk",
+    "wsi.zarr_groups": "Zarr groups read without trust",
     "wsi.heatmap_store": "heatmaps on disk",
     "wsi.lock": "one writer per output",
     "wsi.patches": "patches of slides, read many at a time",

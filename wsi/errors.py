@@ -81,5 +81,9 @@ class StorageError(PathologyError, OSError):
     """The output side failed (disk full, stale handle): no slide is to blame."""
 
 
+class OutputExistsError(PathologyError, FileExistsError):
+    """There is something at an output that is not this command's own: it is never replaced."""
+
+
 class OutputInUseError(PathologyError, RuntimeError):
     """Another run holds the output directory."""

@@ -13,8 +13,11 @@ from wsi.errors import ArtefactError
 from wsi.geometry import Frame
 from wsi.raster import Heatmap
 from wsi.store import DONE, publish, verify
+from wsi.zarr_groups import UNREADABLE, open_group
 
 _CHUNK_PX = 512
+MOST_CELLS = 2**28
+"""Far more than any slide has (10 gigapixels at a stride of 8 px have 1.6e8); a larger array is a bomb."""
 
 
 def write_heatmap(path: Path, heatmap: Heatmap, provenance: Mapping[str, Any]) -> None:
@@ -29,7 +32,7 @@ def write_heatmap(path: Path, heatmap: Heatmap, provenance: Mapping[str, Any]) -
     from zarr.codecs import Crc32cCodec, ZstdCodec  # noqa: PLC0415
 
     frame = heatmap.frame
-    with publish(path, provenance) as work:
+    with publish(path, provenance, kind="heatmap") as work:
         group = zarr.open_group(work, mode="w", zarr_format=3)
         group.attrs.update(
             {
@@ -60,16 +63,14 @@ def read_heatmap(path: Path) -> Heatmap:
     Raises:
         ArtefactError: there is none, it is incomplete or damaged.
     """
-    import zarr  # noqa: PLC0415  (slow import)
-
     if not (path / DONE).is_file():
         raise ArtefactError(path, f"is not a complete heatmap (no {DONE})", mend="make it with sentinode heatmap")
     verify(path)
     try:
-        group = zarr.open_group(path, mode="r")
+        group = open_group(path, most_items=MOST_CELLS)
         frame: Any = group.attrs["frame"]
-        probability = np.asarray(group["probability"][...], dtype=np.float32)  # type: ignore[index]
-        tissue = np.asarray(group["tissue"][...])  # type: ignore[index]
+        probability = np.asarray(group["probability"][...], dtype=np.float32)
+        tissue = np.asarray(group["tissue"][...])
         return Heatmap(
             frame=Frame(
                 x=frame["x"], y=frame["y"], downsample=frame["downsample"], mpp=frame["mpp"], shape=probability.shape
@@ -77,5 +78,5 @@ def read_heatmap(path: Path) -> Heatmap:
             array=probability,
             tissue=tissue == 1,
         )
-    except (KeyError, ValueError, TypeError, OSError) as error:
+    except UNREADABLE as error:
         raise ArtefactError(path, f"is not a readable heatmap: {error}", mend="make it again") from error

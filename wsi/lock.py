@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from wsi.errors import OutputInUseError
+from wsi.errors import OutputExistsError, OutputInUseError, StorageError
 from wsi.store import storage
 
 _BEAT_S = 15.0
@@ -27,6 +29,7 @@ class OutputLock:
 
     Raises (on entry):
         OutputInUseError: another run holds the directory.
+        OutputExistsError: the lock file is a link or no regular file.
         StorageError: the directory cannot be written.
     """
 
@@ -39,7 +42,7 @@ class OutputLock:
     def __enter__(self) -> Self:
         with storage(self._path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = self._open()
             try:
                 self._claim(handle)
             except BaseException:
@@ -57,6 +60,40 @@ class OutputLock:
             os.ftruncate(self._handle, 0)
             os.close(self._handle)
             self._handle = None
+
+    def check(self) -> None:
+        """See whether the directory is still the one that is held.
+
+        Raises:
+            StorageError: it was removed or replaced.
+        """
+        if self._handle is None:
+            return
+        try:
+            there, held = self._path.lstat(), os.fstat(self._handle)
+        except OSError as error:
+            raise self._lost() from error
+        if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise self._lost()
+
+    def _lost(self) -> StorageError:
+        return StorageError(self._folder, "was removed or replaced while it was written", mend="start again")
+
+    def _open(self) -> int:
+        """The lock file, never through a link, never anything but a regular file."""
+        try:
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise self._no_lock() from error
+            raise
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise self._no_lock()
+        return handle
+
+    def _no_lock(self) -> OutputExistsError:
+        return OutputExistsError(self._path, "is no lock of sentinode", mend="remove it, or choose another output")
 
     def _claim(self, handle: int) -> None:
         holder = self._holder(handle)

@@ -1,7 +1,8 @@
 """Artefacts on disk: nothing exists until it is complete, and everything tells what it was made from.
 
-A published artefact is a folder that holds DONE.json: its provenance and the sha256 of each of its files. The folder is
-written under a hidden name beside its place and renamed once, so that a killed run leaves no half artefact behind.
+A published artefact is a folder that holds DONE.json: its kind, its provenance, and size and sha256 of each file. The
+folder is written under a hidden name beside its target and renamed once, so that a killed run leaves no half artefact
+behind.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from wsi.errors import ArtefactError, PathologyError, StorageError
+from wsi.errors import ArtefactError, OutputExistsError, OutputInUseError, PathologyError, StorageError
 
 DONE = "DONE.json"
 
@@ -69,62 +71,78 @@ def digest_of(value: Any) -> str:  # noqa: ANN401  (whatever JSON can hold)
 
 
 @contextmanager
-def publish(target: Path, provenance: Mapping[str, Any]) -> Iterator[Path]:
+def publish(target: Path, provenance: Mapping[str, Any], *, kind: str) -> Iterator[Path]:
     """Give a hidden folder to write into; when the block ends well it becomes ``target``.
 
+    The hidden folder is this writer's own. Where another writer has published in the meantime, this one was stopped
+    and woke again: what it made is discarded.
+
     Args:
-        target: the artefact's folder; an older one is replaced in the same step.
+        target: the artefact's folder; an older one of the same kind is replaced in the same step.
         provenance: digests of the inputs and the configuration; stored in DONE.json.
+        kind: what the artefact is, in a word; stored too.
 
     Raises:
+        OutputExistsError: something else than an artefact of this kind is at ``target``. It is not touched.
+        OutputInUseError: another writer has published something else there in the meantime.
         StorageError: the file system refuses. The hidden folder is removed.
     """
-    work = target.with_name(f".{target.name}.work")
+    before = _refuse_others(target, kind)
+    work = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.work")
     with storage(target):
-        _remove(work)
         work.mkdir(parents=True)
         try:
             yield work
-            files = {str(file.relative_to(work)): _sha256(file) for file in _files(work)}
-            (work / DONE).write_text(json_text({"provenance": dict(provenance), "files": files}))
+            files = {str(file.relative_to(work)): _measured(file) for file in _files(work)}
+            record = {"kind": kind, "provenance": dict(provenance), "files": files}
+            (work / DONE).write_text(json_text(record))
             for file in _files(work):
                 _fsync(file)
-            old = target.with_name(f".{target.name}.old")
-            _remove(old)
+            if _refuse_others(target, kind) != before:
+                if provenance_of(target) != dict(provenance):
+                    raise OutputInUseError(
+                        target, "was published by another writer in the meantime", mend="start again, one at a time"
+                    )
+                return
+            old = work.with_suffix(".old")
             if target.exists():
                 target.rename(old)
             work.rename(target)
             _fsync(target.parent)
             _remove(old)
-        except BaseException:
+        finally:
             shutil.rmtree(work, ignore_errors=True)
-            raise
 
 
 def provenance_of(target: Path) -> dict[str, Any] | None:
     """What a published artefact was made from, or None where there is no complete artefact."""
-    try:
-        record = json.loads((target / DONE).read_text())
-        provenance: dict[str, Any] = record["provenance"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return provenance
+    record = _done(target)
+    return None if record is None else record["provenance"]
 
 
-def verify(target: Path) -> None:
-    """Compare every file of a published artefact with its sha256.
+def kind_of(target: Path) -> str | None:
+    """What a published artefact is, or None where there is no complete artefact."""
+    record = _done(target)
+    return None if record is None else record["kind"]
+
+
+def verify(target: Path, *, digests: bool = True) -> None:
+    """Compare every file of a published artefact with its size and, if wanted, with its sha256.
+
+    Files that are not of the artefact (.DS_Store, Thumbs.db) do not matter.
 
     Raises:
-        ArtefactError: incomplete, or a file is missing, changed or was added.
+        ArtefactError: incomplete, or a file is missing or changed.
     """
-    try:
-        expected: dict[str, str] = json.loads((target / DONE).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(target, f"has no readable {DONE}", mend="make it again") from error
-    found = {str(file.relative_to(target)): _sha256(file) for file in _files(target) if file.name != DONE}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ArtefactError(target / name, f"differs from its record in {DONE}", mend="remove the artefact")
+    record = _done(target)
+    if record is None:
+        raise ArtefactError(target, f"has no readable {DONE}", mend="make it again")
+    for name, expected in sorted(record["files"].items()):
+        file = target / name
+        if not file.is_file():
+            raise ArtefactError(file, f"is missing, though {DONE} names it", mend="make the artefact again")
+        if file.stat().st_size != expected["bytes"] or (digests and _sha256(file) != expected["sha256"]):
+            raise ArtefactError(file, f"differs from its record in {DONE}", mend="make the artefact again")
 
 
 def sweep(folder: Path) -> None:
@@ -135,8 +153,34 @@ def sweep(folder: Path) -> None:
                 _remove(left)
 
 
+def _done(target: Path) -> dict[str, Any] | None:
+    """DONE.json where it is whole and names only files below its folder."""
+    try:
+        record = json.loads((target / DONE).read_bytes())
+        files = {PurePosixPath(name): (file["bytes"], file["sha256"]) for name, file in record["files"].items()}
+        is_whole = isinstance(record["kind"], str) and isinstance(record["provenance"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    is_inside = not any(name.is_absolute() or ".." in name.parts for name in files)
+    return record if is_whole and is_inside else None
+
+
+def _refuse_others(target: Path, kind: str) -> tuple[int, int] | None:
+    """What tells the artefact at ``target`` from a later one, None where there is nothing."""
+    if not target.exists() and not target.is_symlink():
+        return None
+    if target.is_symlink() or kind_of(target) != kind:
+        raise OutputExistsError(target, f"exists and is not a {kind} of sentinode", mend="choose another output")
+    state = (target / DONE).stat()
+    return state.st_ino, state.st_mtime_ns
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _measured(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
 def _sha256(file: Path) -> str:

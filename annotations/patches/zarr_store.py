@@ -19,6 +19,7 @@ from wsi.errors import ArtefactError
 from wsi.patches.passes import PassPlan
 from wsi.readers.base import BadTile
 from wsi.store import DONE, publish, verify
+from wsi.zarr_groups import UNREADABLE, open_group
 
 STORE_KIND = "sentinode patches"
 _CHUNK_PATCHES = 8  # compressed together, and so read together
@@ -78,7 +79,7 @@ def write_patches(path: str | Path, batches: Sequence[PatchBatch], *, drawn: Pat
     mpp, side = _common(path, batches)
     count = sum(len(batch.kinds) for batch in batches)
     attributes: dict[str, Any] = {"kind": STORE_KIND, "mpp": mpp, "size_px": side, "count": count}
-    with publish(path, attributes) as work:
+    with publish(path, attributes, kind="patch store") as work:
         group = zarr.open_group(work, mode="w", zarr_format=3)
         group.attrs.update(attributes)
         _write_pixels(group, "images", (batch.images for batch in batches), (count, side, side, 3))
@@ -119,19 +120,17 @@ def open_store(path: Path) -> PatchStore:
     Raises:
         PatchStoreError: there is none, or it is incomplete, damaged or something else.
     """
-    import zarr  # noqa: PLC0415  (slow import)
-
     if not (path / DONE).is_file():
         raise PatchStoreError(
             path, f"is no complete patch store: it has no {DONE}", mend="make it with sentinode patches"
         )
     try:
         verify(path)
-        group: Any = zarr.open_group(path, mode="r")
+        group: Any = open_group(path)
         store = PatchStore(group) if group.attrs.get("kind") == STORE_KIND else None
     except ArtefactError as error:
         raise PatchStoreError(error.path, error.reason, where=error.where, mend="make the patches again") from error
-    except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
+    except UNREADABLE as error:
         raise PatchStoreError(path, f"is no readable patch store: {error}", mend="make it again") from error
     if store is None:
         raise PatchStoreError(path, "is another kind of artefact", mend="make patches with sentinode patches")

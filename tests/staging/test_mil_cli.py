@@ -174,7 +174,7 @@ def replaced(path: Path, features: np.ndarray) -> None:
     """Published features as another program may write them: the digests fit."""
     made_from = provenance_of(path)
     assert made_from is not None
-    with publish(path.with_name("new.zarr"), made_from) as work:
+    with publish(path.with_name("new.zarr"), made_from, kind="feature table") as work:
         shutil.copytree(path, work, dirs_exist_ok=True)
         (work / "DONE.json").unlink()
         group: Any = zarr.open_group(work, mode="r+")

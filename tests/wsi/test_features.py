@@ -258,7 +258,7 @@ def test_features_of_other_programs_that_contradict_themselves_are_refused(
     tmp_path: Path, encoder: Encoder, array: str | None, change: Any, words: str
 ) -> None:
     made_from = write(tmp_path / "s.zarr", ArraySlide(noise(40, 40)), encoder)
-    with publish(tmp_path / "odd.zarr", made_from) as work:
+    with publish(tmp_path / "odd.zarr", made_from, kind="feature table") as work:
         shutil.copytree(tmp_path / "s.zarr", work, dirs_exist_ok=True)
         (work / "DONE.json").unlink()
         group: Any = zarr.open_group(work, mode="r+")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi.errors import ArtefactError, OutputInUseError, StorageError
+from wsi.errors import ArtefactError, OutputExistsError, OutputInUseError, StorageError
 from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap, write_heatmap
 from wsi.lock import OutputLock
@@ -67,7 +67,7 @@ def test_a_damaged_or_shortened_artefact_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_is_published_when_the_block_fails(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with publish(tmp_path / "new", {}) as work:
+        with publish(tmp_path / "new", {}, kind="test") as work:
             (work / "half").write_text("x")
             raise RuntimeError
 
@@ -79,11 +79,103 @@ def test_nothing_is_published_when_the_block_fails(tmp_path: Path) -> None:
 def test_publishing_again_replaces_the_whole_folder(tmp_path: Path) -> None:
     target = tmp_path / "one"
     for name in ("first", "second"):
-        with publish(target, {"turn": name}) as work:
+        with publish(target, {"turn": name}, kind="test") as work:
             (work / name).write_text(name)
     assert sorted(path.name for path in target.iterdir()) == [DONE, "second"]
     assert provenance_of(target) == {"turn": "second"}
     verify(target)
+
+
+@pytest.mark.parametrize("there", ["file", "folder", "link", "other kind"])
+def test_what_is_not_its_own_is_never_replaced(tmp_path: Path, there: str) -> None:
+    target = tmp_path / "slides"
+    if there == "file":
+        target.write_text("mine")
+    elif there == "other kind":
+        with publish(target, {}, kind="heatmap") as work:
+            (work / "a.tif").write_text("mine")
+    else:
+        folder = target if there == "folder" else tmp_path / "far"
+        folder.mkdir()
+        (folder / "a.tif").write_text("mine")
+        if there == "link":
+            target.symlink_to(folder)
+    before = sorted((path, path.is_symlink(), path.is_file() and path.read_bytes()) for path in tmp_path.rglob("*"))
+
+    def publishing() -> None:
+        with publish(target, {}, kind="test") as work:
+            (work / "b").write_text("b")
+
+    with pytest.raises(OutputExistsError, match=f"{target}.*is not a test"):
+        publishing()
+    after = sorted((path, path.is_symlink(), path.is_file() and path.read_bytes()) for path in tmp_path.rglob("*"))
+    assert after == before
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_writer_that_wakes_after_another_published_is_discarded(tmp_path: Path, *, is_same: bool) -> None:
+    target = tmp_path / "one"
+
+    def slow() -> None:
+        with publish(target, {"slide": "a"}, kind="test") as work:
+            (work / "half").write_text("half")
+            with publish(target, {"slide": "a" if is_same else "b"}, kind="test") as other:
+                (other / "whole").write_text("whole")
+
+    if is_same:
+        slow()
+    else:
+        with pytest.raises(OutputInUseError, match="published by another writer"):
+            slow()
+    assert sorted(path.name for path in target.iterdir()) == [DONE, "whole"]
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    verify(target)
+
+
+def test_strangers_beside_the_files_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "one.zarr"
+    write_heatmap(path, a_heatmap(), {})
+    for stranger in (".DS_Store", "probability/Thumbs.db", "c/x"):
+        (path / stranger).parent.mkdir(exist_ok=True)
+        (path / stranger).write_bytes(b"x")
+    verify(path)
+    read_heatmap(path)
+
+
+def test_sizes_alone_find_what_is_missing_or_shorter(tmp_path: Path) -> None:
+    path = tmp_path / "one.zarr"
+    write_heatmap(path, a_heatmap(), {})
+    chunk = next(file for file in sorted(path.rglob("c/*/*")) if file.is_file())
+    good = chunk.read_bytes()
+    chunk.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    verify(path, digests=False)
+    for data in (good[:-1], good + b"x"):
+        chunk.write_bytes(data)
+        with pytest.raises(ArtefactError, match="differs"):
+            verify(path, digests=False)
+    chunk.unlink()
+    with pytest.raises(ArtefactError, match="missing"):
+        verify(path, digests=False)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"kind": "test", "provenance": {}, "files": {"../x": {"bytes": 1, "sha256": ""}}}',
+        '{"kind": "test", "provenance": {}, "files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}',
+        '{"kind": "test", "provenance": {}, "files": {"x": "abc"}}',
+        '{"kind": 3, "provenance": {}, "files": {}}',
+    ],
+)
+def test_a_malformed_record_is_no_artefact(tmp_path: Path, record: str) -> None:
+    (tmp_path / DONE).write_text(record)
+    assert provenance_of(tmp_path) is None
+    with pytest.raises(ArtefactError, match="no readable"):
+        verify(tmp_path)
 
 
 def test_a_killed_writer_leaves_only_what_sweep_removes(tmp_path: Path) -> None:
@@ -91,13 +183,14 @@ def test_a_killed_writer_leaves_only_what_sweep_removes(tmp_path: Path) -> None:
         import os, signal
         from pathlib import Path
         from wsi.store import publish
-        with publish(Path({str(tmp_path)!r}) / "one", {{}}) as work:
+        with publish(Path({str(tmp_path)!r}) / "one", {{}}, kind="test") as work:
             (work / "half").write_text("x")
             os.kill(os.getpid(), signal.SIGKILL)
     """)
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     assert provenance_of(tmp_path / "one") is None
-    assert [path.name for path in tmp_path.iterdir()] == [".one.work"]
+    (left,) = tmp_path.iterdir()
+    assert left.match(".one.*.work")
     sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -133,6 +226,35 @@ def test_a_second_run_is_refused_and_told_who_holds_the_output(tmp_path: Path) -
             other.kill()
     with OutputLock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    lock, victim = tmp_path / "run" / ".lock", tmp_path / "victim"
+    lock.parent.mkdir()
+    victim.write_text("precious")
+    if kind == "link":
+        lock.symlink_to(victim)
+    elif kind == "fifo":
+        os.mkfifo(lock)
+    else:
+        lock.mkdir()
+    with pytest.raises(OutputExistsError, match=r"\.lock"), OutputLock(tmp_path / "run"):
+        pass
+    assert victim.read_text() == "precious"
+
+
+def test_an_output_that_is_removed_or_replaced_is_noticed(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with OutputLock(output) as lock:
+        lock.check()
+        output.rename(tmp_path / "away")
+        with pytest.raises(StorageError, match="removed"):
+            lock.check()
+        output.mkdir()
+        (output / ".lock").touch()
+        with pytest.raises(StorageError, match="removed"):
+            lock.check()
 
 
 def test_a_lease_of_another_machine_counts_until_it_is_stale(tmp_path: Path) -> None:

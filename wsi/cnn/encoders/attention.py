@@ -17,7 +17,9 @@ from PIL import ImageDraw, ImageFont, PngImagePlugin
 from wsi.cnn.encoders.features import SlideFeatures
 from wsi.errors import ArtefactError
 from wsi.geometry import Frame
+from wsi.heatmap_store import MOST_CELLS
 from wsi.store import DONE, atomic_bytes, publish, verify
+from wsi.zarr_groups import UNREADABLE, open_group
 
 KIND = "sentinode attention"
 MEANING = "attention of a slide's tiles, summing to 1: how much each tile counted, not a probability of metastasis"
@@ -81,7 +83,7 @@ def write_attention(path: Path, attention: AttentionMap, provenance: Mapping[str
     from zarr.codecs import Crc32cCodec, ZstdCodec  # noqa: PLC0415
 
     frame = attention.frame
-    with publish(path, provenance) as work:
+    with publish(path, provenance, kind="attention map") as work:
         group = zarr.open_group(work, mode="w", zarr_format=3)
         group.attrs.update(
             {
@@ -109,22 +111,20 @@ def read_attention(path: Path) -> AttentionMap:
     Raises:
         ArtefactError: there is none, it is incomplete, damaged, or something else (a heatmap).
     """
-    import zarr  # noqa: PLC0415  (slow import)
-
     if not (path / DONE).is_file():
         raise ArtefactError(path, f"holds no complete attention (no {DONE})", mend="make it with sentinode mil apply")
     verify(path)
     try:
-        group = zarr.open_group(path, mode="r")
+        group = open_group(path, most_items=MOST_CELLS)
         frame: Any = group.attrs["frame"] if group.attrs["kind"] == KIND else None
-        array = np.asarray(group["attention"][...], dtype=np.float32)  # type: ignore[index]
+        array = np.asarray(group["attention"][...], dtype=np.float32)
         return AttentionMap(
             frame=Frame(
                 x=frame["x"], y=frame["y"], downsample=frame["downsample"], mpp=frame["mpp"], shape=array.shape
             ),
             array=array,
         )
-    except (KeyError, ValueError, TypeError, OSError) as error:
+    except UNREADABLE as error:
         raise ArtefactError(path, f"holds no readable attention: {error}", mend="make it again") from error
 
 

@@ -25,6 +25,7 @@ from wsi.geometry import Frame
 from wsi.raster import Mask
 from wsi.store import DONE, publish, verify
 from wsi.tiles import TilePlan, TileWindow, stream_tiles
+from wsi.zarr_groups import UNREADABLE, open_group
 
 KIND = "sentinode features"
 Precision: TypeAlias = Literal["float16", "float32"]
@@ -107,12 +108,10 @@ class SlideFeatures:
         Raises:
             ArtefactError: they cannot be read, or hold NaN or infinity.
         """
-        import zarr  # noqa: PLC0415  (slow import)
-
         try:
-            group = zarr.open_group(self.path, mode="r")
-            features = np.asarray(group["features"][...], dtype=np.float32)  # type: ignore[index]
-        except (KeyError, ValueError, TypeError, OSError) as error:
+            group = open_group(self.path)
+            features = np.asarray(group["features"][...], dtype=np.float32)
+        except UNREADABLE as error:
             raise ArtefactError(self.path, f"its features cannot be read: {error}", mend="make them again") from error
         if features.shape != (len(self), self.width) or not np.isfinite(features).all():
             raise ArtefactError(self.path, "holds NaN, infinity or too few features", mend="make them again")
@@ -262,7 +261,7 @@ def write_features(
         StorageError: the file system refuses.
     """
     plan = geometry.plan(slide, tissue)
-    with publish(path, provenance) as work:
+    with publish(path, provenance, kind="feature table") as work:
         table = _Table(work, encoder, plan, precision)
         tiles = encode_tiles(slide, encoder, plan, batch=batch, workers=workers, on_tiles=on_tiles)
         with closing(tiles):
@@ -352,14 +351,12 @@ def read_features(path: Path) -> SlideFeatures:
     Raises:
         ArtefactError: there are none, or they are incomplete or damaged.
     """
-    import zarr  # noqa: PLC0415  (slow import)
-
     if not (path / DONE).is_file():
         raise ArtefactError(path, f"holds no complete features (no {DONE})", mend="make them with sentinode features")
     verify(path)
     try:
-        return _opened(path, zarr.open_group(path, mode="r"))
-    except (LookupError, ValueError, TypeError, AttributeError, OSError) as error:
+        return _opened(path, open_group(path))
+    except UNREADABLE as error:
         raise ArtefactError(path, f"holds no readable features: {error}", mend="make them again") from error
 
 

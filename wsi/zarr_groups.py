@@ -1,0 +1,96 @@
+"""Zarr groups read without trust: version 3, known codecs, arrays of a bounded size.
+
+Zarr reads version 2 as well, whose filters may be pickles that run code (numcodecs up to 0.16.5), and makes arrays of
+whatever shape a file names. What is opened here was looked at first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+CODECS = frozenset({"bytes", "vlen-utf8", "transpose", "zstd", "gzip", "blosc", "crc32c", "sharding_indexed"})
+"""What may stand between stored bytes and values; all are plain compression, checksums and layout."""
+
+MOST_CHUNK_ITEMS = 2**28
+"""Values of a chunk, which is held whole: beyond it a few bytes on disk could fill the memory."""
+
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
+"""What zarr raises at damaged groups."""
+
+_MOST_BYTES = 2**20  # of a zarr.json
+_LEVELS = 3  # a group, a group in it, their arrays
+
+
+def open_group(path: Path, *, most_items: int = 2**36) -> Any:  # noqa: ANN401  (zarr's groups are not typed)
+    """Open a Zarr v3 group for reading.
+
+    Args:
+        path: its folder.
+        most_items: values that an array may have.
+
+    Raises:
+        ValueError: it is of version 2, names an unknown codec, holds an array larger than may be, or its zarr.json
+            is damaged.
+        OSError: it cannot be read.
+    """
+    import zarr  # noqa: PLC0415  (slow import)
+
+    _check_node(path, most_items, _LEVELS)
+    return zarr.open_group(path, mode="r", zarr_format=3)
+
+
+def _check_node(path: Path, most_items: int, levels: int) -> None:
+    record = _record(path)
+    kind = record.get("node_type")
+    if kind == "array":
+        _check_array(path, record, most_items)
+    elif kind != "group" or not levels:
+        raise ValueError(f"{path.name} is neither a group nor an array")
+    elif record.get("consolidated_metadata") is not None:
+        raise ValueError(f"{path.name} repeats the metadata of its arrays, which may contradict them")
+    else:
+        for member in sorted(path.iterdir()):
+            if (member / "zarr.json").exists():
+                _check_node(member, most_items, levels - 1)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    file = path / "zarr.json"
+    if not file.is_file():
+        is_old = (path / ".zgroup").exists() or (path / ".zarray").exists()
+        raise ValueError(
+            "it is Zarr version 2, of which nothing is read" if is_old else f"{path.name} has no zarr.json"
+        )
+    if file.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"the zarr.json of {path.name} is larger than {_MOST_BYTES} bytes")
+    try:
+        record = json.loads(file.read_bytes())
+    except RecursionError:
+        raise ValueError(f"the zarr.json of {path.name} is nested too deeply") from None
+    if not isinstance(record, dict) or record.get("zarr_format") != 3:
+        raise ValueError(f"the zarr.json of {path.name} is not one of version 3")
+    return record
+
+
+def _check_array(path: Path, record: dict[str, Any], most_items: int) -> None:
+    shape, chunk = record["shape"], record["chunk_grid"]["configuration"]["chunk_shape"]
+    if record["chunk_grid"]["name"] != "regular":
+        raise ValueError(f"the chunks of {path.name} are not of one size")
+    for sizes, most in ((shape, most_items), (chunk, MOST_CHUNK_ITEMS)):
+        if not all(type(size) is int and size >= 0 for size in sizes) or math.prod(sizes) > most:
+            raise ValueError(f"{path.name} claims {' x '.join(map(str, sizes))} values")
+    if record.get("storage_transformers"):
+        raise ValueError(f"{path.name} names a storage transformer, which is not read")
+    _check_codecs(path, record["codecs"])
+
+
+def _check_codecs(path: Path, codecs: list[dict[str, Any]]) -> None:
+    for codec in codecs:
+        if codec["name"] not in CODECS:
+            raise ValueError(f"{path.name} names the codec {codec['name']!r:.60}, which is not read")
+        if codec["name"] == "sharding_indexed":
+            _check_codecs(path, codec["configuration"]["codecs"])
+            _check_codecs(path, codec["configuration"]["index_codecs"])
