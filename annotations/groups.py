@@ -10,6 +10,7 @@ from types import MappingProxyType
 from annotations.annotation import Annotation, Role
 from annotations.errors import GroupMapError, MissingRoleError
 from annotations.files.xml import shortened
+from wsi.inputs import read_text
 
 # The organisers' own groups, for callers who want these and nothing else put before the known ones.
 GROUP_MAPS: Mapping[str, Mapping[str, Role]] = MappingProxyType(
@@ -114,7 +115,7 @@ def require_role(annotations: Iterable[Annotation], role: Role, path: str | Path
 
 def _table(path: Path) -> dict[str, object]:
     try:
-        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        content = tomllib.loads(read_text(path))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise GroupMapError(path, "there is no such file", mend="check the path") from error
     except OSError as error:

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from staging.errors import TableError
+from wsi.inputs import MOST_BYTES, read_text
 
 # float() takes '1_00', Arabic digits, 'nan' and 'infinity'; a table means plain decimals.
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
@@ -26,6 +27,8 @@ def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
     path = Path(path)
     lines = _text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     reader = csv.reader(lines, strict=True)
+    # a quoted cell may be as long as the file
+    csv.field_size_limit(MOST_BYTES)
     try:
         return tuple((reader.line_num, cells) for row in reader if any(cells := tuple(cell.strip() for cell in row)))
     except csv.Error as error:
@@ -44,7 +47,7 @@ def decimal(text: str) -> float | None:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except FileNotFoundError as error:
         raise TableError(path, "there is no such file", mend="check the path of the table") from error
     except OSError as error:

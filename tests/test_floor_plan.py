@@ -20,6 +20,7 @@ FLOORS = ("wsi", "annotations", "staging")
 PLAN = {
     "wsi.errors": "what goes wrong with one slide or artefact",
     "wsi.cores": "how many cores there are",
+    "wsi.inputs": "files that are read: regular ones only",
     "wsi.geometry": "where things lie: the only place that converts units and axes",
     "wsi.raster": "arrays that know where they lie",
     "wsi.resample": "exact area averaging",

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wsi.errors import ArtefactError, OutputExistsError, OutputInUseError, PathologyError, StorageError
+from wsi.inputs import read_json
 
 DONE = "DONE.json"
 
@@ -156,7 +157,7 @@ def sweep(folder: Path) -> None:
 def _done(target: Path) -> dict[str, Any] | None:
     """DONE.json where it is whole and names only files below its folder."""
     try:
-        record = json.loads((target / DONE).read_bytes())
+        record = read_json(target / DONE)
         files = {PurePosixPath(name): (file["bytes"], file["sha256"]) for name, file in record["files"].items()}
         is_whole = isinstance(record["kind"], str) and isinstance(record["provenance"], dict)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -6,10 +6,11 @@ whatever shape a file names. What is opened here was looked at first.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
+
+from wsi.inputs import read_json
 
 CODECS = frozenset({"bytes", "vlen-utf8", "transpose", "zstd", "gzip", "blosc", "crc32c", "sharding_indexed"})
 """What may stand between stored bytes and values; all are plain compression, checksums and layout."""
@@ -64,12 +65,10 @@ def _record(path: Path) -> dict[str, Any]:
         raise ValueError(
             "it is Zarr version 2, of which nothing is read" if is_old else f"{path.name} has no zarr.json"
         )
-    if file.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"the zarr.json of {path.name} is larger than {_MOST_BYTES} bytes")
     try:
-        record = json.loads(file.read_bytes())
-    except RecursionError:
-        raise ValueError(f"the zarr.json of {path.name} is nested too deeply") from None
+        record = read_json(file, most=_MOST_BYTES)
+    except ValueError as error:
+        raise ValueError(f"the zarr.json of {path.name} is damaged: {error}") from error
     if not isinstance(record, dict) or record.get("zarr_format") != 3:
         raise ValueError(f"the zarr.json of {path.name} is not one of version 3")
     return record

@@ -29,6 +29,7 @@ from annotations.files.imagescope import ROOT as IMAGESCOPE_ROOT
 from annotations.files.imagescope import is_held, read_imagescope_set, write_imagescope
 from annotations.files.xml import is_name, root_of
 from annotations.splines import TOLERANCE_PX
+from wsi.inputs import open_regular
 
 CROSSING = "outlines that cross themselves become their areas"
 """A loss: see ``losses``."""
@@ -169,7 +170,7 @@ def format_of(path: str | Path) -> Format:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(4096).lstrip(_LEADING)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise AnnotationNotFoundError(path, "there is no annotation file", mend="check the path") from error

@@ -25,6 +25,7 @@ from annotations.annotation import (
 )
 from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError, UnknownGroupError
 from annotations.files.xml import FARTHEST_PX
+from wsi.inputs import read_bytes
 from wsi.store import atomic_text
 
 UNCLASSIFIED = "Unclassified"  # QuPath's word for an object without a class
@@ -234,7 +235,7 @@ def _parsed(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise AnnotationFormatError(path, f"is larger than any annotation file ({_MOST_BYTES:,} bytes)")
-        text = path.read_bytes()
+        text = read_bytes(path, most=_MOST_BYTES)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise AnnotationNotFoundError(path, "there is no annotation file", mend="check the path") from error
     except OSError as error:

@@ -12,6 +12,7 @@ import numpy as np
 from lxml import etree
 
 from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError
+from wsi.inputs import open_regular
 
 # The largest published file (71,315 vertices) has 5 MB and 5 levels; ImageScope writes 6 levels.
 MOST_BYTES = 1 << 27
@@ -79,7 +80,7 @@ def root_of(path: Path) -> str:
 
 def _events(path: Path) -> Generator[tuple[str, Any], None, None]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             _check_size(path, path.stat().st_size)
             # Arguments as measured: any one of them loosened lets a document read other files or exhaust memory.
             events = etree.iterparse(

@@ -6,7 +6,6 @@ table of a probability per slide (slide task).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -23,6 +22,7 @@ from staging.errors import CohortError, MissingPatientError, TableError, listed
 from staging.lesions.detections import RADIUS_UM, detections_of, read_detections, write_detections
 from staging.stages.pn import stage_patient
 from wsi.heatmap_store import read_heatmap
+from wsi.inputs import read_json
 from wsi.store import atomic_text
 
 _HEADERS = frozenset({"slide", "patient", "name", "image", "file", "case"})
@@ -234,7 +234,7 @@ def _probabilities(run: Path) -> dict[str, float]:
     found = {}
     for record in records:
         try:
-            analysis = json.loads(record.read_text(encoding="utf-8"))["analysis"]
+            analysis = read_json(record)["analysis"]
             found[str(analysis["slide"])] = float(analysis["probability"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(record, "is no record of a slide", mend="run the slide again") from error

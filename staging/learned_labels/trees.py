@@ -6,7 +6,6 @@ limits make the quadratic kappa largest on predictions of slides that the trees 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from staging.lesions.labels import SlideLabel
 from wsi.errors import CheckpointError
+from wsi.inputs import read_json
 from wsi.store import atomic_text, json_text
 
 Kind = Literal["forest", "boosting"]
@@ -273,7 +273,7 @@ def read_classifier(path: Path) -> SlideClassifier:
         CheckpointError: it is no such file.
     """
     try:
-        return SlideClassifier.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return SlideClassifier.from_json(read_json(path))
     except OSError as error:
         raise CheckpointError(
             path, f"cannot be read: {error.strerror or error}", mend="name a model of sentinode label --train"

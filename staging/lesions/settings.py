@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from annotations.measures import MERGE_GAP_UM
 from staging.errors import ConfigurationError
+from wsi.inputs import read_json
 from wsi.store import digest_of, provenance_of
 
 THRESHOLD = 0.5
@@ -96,7 +96,7 @@ def _of_run(heatmap: Path, provenance: dict[str, Any]) -> dict[str, Setting]:
     """The settings of the run whose directory the heatmap lies in; none where it is not that run's."""
     record = heatmap.absolute().parent.parent / "run.json"
     try:
-        config = json.loads(record.read_text(encoding="utf-8"))
+        config = read_json(record)
         if digest_of(config) != provenance.get("configuration"):
             return {}
         values = {name: float(config[name]) for name in ("threshold", "peak", "merge_gap_um")}

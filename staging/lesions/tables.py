@@ -11,6 +11,7 @@ from pathlib import Path
 from staging.errors import TableError
 from staging.lesions.finding import Lesion
 from staging.lesions.labels import SizeRule, slide_label
+from wsi.inputs import read_text
 
 LESION_COLUMNS = ("slide", "lesion", "class", "longest_diameter_um", "area_um2", "x", "y", "probability")
 LABEL_COLUMNS = ("slide", "label", "largest_um", "lesions", "probability")
@@ -70,8 +71,8 @@ def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:
     from wsi.geometry import Region  # noqa: PLC0415
 
     try:
-        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    except (OSError, UnicodeDecodeError) as error:
+        lines = list(csv.reader(io.StringIO(read_text(path))))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TableError(path, f"cannot be read: {error}", mend="give the lesions.csv of a run") from error
     if not lines or tuple(lines[0]) != LESION_COLUMNS:
         raise TableError(path, "is no lesion table", where="line 1", mend=f"its header is {','.join(LESION_COLUMNS)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from staging.runs.slide_fault import step
 from wsi.errors import CheckpointError
 from wsi.geometry import Region
 from wsi.heatmap_store import read_heatmap, write_heatmap
+from wsi.inputs import read_json
 from wsi.raster import Heatmap, Mask
 from wsi.readers.base import BadTile
 from wsi.slide import Slide
@@ -192,7 +192,7 @@ def _record_path(task: SlideTask) -> Path:
 def _recorded(task: SlideTask, made_from: dict[str, str]) -> SlideAnalysis | None:
     """The analysis of an earlier run when it was made from the same and its artefacts are all there."""
     try:
-        record = json.loads(_record_path(task).read_text())
+        record = read_json(_record_path(task))
         if record["made_from"] != made_from:
             return None
         analysis = SlideAnalysis.from_json(record["analysis"])

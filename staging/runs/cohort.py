@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from staging.runs.slide_fault import SlideFaultError
 from staging.scores.patients import score_kappa
 from staging.stages.pn import Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError
+from wsi.inputs import read_json
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, sweep
 
@@ -218,9 +218,11 @@ def _check_configuration(output: Path, config: RunConfig) -> None:
             )
         return
     try:
-        theirs = json.loads(path.read_text())
+        theirs = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigurationError(path, f"cannot be read: {error}", mend="choose another output") from error
+    if not isinstance(theirs, dict):
+        raise ConfigurationError(path, "holds no settings", mend="choose another output")
     found = differences(config.to_json(), theirs)
     if found:
         raise ConfigurationError(

@@ -17,6 +17,7 @@ from staging.runs.cluster import each
 from staging.runs.config import differences
 from staging.runs.slide_fault import step
 from wsi.errors import ArtefactError, CheckpointError, StorageError
+from wsi.inputs import read_json
 from wsi.lock import OutputLock
 from wsi.slide import Slide
 from wsi.store import atomic_text, json_text, provenance_of, sweep
@@ -184,9 +185,11 @@ def check_settings(output: Path, settings: dict[str, Any], *, record: str = _SET
             raise ConfigurationError(output, f"holds {strangers[0]} but no {record}", mend="name an empty directory")
         return
     try:
-        theirs = json.loads(path.read_text())
+        theirs = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigurationError(path, f"cannot be read: {error}", mend="choose another output") from error
+    if not isinstance(theirs, dict):
+        raise ConfigurationError(path, "holds no settings", mend="choose another output")
     # as JSON reads it, so that tuples and lists are alike
     found = differences(json.loads(json.dumps(settings)), theirs)
     if found:

@@ -5,7 +5,6 @@ Reference labels are wrong now and then; a list that begins with what the model 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from staging.lesions.labels import SizeRule, SlideLabel
 from staging.lesions.tables import csv_text
 from wsi.geometry import Region
 from wsi.heatmap_store import read_heatmap
+from wsi.inputs import read_json
 from wsi.raster import Heatmap
 from wsi.store import atomic_text, storage
 
@@ -80,7 +80,7 @@ def find_disagreements(run: Path, reference: Mapping[str, SlideLabel]) -> tuple[
     found, compared = [], 0
     for record in sorted((run / "slides").glob("*.json")) if (run / "slides").is_dir() else []:
         try:
-            analysis = json.loads(record.read_text(encoding="utf-8"))["analysis"]
+            analysis = read_json(record)["analysis"]
             slide, label = str(analysis["slide"]), SlideLabel.parse(analysis["label"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(record, "is no record of a slide", mend="run the slide again") from error
@@ -205,7 +205,7 @@ def _disagreement(
 
 def _rule_of(run: Path) -> SizeRule:
     try:
-        return SizeRule(**json.loads((run / "run.json").read_text(encoding="utf-8"))["rule"])
+        return SizeRule(**read_json(run / "run.json")["rule"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CohortError(run, "holds no run.json of a run", mend="give the output of sentinode run") from error
 

@@ -34,6 +34,7 @@ from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.network import weight_shapes
 from wsi.cnn.resnet import ResNetArchitecture, ResNetName
 from wsi.errors import CheckpointError
+from wsi.inputs import open_regular
 
 Layout: TypeAlias = Literal["torchvision", "monai", "tiatoolbox"]
 
@@ -127,7 +128,7 @@ def import_weights(
 def _read(path: Path) -> Mapping[str, Any]:
     """The tensors of a file by their names there; whatever wraps them is taken off."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_safetensors = file.read(9)[8:9] == b"{"
         if path.stat().st_size > _LARGEST_FILE:
             raise CheckpointError(path, f"is larger than {_LARGEST_FILE >> 30} GiB", mend=_CHECK)

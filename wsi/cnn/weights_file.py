@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from wsi.errors import CheckpointError
+from wsi.inputs import open_regular
 
 _KEY = "sentinode"
 _LARGEST_HEADER = 1 << 20
@@ -88,7 +89,7 @@ class WeightsFile:
 
     def _bytes(self, path: Path) -> bytes:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 start = file.read(16)
                 self._check_start(path, start, path.stat().st_size)
                 return start + file.read(self.largest_gib << 30)

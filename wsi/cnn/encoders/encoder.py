@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from wsi.cnn.device import pick_device
 from wsi.cnn.encoders.exported import ARCHIVE, DAMAGES, load_exported
 from wsi.errors import CheckpointError, PathologyError
+from wsi.inputs import open_regular
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -130,7 +131,7 @@ def load_encoder(
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise CheckpointError(path, "there is no such file", mend="check the path given as the encoder") from error
@@ -139,7 +140,7 @@ def _digest(path: Path) -> str:
 
 
 def _kind(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(16)
     if start.startswith(b"PK\x03\x04"):
         return _kind_of_archive(path)
