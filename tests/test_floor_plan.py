@@ -35,6 +35,7 @@ PLAN = {
     "wsi.writing": "slides, masks and heatmaps written as TIFF",
     "wsi.stain": "stains",
     "wsi.tissue": "where tissue is",
+    "wsi.coverage": "how much of the tissue was looked at",
     "wsi.tiles": "tile plans",
     "wsi.render": "pictures of slides",
     "wsi.cnn": "networks: everything that computes with torch",

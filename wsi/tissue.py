@@ -27,7 +27,7 @@ def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
 
     The glass and its noise are measured on the slide itself, and the threshold follows from them alone, so that a large
     dark piece never hides a small pale one (as with Otsu's). Green, blue and black marker strokes and specks under
-    150 um are left out, holes up to 600 um are filled.
+    150 um are left out; holes up to 600 um that tissue encloses on the picture are filled.
 
     Args:
         slide: its resolution must be known.
@@ -51,7 +51,7 @@ def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
         tissue &= ~ndimage.binary_dilation(pen, iterations=2)
     pixel_um2 = image.frame.pixel_um**2
     tissue = _without_specks(tissue, _SMALLEST_UM2 / pixel_um2)
-    tissue = ~_without_specks(~tissue, _LARGEST_HOLE_UM2 / pixel_um2)
+    tissue |= _holes(~tissue, _LARGEST_HOLE_UM2 / pixel_um2)
     if not tissue.any():
         raise NoTissueError(
             slide.path, "no tissue was found", mend="look at the slide; a blank or scan-failed slide ends here"
@@ -120,6 +120,19 @@ def _threshold(density: NDArray[np.float32]) -> float:
     noise = density[(density < 0) & (density > -_FAINTEST_OD)]
     sigma = float(np.sqrt(np.mean(noise**2))) if noise.size else 0.0
     return min(max(6 * sigma, _FAINTEST_OD), _FAINTEST_CERTAIN_OD)
+
+
+def _holes(glass: NDArray[np.bool_], largest_px: float) -> NDArray[np.bool_]:
+    """Glass that tissue encloses: components that are small and do not reach the edge of the picture."""
+    from scipy import ndimage  # noqa: PLC0415  (slow import)
+
+    labels, _ = ndimage.label(glass, structure=np.ones((3, 3)))
+    is_hole = np.bincount(labels.ravel()) < largest_px
+    edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    is_hole[edge] = False
+    is_hole[0] = False
+    found: NDArray[np.bool_] = is_hole[labels]
+    return found
 
 
 def _without_specks(mask: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:

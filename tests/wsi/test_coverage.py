@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi.coverage import Coverage, measure_coverage, unread
+from wsi.errors import NoTissueError
+from wsi.raster import Mask
+from wsi.slide import Slide
+from wsi.tissue import find_tissue
+from wsi.writing.pyramid import write_pyramid
+
+TILE = 64
+Tiles = AbstractSet[tuple[int, int]]
+
+
+def a_slide(path: Path, *, missing: Tiles = frozenset(), bad: Tiles = frozenset()) -> Slide:
+    """6 x 8 tiles at 4 um/px; the inner 4 x 6 are tissue all over."""
+    image = np.random.default_rng(1).integers(235, 250, (6 * TILE, 8 * TILE, 3), dtype=np.uint8)
+    image[TILE : 5 * TILE, TILE : 7 * TILE] = np.random.default_rng(0).integers(120, 190, (4 * TILE, 6 * TILE, 3))
+    tiles = [
+        None if (row, column) in missing else image[row * TILE :, column * TILE :][:TILE, :TILE]
+        for row in range(6)
+        for column in range(8)
+    ]
+    write_pyramid(path, width=8 * TILE, height=6 * TILE, mpp=4.0, tile_size=TILE, levels=1, tiles=tiles)
+    with Slide.open(path) as slide:
+        stored = slide.stored_tiles(0)
+        assert stored is not None
+        damaged = {tile: stored.read(*tile) for tile in bad}
+    data = path.read_bytes()
+    for tile in damaged.values():
+        assert tile is not None
+        at = data.index(tile)
+        data = data[: at + 2] + bytes(40) + data[at + 42 :]
+    path.write_bytes(data)
+    return Slide.open(path, on_bad_tile="white")
+
+
+def tissue_of(slide: Slide) -> Mask:
+    """The tissue as a whole slide would show it, with the detector's rim."""
+    frame = slide.frame_at(16.0)
+    array = np.zeros(frame.shape, bool)
+    array[TILE // 4 - 1 : 5 * TILE // 4 + 1, TILE // 4 - 1 : 7 * TILE // 4 + 1] = True
+    return Mask(frame=frame, array=array)
+
+
+def looked_at(slide: Slide, missing: Tiles, bad: Tiles) -> Mask:
+    """Cells of 8 px that are tissue and stored: what inference sees."""
+    cells = slide.frame.coarser(8)
+    array = np.zeros(cells.shape, bool)
+    array[TILE // 8 : 5 * TILE // 8, TILE // 8 : 7 * TILE // 8] = True
+    for row, column in missing | bad:
+        array[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = False
+    return Mask(frame=cells, array=array)
+
+
+inner = st.frozensets(st.tuples(st.integers(0, 5), st.integers(0, 7)), max_size=8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(missing=inner, bad=inner)
+def test_both_areas_and_both_counts_are_those_of_the_tiles(
+    missing: Tiles, bad: Tiles, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bad = bad - missing
+    with a_slide(tmp_path_factory.mktemp("slide") / "a.tif", missing=missing, bad=bad) as slide:
+        slide.read_frame(slide.frame)  # finds the bad ones
+        looked = looked_at(slide, missing, bad)
+        found = measure_coverage(slide, tissue_of(slide), looked, downsample=1.0)
+        under = {(row, column) for row in range(1, 5) for column in range(1, 7)}
+        tile_mm2 = (TILE * 4 / 1000) ** 2
+        assert found.tissue_mm2 == pytest.approx(24 * tile_mm2)
+        assert found.looked_mm2 == pytest.approx((24 - len(under & (missing | bad))) * tile_mm2)
+        assert (found.missing_tiles, found.bad_tiles) == (len(under & missing), len(under & bad))
+        assert found.is_whole() is (found.looked_mm2 == found.tissue_mm2)
+        assert Coverage.from_json(found.to_json()) == found
+        cells = unread(slide, looked.frame, downsample=1.0)
+        expected = np.zeros(cells.shape, bool)
+        for row, column in bad:
+            expected[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = True
+        np.testing.assert_array_equal(cells, expected)
+
+
+def test_the_tolerance_is_a_share_of_the_tissue() -> None:
+    found = Coverage(tissue_mm2=200.0, looked_mm2=199.0)
+    assert found.is_whole()
+    assert not Coverage(tissue_mm2=200.0, looked_mm2=198.9).is_whole()
+    assert Coverage(tissue_mm2=200.0, looked_mm2=100.0).is_whole(0.5)
+    assert not Coverage(tissue_mm2=0.0, looked_mm2=0.0).is_whole(0.5)  # nothing was seen
+
+
+def test_it_says_both_areas_and_what_is_not_there() -> None:
+    text = str(Coverage(tissue_mm2=20.0, looked_mm2=5.0, missing_tiles=1, bad_tiles=3))
+    assert text == "5.00 of 20.00 mm2 of tissue were looked at (25.0%); 1 missing tile and 3 bad tiles under tissue"
+    assert str(Coverage(tissue_mm2=20.0, looked_mm2=20.0)) == "20.00 of 20.00 mm2 of tissue were looked at (100.0%)"
+
+
+@pytest.mark.parametrize("side_px", [8, 36, 40, 200])
+def test_a_blank_slide_has_no_tissue_at_any_size(tmp_path: Path, side_px: int) -> None:
+    path = tmp_path / "blank.tif"
+    tile = np.full((256, 256, 3), 244, np.uint8)
+    write_pyramid(path, width=side_px, height=side_px, mpp=16.0, tile_size=256, levels=1, tiles=[tile])
+    with Slide.open(path) as slide, pytest.raises(NoTissueError):
+        find_tissue(slide)
+
+
+def test_only_what_tissue_encloses_is_filled(tmp_path: Path) -> None:
+    """A ring is filled; a bay that is open to the edge of the picture is not, however small."""
+    path = tmp_path / "ring.tif"
+    image = np.full((256, 256, 3), 244, np.uint8)
+    image[60:110, 60:110] = (170, 110, 160)
+    image[75:95, 75:95] = 244
+    image[180:256, 100:150] = (170, 110, 160)
+    image[236:256, 115:135] = 244
+    write_pyramid(path, width=256, height=256, mpp=16.0, tile_size=256, levels=1, tiles=[image])
+    with Slide.open(path) as slide:
+        found = find_tissue(slide).array
+    assert found[85, 85]
+    assert not found[250, 125]

@@ -1,0 +1,128 @@
+"""How much of a slide's tissue was looked at: what was not looked at is never called negative."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.geometry import Frame, TileGrid
+from wsi.patches.reading import level_for
+from wsi.raster import Mask
+from wsi.slide import Slide
+from wsi.tissue import covers
+
+TOLERANCE = 0.005
+"""The share of the tissue that may go unseen: where stored tiles end, a pixel of the overview is partly tissue."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """The tissue of a slide and what was looked at of it.
+
+    Attributes:
+        tissue_mm2: area that the tissue detector found on the overview.
+        looked_mm2: the part of it that was looked at.
+        missing_tiles: tiles under tissue that the slide does not store, on the level that was read.
+        bad_tiles: tiles under tissue that could not be decoded.
+    """
+
+    tissue_mm2: float
+    looked_mm2: float
+    missing_tiles: int = 0
+    bad_tiles: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the tissue that was looked at, 0 to 1; 0 without tissue, as nothing was seen."""
+        return self.looked_mm2 / self.tissue_mm2 if self.tissue_mm2 else 0.0
+
+    def is_whole(self, tolerance: float = TOLERANCE) -> bool:
+        """Whether at most this share of the tissue went unseen."""
+        return self.share >= 1 - tolerance
+
+    def __str__(self) -> str:
+        text = f"{self.looked_mm2:.2f} of {self.tissue_mm2:.2f} mm2 of tissue were looked at ({self.share:.1%})"
+        found = [
+            f"{count} {kind} tile{'s' if count > 1 else ''}"
+            for count, kind in ((self.missing_tiles, "missing"), (self.bad_tiles, "bad"))
+            if count
+        ]
+        return f"{text}; {' and '.join(found)} under tissue" if found else text
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps, the share among them."""
+        return {**asdict(self), "share": round(self.share, 6)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Coverage:
+        """What to_json wrote."""
+        return cls(**{name: record[name] for name in ("tissue_mm2", "looked_mm2", "missing_tiles", "bad_tiles")})
+
+
+def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: float) -> Coverage:
+    """How much of the tissue was looked at.
+
+    The tissue mask is a pixel wider than what absorbs light (see find_tissue); that rim counts on neither side.
+
+    Args:
+        slide: what was looked at; its resolution must be known.
+        tissue: where tissue was found.
+        looked: the cells that were looked at, bool (rows, columns) in a frame that covers the slide.
+        downsample: level-0 px per px that was read: it tells the level whose tiles are counted.
+
+    Raises:
+        ResolutionError: mpp is not known.
+    """
+    from scipy import ndimage  # noqa: PLC0415  (slow import)
+
+    core = ndimage.binary_erosion(tissue.array, structure=np.ones((3, 3), bool), border_value=1)
+    wanted = covers(Mask(frame=tissue.frame, array=core), looked.frame)
+    unseen = wanted & ~looked.array
+    cell_mm2 = looked.frame.pixel_um**2 / 1e6
+    missing, bad = _tiles(slide, Mask(frame=looked.frame, array=unseen), downsample) if unseen.any() else (0, 0)
+    return Coverage(
+        tissue_mm2=round(float(wanted.sum()) * cell_mm2, 6),
+        looked_mm2=round(float((wanted & looked.array).sum()) * cell_mm2, 6),
+        missing_tiles=missing,
+        bad_tiles=bad,
+    )
+
+
+def unread(slide: Slide, cells: Frame, *, downsample: float) -> NDArray[np.bool_]:
+    """The cells under which a tile could not be decoded and was read as white, bool (rows, columns) of ``cells``."""
+    grid, bad = _stored(slide, downsample)
+    found = np.zeros(cells.shape, bool)
+    for row, column in bad:
+        found[_cells_over(grid, row, column, cells)] = True
+    return found
+
+
+def _tiles(slide: Slide, unseen: Mask, downsample: float) -> tuple[int, int]:
+    """(missing, bad) tiles under cells that were not looked at."""
+    grid, bad = _stored(slide, downsample)
+    under = [tile for tile in grid if unseen.array[_cells_over(grid, *tile, unseen.frame)].any()]
+    missing = [tile for tile in under if tile not in bad and slide.is_missing(grid.tile(*tile))]
+    return len(missing), len(bad.intersection(under))
+
+
+def _stored(slide: Slide, downsample: float) -> tuple[TileGrid, set[tuple[int, int]]]:
+    """The tiles of the level that is read, and which of them could not be decoded."""
+    level = level_for(slide, downsample)
+    grid = TileGrid(frame=slide.frame_of(level), tile_shape=(level.tile_height, level.tile_width))
+    return grid, {(tile.row, tile.column) for tile in slide.bad_tiles if tile.level == level.index}
+
+
+def _cells_over(grid: TileGrid, row: int, column: int, cells: Frame) -> tuple[slice, slice]:
+    """The cells that overlap a tile."""
+    tile = grid.tile(row, column).region
+    rows, columns = cells.fractions([tile.x, tile.right], [tile.y, tile.bottom])
+    (top, bottom), (left, right) = rows.tolist(), columns.tolist()
+    # a millionth of a cell of rounding must not pull in a neighbour
+    return (
+        slice(max(0, math.floor(top + 1e-6)), max(0, math.ceil(bottom - 1e-6))),
+        slice(max(0, math.floor(left + 1e-6)), max(0, math.ceil(right - 1e-6))),
+    )
