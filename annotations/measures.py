@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import shapely
+if TYPE_CHECKING:
+    import shapely
 
-from annotations.annotation import Annotation
-from annotations.polygons import longest_diameter, tumour_area
+    from annotations.annotation import Annotation
 
 MERGE_GAP_UM = 75.0
 """Deposits this close or closer are one lesion: the CAMELYON16 evaluation grows every deposit by 37.5 um."""
@@ -59,6 +60,8 @@ def measure_lesions(
     Raises:
         ValueError: mpp is not positive, or a distance is negative.
     """
+    from annotations.polygons import tumour_area  # noqa: PLC0415  (slow import: the settings' defaults are to be light)
+
     if not 0 < mpp < float("inf"):
         raise ValueError(f"mpp is above 0 um per px, got {mpp}")
     if not (merge_gap_um >= 0 and sliver_um >= 0):
@@ -73,6 +76,10 @@ def _order(lesion: PolygonLesion) -> tuple[float, float, float, float]:
 
 
 def _lesion(deposits: Sequence[shapely.Polygon], mpp: float) -> PolygonLesion:
+    import shapely  # noqa: PLC0415  (slow import)
+
+    from annotations.polygons import longest_diameter  # noqa: PLC0415
+
     geometry = shapely.MultiPolygon(deposits)
     return PolygonLesion(
         longest_diameter_um=longest_diameter(shapely.get_coordinates(geometry)) * mpp,
@@ -113,6 +120,8 @@ def _near(deposits: Sequence[shapely.Polygon], gap_px: float) -> Iterator[tuple[
     """Pairs with at most a gap between them."""
     if not deposits:
         return
+    import shapely  # noqa: PLC0415  (slow import)
+
     tree = shapely.STRtree(deposits)
     sure, likely = (
         {(one, other) for one, other in tree.query(deposits, predicate="dwithin", distance=gap).T.tolist()}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.options import Device, SlideMpp, Smallest, Workers
+from staging.lesions.settings import SMALLEST_UM
 
 EXIT_QUARANTINED = 3
 
@@ -35,7 +36,7 @@ def cross_validate(
     epochs: Annotated[int, typer.Option(help="Passes of the final network.", min=1)] = 11,
     first_epochs: Annotated[int, typer.Option(help="Passes of the first one, whose mistakes are learnt.", min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Of patches, weights and order.", min=0)] = 0,
-    smallest_um: Smallest = 60.0,
+    smallest_um: Smallest = SMALLEST_UM,
     nodes: Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)] = 5,
     slide_mpp: SlideMpp = None,
     device: Device = "auto",

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Protocol
 
 import typer
 
-from staging.cohorts.names import patient_of, slide_key
 from staging.commands.options import Device
 
 EXIT_QUARANTINED = 3
@@ -79,6 +78,7 @@ def train(
 
     Example: sentinode mil train features stage_labels.csv -o head.safetensors
     """
+    from staging.cohorts.names import patient_of, slide_key  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415  (slow import)
     from staging.lesions.tables import csv_text  # noqa: PLC0415
     from staging.scores.roc import area_under_curve  # noqa: PLC0415
@@ -246,6 +246,7 @@ def _tell(done: int, total: int) -> None:
 
 def _opened(folders: Sequence[Path]) -> tuple[list[Any], dict[str, str]]:
     """The features in folders by name, and why others cannot be used."""
+    from staging.cohorts.names import slide_key  # noqa: PLC0415  (slow import)
     from staging.errors import DuplicateSlideError, NoSlidesError  # noqa: PLC0415  (slow import)
     from wsi.cnn.encoders.features import read_features  # noqa: PLC0415  (loads torch)
     from wsi.errors import ArtefactError  # noqa: PLC0415
@@ -302,6 +303,7 @@ def _check_width(slide: JudgedSlide, width: int) -> None:
 def _labels(reference: Path, classes: str) -> tuple[tuple[str, ...], dict[str, int]]:
     """The names of the classes, and the number of each slide's class by the slide's key."""
     from staging.cohorts.camelyon import read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.names import slide_key  # noqa: PLC0415
     from staging.cohorts.references import read_truth  # noqa: PLC0415
     from staging.lesions.labels import SlideLabel  # noqa: PLC0415
 
@@ -313,6 +315,7 @@ def _labels(reference: Path, classes: str) -> tuple[tuple[str, ...], dict[str, i
 
 def _why_left_out(slide: str, labels: Mapping[str, int]) -> str | None:
     from staging.cohorts.errata import OUT_OF_SLIDE_TASK  # noqa: PLC0415  (slow import)
+    from staging.cohorts.names import slide_key  # noqa: PLC0415
 
     if slide_key(slide) in OUT_OF_SLIDE_TASK:
         return OUT_OF_SLIDE_TASK[slide_key(slide)]
@@ -336,7 +339,8 @@ def _patients(path: Path) -> dict[str, str]:
         TableError: unreadable, or a row of another form.
         ConflictError: a slide has two patients.
     """
-    from staging.csv_rows import read_rows  # noqa: PLC0415  (slow import)
+    from staging.cohorts.names import slide_key  # noqa: PLC0415  (slow import)
+    from staging.csv_rows import read_rows  # noqa: PLC0415
     from staging.errors import ConflictError, TableError  # noqa: PLC0415
 
     found: dict[str, str] = {}

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.lesions.labels import ITC_MAX_UM
+from staging.lesions.settings import PEAK
+
 SlideMpp = Annotated[
     float | None,
     typer.Option(help="um per pixel of the finest level, for slides that do not say it.", min=0.01, max=100),
@@ -33,8 +36,13 @@ Threshold = Annotated[
 Peak = Annotated[
     float | None,
     typer.Option(
-        help="A lesion's highest probability must reach this.", min=0, max=1, show_default="the checkpoint's, else 0.9"
+        help="A lesion's highest probability must reach this.",
+        min=0,
+        max=1,
+        show_default=f"the checkpoint's, else {PEAK:g}",
     ),
 ]
 MergeGap = Annotated[float, typer.Option(help="Deposits closer than this many um are one lesion.", min=0)]
-Smallest = Annotated[float, typer.Option(help="Lesions shorter than this many um count as noise.", min=0)]
+Smallest = Annotated[
+    float, typer.Option(help="Lesions shorter than this many um count as noise.", min=0, max=ITC_MAX_UM)
+]

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from annotations.measures import MERGE_GAP_UM
 from staging.commands.options import Device, MergeGap, Model, OnBadTile, Peak, SlideMpp, Smallest, Threshold, Workers
+from staging.lesions.settings import SMALLEST_UM
 
 EXIT_QUARANTINED = 3
 
@@ -26,8 +28,8 @@ def run(
     device: Device = "auto",
     threshold: Threshold = None,
     peak: Peak = None,
-    merge_gap_um: MergeGap = 75.0,
-    smallest_um: Smallest = 60.0,
+    merge_gap_um: MergeGap = MERGE_GAP_UM,
+    smallest_um: Smallest = SMALLEST_UM,
     nodes: Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)] = 5,
     slide_mpp: SlideMpp = None,
     on_bad_tile: OnBadTile = "raise",
@@ -61,7 +63,7 @@ def run(
         peak=peak_of(checkpoint.provenance) if peak is None else peak,
         mpp=slide_mpp,
         merge_gap_um=merge_gap_um,
-        rule=SizeRule(min_um=smallest_um),
+        rule=SizeRule(smallest_um=smallest_um),
         nodes=nodes,
         on_bad_tile=on_bad_tile,
     )

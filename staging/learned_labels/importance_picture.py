@@ -1,4 +1,4 @@
-"""The importances of a classifier's features as a picture of bars."""
+"""The importances of a classifier's predictors as a picture of bars."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TITLE_PX = 20
 def importance_picture(
     names: Sequence[str], importances: Sequence[float], *, title: str, most: int = 20
 ) -> NDArray[np.uint8]:
-    """Bars of the most important features, the longest on top.
+    """Bars of the most important predictors, the longest on top.
 
     Args:
-        names: of the features.
+        names: of the predictors.
         importances: of each, summing to 1.
         title: the first line.
         most: how many are shown; the last line sums up the rest.

@@ -1,6 +1,6 @@
 """What a heatmap says of its slide in numbers, for a learned label.
 
-The features are those of the best entries of CAMELYON17 (P. Bandi et al., IEEE Transactions on Medical Imaging 38(2),
+The predictors are those of the best entries of CAMELYON17 (P. Bandi et al., IEEE Transactions on Medical Imaging 38(2),
 2019): how much of the tissue is tumour at several thresholds, and shape and probabilities of the two largest lesions.
 """
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from annotations.measures import MERGE_GAP_UM
 from staging.lesions.finding import measure_heatmap
-from staging.lesions.shape import LesionFeatures
+from staging.lesions.shape import LesionShape
 from wsi.raster import Heatmap
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -33,7 +33,7 @@ _OF_LESION = (
     "probability_mean",
     "probability_min",
 )
-FEATURE_NAMES = (
+PREDICTOR_NAMES = (
     "probability_max",
     "lesions",
     *(f"{name}_{threshold:g}" for threshold, name in product(THRESHOLDS, _OF_TISSUE)),
@@ -41,8 +41,8 @@ FEATURE_NAMES = (
 )
 
 
-def slide_features(heatmap: Heatmap, *, merge_gap_um: float = MERGE_GAP_UM) -> NDArray[np.float64]:
-    """The features of a slide, in the order of FEATURE_NAMES; those of lesions that are not there are 0.
+def slide_predictors(heatmap: Heatmap, *, merge_gap_um: float = MERGE_GAP_UM) -> NDArray[np.float64]:
+    """The predictors of a slide, in the order of PREDICTOR_NAMES; those of lesions that are not there are 0.
 
     ``area_share_t`` is the tissue's share of cells with at least the probability t, ``probability_share_t`` the sum of
     their probabilities divided by the number of tissue cells. Lesions are outlined at 0.5; the largest is the longest.
@@ -52,7 +52,7 @@ def slide_features(heatmap: Heatmap, *, merge_gap_um: float = MERGE_GAP_UM) -> N
         merge_gap_um: largest gap within a lesion.
 
     Returns:
-        float64 (len(FEATURE_NAMES),).
+        float64 (len(PREDICTOR_NAMES),).
 
     Raises:
         ResolutionError: mpp is not known.
@@ -69,7 +69,7 @@ def slide_features(heatmap: Heatmap, *, merge_gap_um: float = MERGE_GAP_UM) -> N
     return np.array(found)
 
 
-def _of_lesion(lesion: LesionFeatures) -> list[float]:
+def _of_lesion(lesion: LesionShape) -> list[float]:
     return [
         lesion.longest_diameter_um,
         lesion.major_axis_um,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from staging.cohorts.names import centre_name, patient_of, slide_key
 from staging.errors import CohortError, listed
-from staging.learned_labels.predictors import FEATURE_NAMES, slide_features
+from staging.learned_labels.predictors import PREDICTOR_NAMES, slide_predictors
 from staging.learned_labels.trees import Floats, Kind, SlideClassifier, Whole, fit, ranks_of
 from staging.lesions.labels import SlideLabel
 from staging.scores.kappa import confusion_matrix, quadratic_kappa
@@ -33,24 +33,24 @@ class LabelledSlides:
 
     Attributes:
         names: of the slides.
-        features: float64 (n, features).
+        predictors: float64 (n, predictors).
         ranks: int64 (n,), of their SlideLabels.
         groups: of each slide, what must stay on one side of a fold: its patient or centre.
-        feature_names: of the features.
+        predictor_names: of the predictors.
     """
 
     names: tuple[str, ...]
-    features: Floats
+    predictors: Floats
     ranks: Whole
     groups: tuple[str, ...]
-    feature_names: tuple[str, ...] = FEATURE_NAMES
+    predictor_names: tuple[str, ...] = PREDICTOR_NAMES
 
     def part(self, chosen: NDArray[np.intp]) -> LabelledSlides:
         """Some of the slides."""
         return replace(
             self,
             names=tuple(self.names[at] for at in chosen),
-            features=self.features[chosen],
+            predictors=self.predictors[chosen],
             ranks=self.ranks[chosen],
             groups=tuple(self.groups[at] for at in chosen),
         )
@@ -82,7 +82,7 @@ def gather(
     split: Split = "patients",
     reference: Path | None = None,
 ) -> LabelledSlides:
-    """The features and labels of slides.
+    """The predictors and labels of slides.
 
     Args:
         heatmaps: published ones, named by their slides.
@@ -105,7 +105,7 @@ def gather(
         _refuse(reference, strangers, "centre in the name", "split by patients instead")
     return LabelledSlides(
         names=names,
-        features=np.array([slide_features(read_heatmap(by_name[name])) for name in names]),
+        predictors=np.array([slide_predictors(read_heatmap(by_name[name])) for name in names]),
         ranks=np.array([truth[name].rank for name in names], dtype=np.int64),
         groups=tuple((centre_name(name) or "") if split == "centres" else (patient_of(name) or name) for name in names),
     )
@@ -126,7 +126,7 @@ def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
     limits = []
     for held_out in folds:
         rest = np.setdiff1d(np.arange(len(slides.ranks)), held_out)
-        seen[held_out], inner = _nested(slides.part(rest), slides.features[held_out], recipe)
+        seen[held_out], inner = _nested(slides.part(rest), slides.predictors[held_out], recipe)
         claimed[held_out] = ranks_of(seen[held_out], inner)
         limits.append(inner)
     final = _grown(slides, recipe)
@@ -187,7 +187,7 @@ def _nested(slides: LabelledSlides, held_out: Floats, recipe: Recipe) -> tuple[F
     if len(set(slides.groups)) > 1:
         for inner in _folds(slides, replace(recipe, folds=min(recipe.folds, len(set(slides.groups))))):
             rest = np.setdiff1d(np.arange(len(slides.ranks)), inner)
-            unseen[inner] = _grown(slides.part(rest), recipe).predict(slides.features[inner])
+            unseen[inner] = _grown(slides.part(rest), recipe).predict(slides.predictors[inner])
     return _grown(slides, recipe).predict(held_out), tune_limits(unseen, slides.ranks)
 
 
@@ -199,9 +199,9 @@ def _grown(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
             mend="give more slides of each label, or other folds",
         )
     return fit(
-        slides.features,
+        slides.predictors,
         slides.ranks,
-        names=slides.feature_names,
+        names=slides.predictor_names,
         kind=recipe.kind,
         trees=recipe.trees,
         seed=recipe.seed,

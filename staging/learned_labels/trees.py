@@ -1,4 +1,4 @@
-"""A learned slide label: trees over the features of a heatmap, kept as JSON and read without scikit-learn.
+"""A learned slide label: trees over the predictors of a heatmap, kept as JSON and read without scikit-learn.
 
 A slide gets the worst label of which at least a limit's probability says that the slide is that bad or worse; the
 limits make the quadratic kappa largest on predictions of slides that the trees did not see.
@@ -33,22 +33,22 @@ class Tree:
 
     Attributes:
         left, right: number of the node on either side; -1 for leaves.
-        feature: the number that a node looks at; to the left goes what is at most the threshold.
-        threshold: of that feature, as float32.
+        predictor: the number that a node looks at; to the left goes what is at most the threshold.
+        threshold: of that predictor, as float32.
         value: of each node: a share of every class (forest), or one number (boosting).
         target: the class whose score the tree adds to (boosting); None in a forest.
     """
 
     left: tuple[int, ...]
     right: tuple[int, ...]
-    feature: tuple[int, ...]
+    predictor: tuple[int, ...]
     threshold: tuple[float, ...]
     value: tuple[tuple[float, ...], ...]
     target: int | None = None
 
     def __post_init__(self) -> None:
         size = len(self.left)
-        parts: tuple[tuple[Any, ...], ...] = (self.right, self.feature, self.threshold, self.value)
+        parts: tuple[tuple[Any, ...], ...] = (self.right, self.predictor, self.threshold, self.value)
         if size == 0 or any(len(part) != size for part in parts):
             raise ValueError("a tree has one entry per node")
         # children stand behind their parents, so that every way down ends
@@ -58,36 +58,36 @@ class Tree:
             ):
                 raise ValueError(f"node {number} of a tree has impossible children")
 
-    def values(self, features: NDArray[np.float32]) -> Floats:
-        """The leaf's value for each row of features: float64 (n, classes or 1)."""
-        left, right, feature = np.array(self.left), np.array(self.right), np.array(self.feature)
+    def values(self, predictors: NDArray[np.float32]) -> Floats:
+        """The leaf's value for each row of predictors: float64 (n, classes or 1)."""
+        left, right, predictor = np.array(self.left), np.array(self.right), np.array(self.predictor)
         threshold = np.array(self.threshold)
-        at = np.zeros(len(features), dtype=np.int64)
+        at = np.zeros(len(predictors), dtype=np.int64)
         while (inner := np.flatnonzero(left[at] != _LEAF)).size:
             node = at[inner]
-            is_left = features[inner, feature[node]] <= threshold[node]
+            is_left = predictors[inner, predictor[node]] <= threshold[node]
             at[inner] = np.where(is_left, left[node], right[node])
         return np.array(self.value)[at]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideClassifier:
-    """Trees that turn a slide's features into the probability of each label.
+    """Trees that turn a slide's predictors into the probability of each label.
 
     Attributes:
         kind: of the trees.
-        features: names of the numbers that predict takes, in their order.
+        predictors: names of the numbers that predict takes, in their order.
         labels: the classes that the training slides had, in their order.
         trees: of all classes.
         base: score of each class before any tree (boosting); one number where there are two classes.
         rate: what each tree's value is multiplied by (boosting).
         limits: for itc, micro and macro: from which probability of that label or a worse one on it is given.
-        importances: of the features, summing to 1.
+        importances: of the predictors, summing to 1.
         provenance: what it was made from, and how well it did on slides it had not seen.
     """
 
     kind: Kind
-    features: tuple[str, ...]
+    predictors: tuple[str, ...]
     labels: tuple[SlideLabel, ...]
     trees: tuple[Tree, ...]
     base: tuple[float, ...] = ()
@@ -96,20 +96,20 @@ class SlideClassifier:
     importances: tuple[float, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def predict(self, features: Floats) -> Floats:
+    def predict(self, predictors: Floats) -> Floats:
         """The probability of each SlideLabel: float64 (n, 4), rows sum to 1; a label that no slide had gets 0.
 
         Args:
-            features: float64 (n, len(self.features)).
+            predictors: float64 (n, len(self.predictors)).
 
         Raises:
-            ValueError: another number of features.
+            ValueError: another number of predictors.
         """
-        if features.ndim != 2 or features.shape[1] != len(self.features):
-            raise ValueError(f"features are (n, {len(self.features)}), got {features.shape}")
-        narrow = features.astype(np.float32)  # as scikit-learn compares them
+        if predictors.ndim != 2 or predictors.shape[1] != len(self.predictors):
+            raise ValueError(f"predictors are (n, {len(self.predictors)}), got {predictors.shape}")
+        narrow = predictors.astype(np.float32)  # as scikit-learn compares them
         shares = self._forest(narrow) if self.kind == "forest" else self._boosted(narrow)
-        result = np.zeros((len(features), len(SlideLabel)))
+        result = np.zeros((len(predictors), len(SlideLabel)))
         result[:, [label.rank for label in self.labels]] = shares
         return result
 
@@ -119,7 +119,11 @@ class SlideClassifier:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which from_json makes the same classifier."""
-        return {**asdict(self), "labels": [label.value for label in self.labels], "format": _FORMAT}
+        record = asdict(self)
+        record["features"] = record.pop("predictors")
+        for tree in record["trees"]:
+            tree["feature"] = tree.pop("predictor")
+        return {**record, "labels": [label.value for label in self.labels], "format": _FORMAT}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SlideClassifier:
@@ -133,7 +137,7 @@ class SlideClassifier:
         trees = tuple(_tree(one) for one in record["trees"])
         model = cls(
             kind=record["kind"],
-            features=tuple(record["features"]),
+            predictors=tuple(record["features"]),
             labels=tuple(SlideLabel.parse(text) for text in record["labels"]),
             trees=trees,
             base=tuple(record["base"]),
@@ -144,25 +148,25 @@ class SlideClassifier:
         )
         if not trees or len(model.limits) != len(SlideLabel) - 1:
             raise ValueError("lacks trees or limits")
-        if not all(0 <= number < len(model.features) for tree in trees for number in tree.feature):
-            raise ValueError("looks at features that it does not name")
+        if not all(0 <= number < len(model.predictors) for tree in trees for number in tree.predictor):
+            raise ValueError("looks at predictors that it does not name")
         width = len(model.labels) if model.kind == "forest" else 1
         if any(len(value) != width for tree in trees for value in tree.value):
             raise ValueError("has leaves of another size")
-        if not np.isfinite(model.predict(np.zeros((1, len(model.features))))).all():
+        if not np.isfinite(model.predict(np.zeros((1, len(model.predictors))))).all():
             raise ValueError("gives no probabilities")
         return model
 
-    def _forest(self, features: NDArray[np.float32]) -> Floats:
-        total = np.zeros((len(features), len(self.labels)))
+    def _forest(self, predictors: NDArray[np.float32]) -> Floats:
+        total = np.zeros((len(predictors), len(self.labels)))
         for tree in self.trees:
-            total += tree.values(features)
+            total += tree.values(predictors)
         return total / len(self.trees)
 
-    def _boosted(self, features: NDArray[np.float32]) -> Floats:
-        scores = np.tile(np.array(self.base), (len(features), 1))
+    def _boosted(self, predictors: NDArray[np.float32]) -> Floats:
+        scores = np.tile(np.array(self.base), (len(predictors), 1))
         for tree in self.trees:
-            scores[:, tree.target or 0] += self.rate * tree.values(features)[:, 0]
+            scores[:, tree.target or 0] += self.rate * tree.values(predictors)[:, 0]
         if scores.shape[1] == 1:
             worse = 1 / (1 + np.exp(-scores[:, 0]))
             return np.stack([1 - worse, worse], axis=1)
@@ -173,8 +177,8 @@ class SlideClassifier:
 
 def _tree(record: Mapping[str, Any]) -> Tree:
     value = tuple(tuple(float(share) for share in node) for node in record["value"])
-    names = ("left", "right", "feature", "threshold")
-    return Tree(value=value, target=record["target"], **{name: tuple(record[name]) for name in names})
+    left, right, predictor, threshold = (tuple(record[name]) for name in ("left", "right", "feature", "threshold"))
+    return Tree(left=left, right=right, predictor=predictor, threshold=threshold, value=value, target=record["target"])
 
 
 def ranks_of(probabilities: Floats, limits: tuple[float, ...]) -> Whole:
@@ -186,14 +190,14 @@ def ranks_of(probabilities: Floats, limits: tuple[float, ...]) -> Whole:
 
 
 def fit(
-    features: Floats, ranks: Whole, *, names: tuple[str, ...], kind: Kind = "forest", trees: int = 300, seed: int = 0
+    predictors: Floats, ranks: Whole, *, names: tuple[str, ...], kind: Kind = "forest", trees: int = 300, seed: int = 0
 ) -> SlideClassifier:
     """Grow trees on slides of known label; the limits stay at one half.
 
     Args:
-        features: float64 (n, features).
+        predictors: float64 (n, predictors).
         ranks: int64 (n,), of their SlideLabels.
-        names: of the features.
+        names: of the predictors.
         kind: "forest" (L. Breiman, Machine Learning 45, 2001) with classes weighted by their rarity, or "boosting" (J.
             H. Friedman, Annals of Statistics 29, 2001).
         trees: how many; with boosting per class.
@@ -209,15 +213,19 @@ def fit(
         from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415  (slow import)
 
         grown = RandomForestClassifier(n_estimators=trees, class_weight="balanced", random_state=seed)
-        grown.fit(features, ranks)
+        grown.fit(predictors, ranks)
         found = tuple(_from_sklearn(one.tree_) for one in grown.estimators_)
         return SlideClassifier(
-            kind=kind, features=names, labels=labels, trees=found, importances=_importances(grown.feature_importances_)
+            kind=kind,
+            predictors=names,
+            labels=labels,
+            trees=found,
+            importances=_importances(grown.feature_importances_),
         )
     from sklearn.ensemble import GradientBoostingClassifier  # noqa: PLC0415  (slow import)
 
     boosted = GradientBoostingClassifier(n_estimators=trees, max_depth=2, subsample=0.7, random_state=seed)
-    boosted.fit(features, ranks)
+    boosted.fit(predictors, ranks)
     found = tuple(
         _from_sklearn(one.tree_, target=target) for trees in boosted.estimators_ for target, one in enumerate(trees)
     )
@@ -225,11 +233,11 @@ def fit(
     rate = float(boosted.learning_rate)
     added = np.zeros(outputs)
     for tree in found:
-        added[tree.target or 0] += rate * tree.values(features[:1].astype(np.float32))[0, 0]
-    base = np.ravel(boosted.decision_function(features[:1])) - added
+        added[tree.target or 0] += rate * tree.values(predictors[:1].astype(np.float32))[0, 0]
+    base = np.ravel(boosted.decision_function(predictors[:1])) - added
     return SlideClassifier(
         kind=kind,
-        features=names,
+        predictors=names,
         labels=labels,
         trees=found,
         base=tuple(float(one) for one in base),
@@ -250,7 +258,7 @@ def _from_sklearn(tree: Any, *, target: int | None = None) -> Tree:  # noqa: ANN
     return Tree(
         left=tuple(tree.children_left.tolist()),
         right=tuple(tree.children_right.tolist()),
-        feature=tuple(np.where(is_leaf, 0, tree.feature).tolist()),
+        predictor=tuple(np.where(is_leaf, 0, tree.feature).tolist()),
         threshold=tuple(np.where(is_leaf, 0.0, tree.threshold).tolist()),
         value=tuple(tuple(node) for node in values.tolist()),
         target=target,

@@ -12,9 +12,9 @@ import numpy as np
 from annotations.annotation import Annotation, Role
 from staging.errors import CohortError
 from staging.lesions.finding import Lesion
-from staging.lesions.labels import SizeRule, slide_label
-from staging.lesions.nuclei import NUCLEUS_UM, find_nuclei
-from staging.lesions.tables import LABEL_COLUMNS, csv_text
+from staging.lesions.labels import SizeRule
+from staging.lesions.nuclei import find_nuclei
+from staging.lesions.settings import NUCLEUS_UM
 from wsi.errors import ResolutionError
 from wsi.geometry import Frame
 from wsi.slide import Slide
@@ -68,26 +68,6 @@ def count_cells(
                     raise CohortError(table, f"lesion {number + 1} of {name} has no contour", mend="run lesions again")
                 counts[name][number] = _count(slide, outlines[number + 1], nucleus_um)
     return counts
-
-
-def counted_label_table(
-    lesions: Mapping[str, Sequence[Lesion]], counts: Mapping[str, Sequence[int | None]], rule: SizeRule
-) -> str:
-    """labels.csv with one more column: the most cells that were counted in a lesion, empty where none were."""
-    rows = []
-    for slide, found in lesions.items():
-        known = [count for count in counts[slide] if count is not None]
-        rows.append(
-            (
-                slide,
-                slide_label(found, rule, cell_counts=counts[slide]).value,
-                f"{max((lesion.longest_diameter_um for lesion in found), default=0.0):.1f}",
-                len(found),
-                f"{max((lesion.probability for lesion in found), default=0.0):.4f}",
-                max(known) if known else "",
-            )
-        )
-    return csv_text((*LABEL_COLUMNS, "most_cells"), rows)
 
 
 def _outlines(table: Path, slide: str) -> dict[int, list[Annotation]]:

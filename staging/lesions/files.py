@@ -11,7 +11,7 @@ from staging.lesions.finding import measure_heatmap, measure_mask
 from staging.lesions.labels import SizeRule
 from staging.lesions.masks import MaskFile
 from staging.lesions.settings import LesionSettings
-from staging.lesions.shape import LesionFeatures, measure_polygons
+from staging.lesions.shape import LesionShape, measure_polygons
 from staging.lesions.tables import csv_text
 from wsi.errors import ResolutionError
 from wsi.heatmap_store import read_heatmap
@@ -20,7 +20,7 @@ from wsi.slide import Slide
 
 DRAWN = frozenset({".xml", ".geojson", ".json"})
 
-FEATURE_COLUMNS = (
+SHAPE_COLUMNS = (
     "slide",
     "lesion",
     "class",
@@ -50,12 +50,12 @@ class MeasuredFile:
     """The lesions of one file.
 
     Attributes:
-        features: largest first.
+        shapes: largest first.
         masks: their cells, in the same order, from a heatmap; None from other files.
         tumour_value: of a mask's pixels; None of other files.
     """
 
-    features: tuple[LesionFeatures, ...]
+    shapes: tuple[LesionShape, ...]
     masks: tuple[Mask, ...] | None = None
     tumour_value: int | None = None
 
@@ -67,15 +67,15 @@ def measure_heatmap_file(path: Path, settings: LesionSettings, *, with_holes_fil
         ArtefactError: it is none.
         ResolutionError: its mpp is not known.
     """
-    features, masks = measure_heatmap(
+    shapes, masks = measure_heatmap(
         read_heatmap(path),
         threshold=settings.threshold.value,
         merge_gap_um=settings.merge_gap_um.value,
-        min_diameter_um=settings.smallest_um.value,
-        min_probability=settings.peak.value,
+        smallest_um=settings.smallest_um.value,
+        peak=settings.peak.value,
         with_holes_filled=with_holes_filled,
     )
-    return MeasuredFile(features=features, masks=masks)
+    return MeasuredFile(shapes=shapes, masks=masks)
 
 
 def measure_mask_file(
@@ -98,14 +98,14 @@ def measure_mask_file(
         if slide.mpp is None:
             raise ResolutionError(path, "does not say how large its pixels are", mend="give it with --slide-mpp")
         mask = MaskFile(slide, value=value, level=level)
-        features = measure_mask(
+        shapes = measure_mask(
             bands_of(mask),
             mask.frame,
             merge_gap_um=merge_gap_um,
-            min_diameter_um=smallest_um,
+            smallest_um=smallest_um,
             with_holes_filled=with_holes_filled,
         )
-    return MeasuredFile(features=features, tumour_value=mask.value)
+    return MeasuredFile(shapes=shapes, tumour_value=mask.value)
 
 
 def measure_drawing(path: Path, *, mpp: float | None, merge_gap_um: float, smallest_um: float) -> MeasuredFile:
@@ -123,21 +123,20 @@ def measure_drawing(path: Path, *, mpp: float | None, merge_gap_um: float, small
     if known is None:
         raise ResolutionError(path, "does not say how large a pixel is", mend="give it with --slide-mpp")
     found = measure_polygons(measure_lesions(drawn.annotations, mpp=known, merge_gap_um=merge_gap_um), mpp=known)
-    return MeasuredFile(features=tuple(one for one in found if one.longest_diameter_um >= smallest_um))
+    return MeasuredFile(shapes=tuple(one for one in found if one.longest_diameter_um >= smallest_um))
 
 
-def feature_table(features: Mapping[str, Sequence[LesionFeatures]], rule: SizeRule | None = None) -> str:
+def shape_table(shapes: Mapping[str, Sequence[LesionShape]], rule: SizeRule) -> str:
     """One row per lesion with all that was measured: um, positions and boxes in level-0 px."""
-    rule = rule or SizeRule()
     rows = (
         (slide, number, rule.label(one.longest_diameter_um).value, *_cells(one))
-        for slide, found in features.items()
+        for slide, found in shapes.items()
         for number, one in enumerate(found, start=1)
     )
-    return csv_text(FEATURE_COLUMNS, rows)
+    return csv_text(SHAPE_COLUMNS, rows)
 
 
-def _cells(one: LesionFeatures) -> tuple[object, ...]:
+def _cells(one: LesionShape) -> tuple[object, ...]:
     return (
         f"{one.longest_diameter_um:.1f}",
         f"{one.major_axis_um:.1f}",

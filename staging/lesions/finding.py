@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from annotations.measures import MERGE_GAP_UM
 from staging.lesions.components import Numbers, Spans, fill_holes, label_spans, trace
 from staging.lesions.merging import merge_near
-from staging.lesions.shape import LesionFeatures, measure_spans
+from staging.lesions.shape import LesionShape, measure_spans
 from wsi.geometry import Frame, Region
 from wsi.raster import Heatmap, Mask
 
@@ -53,24 +53,22 @@ def find_lesions(
     *,
     threshold: float,
     merge_gap_um: float = MERGE_GAP_UM,
-    min_area_um2: float = 0.0,
-    min_diameter_um: float = 0.0,
-    min_probability: float = 0.0,
+    smallest_um: float = 0.0,
+    peak: float = 0.0,
 ) -> tuple[tuple[Lesion, ...], tuple[Mask, ...]]:
     """Find and measure the lesions of a heatmap.
 
     Cells of at least the threshold that touch by side or corner are one deposit; deposits with at most merge_gap_um
     between the nearest edges of their cells are one lesion (exact, whatever the direction of the gap; 0 merges none).
-    Lesions that are too small or too faint are dropped after merging, so that a cluster counts by its whole extent.
+    Lesions that are too short or too faint are dropped after merging, so that a cluster counts by its whole extent.
     Cells beyond the edge of the heatmap count as probability 0.
 
     Args:
         heatmap: its frame must know its mpp.
         threshold: a cell is tumour from this probability on, above 0 and at most 1.
         merge_gap_um: largest gap within a lesion.
-        min_area_um2: lesions of a smaller area are dropped.
-        min_diameter_um: lesions of a shorter longest diameter are dropped.
-        min_probability: lesions whose highest probability is lower are dropped.
+        smallest_um: lesions of a shorter longest diameter are dropped.
+        peak: lesions whose highest probability is lower are dropped.
 
     Returns:
         Lesions, largest longest diameter first (then area, then top to bottom), and for each the Mask of its cells on
@@ -80,15 +78,14 @@ def find_lesions(
         ResolutionError: mpp is not known.
         ValueError: the threshold or the gap is out of range.
     """
-    features, masks = measure_heatmap(
+    shapes, masks = measure_heatmap(
         heatmap,
         threshold=threshold,
         merge_gap_um=merge_gap_um,
-        min_area_um2=min_area_um2,
-        min_diameter_um=min_diameter_um,
-        min_probability=min_probability,
+        smallest_um=smallest_um,
+        peak=peak,
     )
-    return tuple(as_lesion(one) for one in features), masks
+    return tuple(as_lesion(one) for one in shapes), masks
 
 
 def lesions_of_mask(mask: Mask, *, merge_gap_um: float = MERGE_GAP_UM) -> tuple[tuple[Lesion, ...], tuple[Mask, ...]]:
@@ -101,7 +98,7 @@ def lesions_of_mask(mask: Mask, *, merge_gap_um: float = MERGE_GAP_UM) -> tuple[
         ValueError: the gap is negative.
     """
     found = _found(trace([mask.array]), mask.frame, merge_gap_um)
-    return tuple(as_lesion(one) for one in found.features), found.masks(range(len(found.features)))
+    return tuple(as_lesion(one) for one in found.shapes), found.masks(range(len(found.shapes)))
 
 
 def measure_heatmap(
@@ -110,10 +107,9 @@ def measure_heatmap(
     threshold: float,
     merge_gap_um: float = MERGE_GAP_UM,
     with_holes_filled: bool = False,
-    min_area_um2: float = 0.0,
-    min_diameter_um: float = 0.0,
-    min_probability: float = 0.0,
-) -> tuple[tuple[LesionFeatures, ...], tuple[Mask, ...]]:
+    smallest_um: float = 0.0,
+    peak: float = 0.0,
+) -> tuple[tuple[LesionShape, ...], tuple[Mask, ...]]:
     """Find the lesions of a heatmap and measure all that is known of them; find_lesions tells the rules.
 
     Args:
@@ -121,12 +117,11 @@ def measure_heatmap(
         threshold: a cell is tumour from this probability on, above 0 and at most 1.
         merge_gap_um: largest gap within a lesion.
         with_holes_filled: count holes as tumour, before deposits are merged; probabilities stay those of the others.
-        min_area_um2: lesions of a smaller area are dropped.
-        min_diameter_um: lesions of a shorter longest diameter are dropped.
-        min_probability: lesions whose highest probability is lower are dropped.
+        smallest_um: lesions of a shorter longest diameter are dropped.
+        peak: lesions whose highest probability is lower are dropped.
 
     Returns:
-        Features and masks, in the order of find_lesions.
+        Shapes and masks, in the order of find_lesions.
 
     Raises:
         ResolutionError: mpp is not known.
@@ -138,12 +133,10 @@ def measure_heatmap(
     found = _found(spans, heatmap.frame, merge_gap_um, with_holes_filled=with_holes_filled)
     kept = [
         number
-        for number, one in enumerate(found.features)
-        if one.area_um2 >= min_area_um2
-        and one.longest_diameter_um >= min_diameter_um
-        and one.probability_max >= min_probability
+        for number, one in enumerate(found.shapes)
+        if one.longest_diameter_um >= smallest_um and one.probability_max >= peak
     ]
-    return tuple(found.features[number] for number in kept), found.masks(kept)
+    return tuple(found.shapes[number] for number in kept), found.masks(kept)
 
 
 def measure_mask(
@@ -152,8 +145,8 @@ def measure_mask(
     *,
     merge_gap_um: float = MERGE_GAP_UM,
     with_holes_filled: bool = False,
-    min_diameter_um: float = 0.0,
-) -> tuple[LesionFeatures, ...]:
+    smallest_um: float = 0.0,
+) -> tuple[LesionShape, ...]:
     """Find and measure the lesions of a mask of any size, which is read once and never held whole.
 
     Args:
@@ -162,7 +155,7 @@ def measure_mask(
         frame: where the whole mask lies; its mpp must be known.
         merge_gap_um: largest gap within a lesion.
         with_holes_filled: count holes as tumour, before deposits are merged.
-        min_diameter_um: lesions of a shorter longest diameter are dropped.
+        smallest_um: lesions of a shorter longest diameter are dropped.
 
     Returns:
         In the order of find_lesions.
@@ -175,25 +168,25 @@ def measure_mask(
     if spans.shape != tuple(frame.shape):
         raise ValueError(f"the bands make up {spans.shape}, the frame is {frame.shape}")
     found = _found(spans, frame, merge_gap_um, with_holes_filled=with_holes_filled)
-    return tuple(one for one in found.features if one.longest_diameter_um >= min_diameter_um)
+    return tuple(one for one in found.shapes if one.longest_diameter_um >= smallest_um)
 
 
-def as_lesion(features: LesionFeatures) -> Lesion:
+def as_lesion(shape: LesionShape) -> Lesion:
     """What decides labels, of all that was measured."""
     return Lesion(
-        longest_diameter_um=features.longest_diameter_um,
-        area_um2=features.area_um2,
-        centroid=features.centroid,
-        probability=features.probability_max,
-        region=features.region,
+        longest_diameter_um=shape.longest_diameter_um,
+        area_um2=shape.area_um2,
+        centroid=shape.centroid,
+        probability=shape.probability_max,
+        region=shape.region,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Found:
-    """The lesions of a grid, largest first: the features of each, and its number in ``groups``."""
+    """The lesions of a grid, largest first: the shape of each, and its number in ``groups``."""
 
-    features: tuple[LesionFeatures, ...]
+    shapes: tuple[LesionShape, ...]
     numbers: tuple[int, ...]
     spans: Spans
     groups: Numbers
@@ -226,10 +219,10 @@ def _found(spans: Spans, frame: Frame, gap_um: float, *, with_holes_filled: bool
     spans = fill_holes(spans) if with_holes_filled else spans
     components = label_spans(spans)
     groups = merge_near(spans, components, gap_um / pixel_um)
-    features = measure_spans(spans, groups, components, frame)
-    numbers = sorted(range(len(features)), key=lambda number: _order(features[number]))
+    shapes = measure_spans(spans, groups, components, frame)
+    numbers = sorted(range(len(shapes)), key=lambda number: _order(shapes[number]))
     return _Found(
-        features=tuple(features[number] for number in numbers),
+        shapes=tuple(shapes[number] for number in numbers),
         numbers=tuple(numbers),
         spans=spans,
         groups=groups,
@@ -237,5 +230,5 @@ def _found(spans: Spans, frame: Frame, gap_um: float, *, with_holes_filled: bool
     )
 
 
-def _order(lesion: LesionFeatures) -> tuple[float, float, int, int]:
+def _order(lesion: LesionShape) -> tuple[float, float, int, int]:
     return -lesion.longest_diameter_um, -lesion.area_um2, lesion.region.y, lesion.region.x

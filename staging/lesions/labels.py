@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from staging.errors import UnknownLabelError
-from staging.lesions.finding import Lesion
+
+if TYPE_CHECKING:
+    from staging.lesions.finding import Lesion
+
+ITC_MAX_UM = 200.0
+"""The longest isolated tumour cells (CAMELYON's data paper, Litjens et al., GigaScience 2018, Table 1)."""
+MICRO_MAX_UM = 2000.0
+"""The longest micro-metastasis (ibid.)."""
+ITC_MAX_CELLS = 200
+"""Tumour cells of which more are at least a micro-metastasis of any size (ibid.)."""
 
 
 class Ranked(Enum):
@@ -70,27 +79,25 @@ class SlideLabel(Ranked):
 class SizeRule:
     """Where one label ends and the next begins.
 
-    The defaults are Table 1 of the CAMELYON data paper (Litjens et al., GigaScience 2018): isolated tumour cells up to
-    and including 0.2 mm, micro-metastases up to and including 2 mm; more than 200 cells make at least a
-    micro-metastasis of any size.
+    The defaults are CAMELYON's, and every lesion counts.
 
     Attributes:
-        min_um: lesions of a smaller longest diameter are no lesions.
+        smallest_um: lesions of a smaller longest diameter are no lesions.
         itc_max_um: the longest diameter up to which a lesion is ITC, itself included.
         micro_max_um: the longest diameter up to which a lesion is micro, itself included.
         itc_max_cells: the number of cells up to which a lesion may be ITC, itself included.
     """
 
-    min_um: float = 0.0
-    itc_max_um: float = 200.0
-    micro_max_um: float = 2000.0
-    itc_max_cells: int = 200
+    smallest_um: float = 0.0
+    itc_max_um: float = ITC_MAX_UM
+    micro_max_um: float = MICRO_MAX_UM
+    itc_max_cells: int = ITC_MAX_CELLS
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_um <= self.itc_max_um < self.micro_max_um:
+        if not 0 <= self.smallest_um <= self.itc_max_um < self.micro_max_um:
             raise ValueError(
-                f"a size rule needs 0 <= min_um <= itc_max_um < micro_max_um, got {self.min_um}, {self.itc_max_um}, "
-                f"{self.micro_max_um}"
+                f"a size rule needs 0 <= smallest_um <= itc_max_um < micro_max_um, got {self.smallest_um}, "
+                f"{self.itc_max_um}, {self.micro_max_um}"
             )
         if self.itc_max_cells < 1:
             raise ValueError(f"a size rule needs itc_max_cells of at least 1, got {self.itc_max_cells}")
@@ -115,7 +122,7 @@ class SizeRule:
             return SlideLabel.MICRO
         if longest_diameter_um > self.itc_max_um:
             return SlideLabel.MICRO
-        return SlideLabel.ITC if longest_diameter_um >= self.min_um else SlideLabel.NEGATIVE
+        return SlideLabel.ITC if longest_diameter_um >= self.smallest_um else SlideLabel.NEGATIVE
 
 
 def slide_label(

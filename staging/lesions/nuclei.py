@@ -19,12 +19,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from staging.lesions.settings import NUCLEUS_UM
 from wsi.errors import ResolutionError
 from wsi.raster import Image, Mask
 from wsi.stain import separate
-
-NUCLEUS_UM = 6.5
-"""In sections: lymphocytes have nuclei of 5 um, metastases of 7 to 9 um (seen on level 0 of CAMELYON slides)."""
 
 CONTRAST = 0.25
 """Of the spread between surroundings and dense nuclei that a nucleus must reach; see find_nuclei."""

@@ -19,9 +19,7 @@ from wsi.raster import Mask
 _TUMOUR, _CUT_OUT = "metastases", "normal"
 
 
-def write_contours(
-    folder: Path, slide: str, lesions: Sequence[Lesion], masks: Sequence[Mask], rule: SizeRule | None = None
-) -> None:
+def write_outlines(folder: Path, slide: str, lesions: Sequence[Lesion], masks: Sequence[Mask], rule: SizeRule) -> None:
     """Write ``<slide>.geojson`` (QuPath) and ``<slide>.xml`` (ASAP); both exist, and are empty, without lesions.
 
     Args:
@@ -29,12 +27,11 @@ def write_contours(
         slide: the slide's id.
         lesions: what find_lesions measured.
         masks: their cells, in the same order.
-        rule: the size limits that class them.
+        rule: the size limits that class them, those that labelled the slide.
 
     Raises:
         StorageError: the file system refuses.
     """
-    rule = rule or SizeRule()
     features: list[Feature] = []
     outlines: list[Annotation] = []
     for number, (lesion, mask) in enumerate(zip(lesions, masks, strict=True), start=1):

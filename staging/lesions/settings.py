@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from annotations.measures import MERGE_GAP_UM
 from staging.errors import ConfigurationError
+from staging.lesions.labels import ITC_MAX_UM, MICRO_MAX_UM, SizeRule
 from wsi.inputs import read_json
 from wsi.store import digest_of, provenance_of
 
 THRESHOLD = 0.5
+"""Of a heatmap whose checkpoint is not known."""
+PEAK = 0.9
+"""Taken for a checkpoint that does not say its own."""
 SMALLEST_UM = 60.0
+"""Shorter lesions are noise."""
+NUCLEUS_UM = 6.5
+"""In sections: lymphocytes have nuclei of 5 um, metastases of 7 to 9 um (seen on level 0 of CAMELYON slides)."""
+
+_KEY = "peak"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,29 +35,37 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LesionSettings:
-    """What find_lesions is called with.
+    """With what lesions are found and classed.
 
     Attributes:
         threshold: a cell is tumour from this probability on.
         peak: a lesion's highest probability must reach this.
         merge_gap_um: deposits this close are one lesion.
         smallest_um: lesions of a shorter longest diameter are noise.
+        itc_max_um, micro_max_um: the longest diameters of ITC and micro-metastases.
     """
 
     threshold: Setting
     peak: Setting
     merge_gap_um: Setting
     smallest_um: Setting
+    itc_max_um: Setting
+    micro_max_um: Setting
 
     def to_json(self, *, of_heatmap: bool = True) -> dict[str, dict[str, Any]]:
         """Plain values for json.dumps; masks and outlines have neither threshold nor peak."""
-        names = ("threshold", "peak", "merge_gap_um", "smallest_um") if of_heatmap else ("merge_gap_um", "smallest_um")
+        names = [one.name for one in fields(self) if of_heatmap or one.name not in ("threshold", "peak")]
         return {name: {"value": getattr(self, name).value, "source": getattr(self, name).source} for name in names}
 
     @property
     def values(self) -> tuple[float, ...]:
         """Without the sources."""
-        return self.threshold.value, self.peak.value, self.merge_gap_um.value, self.smallest_um.value
+        return tuple(getattr(self, one.name).value for one in fields(self))
+
+    @property
+    def rule(self) -> SizeRule:
+        """What classes the lesions that were found: those too short are not among them."""
+        return SizeRule(itc_max_um=self.itc_max_um.value, micro_max_um=self.micro_max_um.value)
 
 
 def refuse_different(settings: Sequence[LesionSettings]) -> None:
@@ -65,7 +82,7 @@ def refuse_different(settings: Sequence[LesionSettings]) -> None:
         )
 
 
-def settings_of(heatmap: Path, *, options: dict[str, float | None], model: Path | None = None) -> LesionSettings:
+def settings_of(heatmap: Path, *, options: Mapping[str, float | None], model: Path | None = None) -> LesionSettings:
     """The settings for a heatmap: an option goes first, then what its run or checkpoint says, then the default.
 
     Args:
@@ -78,51 +95,21 @@ def settings_of(heatmap: Path, *, options: dict[str, float | None], model: Path 
         ConfigurationError: the heatmap says that another checkpoint made it.
         CheckpointError: the model is none.
     """
-    known: dict[str, Setting] = {
-        "threshold": Setting(value=THRESHOLD, source="default"),
-        "peak": Setting(value=PEAK, source="default"),
-        "merge_gap_um": Setting(value=MERGE_GAP_UM, source="default"),
-        "smallest_um": Setting(value=SMALLEST_UM, source="default"),
+    defaults = {
+        "threshold": THRESHOLD,
+        "peak": PEAK,
+        "merge_gap_um": MERGE_GAP_UM,
+        "smallest_um": SMALLEST_UM,
+        "itc_max_um": ITC_MAX_UM,
+        "micro_max_um": MICRO_MAX_UM,
     }
+    known = {name: Setting(value=value, source="default") for name, value in defaults.items()}
     provenance = provenance_of(heatmap) or {}
     known |= _of_run(heatmap, provenance)
     if model is not None:
         known |= _of_model(heatmap, provenance, model)
     known |= {name: Setting(value=value, source="option") for name, value in options.items() if value is not None}
     return LesionSettings(**known)
-
-
-def _of_run(heatmap: Path, provenance: dict[str, Any]) -> dict[str, Setting]:
-    """The settings of the run whose directory the heatmap lies in; none where it is not that run's."""
-    record = heatmap.absolute().parent.parent / "run.json"
-    try:
-        config = read_json(record)
-        if digest_of(config) != provenance.get("configuration"):
-            return {}
-        values = {name: float(config[name]) for name in ("threshold", "peak", "merge_gap_um")}
-        values["smallest_um"] = float(config["rule"]["min_um"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return {name: Setting(value=value, source=str(record)) for name, value in values.items()}
-
-
-def _of_model(heatmap: Path, provenance: dict[str, Any], model: Path) -> dict[str, Setting]:
-    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
-
-    checkpoint = load_checkpoint(model)
-    if provenance.get("model", checkpoint.digest) != checkpoint.digest:
-        raise ConfigurationError(heatmap, f"was made by another checkpoint than {model}", mend="name the one it was")
-    return {
-        "threshold": Setting(value=checkpoint.threshold, source=str(model)),
-        "peak": Setting(value=peak_of(checkpoint.provenance), source=str(model)),
-    }
-
-
-PEAK = 0.9
-"""Taken for a checkpoint that does not say its own."""
-
-
-_KEY = "peak"
 
 
 def peak_of(provenance: Mapping[str, Any]) -> float:
@@ -133,3 +120,29 @@ def peak_of(provenance: Mapping[str, Any]) -> float:
 def with_peak(provenance: Mapping[str, Any], peak: float) -> dict[str, Any]:
     """The provenance of a checkpoint that knows its peak."""
     return {**provenance, _KEY: peak}
+
+
+def _of_run(heatmap: Path, provenance: Mapping[str, Any]) -> dict[str, Setting]:
+    """The settings of the run whose directory the heatmap lies in; none where it is not that run's."""
+    record = heatmap.absolute().parent.parent / "run.json"
+    try:
+        config = read_json(record)
+        if digest_of(config) != provenance.get("configuration"):
+            return {}
+        values = {name: float(config[name]) for name in ("threshold", "peak", "merge_gap_um")}
+        values |= {name: float(config["rule"][name]) for name in ("smallest_um", "itc_max_um", "micro_max_um")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: Setting(value=value, source=str(record)) for name, value in values.items()}
+
+
+def _of_model(heatmap: Path, provenance: Mapping[str, Any], model: Path) -> dict[str, Setting]:
+    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+
+    checkpoint = load_checkpoint(model)
+    if provenance.get("model", checkpoint.digest) != checkpoint.digest:
+        raise ConfigurationError(heatmap, f"was made by another checkpoint than {model}", mend="name the one it was")
+    return {
+        "threshold": Setting(value=checkpoint.threshold, source=str(model)),
+        "peak": Setting(value=peak_of(checkpoint.provenance), source=str(model)),
+    }

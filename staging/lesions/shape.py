@@ -40,7 +40,7 @@ _POINTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LesionFeatures:
+class LesionShape:
     """One metastasis, measured.
 
     Attributes:
@@ -75,7 +75,7 @@ class LesionFeatures:
     deposits: int
 
 
-def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Frame) -> list[LesionFeatures]:
+def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Frame) -> list[LesionShape]:
     """Measure the lesions of a grid.
 
     Args:
@@ -112,7 +112,7 @@ def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Fra
     for number, (top, left, bottom, right) in enumerate(boxes.tolist()):
         window = frame.window(row=top, column=left, height=bottom - top, width=right - left)
         result.append(
-            LesionFeatures(
+            LesionShape(
                 longest_diameter_um=float(longest[number]) * pixel_um,
                 major_axis_um=float(axes[0][number]) * pixel_um,
                 minor_axis_um=float(axes[1][number]) * pixel_um,
@@ -133,7 +133,7 @@ def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Fra
     return result
 
 
-def measure_polygons(lesions: Sequence[PolygonLesion], *, mpp: float) -> list[LesionFeatures]:
+def measure_polygons(lesions: Sequence[PolygonLesion], *, mpp: float) -> list[LesionShape]:
     """Measure lesions that were drawn, exactly on their polygons.
 
     Args:
@@ -149,7 +149,7 @@ def measure_polygons(lesions: Sequence[PolygonLesion], *, mpp: float) -> list[Le
         major, minor = (float(one[0]) for one in _axes(*(np.array([one]) for one in _polygon_moments(geometry))))
         x, y = math.floor(left), math.floor(top)
         result.append(
-            LesionFeatures(
+            LesionShape(
                 longest_diameter_um=lesion.longest_diameter_um,
                 major_axis_um=major * mpp,
                 minor_axis_um=minor * mpp,

@@ -26,9 +26,8 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def lesion_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule | None = None) -> str:
+def lesion_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule) -> str:
     """One row per lesion: sizes in um, centroid in level-0 px; a slide without lesions has no row."""
-    rule = rule or SizeRule()
     rows = (
         (
             slide,
@@ -46,20 +45,29 @@ def lesion_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule | None 
     return csv_text(LESION_COLUMNS, rows)
 
 
-def label_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule | None = None) -> str:
-    """One row per slide: its label, and the largest lesion that decided it."""
-    rule = rule or SizeRule()
-    rows = (
-        (
+def label_table(
+    lesions: Mapping[str, Sequence[Lesion]],
+    rule: SizeRule,
+    *,
+    cell_counts: Mapping[str, Sequence[int | None]] | None = None,
+) -> str:
+    """One row per slide: its label, and the largest lesion that decided it.
+
+    Where cells were counted one more column tells the most in a lesion; it is empty where none were.
+    """
+    rows = []
+    for slide, found in lesions.items():
+        counts = None if cell_counts is None else cell_counts[slide]
+        row = (
             slide,
-            slide_label(found, rule).value,
+            slide_label(found, rule, cell_counts=counts).value,
             f"{max((lesion.longest_diameter_um for lesion in found), default=0.0):.1f}",
             len(found),
             f"{max((lesion.probability for lesion in found), default=0.0):.4f}",
         )
-        for slide, found in lesions.items()
-    )
-    return csv_text(LABEL_COLUMNS, rows)
+        known = [count for count in counts or () if count is not None]
+        rows.append(row if counts is None else (*row, max(known, default="")))
+    return csv_text(LABEL_COLUMNS if cell_counts is None else (*LABEL_COLUMNS, "most_cells"), rows)
 
 
 def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from staging.lesions.finding import Lesion, find_lesions
 from staging.lesions.labels import SlideLabel, slide_label
-from staging.lesions.outlines import write_contours
+from staging.lesions.outlines import write_outlines
 from staging.runs.cluster import TileNews
 from staging.runs.config import RunConfig, slide_provenance
 from staging.runs.slide_fault import step
@@ -126,8 +126,8 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
                 heatmap,
                 threshold=task.config.threshold,
                 merge_gap_um=task.config.merge_gap_um,
-                min_diameter_um=task.config.rule.min_um,
-                min_probability=task.config.peak,
+                smallest_um=task.config.rule.smallest_um,
+                peak=task.config.peak,
             )
             analysis = SlideAnalysis(
                 slide=task.name,
@@ -137,7 +137,7 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
                 tissue_mm2=round(float(heatmap.tissue.sum()) * heatmap.frame.pixel_um**2 / 1e6, 6),
                 mpp=slide.frame.pixel_um,
             )
-            write_contours(task.output / "lesions", task.name, lesions, masks)
+            write_outlines(task.output / "lesions", task.name, lesions, masks, task.config.rule)
         with step("overlay", slide=task.name, path=task.path):
             _draw(task, slide, heatmap, masks)
         analysis = replace(analysis, bad_tiles=slide.bad_tiles)

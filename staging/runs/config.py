@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from annotations.measures import MERGE_GAP_UM
 from staging.lesions.labels import SizeRule
+from staging.lesions.settings import SMALLEST_UM
 from wsi.readers.base import OnBadTile
 from wsi.store import digest_of
 
@@ -33,8 +35,8 @@ class RunConfig:
     threshold: float
     peak: float
     mpp: float | None = None
-    merge_gap_um: float = 75.0
-    rule: SizeRule = field(default_factory=SizeRule)
+    merge_gap_um: float = MERGE_GAP_UM
+    rule: SizeRule = field(default_factory=lambda: SizeRule(smallest_um=SMALLEST_UM))
     nodes: int = 5
     on_bad_tile: OnBadTile = "raise"
 

@@ -10,7 +10,7 @@ from typing import Any
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.errors import CohortError
 from staging.lesions.labels import SizeRule, SlideLabel
-from staging.lesions.settings import peak_of, with_peak
+from staging.lesions.settings import SMALLEST_UM, peak_of, with_peak
 from staging.runs.bars import CohortProgress
 from staging.runs.config import RunConfig
 from staging.training.peak import calibrate_peak
@@ -68,7 +68,7 @@ class FitRecipe:
     first_epochs: int = 3
     epochs: int = 11
     negatives: int = 24
-    smallest_um: float = 60.0
+    smallest_um: float = SMALLEST_UM
     slide_mpp: float | None = None
     device: str = "cpu"
 
@@ -145,7 +145,7 @@ def run_configuration(model: Path, recipe: FitRecipe, *, nodes: int = 5) -> RunC
         threshold=checkpoint.threshold,
         peak=peak_of(checkpoint.provenance),
         mpp=recipe.slide_mpp,
-        rule=SizeRule(min_um=recipe.smallest_um),
+        rule=SizeRule(smallest_um=recipe.smallest_um),
         nodes=nodes,
     )
 

@@ -55,7 +55,7 @@ def _highest(task: _Negative, _: TileNews) -> float:
     checkpoint = load_checkpoint(task.model)
     with Slide.open(task.slide.path, mpp=task.slide_mpp) as slide:
         heatmap = infer(slide, checkpoint, tissue=find_tissue(slide), device="cpu", workers=1)
-    lesions, _masks = find_lesions(heatmap, threshold=checkpoint.threshold, min_diameter_um=task.smallest_um)
+    lesions, _masks = find_lesions(heatmap, threshold=checkpoint.threshold, smallest_um=task.smallest_um)
     return max((lesion.probability for lesion in lesions), default=0.0)
 
 

@@ -14,7 +14,7 @@ from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 
 from staging.errors import CohortError
 from staging.learned_labels.importance_picture import importance_picture
-from staging.learned_labels.predictors import FEATURE_NAMES, slide_features
+from staging.learned_labels.predictors import PREDICTOR_NAMES, slide_predictors
 from staging.learned_labels.training import LabelledSlides, Recipe, gather, train_classifier, tune_limits
 from staging.learned_labels.trees import Kind, SlideClassifier, fit, ranks_of, read_classifier, write_classifier
 from staging.lesions.labels import SlideLabel
@@ -32,24 +32,24 @@ def examples(count: int = 80, *, labels: tuple[int, ...] = (0, 1, 2, 3)) -> tupl
     return rng.normal(ranks[:, None], (0.5, 2.0, 9.0), (count, 3)), ranks
 
 
-def oracle(kind: Kind, features: NDArray[Any], ranks: NDArray[np.int64]) -> Any:
+def oracle(kind: Kind, predictors: NDArray[Any], ranks: NDArray[np.int64]) -> Any:
     if kind == "forest":
-        return RandomForestClassifier(n_estimators=20, class_weight="balanced", random_state=3).fit(features, ranks)
+        return RandomForestClassifier(n_estimators=20, class_weight="balanced", random_state=3).fit(predictors, ranks)
     grown = GradientBoostingClassifier(n_estimators=20, max_depth=2, subsample=0.7, random_state=3)
-    return grown.fit(features, ranks)
+    return grown.fit(predictors, ranks)
 
 
 @pytest.mark.parametrize("kind", ["forest", "boosting"])
 @pytest.mark.parametrize("labels", [(0, 1, 2, 3), (0, 3), (0, 2, 3)])
 def test_probabilities_are_those_of_scikit_learn(kind: Kind, labels: tuple[int, ...], tmp_path: Path) -> None:
-    features, ranks = examples(labels=labels)
-    model = fit(features, ranks, names=NAMES, kind=kind, trees=20, seed=3)
+    predictors, ranks = examples(labels=labels)
+    model = fit(predictors, ranks, names=NAMES, kind=kind, trees=20, seed=3)
     write_classifier(tmp_path / "model.json", model)
     read = read_classifier(tmp_path / "model.json")
     assert read == model
     unseen = np.random.default_rng(8).normal(1.5, 3.0, (500, 3))
     expected = np.zeros((500, 4))
-    expected[:, list(labels)] = oracle(kind, features, ranks).predict_proba(unseen)
+    expected[:, list(labels)] = oracle(kind, predictors, ranks).predict_proba(unseen)
     assert np.abs(read.predict(unseen) - expected).max() < 1e-12
     assert np.abs(read.predict(unseen).sum(axis=1) - 1).max() < 1e-12
     assert sum(read.importances) == pytest.approx(1.0)
@@ -63,15 +63,15 @@ def test_what_is_no_model(text: str, tmp_path: Path) -> None:
 
 
 def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
-    features, ranks = examples()
-    record = fit(features, ranks, names=NAMES, trees=2).to_json()
+    predictors, ranks = examples()
+    record = fit(predictors, ranks, names=NAMES, trees=2).to_json()
     for name, value in (("left", 0), ("right", 10**6), ("feature", 9), ("feature", -1), ("value", [1.0])):
         damaged = json.loads(json.dumps(record))
         damaged["trees"][0][name][0] = value
         (tmp_path / "model.json").write_text(json.dumps(damaged))
         with pytest.raises(CheckpointError):
             read_classifier(tmp_path / "model.json")
-    with pytest.raises(ValueError, match="features are"):
+    with pytest.raises(ValueError, match="predictors are"):
         SlideClassifier.from_json(record).predict(np.zeros((2, 5)))
 
 
@@ -105,12 +105,12 @@ def test_limits_are_tuned_to_the_kappa() -> None:
 
 
 def slides(count: int = 60, *, noise: bool = False) -> LabelledSlides:
-    features, ranks = examples(count)
+    predictors, ranks = examples(count)
     if noise:
-        features = np.random.default_rng(1).normal(size=features.shape)
+        predictors = np.random.default_rng(1).normal(size=predictors.shape)
     groups = tuple(f"patient_{at // 5:03d}" for at in range(count))
     return LabelledSlides(
-        names=tuple(map(str, range(count))), features=features, ranks=ranks, groups=groups, feature_names=NAMES
+        names=tuple(map(str, range(count))), predictors=predictors, ranks=ranks, groups=groups, predictor_names=NAMES
     )
 
 
@@ -118,12 +118,12 @@ def test_nested_cross_validation_sees_no_patient_twice(monkeypatch: pytest.Monke
     given_slides = slides()
     trained: list[set[str]] = []
 
-    def spy(features: NDArray[Any], *arguments: Any, **options: Any) -> SlideClassifier:
-        rows = {tuple(row) for row in features.tolist()}
-        at = [number for number, row in enumerate(given_slides.features.tolist()) if tuple(row) in rows]
+    def spy(predictors: NDArray[Any], *arguments: Any, **options: Any) -> SlideClassifier:
+        rows = {tuple(row) for row in predictors.tolist()}
+        at = [number for number, row in enumerate(given_slides.predictors.tolist()) if tuple(row) in rows]
         trained.append({given_slides.groups[number] for number in at})
         assert len(at) == 5 * len(trained[-1])
-        return fit(features, *arguments, **options)
+        return fit(predictors, *arguments, **options)
 
     monkeypatch.setattr("staging.learned_labels.training.fit", spy)
     model = train_classifier(given_slides, Recipe(trees=5, folds=3))
@@ -185,14 +185,14 @@ def test_features_of_a_known_heatmap() -> None:
     tissue = np.ones((10, 20), dtype=np.bool_)
     tissue[:, 15:] = False
     heatmap = Heatmap(frame=Frame(x=0.0, y=0.0, downsample=64.0, shape=(10, 20), mpp=0.25), array=values, tissue=tissue)
-    found = dict(zip(FEATURE_NAMES, slide_features(heatmap), strict=True))
+    found = dict(zip(PREDICTOR_NAMES, slide_predictors(heatmap), strict=True))
     assert found["lesions"] == 1
     assert found["area_share_0.7"] == pytest.approx(20 / 150)
     assert found["probability_share_0.5"] == pytest.approx(15 / 150)
     assert found["area_share_0.8"] == 0
     assert found["lesion_1_area_um2"] == found["lesion_1_box_um2"] == 20 * 256
     assert found["lesion_1_aspect_ratio"] == pytest.approx(0.2)
-    assert all(found[name] == 0 for name in FEATURE_NAMES if name.startswith("lesion_2"))
+    assert all(found[name] == 0 for name in PREDICTOR_NAMES if name.startswith("lesion_2"))
 
 
 def test_the_picture_shows_longer_bars_for_more_important_features() -> None:

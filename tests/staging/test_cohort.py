@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import signal
@@ -112,6 +113,21 @@ def test_a_second_call_redoes_nothing_and_changes_no_byte(finished: Path, cohort
     assert len(news.ended) == 10
 
 
+def test_outlines_are_named_by_the_rule_of_the_run(cohort: Path, model: Path, tmp_path: Path) -> None:
+    rule = SizeRule(smallest_um=60.0, itc_max_um=100.0, micro_max_um=250.0)
+    slides = find_slides([cohort / "images"])[:2]
+    run(slides, tmp_path, model, config=configuration(model, threshold=0.3, peak=0.3, rule=rule))
+    rows = list(csv.DictReader((tmp_path / "lesions.csv").read_text().splitlines()))
+    classes = {(row["slide"], f"lesion {row['lesion']} ({row['class']})") for row in rows}
+    assert len({row["class"] for row in rows}) == 3
+    named = {
+        (slide.name, one["properties"]["name"])
+        for slide in slides
+        for one in json.loads((tmp_path / "lesions" / f"{slide.name}.geojson").read_text())["features"]
+    }
+    assert named == classes
+
+
 def test_workers_change_no_byte(finished: Path, cohort: Path, model: Path, tmp_path: Path) -> None:
     news = Silence()
     reference = read_stage_table(cohort / "stage_labels.csv")
@@ -122,7 +138,7 @@ def test_workers_change_no_byte(finished: Path, cohort: Path, model: Path, tmp_p
 def test_a_killed_run_goes_on_to_the_same_bytes(finished: Path, cohort: Path, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "staging", "run", str(cohort / "images"), "-o", str(output), "--model", str(model)]
-    command += ["--reference", str(cohort / "stage_labels.csv"), "--workers", "1", "--smallest-um", "0"]
+    command += ["--reference", str(cohort / "stage_labels.csv"), "--workers", "1"]
     with subprocess.Popen([*command, "--device", "cpu"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
         deadline = time.monotonic() + 60
         while not list((output / "slides").glob("*.json")):
@@ -228,7 +244,10 @@ def test_a_changed_slide_is_done_again(cohort: Path, model: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"threshold": 0.6}, "threshold: 0.5 -> 0.6"), ({"rule": SizeRule(min_um=50.0)}, "rule.min_um: 0.0 -> 50.0")],
+    [
+        ({"threshold": 0.6}, "threshold: 0.5 -> 0.6"),
+        ({"rule": SizeRule(smallest_um=50.0)}, "rule.smallest_um: 60.0 -> 50.0"),
+    ],
 )
 def test_an_output_of_another_configuration_is_refused_untouched(
     change: dict[str, Any], named: str, finished: Path, cohort: Path, model: Path

@@ -164,7 +164,7 @@ def test_cells_are_counted_in_small_lesions_only(tmp_path: Path) -> None:
 def test_more_than_two_hundred_nuclei_make_micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from staging.lesions import cell_counts  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
-    from staging.lesions.tables import read_lesion_table  # noqa: PLC0415
+    from staging.lesions.tables import label_table, read_lesion_table  # noqa: PLC0415
 
     stored(tmp_path / "a.zarr", (7, 7))
     result("lesions", tmp_path / "a.zarr", "-o", tmp_path)
@@ -173,5 +173,11 @@ def test_more_than_two_hundred_nuclei_make_micro(tmp_path: Path, monkeypatch: py
     for count, label in ((200, "itc"), (201, "micro")):
         monkeypatch.setattr(cell_counts, "find_nuclei", lambda *_, _count=count, **__: range(_count))
         counts = cell_counts.count_cells(found, tmp_path / "lesions.csv", {"a": tmp_path / "a.tif"}, rule=SizeRule())
-        (tmp_path / "labels.csv").write_text(cell_counts.counted_label_table(found, counts, SizeRule()))
+        (tmp_path / "labels.csv").write_text(label_table(found, SizeRule(), cell_counts=counts))
         assert rows_of(tmp_path / "labels.csv")["a"]["label"] == label
+
+
+def test_noise_that_would_be_larger_than_itc_is_wrong_usage(tmp_path: Path) -> None:
+    done = sentinode("label", tmp_path / "lesions.csv", "-o", tmp_path / "labels.csv", "--smallest-um", "201")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "--smallest-um" in done.stderr

@@ -58,7 +58,7 @@ def test_many_cells_make_a_small_lesion_micro_but_never_macro() -> None:
 
 
 def test_the_rule_is_explicit() -> None:
-    rule = SizeRule(min_um=40.0, itc_max_um=220.0, micro_max_um=1900.0)
+    rule = SizeRule(smallest_um=40.0, itc_max_um=220.0, micro_max_um=1900.0)
     assert slide_label([lesion(39.9)], rule) is SlideLabel.NEGATIVE
     assert slide_label([lesion(40.0)], rule) is SlideLabel.ITC
     assert slide_label([lesion(220.0)], rule) is SlideLabel.ITC

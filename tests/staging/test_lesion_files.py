@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from staging.errors import ConfigurationError
 from staging.lesions.components import bands_of
-from staging.lesions.files import FEATURE_COLUMNS
+from staging.lesions.files import SHAPE_COLUMNS
+from staging.lesions.labels import SizeRule
 from staging.lesions.masks import MaskFile
 from staging.lesions.settings import settings_of
 from staging.runs.config import RunConfig
@@ -60,17 +61,21 @@ def spotted() -> NDArray[np.float32]:
 NOTHING: dict[str, float | None] = dict.fromkeys(("threshold", "peak", "merge_gap_um", "smallest_um"))
 
 
-def test_settings_come_from_the_option_the_run_or_the_default(tmp_path: Path) -> None:
-    config = RunConfig(model="0" * 64, threshold=0.4, peak=0.6)
-    run = tmp_path / "run"
+def heatmap_of_run(run: Path, config: RunConfig) -> Path:
+    """A heatmap with its run around it."""
     (run / "heatmaps").mkdir(parents=True)
     (run / "run.json").write_text(json_text(config.to_json()))
-    made_from = {"slide": "0", "configuration": config.digest}
-    path = stored(run / "heatmaps" / "a.zarr", spotted(), made_from)
+    return stored(run / "heatmaps" / "a.zarr", spotted(), {"slide": "0", "configuration": config.digest})
+
+
+def test_settings_come_from_the_option_the_run_or_the_default(tmp_path: Path) -> None:
+    config = RunConfig(model="0" * 64, threshold=0.4, peak=0.6, rule=SizeRule(smallest_um=10.0))
+    run, made_from = tmp_path / "run", {"slide": "0", "configuration": config.digest}
+    path = heatmap_of_run(run, config)
     found = settings_of(path, options=NOTHING | {"peak": 0.65})
     assert (found.threshold.value, found.threshold.source) == (0.4, str(run / "run.json"))
     assert (found.peak.value, found.peak.source) == (0.65, "option")
-    assert found.smallest_um.value == 0.0
+    assert found.smallest_um.value == 10.0
     record = result("lesions", path, "-o", tmp_path / "out")
     assert record["settings"]["peak"] == {"value": 0.6, "source": str(run / "run.json")}
     assert record["lesions"] == {"a": 2}
@@ -84,10 +89,27 @@ def test_settings_come_from_the_option_the_run_or_the_default(tmp_path: Path) ->
     assert "different settings" in done.stderr
 
 
+def test_lesions_of_a_run_are_classed_by_its_rule(tmp_path: Path) -> None:
+    rule = SizeRule(smallest_um=10.0, itc_max_um=100.0, micro_max_um=300.0)
+    path = heatmap_of_run(tmp_path / "run", RunConfig(model="0" * 64, threshold=0.4, peak=0.6, rule=rule))
+    record = result("lesions", path, "-o", tmp_path / "out")
+    assert record["settings"]["micro_max_um"] == {"value": 300.0, "source": str(tmp_path / "run" / "run.json")}
+    for table in ("lesions.csv", "lesion_features.csv"):
+        assert [row["class"] for row in rows_of(tmp_path / "out" / table)] == ["macro", "micro"]
+    assert names_of(tmp_path / "out" / "a.geojson") == ["lesion 1 (macro)", "lesion 2 (micro)"]
+    record = result("lesions", stored(tmp_path / "a.zarr", spotted()), "-o", tmp_path / "out", "--peak", "0.6")
+    assert record["settings"]["itc_max_um"] == {"value": 200.0, "source": "default"}
+    assert names_of(tmp_path / "out" / "a.geojson") == ["lesion 1 (micro)", "lesion 2 (itc)"]
+
+
+def names_of(outlines: Path) -> list[str]:
+    return [one["properties"]["name"] for one in json.loads(outlines.read_text())["features"]]
+
+
 def test_the_table_has_all_measures(tmp_path: Path) -> None:
     record = result("lesions", stored(tmp_path / "a.zarr", spotted()), "-o", tmp_path, "--peak", "0.5")
     first, second = rows_of(Path(record["features"]))
-    assert tuple(first) == FEATURE_COLUMNS
+    assert tuple(first) == SHAPE_COLUMNS
     assert float(first["area_um2"]) == 200 * 16**2
     assert float(first["major_axis_um"]) == pytest.approx(4 * 20 / 12**0.5 * 16, abs=0.1)
     assert (first["left"], first["top"], first["width"], first["height"]) == ("320", "320", "1280", "640")

@@ -194,10 +194,9 @@ def test_small_and_faint_lesions_are_dropped_after_merging() -> None:
     values[15, 30] = 0.6
     heatmap = heatmap_of(values)
     assert len(find_lesions(heatmap, threshold=0.5)[0]) == 2
-    assert len(find_lesions(heatmap, threshold=0.5, min_area_um2=2 * CELL_UM**2)[0]) == 1
-    assert len(find_lesions(heatmap, threshold=0.5, min_diameter_um=2 * CELL_UM)[0]) == 1
-    assert len(find_lesions(heatmap, threshold=0.5, min_probability=0.7)[0]) == 1
-    assert find_lesions(heatmap, threshold=0.5, min_probability=0.9)[0] == ()
+    assert len(find_lesions(heatmap, threshold=0.5, smallest_um=2 * CELL_UM)[0]) == 1
+    assert len(find_lesions(heatmap, threshold=0.5, peak=0.7)[0]) == 1
+    assert find_lesions(heatmap, threshold=0.5, peak=0.9)[0] == ()
 
 
 def disc_shares(diameter: float, offset: tuple[float, float]) -> NDArray[np.float64]:

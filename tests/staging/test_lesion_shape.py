@@ -13,10 +13,10 @@ from scipy import ndimage
 
 from annotations.annotation import Annotation, Role
 from annotations.measures import measure_lesions
-from staging.lesions import shape as lesion_features
+from staging.lesions import shape as lesion_shape
 from staging.lesions.components import bands_of
 from staging.lesions.finding import as_lesion, find_lesions, lesions_of_mask, measure_heatmap, measure_mask
-from staging.lesions.shape import LesionFeatures, measure_polygons
+from staging.lesions.shape import LesionShape, measure_polygons
 from wsi.geometry import Frame
 from wsi.raster import Heatmap, Mask
 
@@ -28,7 +28,7 @@ def frame_of(shape: tuple[int, int]) -> Frame:
     return Frame(x=100.0, y=-40.0, downsample=8.0, shape=shape, mpp=CELL_UM / 8)
 
 
-def measured(mask: NDArray[np.bool_], *, gap_cells: float = 0.0, holes: bool = False) -> tuple[LesionFeatures, ...]:
+def measured(mask: NDArray[np.bool_], *, gap_cells: float = 0.0, holes: bool = False) -> tuple[LesionShape, ...]:
     return measure_mask([mask], frame_of(mask.shape), merge_gap_um=gap_cells * CELL_UM, with_holes_filled=holes)
 
 
@@ -180,8 +180,8 @@ def test_probabilities_of_a_heatmap() -> None:
     values[1, 7] = 0.6
     heatmap = Heatmap(frame=frame_of((6, 9)), array=values, tissue=np.ones((6, 9), dtype=np.bool_))
     for holes, area in ((False, 8), (True, 9)):
-        features, found = measure_heatmap(heatmap, threshold=0.5, merge_gap_um=0.0, with_holes_filled=holes)
-        ring, dot = features
+        shapes, found = measure_heatmap(heatmap, threshold=0.5, merge_gap_um=0.0, with_holes_filled=holes)
+        ring, dot = shapes
         assert (ring.probability_max, ring.probability_min) == pytest.approx((0.8, 0.8))
         assert ring.probability_mean == pytest.approx(0.8)
         assert ring.area_um2 == area * CELL_UM**2
@@ -198,8 +198,8 @@ def test_probabilities_of_a_heatmap() -> None:
 def test_outlines_in_parts_are_outlines_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = ndimage.gaussian_filter(np.random.default_rng(3).random((80, 90)), 2) > 0.5
     before = measured(mask, gap_cells=3.0)
-    monkeypatch.setattr(lesion_features, "_SPANS_AT_ONCE", 11)
-    monkeypatch.setattr(lesion_features, "_POINTS_AT_ONCE", 2)
+    monkeypatch.setattr(lesion_shape, "_SPANS_AT_ONCE", 11)
+    monkeypatch.setattr(lesion_shape, "_POINTS_AT_ONCE", 2)
     after = measured(mask, gap_cells=3.0)
     assert [one.longest_diameter_um for one in after] == [one.longest_diameter_um for one in before]
     assert sum(one.perimeter_um for one in after) == pytest.approx(sum(one.perimeter_um for one in before))

@@ -1,0 +1,148 @@
+"""The lesions of many files, measured alike, and what is written of them: two tables, and outlines per heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from staging.errors import CohortError, DuplicateSlideError
+from staging.lesions.files import (
+    DRAWN,
+    MeasuredFile,
+    measure_drawing,
+    measure_heatmap_file,
+    measure_mask_file,
+    shape_table,
+)
+from staging.lesions.finding import as_lesion
+from staging.lesions.outlines import write_outlines
+from staging.lesions.settings import LesionSettings, refuse_different, settings_of
+from staging.lesions.tables import lesion_table
+from wsi.store import atomic_text, json_text
+
+LESION_TABLE, SHAPE_TABLE, RECORD = "lesions.csv", "lesion_features.csv", "lesions.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measurements:
+    """The lesions of slides.
+
+    Attributes:
+        files: by the slide's name, in the order that they were named.
+        settings: with what they were found; those of the heatmaps where there are any.
+        of_heatmaps: whether there are heatmaps.
+        with_holes_filled: holes of heatmaps and masks counted as tumour.
+    """
+
+    files: Mapping[str, MeasuredFile]
+    settings: LesionSettings
+    of_heatmaps: bool
+    with_holes_filled: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Lesions per slide and the settings, as plain values for json.dumps."""
+        values = {name: one.tumour_value for name, one in self.files.items() if one.tumour_value is not None}
+        return {
+            "slides": len(self.files),
+            "lesions": {name: len(one.shapes) for name, one in self.files.items()},
+            "settings": self.settings_json(),
+            **({"tumour_value": values} if values else {}),
+        }
+
+    def settings_json(self) -> dict[str, Any]:
+        """Each setting and its source."""
+        return self.settings.to_json(of_heatmap=self.of_heatmaps) | {"fill_holes": self.with_holes_filled}
+
+
+def measure_files(
+    paths: Sequence[Path],
+    *,
+    options: Mapping[str, float | None],
+    model: Path | None = None,
+    value: int | None = None,
+    level: int = 0,
+    mpp: float | None = None,
+    with_holes_filled: bool = False,
+) -> Measurements:
+    """Find and measure the lesions of heatmaps, masks and annotation files.
+
+    Args:
+        paths: of the files; a folder stands for its heatmaps.
+        options: of settings_of.
+        model: the checkpoint that made the heatmaps.
+        value: of a mask's tumour pixels; detected where not given.
+        level: of a mask's pyramid.
+        mpp: um per level-0 px of masks and annotations that do not say it.
+        with_holes_filled: holes of heatmaps and masks count as tumour.
+
+    Raises:
+        CohortError: a folder holds no heatmaps.
+        DuplicateSlideError: two files are of one name.
+        ConfigurationError: the heatmaps come from runs with different settings, or from another model.
+        PathologyError: a file cannot be measured.
+    """
+    files = [one for path in paths for one in _within(path)]
+    heatmaps = [path for path in files if _is_heatmap(path)]
+    applied = {path: settings_of(path, options=options, model=model) for path in files}
+    refuse_different([applied[path] for path in heatmaps])
+    found: dict[str, MeasuredFile] = {}
+    for path in files:
+        if path.stem in found:
+            raise DuplicateSlideError(path, "has the same name as another file", mend="measure them one by one")
+        settings = applied[path]
+        gap, smallest = settings.merge_gap_um.value, settings.smallest_um.value
+        if _is_heatmap(path):
+            found[path.stem] = measure_heatmap_file(path, settings, with_holes_filled=with_holes_filled)
+        elif path.suffix.lower() in DRAWN:
+            found[path.stem] = measure_drawing(path, mpp=mpp, merge_gap_um=gap, smallest_um=smallest)
+        else:
+            found[path.stem] = measure_mask_file(
+                path,
+                mpp=mpp,
+                value=value,
+                level=level,
+                merge_gap_um=gap,
+                smallest_um=smallest,
+                with_holes_filled=with_holes_filled,
+            )
+    return Measurements(
+        files=found,
+        settings=applied[(heatmaps or files)[0]],
+        of_heatmaps=bool(heatmaps),
+        with_holes_filled=with_holes_filled,
+    )
+
+
+def write_measurements(output: Path, measured: Measurements) -> None:
+    """Write lesions.csv, lesion_features.csv, lesions.json with the settings, and for each heatmap its outlines.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    rule = measured.settings.rule
+    shapes = {name: one.shapes for name, one in measured.files.items()}
+    lesions = {name: [as_lesion(shape) for shape in found] for name, found in shapes.items()}
+    for name, one in measured.files.items():
+        if one.masks is not None:
+            write_outlines(output, name, lesions[name], one.masks, rule)
+    atomic_text(output / LESION_TABLE, lesion_table(lesions, rule))
+    atomic_text(output / SHAPE_TABLE, shape_table(shapes, rule))
+    atomic_text(output / RECORD, json_text({"settings": measured.settings_json()}))
+
+
+def _is_heatmap(path: Path) -> bool:
+    return path.suffix.lower() == ".zarr"
+
+
+def _within(path: Path) -> list[Path]:
+    """A path itself, or the heatmaps of a folder of heatmaps."""
+    if not path.is_dir() or _is_heatmap(path):
+        return [path]
+    heatmaps = sorted(path.glob("*.zarr"))
+    if not heatmaps:
+        raise CohortError(
+            path, "is a folder without heatmaps, which end in .zarr", mend="name heatmaps, masks or annotations"
+        )
+    return heatmaps
