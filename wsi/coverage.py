@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsi.geometry import Frame, TileGrid
 from wsi.patches.reading import level_for
-from wsi.raster import Mask
+from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.tissue import covers
 
@@ -90,6 +90,12 @@ def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: fl
         missing_tiles=missing,
         bad_tiles=bad,
     )
+
+
+def without_unread(heatmap: Heatmap, slide: Slide, *, downsample: float) -> Heatmap:
+    """A heatmap whose cells over tiles that could not be decoded were not looked at."""
+    looked = heatmap.tissue & ~unread(slide, heatmap.frame, downsample=downsample)
+    return Heatmap(frame=heatmap.frame, array=np.where(looked, heatmap.array, np.float32(0)), tissue=looked)
 
 
 def unread(slide: Slide, cells: Frame, *, downsample: float) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wsi.coverage import Coverage
 from wsi.errors import ArtefactError
 from wsi.geometry import Frame
 from wsi.raster import Heatmap
@@ -20,10 +21,13 @@ MOST_CELLS = 2**28
 """Far more than any slide has (10 gigapixels at a stride of 8 px have 1.6e8); a larger array is a bomb."""
 
 
-def write_heatmap(path: Path, heatmap: Heatmap, provenance: Mapping[str, Any]) -> None:
+def write_heatmap(
+    path: Path, heatmap: Heatmap, provenance: Mapping[str, Any], *, coverage: Coverage | None = None
+) -> None:
     """Publish a Heatmap as a Zarr v3 group: ``probability`` and ``tissue`` (rows, columns), the frame as attributes.
 
-    Chunks carry a CRC32C; empty chunks are written and the fill value is NaN: a lost chunk never reads as no tumour.
+    ``coverage`` is kept beside them. Chunks carry a CRC32C; empty chunks are written and the fill value is NaN: a lost
+    chunk never reads as no tumour.
 
     Raises:
         StorageError: the file system refuses.
@@ -39,6 +43,7 @@ def write_heatmap(path: Path, heatmap: Heatmap, provenance: Mapping[str, Any]) -
                 "kind": "sentinode heatmap",
                 "frame": {"x": frame.x, "y": frame.y, "downsample": frame.downsample, "mpp": frame.mpp},
                 "provenance": dict(provenance),
+                "coverage": None if coverage is None else coverage.to_json(),
             }
         )
         for name, data, fill in (
@@ -55,6 +60,19 @@ def write_heatmap(path: Path, heatmap: Heatmap, provenance: Mapping[str, Any]) -
                 config={"write_empty_chunks": True},
             )
             array[...] = data
+
+
+def read_coverage(path: Path) -> Coverage | None:
+    """How much of the tissue a published Heatmap looked at; None where it does not say.
+
+    Raises:
+        ArtefactError: there is no heatmap, or it is damaged.
+    """
+    try:
+        record = open_group(path, most_items=MOST_CELLS).attrs.get("coverage")
+        return None if record is None else Coverage.from_json(record)
+    except UNREADABLE as error:
+        raise ArtefactError(path, f"is not a readable heatmap: {error}", mend="make it again") from error
 
 
 def read_heatmap(path: Path) -> Heatmap:

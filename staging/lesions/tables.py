@@ -8,13 +8,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from staging.csv_rows import read_rows
 from staging.errors import TableError
 from staging.lesions.finding import Lesion
 from staging.lesions.labels import SizeRule, slide_label
+from wsi.coverage import Coverage
 from wsi.inputs import read_text
 
 LESION_COLUMNS = ("slide", "lesion", "class", "longest_diameter_um", "area_um2", "x", "y", "probability")
 LABEL_COLUMNS = ("slide", "label", "largest_um", "lesions", "probability")
+COVERAGE_COLUMNS = ("tissue_mm2", "looked_mm2", "seen")
+"""How much of the tissue was looked at; ``seen`` is whole or partial."""
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -50,24 +54,47 @@ def label_table(
     rule: SizeRule,
     *,
     cell_counts: Mapping[str, Sequence[int | None]] | None = None,
+    coverages: Mapping[str, tuple[Coverage, bool]] | None = None,
 ) -> str:
     """One row per slide: its label, and the largest lesion that decided it.
 
-    Where cells were counted one more column tells the most in a lesion; it is empty where none were.
+    Where cells were counted one more column tells the most in a lesion; it is empty where none were. With ``coverages``
+    (each slide's, and whether that is only part of what should have been seen) the COVERAGE_COLUMNS follow.
     """
+    header = (*LABEL_COLUMNS, *(("most_cells",) if cell_counts is not None else ()))
+    header += COVERAGE_COLUMNS if coverages is not None else ()
     rows = []
     for slide, found in lesions.items():
         counts = None if cell_counts is None else cell_counts[slide]
-        row = (
+        row: tuple[object, ...] = (
             slide,
             slide_label(found, rule, cell_counts=counts).value,
             f"{max((lesion.longest_diameter_um for lesion in found), default=0.0):.1f}",
             len(found),
             f"{max((lesion.probability for lesion in found), default=0.0):.4f}",
         )
-        known = [count for count in counts or () if count is not None]
-        rows.append(row if counts is None else (*row, max(known, default="")))
-    return csv_text(LABEL_COLUMNS if cell_counts is None else (*LABEL_COLUMNS, "most_cells"), rows)
+        if counts is not None:
+            row += (max((count for count in counts if count is not None), default=""),)
+        if coverages is not None:
+            coverage, is_partial = coverages[slide]
+            seen = "partial" if is_partial else "whole"
+            row += (f"{coverage.tissue_mm2:.3f}", f"{coverage.looked_mm2:.3f}", seen)
+        rows.append(row)
+    return csv_text(header, rows)
+
+
+def read_partial(path: Path) -> frozenset[str]:
+    """The slides of a label table that were seen only in part, as it names them; none where it does not say.
+
+    Raises:
+        TableError: it cannot be read.
+    """
+    (_, header), *rows = read_rows(path) or ((0, ()),)
+    names = [cell.lower() for cell in header]
+    if not {"slide", "seen"} <= set(names):
+        return frozenset()
+    slide, seen = names.index("slide"), names.index("seen")
+    return frozenset(cells[slide] for _, cells in rows if len(cells) > seen and cells[seen].lower() == "partial")
 
 
 def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:

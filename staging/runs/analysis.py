@@ -15,9 +15,10 @@ from staging.lesions.outlines import write_outlines
 from staging.runs.cluster import TileNews
 from staging.runs.config import RunConfig, slide_provenance
 from staging.runs.slide_fault import step
-from wsi.errors import CheckpointError
+from wsi.coverage import Coverage, measure_coverage, without_unread
+from wsi.errors import ArtefactError, CheckpointError, SlideError
 from wsi.geometry import Region
-from wsi.heatmap_store import read_heatmap, write_heatmap
+from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
 from wsi.inputs import read_json
 from wsi.raster import Heatmap, Mask
 from wsi.readers.base import BadTile
@@ -61,7 +62,8 @@ class SlideAnalysis:
         label: by the largest lesion.
         lesions: largest first.
         probability: the heatmap's maximum.
-        tissue_mm2: area the tissue detector found.
+        coverage: the tissue, and how much of it was looked at.
+        is_partial: more of it went unseen than may; the label holds for what was seen.
         mpp: um per level-0 px that was used.
         bad_tiles: tiles that could not be decoded and were read as white.
     """
@@ -70,7 +72,8 @@ class SlideAnalysis:
     label: SlideLabel
     lesions: tuple[Lesion, ...]
     probability: float
-    tissue_mm2: float
+    coverage: Coverage
+    is_partial: bool
     mpp: float
     bad_tiles: tuple[BadTile, ...] = ()
 
@@ -81,7 +84,7 @@ class SlideAnalysis:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which from_json makes the same analysis."""
-        return {**asdict(self), "label": self.label.value}
+        return {**asdict(self), "label": self.label.value, "coverage": self.coverage.to_json()}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> SlideAnalysis:
@@ -90,8 +93,17 @@ class SlideAnalysis:
             Lesion(**{**lesion, "centroid": tuple(lesion["centroid"]), "region": Region(**lesion["region"])})
             for lesion in record["lesions"]
         )
+        coverage = Coverage.from_json(record["coverage"])
         bad = tuple(BadTile(**tile) for tile in record["bad_tiles"])
-        return cls(**{**record, "label": SlideLabel.parse(record["label"]), "lesions": lesions, "bad_tiles": bad})
+        return cls(
+            **{
+                **record,
+                "label": SlideLabel.parse(record["label"]),
+                "lesions": lesions,
+                "bad_tiles": bad,
+                "coverage": coverage,
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +132,11 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
         done = _recorded(task, made_from)
         if done is not None:
             return done
-        heatmap = _heatmap(task, slide, made_from, on_tiles)
+        heatmap, coverage = _heatmap(task, slide, made_from, on_tiles)
+        is_partial = not coverage.is_whole(task.config.coverage_tolerance)
+        with step("coverage", slide=task.name, path=task.path):
+            if is_partial and not task.config.allow_partial:
+                raise SlideError(task.path, f"only {coverage}", mend="--allow-partial labels what was seen")
         with step("lesions", slide=task.name, path=task.path):
             lesions, masks = find_lesions(
                 heatmap,
@@ -134,7 +150,8 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
                 label=slide_label(lesions, task.config.rule),
                 lesions=lesions,
                 probability=round(float(heatmap.array.max()), 6),
-                tissue_mm2=round(float(heatmap.tissue.sum()) * heatmap.frame.pixel_um**2 / 1e6, 6),
+                coverage=coverage,
+                is_partial=is_partial,
                 mpp=slide.frame.pixel_um,
             )
             write_outlines(task.output / "lesions", task.name, lesions, masks, task.config.rule)
@@ -145,27 +162,37 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
     return analysis
 
 
-def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews) -> Heatmap:
+def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews) -> tuple[Heatmap, Coverage]:
     path = task.output / "heatmaps" / f"{task.name}.zarr"
     # Where bad tiles are read as white, what the heatmap's reading found bad is known only to the run that read it.
     if provenance_of(path) == made_from and task.config.on_bad_tile == "raise":
-        return read_heatmap(path)
+        try:
+            coverage = read_coverage(path)
+            if coverage is not None:
+                return read_heatmap(path), coverage
+        except ArtefactError as error:
+            log.warning("%s: %s: made again", task.name, error)
     from wsi.cnn.inference import infer  # noqa: PLC0415  (loads torch)
 
     with step("tissue", slide=task.name, path=task.path):
         tissue = find_tissue(slide)
         log.info("%s: %.1f mm2 of tissue", task.name, tissue_area_um2(tissue) / 1e6)
     with step("heatmap", slide=task.name, path=task.path):
+        checkpoint = _checkpoint(task.model, task.config.model)
         heatmap = infer(
             slide,
-            _checkpoint(task.model, task.config.model),
+            checkpoint,
             tissue=tissue,
             device=task.device,
             workers=task.threads,
             on_tiles=lambda done, total: on_tiles(task.name, done, total),
         )
-    write_heatmap(path, heatmap, made_from)
-    return heatmap
+        downsample = slide.frame_at(checkpoint.mpp).downsample
+        heatmap = without_unread(heatmap, slide, downsample=downsample)
+        looked = Mask(frame=heatmap.frame, array=heatmap.tissue)
+        coverage = measure_coverage(slide, tissue, looked, downsample=downsample)
+    write_heatmap(path, heatmap, made_from, coverage=coverage)
+    return heatmap, coverage
 
 
 @lru_cache(maxsize=1)

@@ -152,14 +152,18 @@ def _conclude(
 ) -> CohortResult:
     labels = {analysis.slide: analysis.label for analysis in analyses}
     reasons = {failure.slide: f"{failure.step}: {failure.reason}" for failure in failures}
-    staging = stage_patients(labels, failed=reasons, expected_nodes=config.nodes)
+    partial = [analysis.slide for analysis in analyses if analysis.is_partial]
+    staging = stage_patients(labels, failed=reasons, partial=partial, expected_nodes=config.nodes)
     lesions = {analysis.slide: analysis.lesions for analysis in analyses}
     atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
-    atomic_text(output / "labels.csv", label_table(lesions, config.rule))
+    coverages = {analysis.slide: (analysis.coverage, analysis.is_partial) for analysis in analyses}
+    atomic_text(output / "labels.csv", label_table(lesions, config.rule, coverages=coverages))
     quarantined = ((one.slide, one.path, one.step, one.reason) for one in failures)
     atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "step", "reason"), quarantined))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_text(("slide", "level", "tile_row", "tile_column", "reason"), bad))
+    partly = ((patient, f"at least {staging.stages[patient].value}") for patient in sorted(staging.at_least))
+    atomic_text(output / "at_least.csv", csv_text(("patient", "stage"), partly))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
     atomic_text(output / "unscored.csv", csv_text(("patient", "reason"), unscored))
     staged = {slide: label for slide, label in labels.items() if patient_of(slide) in staging.stages}

@@ -9,6 +9,7 @@ from typing import Any
 from annotations.measures import MERGE_GAP_UM
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import SMALLEST_UM
+from wsi.coverage import TOLERANCE
 from wsi.readers.base import OnBadTile
 from wsi.store import digest_of
 
@@ -28,6 +29,8 @@ class RunConfig:
         merge_gap_um: deposits closer than this are one lesion (75 um: the CAMELYON16 evaluation).
         rule: the size limits of ITC, micro and macro, and of what is noise.
         on_bad_tile: whether a tile that cannot be decoded ends its slide ("raise") or is white and reported ("white").
+        coverage_tolerance: the share of a slide's tissue that may go unseen.
+        allow_partial: label slides of which more went unseen, and say so, in place of quarantining them.
         nodes: how many slides a patient must have to be staged (CAMELYON17: 5).
     """
 
@@ -39,6 +42,8 @@ class RunConfig:
     rule: SizeRule = field(default_factory=lambda: SizeRule(smallest_um=SMALLEST_UM))
     nodes: int = 5
     on_bad_tile: OnBadTile = "raise"
+    coverage_tolerance: float = TOLERANCE
+    allow_partial: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that holds every setting."""

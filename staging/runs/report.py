@@ -69,7 +69,8 @@ def _slide(analysis: SlideAnalysis) -> dict[str, Any]:
         "label": analysis.label.value,
         "lesions": len(analysis.lesions),
         "largest_um": analysis.largest_um,
-        "tissue_mm2": analysis.tissue_mm2,
+        "tissue_mm2": analysis.coverage.tissue_mm2,
+        "partial": str(analysis.coverage) if analysis.is_partial else None,
     }
 
 
@@ -101,6 +102,7 @@ def _patients(
                 "name": patient,
                 "centre": centre_of_patient(patient),
                 "stage": stage.value if stage else None,
+                "at_least": patient in staging.at_least,
                 "reason": reasons.get(patient, ""),
                 "reference": expected_stage.value if expected_stage else None,
                 "nodes": found,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from staging.errors import SlideNameError
@@ -48,10 +48,12 @@ class Staging:
     Attributes:
         stages: stage by patient (``patient_000``), in order of the patients' numbers.
         unscored: the patients that cannot be staged, in the same order.
+        at_least: staged patients of whom a slide was seen only in part: their stage is at least this.
     """
 
     stages: dict[str, PatientStage] = field(default_factory=dict)
     unscored: tuple[Unscored, ...] = ()
+    at_least: frozenset[str] = frozenset()
 
 
 def parse_slide_name(name: str) -> tuple[str, int]:
@@ -148,6 +150,7 @@ def stage_patients(
     labels: Mapping[str, SlideLabel],
     *,
     failed: Mapping[str, str] | None = None,
+    partial: Collection[str] = (),
     expected_nodes: int = EXPECTED_NODES,
 ) -> Staging:
     """Stage every patient whose slides are all there; name the reason for every other.
@@ -155,6 +158,7 @@ def stage_patients(
     Args:
         labels: label by slide name (``patient_000_node_0``, with or without a suffix).
         failed: reason by slide name of the slides that have no label. A slide in both counts as failed.
+        partial: slides, among those with a label, that were seen only in part.
         expected_nodes: slides per patient, numbered from 0.
 
     Returns:
@@ -183,7 +187,12 @@ def stage_patients(
             stages[patient] = stage_patient(label for found in nodes[patient].values() for label in found)
         else:
             unscored.append(Unscored(patient=patient, reason=reason))
-    return Staging(stages=stages, unscored=(*unscored, *sorted(strangers, key=lambda one: one.patient)))
+    partly = {parse_slide_name(name)[0] for name in partial if _SLIDE_NAME.fullmatch(name.strip())}
+    return Staging(
+        stages=stages,
+        unscored=(*unscored, *sorted(strangers, key=lambda one: one.patient)),
+        at_least=frozenset(partly & stages.keys()),
+    )
 
 
 def _obstacle(nodes: Mapping[int, set[SlideLabel]], faults: Mapping[int, str], expected: int) -> str | None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import tifffile
+from slide_files import forget_tiles
 
 from staging.cohorts.camelyon import SlideFile, find_slides, read_stage_table
 from staging.errors import ConfigurationError, MissingPatientError, TooManyFailuresError
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import peak_of, with_peak
+from staging.lesions.tables import read_partial
 from staging.phantom import generate_cohort
 from staging.runs.cohort import CohortResult, run_cohort
 from staging.runs.config import RunConfig
@@ -199,16 +201,18 @@ def test_a_bad_tile_ends_its_slide_or_is_white_and_reported(cohort: Path, model:
     assert len(strict.failures) == 1
     row, column = divmod(index, across)
     assert f"level 0, tile row {row}, tile column {column}" in strict.failures[0].reason
-    lenient = run(
-        find_slides([images]), tmp_path / "lenient", model, config=configuration(model, on_bad_tile="white", nodes=1)
-    )
+    white = configuration(model, on_bad_tile="white", nodes=1)
+    (unseen,) = run(find_slides([images]), tmp_path / "unseen", model, config=white).failures
+    assert unseen.step == "coverage"
+    assert "1 bad tile under tissue" in unseen.reason
+    partial = configuration(model, on_bad_tile="white", nodes=1, allow_partial=True)
+    lenient = run(find_slides([images]), tmp_path / "lenient", model, config=partial)
     assert not lenient.failures
+    assert lenient.staging.at_least == {"patient_000"}
     table = (tmp_path / "lenient" / "bad_tiles.csv").read_text()
     assert f"patient_000_node_0,0,{row},{column}," in table
     assert "could not be decoded" in (tmp_path / "lenient" / "report.html").read_text()
-    again = run(
-        find_slides([images]), tmp_path / "lenient", model, config=configuration(model, on_bad_tile="white", nodes=1)
-    )
+    again = run(find_slides([images]), tmp_path / "lenient", model, config=partial)
     assert again.analyses == lenient.analyses
     assert (tmp_path / "lenient" / "bad_tiles.csv").read_text() == table
     with pytest.raises(ConfigurationError, match="on_bad_tile: raise -> white"):
@@ -320,3 +324,48 @@ def test_the_learnt_peak_is_the_lowest_that_clears_the_negative_slides(
         result = run(slides, tmp_path / name, model, config=config)
         assert any(analysis.lesions for analysis in result.analyses) == expected
     assert peak_of(with_peak({"seed": 1}, peak)) == peak
+
+
+def a_slide_without_its_finest_tiles(cohort: Path, folder: Path) -> Path:
+    """A macro-metastasis whose overview is intact, while not one tile of level 0 is stored."""
+    folder.mkdir()
+    truth = read_stage_table(cohort / "stage_labels.csv")
+    name = next(slide for slide, label in truth.labels.items() if label.value == "macro")
+    path = folder / f"{name}.tif"
+    shutil.copy(cohort / "images" / path.name, path)
+    forget_tiles(path)
+    return path
+
+
+def test_what_was_not_looked_at_is_never_negative(cohort: Path, model: Path, tmp_path: Path) -> None:
+    slide = a_slide_without_its_finest_tiles(cohort, tmp_path / "slides")
+    found = run(find_slides([slide]), tmp_path / "out", model, config=configuration(model, nodes=1))
+    (failure,) = found.failures
+    assert failure.step == "coverage"
+    assert "only 0.00 of" in failure.reason
+    assert "missing tiles under tissue" in failure.reason
+    assert not found.staging.stages
+    assert slide.stem not in (tmp_path / "out" / "labels.csv").read_text()
+    assert "only 0.00 of" in (tmp_path / "out" / "quarantine.csv").read_text()
+
+
+def test_a_partial_slide_is_labelled_on_demand_and_says_so_everywhere(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    slide = a_slide_without_its_finest_tiles(cohort, tmp_path / "slides")
+    output = tmp_path / "out"
+    config = configuration(model, allow_partial=True, nodes=1)
+    renamed = slide.rename(slide.with_name("patient_000_node_0.tif"))
+    found = run(find_slides([renamed]), output, model, config=config)
+    assert not found.failures
+    assert found.staging.at_least == {"patient_000"}
+    header, row = (line.split(",") for line in (output / "labels.csv").read_text().splitlines())
+    assert dict(zip(header, row, strict=True))["seen"] == "partial"
+    assert float(dict(zip(header, row, strict=True))["looked_mm2"]) == 0
+    assert read_partial(output / "labels.csv") == {"patient_000_node_0"}
+    assert (output / "at_least.csv").read_text() == "patient,stage\npatient_000,at least pN0\n"
+    report = (output / "report.html").read_text()
+    assert "at least <b>pN0</b>" in report
+    assert "seen in part: 0.00 of" in report
+    again = run(find_slides([renamed]), output, model, config=config)
+    assert again == found
