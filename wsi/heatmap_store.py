@@ -22,12 +22,17 @@ MOST_CELLS = 2**28
 
 
 def write_heatmap(
-    path: Path, heatmap: Heatmap, provenance: Mapping[str, Any], *, coverage: Coverage | None = None
+    path: Path,
+    heatmap: Heatmap,
+    provenance: Mapping[str, Any],
+    *,
+    coverage: Coverage | None = None,
+    is_own: bool = False,
 ) -> None:
     """Publish a Heatmap as a Zarr v3 group: ``probability`` and ``tissue`` (rows, columns), the frame as attributes.
 
-    ``coverage`` is kept beside them. Chunks carry a CRC32C; empty chunks are written and the fill value is NaN: a lost
-    chunk never reads as no tumour.
+    ``coverage`` is kept beside them; ``is_own`` is that of publish. Chunks carry a CRC32C; empty chunks are written and
+    the fill value is NaN: a lost chunk never reads as no tumour.
 
     Raises:
         StorageError: the file system refuses.
@@ -36,7 +41,7 @@ def write_heatmap(
     from zarr.codecs import Crc32cCodec, ZstdCodec  # noqa: PLC0415
 
     frame = heatmap.frame
-    with publish(path, provenance, kind="heatmap") as work:
+    with publish(path, provenance, kind="heatmap", is_own=is_own) as work:
         group = zarr.open_group(work, mode="w", zarr_format=3)
         group.attrs.update(
             {

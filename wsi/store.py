@@ -72,7 +72,7 @@ def digest_of(value: Any) -> str:  # noqa: ANN401  (whatever JSON can hold)
 
 
 @contextmanager
-def publish(target: Path, provenance: Mapping[str, Any], *, kind: str) -> Iterator[Path]:
+def publish(target: Path, provenance: Mapping[str, Any], *, kind: str, is_own: bool = False) -> Iterator[Path]:
     """Give a hidden folder to write into; when the block ends well it becomes ``target``.
 
     The hidden folder is this writer's own. Where another writer has published in the meantime, this one was stopped
@@ -82,24 +82,25 @@ def publish(target: Path, provenance: Mapping[str, Any], *, kind: str) -> Iterat
         target: the artefact's folder; an older one of the same kind is replaced in the same step.
         provenance: digests of the inputs and the configuration; stored in DONE.json.
         kind: what the artefact is, in a word; stored too.
+        is_own: the folder around ``target`` is this command's own: so is whatever folder is there, however damaged.
 
     Raises:
         OutputExistsError: something else than an artefact of this kind is at ``target``. It is not touched.
         OutputInUseError: another writer has published something else there in the meantime.
         StorageError: the file system refuses. The hidden folder is removed.
     """
-    before = _refuse_others(target, kind)
+    before = _refuse_others(target, kind, is_own=is_own)
     work = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.work")
     with storage(target):
         work.mkdir(parents=True)
         try:
             yield work
-            files = {str(file.relative_to(work)): _measured(file) for file in _files(work)}
+            files = {str(file.relative_to(work)): measured(file) for file in _files(work)}
             record = {"kind": kind, "provenance": dict(provenance), "files": files}
             (work / DONE).write_text(json_text(record))
             for file in _files(work):
                 _fsync(file)
-            if _refuse_others(target, kind) != before:
+            if _refuse_others(target, kind, is_own=is_own) != before:
                 if provenance_of(target) != dict(provenance):
                     raise OutputInUseError(
                         target, "was published by another writer in the meantime", mend="start again, one at a time"
@@ -139,11 +140,9 @@ def verify(target: Path, *, digests: bool = True) -> None:
     if record is None:
         raise ArtefactError(target, f"has no readable {DONE}", mend="make it again")
     for name, expected in sorted(record["files"].items()):
-        file = target / name
-        if not file.is_file():
-            raise ArtefactError(file, f"is missing, though {DONE} names it", mend="make the artefact again")
-        if file.stat().st_size != expected["bytes"] or (digests and _sha256(file) != expected["sha256"]):
-            raise ArtefactError(file, f"differs from its record in {DONE}", mend="make the artefact again")
+        reason = differs(target / name, expected, digests=digests)
+        if reason is not None:
+            raise ArtefactError(target / name, f"{reason} since {DONE} was written", mend="make the artefact again")
 
 
 def sweep(folder: Path) -> None:
@@ -166,11 +165,14 @@ def _done(target: Path) -> dict[str, Any] | None:
     return record if is_whole and is_inside else None
 
 
-def _refuse_others(target: Path, kind: str) -> tuple[int, int] | None:
-    """What tells the artefact at ``target`` from a later one, None where there is nothing."""
+def _refuse_others(target: Path, kind: str, *, is_own: bool) -> tuple[int, int] | None:
+    """What tells the artefact at ``target`` from a later one, None where there is nothing that is whole."""
     if not target.exists() and not target.is_symlink():
         return None
-    if target.is_symlink() or kind_of(target) != kind:
+    found = None if target.is_symlink() else kind_of(target)
+    if found is None and is_own and target.is_dir() and not target.is_symlink():
+        return None
+    if found != kind:
         raise OutputExistsError(target, f"exists and is not a {kind} of sentinode", mend="choose another output")
     state = (target / DONE).stat()
     return state.st_ino, state.st_mtime_ns
@@ -180,8 +182,23 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
-def _measured(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+def measured(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file, to be compared later by ``differs``.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with storage(path):
+        return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def differs(path: Path, expected: Mapping[str, Any], *, digests: bool = True) -> str | None:
+    """How a file is not as ``measured`` said, or None; without ``digests`` sizes alone are compared."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != expected["bytes"]:
+        return "has another size"
+    return "was changed" if digests and _sha256(path) != expected["sha256"] else None
 
 
 def _sha256(file: Path) -> str:

@@ -20,6 +20,7 @@ def summary(result: CohortResult, output: Path) -> str:
             "slides": len(result.analyses),
             "quarantined": {failure.slide: f"{failure.step}: {failure.reason}" for failure in result.failures},
             "stages": {patient: stage.value for patient, stage in result.staging.stages.items()},
+            "remade": {one.slide: list(one.remade) for one in result.analyses if one.remade},
             "at_least": sorted(result.staging.at_least),
             "unscored": {one.patient: one.reason for one in result.staging.unscored},
             "kappa": score.get("kappa"),

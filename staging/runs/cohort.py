@@ -11,11 +11,13 @@ from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import patient_of
 from staging.errors import ConfigurationError, MissingPatientError, TooManyFailuresError
 from staging.lesions.tables import csv_text, label_table, lesion_table
-from staging.runs.analysis import Failure, SlideAnalysis, SlideTask, analyse_slide
+from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import each
 from staging.runs.config import RunConfig, differences, model_name
+from staging.runs.records import is_cheap
 from staging.runs.report import write_report
 from staging.runs.slide_fault import SlideFaultError
+from staging.runs.slide_task import Failure, SlideTask, analyse_slide
 from staging.scores.patients import score_kappa
 from staging.stages.pn import Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError
@@ -65,6 +67,7 @@ def run_cohort(
     device: str = "auto",
     threads: int = 1,
     max_failures: float = MAX_FAILURES,
+    digests: bool | None = None,
     news: RunNews,
 ) -> CohortResult:
     """Analyse every slide that is not done yet, then write the tables, the score and the report.
@@ -79,6 +82,8 @@ def run_cohort(
         device: where the network runs.
         threads: reading threads per process.
         max_failures: give up when more than this share of the slides failed, and ten or more.
+        digests: of what an earlier call left also compare the digests, not only the sizes; None does where that is
+            quick.
         news: hears of progress.
 
     Raises:
@@ -91,10 +96,12 @@ def run_cohort(
     if reference is not None:
         _check_reference(slides, reference)
     _check_configuration(output, config)
-    with OutputLock(output):
+    with OutputLock(output) as lock:
         for folder in (output, *(output / name for name in ("heatmaps", "lesions", "overlays", "slides"))):
             sweep(folder)
         atomic_text(output / "run.json", json_text(config.to_json()))
+        if digests is None:
+            digests = is_cheap(output / name for name in ("heatmaps", "overlays", "lesions"))
         tasks = [
             SlideTask(
                 path=slide.path,
@@ -104,10 +111,12 @@ def run_cohort(
                 config=config,
                 device=device,
                 threads=threads,
+                digests=digests,
             )
             for slide in slides
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
+        lock.check()
         return _conclude(output, analyses, failures, model=model, config=config, reference=reference)
 
 
@@ -121,7 +130,8 @@ def _analyse(
             raise outcome
         if isinstance(outcome, SlideAnalysis):
             analyses.append(outcome)
-            news.slide(task.name, outcome.label.value)
+            again = f" (made again: {'; '.join(outcome.remade)})" if outcome.remade else ""
+            news.slide(task.name, f"{outcome.label.value}{again}")
             continue
         failure = _failure(task, outcome)
         failures.append(failure)

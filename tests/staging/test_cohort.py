@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from staging.runs.cohort import CohortResult, run_cohort
 from staging.runs.config import RunConfig
 from staging.training.peak import calibrate_peak
 from wsi.cnn.checkpoint import load_checkpoint, save_checkpoint
-from wsi.errors import CheckpointError, OutputInUseError
+from wsi.errors import CheckpointError, OutputInUseError, StorageError
 
 MPP = 8.0
 
@@ -205,14 +206,14 @@ def test_a_bad_tile_ends_its_slide_or_is_white_and_reported(cohort: Path, model:
     (unseen,) = run(find_slides([images]), tmp_path / "unseen", model, config=white).failures
     assert unseen.step == "coverage"
     assert "1 bad tile under tissue" in unseen.reason
-    partial = configuration(model, on_bad_tile="white", nodes=1, allow_partial=True)
-    lenient = run(find_slides([images]), tmp_path / "lenient", model, config=partial)
+    in_part = configuration(model, on_bad_tile="white", nodes=1, allow_partial=True)
+    lenient = run(find_slides([images]), tmp_path / "lenient", model, config=in_part)
     assert not lenient.failures
     assert lenient.staging.at_least == {"patient_000"}
     table = (tmp_path / "lenient" / "bad_tiles.csv").read_text()
     assert f"patient_000_node_0,0,{row},{column}," in table
     assert "could not be decoded" in (tmp_path / "lenient" / "report.html").read_text()
-    again = run(find_slides([images]), tmp_path / "lenient", model, config=partial)
+    again = run(find_slides([images]), tmp_path / "lenient", model, config=in_part)
     assert again.analyses == lenient.analyses
     assert (tmp_path / "lenient" / "bad_tiles.csv").read_text() == table
     with pytest.raises(ConfigurationError, match="on_bad_tile: raise -> white"):
@@ -369,3 +370,79 @@ def test_a_partial_slide_is_labelled_on_demand_and_says_so_everywhere(
     assert "seen in part: 0.00 of" in report
     again = run(find_slides([renamed]), output, model, config=config)
     assert again == found
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def copied(finished: Path, cohort: Path, model: Path, tmp_path: Path) -> tuple[Path, Callable[..., CohortResult]]:
+    """A copy of a finished run, and how it is called again."""
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    reference = read_stage_table(cohort / "stage_labels.csv")
+    return output, partial(run, find_slides([cohort / "images"]), output, model, reference=reference)
+
+
+@pytest.mark.parametrize(
+    ("path", "how", "told"),
+    [
+        ("heatmaps/*.zarr/probability/c/*/*", flip, "was changed since"),
+        ("heatmaps/*.zarr/probability/c/*/*", Path.unlink, "is missing since"),
+        ("heatmaps/*.zarr/DONE.json", flip, "has no readable"),
+        ("heatmaps/*.zarr/DONE.json", Path.unlink, "has no readable"),
+        ("heatmaps/*.zarr", shutil.rmtree, "has no readable"),
+        ("overlays/*.png", lambda path: path.write_bytes(b""), "has another size"),
+        ("lesions/*.geojson", flip, "was changed"),
+        ("lesions/*.xml", Path.unlink, "is missing"),
+        ("slides/*.json", flip, "slides/"),
+        ("slides/*.json", lambda path: path.write_text("[" * 100_000), "is malformed"),
+    ],
+)
+def test_what_rotted_is_made_again_and_told(
+    path: str, how: Callable[[Path], Any], told: str, copied: tuple[Path, Callable[..., CohortResult]], finished: Path
+) -> None:
+    output, run_again = copied
+    how(min(output.glob(path)))
+    (output / "heatmaps" / ".DS_Store").write_text("x")
+    news = Silence()
+    found = run_again(news=news)
+    assert not found.failures
+    (again,) = (one for one in found.analyses if one.remade)
+    assert told in "; ".join(again.remade)
+    assert any("made again" in outcome for _, outcome in news.ended)
+    (output / "heatmaps" / ".DS_Store").unlink()
+    assert contents(output) == contents(finished)
+
+
+def test_a_broken_heatmap_without_a_record_is_made_again(
+    copied: tuple[Path, Callable[..., CohortResult]], finished: Path
+) -> None:
+    output, run_again = copied
+    flip(min(output.glob("heatmaps/*.zarr/probability/c/*/*")))
+    min((output / "slides").iterdir()).unlink()
+    assert not run_again().failures
+    assert contents(output) == contents(finished)
+
+
+def test_sizes_alone_are_compared_on_demand(copied: tuple[Path, Callable[..., CohortResult]]) -> None:
+    output, run_again = copied
+    flip(min(output.glob("overlays/*.png")))
+    assert not any(one.remade for one in run_again(digests=False).analyses)
+    assert any(one.remade for one in run_again(digests=True).analyses)
+
+
+def test_an_output_that_is_removed_midway_ends_the_run(cohort: Path, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    class Removing(Silence):
+        def slide(self, name: str, outcome: str = "") -> None:
+            super().slide(name, outcome)
+            if len(self.ended) == 2:
+                shutil.rmtree(output)
+
+    with pytest.raises(StorageError, match="removed or replaced"):
+        run(find_slides([cohort / "images"]), output, model, news=Removing())

@@ -151,7 +151,7 @@ def test_sizes_alone_find_what_is_missing_or_shorter(tmp_path: Path) -> None:
     verify(path, digests=False)
     for data in (good[:-1], good + b"x"):
         chunk.write_bytes(data)
-        with pytest.raises(ArtefactError, match="differs"):
+        with pytest.raises(ArtefactError, match="another size"):
             verify(path, digests=False)
     chunk.unlink()
     with pytest.raises(ArtefactError, match="missing"):
