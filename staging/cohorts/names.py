@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import PurePosixPath
 
 from staging.errors import SlideNameError
@@ -17,11 +18,30 @@ CENTRES = ("CWZ", "RST", "UMCU", "RUMC", "LPON")
 
 _SUFFIXES = SLIDE_SUFFIXES | PHOTO_SUFFIXES | {".csv", ".xml", ".zarr"}
 _PATIENTS = 200
+_MOST_NAME_BYTES = 200  # an artefact's work folder adds some 40
 
 # Training slides of CAMELYON16 by number (Litjens et al., GigaScience 2018: 170 of RUMC and 100 of UMCU); the names of
 # its test slides do not tell.
 _CAMELYON16 = re.compile(r"(normal|tumor)_([0-9]{3})")
 _LAST_OF_RUMC = {"normal": 100, "tumor": 70}
+
+
+def plain(text: str) -> str:
+    """Text that can be shown and stored: control characters and bytes that are no UTF-8 are written as escapes."""
+    return "".join(
+        one.encode("unicode_escape", "surrogatepass").decode("ascii")
+        if unicodedata.category(one) in ("Cc", "Cs", "Cf", "Zl", "Zp")
+        else one
+        for one in text
+    )
+
+
+def name_fault(name: str) -> str | None:
+    """Why artefacts cannot be named after a slide, or None; names of files end at 255 bytes, and ours are longer."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        return "its name holds characters that are no text"
+    size = len(name.encode())
+    return f"its name has {size} bytes, more than {_MOST_NAME_BYTES}" if size > _MOST_NAME_BYTES else None
 
 
 def slide_name(name: str) -> str:

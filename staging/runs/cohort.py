@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
-from staging.cohorts.names import patient_of
+from staging.cohorts.names import name_fault, patient_of, plain
 from staging.errors import ConfigurationError, MissingPatientError, TooManyFailuresError
 from staging.lesions.tables import csv_text, label_table, lesion_table
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import each
 from staging.runs.config import RunConfig, differences, model_name
-from staging.runs.records import is_cheap
+from staging.runs.deaths import mark_path, tried_alone
+from staging.runs.records import FOLDER, is_cheap
 from staging.runs.report import write_report
 from staging.runs.slide_fault import SlideFaultError
-from staging.runs.slide_task import Failure, SlideTask, analyse_slide
+from staging.runs.slide_task import Failure, SlideTask, analyse_alone, analyse_slide
 from staging.scores.patients import score_kappa
 from staging.stages.pn import Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError
@@ -125,7 +127,17 @@ def _analyse(
 ) -> tuple[list[SlideAnalysis], list[Failure]]:
     analyses: list[SlideAnalysis] = []
     failures: list[Failure] = []
-    for task, outcome in each(analyse_slide, tasks, workers=workers, on_tiles=news.tiles):
+    named = [task for task in tasks if name_fault(task.name) is None]
+    for task in tasks:
+        fault = name_fault(task.name)
+        if fault is not None:
+            failures.append(Failure(slide=plain(task.name), path=plain(str(task.path)), step="name", reason=fault))
+            news.slide(plain(task.name), f"quarantined at name: {fault}")
+    suspects = [task for task in named if mark_path(task.output / FOLDER, task.name).exists()]
+    others = [task for task in named if task not in suspects]
+    for task, outcome in chain(
+        each(analyse_slide, others, workers=workers, on_tiles=news.tiles), tried_alone(analyse_alone, suspects)
+    ):
         if isinstance(outcome, StorageError | CheckpointError | ConnectionError):
             raise outcome
         if isinstance(outcome, SlideAnalysis):

@@ -15,7 +15,8 @@ from staging.lesions.outlines import write_outlines
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import TileNews
 from staging.runs.config import RunConfig, slide_provenance
-from staging.runs.records import artefact_paths, heatmap_path, read_record, write_record
+from staging.runs.deaths import marked
+from staging.runs.records import FOLDER, artefact_paths, heatmap_path, read_record, write_record
 from staging.runs.slide_fault import step
 from wsi.coverage import Coverage, measure_coverage, without_unread
 from wsi.errors import ArtefactError, CheckpointError, SlideError
@@ -64,7 +65,27 @@ class Failure:
     reason: str
 
 
+def analyse_alone(task: SlideTask) -> SlideAnalysis | BaseException:
+    """As analyse_slide in a process of its own, where nobody watches the tiles; errors are returned."""
+    try:
+        return analyse_slide(task, lambda _slide, _done, _total: None)
+    except Exception as error:  # noqa: BLE001  (the caller judges it)
+        return error
+
+
 def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
+    """Make every artefact of a slide that is not there yet; a mark stands while it is worked on.
+
+    Raises:
+        SlideFaultError: the slide is at fault.
+        StorageError: the output side is at fault; no slide is to blame.
+        CheckpointError: the model is at fault.
+    """
+    with marked(task.output / FOLDER, task.name):
+        return _analyse(task, on_tiles)
+
+
+def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
     """Make every artefact of a slide that is not there yet.
 
     Raises:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from staging.lesions.tables import read_partial
 from staging.phantom import generate_cohort
 from staging.runs.cohort import CohortResult, run_cohort
 from staging.runs.config import RunConfig
+from staging.runs.deaths import mark_path
 from staging.training.peak import calibrate_peak
 from wsi.cnn.checkpoint import load_checkpoint, save_checkpoint
 from wsi.errors import CheckpointError, OutputInUseError, StorageError
@@ -446,3 +448,66 @@ def test_an_output_that_is_removed_midway_ends_the_run(cohort: Path, model: Path
 
     with pytest.raises(StorageError, match="removed or replaced"):
         run(find_slides([cohort / "images"]), output, model, news=Removing())
+
+
+DEADLY = """
+import os, signal, wsi.tissue
+find_tissue = wsi.tissue.find_tissue
+def find_or_die(slide, **options):
+    if slide.name == "patient_000_node_2":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return find_tissue(slide, **options)
+wsi.tissue.find_tissue = find_or_die
+"""
+
+
+def test_a_slide_that_kills_its_process_is_tried_alone_by_the_next_call_and_quarantined(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    deadly, output = tmp_path / "deadly", tmp_path / "out"
+    deadly.mkdir()
+    (deadly / "sitecustomize.py").write_text(DEADLY)
+    root = str(Path(__file__).parents[2])
+
+    def call(*folders: str) -> subprocess.CompletedProcess[str]:
+        arguments = [str(cohort / "images"), "-o", str(output), "-m", str(model), "--workers", "1", "--device", "cpu"]
+        arguments += ["--reference", str(cohort / "stage_labels.csv"), "--peak", "0.9", "--smallest-um", "0"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*folders, root])}
+        command = [sys.executable, "-m", "staging", "run", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert call(str(deadly)).returncode == -signal.SIGKILL
+    assert mark_path(output / "slides", "patient_000_node_2").exists()
+    second = call(str(deadly))
+    assert second.returncode == 3, second.stderr
+    (row,) = (output / "quarantine.csv").read_text().splitlines()[1:]
+    assert row.startswith("patient_000_node_2,")
+    assert "its process died" in row
+    mended = call()
+    assert mended.returncode == 0, mended.stderr
+    assert not list((output / "slides").glob(".*"))
+    assert len(list((output / "slides").iterdir())) == 10
+
+
+@pytest.mark.parametrize("name", ["x" * 245, "a\nb\x1b[31m", "caf\udce9"])
+def test_a_name_that_no_artefact_can_have_ends_its_slide_alone(
+    name: str, cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    shutil.copy(cohort / "images" / "patient_000_node_0.tif", slides)
+    shutil.copy(cohort / "images" / "patient_000_node_1.tif", slides / f"{name}.tif")
+    news = Silence()
+    found = run(find_slides([slides]), tmp_path / "out", model, news=news)
+    assert [one.slide for one in found.analyses] == ["patient_000_node_0"]
+    (failure,) = found.failures
+    assert failure.step == "name"
+    table = (tmp_path / "out" / "quarantine.csv").read_text(encoding="utf-8")
+    for text in (
+        table,
+        (tmp_path / "out" / "report.html").read_text(encoding="utf-8"),
+        *(one for one, _ in news.ended),
+    ):
+        assert "\x1b" not in text
+        assert "a\nb" not in text
+    assert len(table.splitlines()) == 2
