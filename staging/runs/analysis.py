@@ -94,16 +94,6 @@ class SlideAnalysis:
         return cls(**{**record, "label": SlideLabel.parse(record["label"]), "lesions": lesions, "bad_tiles": bad})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A quarantined slide: its id, file, the step that failed and the reason."""
-
-    slide: str
-    path: str
-    step: str
-    reason: str
-
-
 def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
     """Make every artefact of a slide that is not there yet.
 

@@ -9,8 +9,9 @@ from typing import Any
 from staging.cohorts.camelyon import StageTable
 from staging.cohorts.names import centre_of_patient
 from staging.errors import SlideNameError
-from staging.runs.analysis import Failure, SlideAnalysis
+from staging.runs.analysis import SlideAnalysis
 from staging.runs.config import RunConfig
+from staging.runs.slide_fault import Failure
 from staging.stages.pn import Staging, parse_slide_name
 from wsi.store import atomic_text
 
