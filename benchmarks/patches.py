@@ -327,7 +327,9 @@ def stores(path: Path, corners: Corners, size: int, folder: Path) -> tuple[dict[
     with Slide.open(path) as slide:
         rows = table_of_corners(slide, corners, size)
         found = {name: folder / name for name in ("sparse", "png", "webdataset", "zarr")}
-        finish_store(found["sparse"], rows, {slide.name: store_slide(found["sparse"], slide, rows, contours=None)})
+        finish_store(
+            found["sparse"], rows, {slide.name: store_slide(found["sparse"], slide, rows, annotation_file=None)}
+        )
         export_images(found["png"], slide, rows, quality=None)
         export_webdataset(found["webdataset"], slide, rows, quality=None)
         export_hdf5(folder / "hdf5", slide, rows)
@@ -389,7 +391,7 @@ def extraction(title: str, path: Path, corners: Corners, size: int, *, rounds: i
         ratios, ours, theirs = [], [], []
         for _ in range(rounds):
             shutil.rmtree(folder, ignore_errors=True)
-            ours.append(cpu_seconds(lambda: store_slide(folder / "sparse", slide, rows, contours=None)))
+            ours.append(cpu_seconds(lambda: store_slide(folder / "sparse", slide, rows, annotation_file=None)))
             theirs.append(cpu_seconds(lambda: openslide_to_hdf5(path, corners, size, folder / "clam.h5")))
             ratios.append(theirs[-1] / ours[-1])
     sizes = bytes_of(folder / "sparse"), bytes_of(folder / "clam.h5")

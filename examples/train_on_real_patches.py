@@ -95,7 +95,7 @@ def report(what: str, network: torch.nn.Module, images: NDArray[np.uint8], is_tu
     """Print how well the mean probability of a patch's cells tells tumour patches from normal ones."""
     with torch.inference_mode():
         cells = network(torch.from_numpy(images).permute(0, 3, 1, 2)).softmax(dim=1)[:, 1]
-    area = area_under_curve(cells.mean(dim=(1, 2)).numpy(), is_tumour)
+    area = area_under_curve(is_tumour, cells.mean(dim=(1, 2)).numpy())
     print(f"{what}: AUC {area:.3f} on {is_tumour.sum()} tumour and {(~is_tumour).sum()} normal patches")
 
 

@@ -1,19 +1,25 @@
-"""The rows of a small CSV with their line numbers, and numbers as plain decimals."""
+"""The rows of a small CSV: read with their line numbers, written, and numbers as plain decimals."""
 
 from __future__ import annotations
 
 import csv
+import io
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from staging.errors import TableError
+from staging.errors import ConflictError, TableError, UnknownLabelError
 from wsi.inputs import MOST_BYTES, read_text
 
 # float() takes '1_00', Arabic digits, 'nan' and 'infinity'; a table means plain decimals.
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 Row = tuple[int, tuple[str, ...]]
+
+_Value = TypeVar("_Value")
 
 
 def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
@@ -35,6 +41,50 @@ def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
         raise TableError(
             path, f"is no CSV: {error}", where=f"line {reader.line_num}", mend="save it as CSV with commas"
         ) from error
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV with a header and LF line ends."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+class Entries(Generic[_Value]):
+    """What the rows of a table say of each name, with the lines that say so."""
+
+    def __init__(self, path: Path) -> None:
+        self.values: dict[str, _Value] = {}
+        self._path = path
+        self._lines: dict[str, int] = {}
+
+    def add(self, line: int, name: str, value: _Value, *, last_wins: bool = False) -> None:
+        """Take a row; where rows of one name differ the last one wins, or they are an error.
+
+        Raises:
+            ConflictError: an earlier row says otherwise.
+        """
+        earlier = self.values.get(name, value)
+        if earlier != value and not last_wins:
+            raise ConflictError(
+                self._path,
+                f"{name} is {earlier} and then {value}",
+                where=f"lines {self._lines[name]} and {line}",
+                mend="keep one of the rows",
+            )
+        self.values[name] = value
+        self._lines[name] = line
+
+
+@contextmanager
+def in_line(path: Path, line: int) -> Iterator[None]:
+    """Say in which line of a table a label is none of the known ones."""
+    try:
+        yield
+    except UnknownLabelError as error:
+        raise UnknownLabelError(path, error.reason, where=f"line {line}", mend=error.mend) from None
 
 
 def decimal(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""One file of contours to its mask pyramid, on the grid that was asked for."""
+"""One annotation file to its mask pyramid, on the grid that was asked for."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class MaskRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskJob:
-    """One mask to be made; ``slides`` is where the slide of the contours' name was looked for."""
+    """One mask to be made; ``slides`` is where the slide of that name was looked for."""
 
-    contours: Path
+    annotation_file: Path
     slide: Path | None
     slides: Path | None
     target: Path
@@ -61,7 +61,7 @@ class MaskJob:
 
 
 def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """Make one mask; ``on_tiles`` hears (name of the contours, tiles done, tiles in all).
+    """Make one mask; ``on_tiles`` hears (the file's name, tiles done, tiles in all).
 
     Returns:
         ``mask`` and ``annotations`` (paths), ``size`` (width, height in px) and ``mpp`` (um per px or None) of the
@@ -75,11 +75,11 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         StorageError: the mask cannot be written.
     """
     recipe = job.recipe
-    drawn = read_annotations(job.contours, recipe.groups)
+    drawn = read_annotations(job.annotation_file, recipe.groups)
     if not recipe.allows_empty:
-        require_role(drawn, Role.TUMOUR, job.contours)
+        require_role(drawn, Role.TUMOUR, job.annotation_file)
     (width, height), frame = _grid(job)
-    check_within(drawn, width, height, path=job.contours)
+    check_within(drawn, width, height, path=job.annotation_file)
     done = write_annotation_mask(
         job.target,
         drawn,
@@ -89,12 +89,12 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         tile_size=recipe.tile_size,
         compression=recipe.compression,
         workers=recipe.threads,
-        on_tiles=lambda done, total: on_tiles(job.contours.stem, done, total),
+        on_tiles=lambda done, total: on_tiles(job.annotation_file.stem, done, total),
     )
     pixel_um = None if frame.mpp is None else frame.pixel_um
     return {
         "mask": str(job.target),
-        "annotations": str(job.contours),
+        "annotations": str(job.annotation_file),
         "size": [frame.shape[1], frame.shape[0]],
         "mpp": pixel_um,
         "values": recipe.values,
@@ -113,7 +113,9 @@ def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame]:
         return recipe.size, Frame(x=0.0, y=0.0, downsample=downsample, shape=(rows, columns), mpp=recipe.slide_mpp)
     if job.slide is None:
         raise SlideNotFoundError(
-            job.contours, f"there is no slide {job.contours.stem} in {job.slides}", mend="name its folder with --slides"
+            job.annotation_file,
+            f"there is no slide {job.annotation_file.stem} in {job.slides}",
+            mend="name its folder with --slides",
         )
     with Slide.open(job.slide, mpp=recipe.slide_mpp) as slide:
         rows, columns = slide.frame.shape

@@ -1,7 +1,7 @@
 """Patches kept as what they were cut from: a folder of sparse slides beside the table, no new format.
 
 OUT/patches.parquet is the table, OUT/slides/NAME.tif holds the compressed tiles that its patches touch, copied byte
-for byte, and OUT/annotations/ the contours they were labelled by. The slides open in OpenSlide and QuPath.
+for byte, and OUT/annotations/ the files they were labelled by. The slides open in OpenSlide and QuPath.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def patch_windows(slide: Slide, rows: PatchTable) -> dict[int, NDArray[np.int64]
 
 
 def store_slide(
-    folder: Path, slide: Slide, rows: PatchTable, *, contours: Path | None, quality: int = 90
+    folder: Path, slide: Slide, rows: PatchTable, *, annotation_file: Path | None, quality: int = 90
 ) -> dict[str, Any]:
     """Write what one slide brings into a store; each file is whole or absent.
 
@@ -49,12 +49,12 @@ def store_slide(
         folder: of the store.
         slide: the slide.
         rows: its patches.
-        contours: what they were labelled by; copied into the store.
+        annotation_file: what they were labelled by; copied into the store.
         quality: of tiles that cannot be copied and have to be encoded again.
 
     Returns:
-        What was done: see ``wsi.writing.sparse.SparseStats``; ``fingerprint`` of the sparse slide; ``contours``, a path
-        from the folder, or None.
+        What was done: see ``wsi.writing.sparse.SparseStats``; ``fingerprint`` of the sparse slide; ``contours``, the
+        path of the copied annotation file from the folder, or None.
 
     Raises:
         PathologyError: the slide cannot be read, or the store not be written.
@@ -64,11 +64,11 @@ def store_slide(
         target.parent.mkdir(parents=True, exist_ok=True)
     stats = write_sparse(slide, target, patch_windows(slide, rows), quality=quality)
     copied = None
-    if contours is not None:
-        copied = f"{ANNOTATIONS}/{slide.name}{contours.suffix.lower()}"
+    if annotation_file is not None:
+        copied = f"{ANNOTATIONS}/{slide.name}{annotation_file.suffix.lower()}"
         with storage(folder / copied):
             (folder / copied).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(contours, folder / copied)
+            shutil.copyfile(annotation_file, folder / copied)
     return {**asdict(stats), "fingerprint": Slide(target).fingerprint(), "contours": copied}
 
 
@@ -124,7 +124,7 @@ def read_pixels(folder: str | Path) -> tuple[PatchTable, NDArray[np.uint8], NDAr
 
     Raises:
         PatchStoreError: there is no complete store, or its patches differ in size.
-        PathologyError: a slide or its contours cannot be read.
+        PathologyError: a slide or its annotations cannot be read.
     """
     folder = Path(folder)
     table = read_store(folder)

@@ -56,7 +56,7 @@ class PatchTable:
         rule: when a patch is tumour.
         files: where the slides lie, by name: paths, relative ones from the table's own folder, or URLs.
         about: how the patches were drawn; values that JSON can hold.
-        groups: what groups of annotations mean beyond the known ones, by which the contours were read.
+        groups: what groups of annotations mean beyond the known ones, by which the annotation files were read.
     """
 
     columns: Mapping[str, NDArray[Any]]

@@ -102,7 +102,7 @@ def read_patches(path: str | Path) -> PatchSet:
 
     Raises:
         PatchStoreError: there is none, or it is incomplete, damaged or something else.
-        PathologyError: a sparse slide or its contours cannot be read.
+        PathologyError: a sparse slide or its annotations cannot be read.
     """
     path = Path(path)
     if (path / TABLE).is_file():

@@ -6,29 +6,24 @@ The forms of the files are those of camelyon17.grand-challenge.org (Data, Evalua
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from staging.cohorts.names import PHOTO_SUFFIXES, SLIDE_SUFFIXES, slide_name
-from staging.csv_rows import read_rows
+from staging.csv_rows import Entries, csv_text, in_line, read_rows
 from staging.errors import (
-    ConflictError,
     DuplicateSlideError,
     NoSlidesError,
     PackedSlidesError,
     SlideNameError,
     TableError,
-    UnknownLabelError,
     listed,
 )
-from staging.lesions.labels import Ranked, SlideLabel
+from staging.lesions.labels import SlideLabel
 from staging.stages.pn import PatientStage, parse_slide_name
 from wsi.readers.dicom import read_series
 from wsi.store import atomic_text
@@ -46,8 +41,6 @@ __all__ = [
 _NOT_SLIDES = frozenset(
     {"mask", "masks", "annotations", "lesion_annotations", "ground_truth", "background_tissue", "evaluation"}
 )
-
-_Value = TypeVar("_Value", bound=Ranked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,16 +97,18 @@ def read_stage_table(path: str | PathLike[str], *, submission: bool = False) -> 
     rows = _Rows(path)
     if rows.header[:2] != ["patient", "stage"]:
         raise _header_error(path, rows.header, "patient,stage")
-    stages, labels = _Entries(path, PatientStage), _Entries(path, SlideLabel)
+    stages: Entries[PatientStage] = Entries(path)
+    labels: Entries[SlideLabel] = Entries(path)
     unzipped: list[str] = []
     for line, name, text in rows.pairs(exact=True):
         patient = _zipped(name)
-        if patient is not None:
-            stages.add(line, patient, text, last_wins=submission)
-        elif _is_patient(name):
-            unzipped.append(name.lower())
-        else:
-            labels.add(line, slide_name(name), text, last_wins=submission)
+        with in_line(path, line):
+            if patient is not None:
+                stages.add(line, patient, PatientStage.parse(text), last_wins=submission)
+            elif _is_patient(name):
+                unzipped.append(name.lower())
+            else:
+                labels.add(line, slide_name(name), SlideLabel.parse(text), last_wins=submission)
     return StageTable(stages=stages.values, labels=labels.values, unzipped=tuple(unzipped), path=path)
 
 
@@ -133,9 +128,10 @@ def read_label_table(path: str | PathLike[str]) -> dict[str, SlideLabel]:
     if rows.header[:2] == ["patient", "stage"]:
         labels = dict(read_stage_table(path).labels)
     elif rows.header[:2] == ["slide", "label"]:
-        entries = _Entries(path, SlideLabel)
+        entries: Entries[SlideLabel] = Entries(path)
         for line, name, text in rows.pairs(exact=False):
-            entries.add(line, slide_name(name), text)
+            with in_line(path, line):
+                entries.add(line, slide_name(name), SlideLabel.parse(text))
         labels = entries.values
     else:
         raise _header_error(path, rows.header, "slide,label or patient,stage")
@@ -175,11 +171,7 @@ def write_stage_table(
             rows.append(((_number(patient), node, ""), f"{patient}_node_{node}.tif", label.value))
         except SlideNameError:
             rows.append(((2**63, 0, slide), slide, label.value))
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("patient", "stage"))
-    writer.writerows((name, value) for _, name, value in sorted(rows))
-    atomic_text(Path(path), text.getvalue())
+    atomic_text(Path(path), csv_text(("patient", "stage"), ((name, value) for _, name, value in sorted(rows))))
 
 
 def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[SlideFile]:
@@ -249,33 +241,6 @@ class _Rows:
 def _header_error(path: Path, header: list[str], wanted: str) -> TableError:
     got = f"begins with {','.join(header)[:60]!r}" if header else "is empty"
     return TableError(path, f"{got} where the header {wanted} is wanted", where="line 1", mend=f"begin with {wanted}")
-
-
-class _Entries(Generic[_Value]):
-    """What a table says of each name, with the lines that say so."""
-
-    def __init__(self, path: Path, kind: type[_Value]) -> None:
-        self.values: dict[str, _Value] = {}
-        self._path = path
-        self._kind = kind
-        self._lines: dict[str, int] = {}
-
-    def add(self, line: int, name: str, text: str, *, last_wins: bool = False) -> None:
-        """Take a row; of rows of one name that differ the last one wins, or they are a ConflictError."""
-        try:
-            value = self._kind.parse(text)
-        except UnknownLabelError as error:
-            raise UnknownLabelError(self._path, error.reason, where=f"line {line}", mend=error.mend) from None
-        earlier = self.values.get(name, value)
-        if earlier is not value and not last_wins:
-            raise ConflictError(
-                self._path,
-                f"{name} is {earlier} and then {value}",
-                where=f"lines {self._lines[name]} and {line}",
-                mend="keep one of the rows",
-            )
-        self.values[name] = value
-        self._lines[name] = line
 
 
 def _zipped(name: str) -> str | None:

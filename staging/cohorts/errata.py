@@ -16,7 +16,7 @@ PARTLY_ANNOTATED = frozenset(
         "test_114",
     }
 )
-"""CAMELYON16 slides on which not all tumour is drawn: what lies outside their contours is not known to be normal."""
+"""CAMELYON16 slides on which not all tumour is drawn: what lies outside their outlines is not known to be normal."""
 
 OUT_OF_SLIDE_TASK = MappingProxyType({"test_049": "it is a duplicate of another slide"})
 """CAMELYON16 slides that the organisers leave out of the slide task (ROC), and why."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from staging.cohorts.names import slide_key
-from staging.csv_rows import Row, decimal, read_rows
-from staging.errors import ConflictError, SlideNameError, TableError, UnknownLabelError, UnsupportedStageError
+from staging.cohorts.names import patient_of, slide_name
+from staging.csv_rows import Entries, decimal, in_line, read_rows
+from staging.errors import TableError, UnsupportedStageError
 from staging.lesions.labels import SlideLabel
-from staging.stages.pn import parse_slide_name
 from staging.stages.tnm import Detection, NodeCounts, Site, TnmStage, stage_nodes
 
 PROBABILITY_COLUMNS = tuple(label.value for label in SlideLabel)
@@ -36,7 +35,7 @@ def read_label_probabilities(path: str | PathLike[str]) -> dict[str, tuple[float
 
     Raises:
         TableError: unreadable, some of the columns only, or a row without probabilities that sum to 1.
-        ConflictError: a slide has two rows.
+        ConflictError: two rows of one slide contradict each other.
     """
     path = Path(path)
     rows = read_rows(path)
@@ -48,13 +47,11 @@ def read_label_probabilities(path: str | PathLike[str]) -> dict[str, tuple[float
         missing = ", ".join(name for name in PROBABILITY_COLUMNS if name not in header)
         raise TableError(path, f"has probabilities of some labels but not of {missing}", where="line 1")
     columns = [header.index(name) for name in PROBABILITY_COLUMNS]
-    found: dict[str, tuple[float, ...]] = {}
-    lines: dict[str, int] = {}
+    found: Entries[tuple[float, ...]] = Entries(path)
     for line, cells in rows[1:]:
-        slide = _slide(cells[0])
-        _refuse_second(path, slide, line, lines)
-        found[slide] = _probabilities(path, line, [cells[at] if at < len(cells) else "" for at in columns])
-    return found
+        shares = _probabilities(path, line, [cells[at] if at < len(cells) else "" for at in columns])
+        found.add(line, slide_name(cells[0]), shares)
+    return found.values
 
 
 def _probabilities(path: Path, line: int, texts: list[str]) -> tuple[float, ...]:
@@ -77,45 +74,19 @@ def read_node_sites(path: str | PathLike[str]) -> dict[str, NodeSite]:
     Raises:
         TableError: unreadable, or another header.
         UnknownLabelError: a site or way of detection is none of the known ones.
-        ConflictError: a slide has two rows.
+        ConflictError: two rows of one slide contradict each other.
     """
     path = Path(path)
     rows = read_rows(path)
     if not rows or tuple(cell.lower() for cell in rows[0][1]) not in (SITE_COLUMNS, SITE_COLUMNS[:2]):
         raise TableError(path, "is no table of sites", where="line 1", mend=f"its header is {','.join(SITE_COLUMNS)}")
-    found: dict[str, NodeSite] = {}
-    lines: dict[str, int] = {}
-    for row in rows[1:]:
-        slide = _slide(row[1][0])
-        _refuse_second(path, slide, row[0], lines)
-        found[slide] = _site(path, row)
-    return found
-
-
-def _site(path: Path, row: Row) -> NodeSite:
-    line, cells = row
-    texts = [*cells[1:], "", ""]
-    try:
-        return NodeSite(site=Site.parse(texts[0]), detection=Detection.parse(texts[1]) if texts[1] else None)
-    except UnknownLabelError as error:
-        raise UnknownLabelError(path, error.reason, where=f"line {line}", mend=error.mend) from None
-
-
-def _slide(name: str) -> str:
-    """A slide's name as the tables of labels have it."""
-    try:
-        patient, node = parse_slide_name(name)
-    except SlideNameError:
-        return slide_key(name)
-    return f"{patient}_node_{node}"
-
-
-def _refuse_second(path: Path, slide: str, line: int, lines: dict[str, int]) -> None:
-    if slide in lines:
-        raise ConflictError(
-            path, f"has two rows of {slide}", where=f"lines {lines[slide]} and {line}", mend="keep one of the rows"
-        )
-    lines[slide] = line
+    found: Entries[NodeSite] = Entries(path)
+    for line, cells in rows[1:]:
+        site, detection, *_ = [*cells[1:], "", ""]
+        with in_line(path, line):
+            node = NodeSite(site=Site.parse(site), detection=Detection.parse(detection) if detection else None)
+        found.add(line, slide_name(cells[0]), node)
+    return found.values
 
 
 def tnm_stages(
@@ -129,10 +100,9 @@ def tnm_stages(
     """
     patients: dict[str, list[str]] = {}
     for slide in labels:
-        try:
-            patients.setdefault(parse_slide_name(slide)[0], []).append(slide)
-        except SlideNameError:
-            continue
+        patient = patient_of(slide)
+        if patient is not None:
+            patients.setdefault(patient, []).append(slide)
     stages: dict[str, TnmStage] = {}
     reasons: dict[str, str] = {}
     for patient, slides in patients.items():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from staging.cohorts.camelyon import read_label_table
 from staging.cohorts.names import slide_key
-from staging.csv_rows import Row, decimal, read_rows
-from staging.errors import ConflictError, TableError, UnknownLabelError
+from staging.csv_rows import Entries, Row, decimal, read_rows
+from staging.errors import TableError, UnknownLabelError
 from staging.lesions.labels import SlideLabel
 
 _KINDS = {"tumor": True, "tumour": True, "normal": False, "1": True, "0": False} | {
@@ -19,7 +19,7 @@ _NAME_COLUMNS = frozenset({"slide", "name", "image", "file", "filename", "case"}
 _PROBABILITY_COLUMNS = ("probability", "p", "prob", "score", "confidence", "prediction")
 
 
-_Value = TypeVar("_Value", bool, float)
+_Value = TypeVar("_Value")
 
 
 def read_truth(path: str | PathLike[str]) -> dict[str, bool]:
@@ -43,7 +43,7 @@ def read_truth(path: str | PathLike[str]) -> dict[str, bool]:
         return {slide_key(slide): _KINDS[label.value] for slide, label in read_label_table(path).items()}
     if rows and _is_header(rows[0]) and rows[0][1][1:2] and rows[0][1][1].lower() not in _KINDS:
         rows = rows[1:]
-    slides: _BySlide[bool] = _BySlide(path)
+    slides: Entries[bool] = Entries(path)
     for line, cells in rows:
         if len(cells) < 2 or not cells[0]:
             raise _row_error(path, line, cells, "a slide's name and its label")
@@ -54,8 +54,8 @@ def read_truth(path: str | PathLike[str]) -> dict[str, bool]:
                 where=f"line {line}",
                 mend="known are Tumor, Normal, negative, itc, micro, macro, 1 and 0",
             )
-        slides.add(line, cells[0], _KINDS[cells[1].lower()])
-    return slides.checked("test_001,Tumor")
+        slides.add(line, slide_key(cells[0]), _KINDS[cells[1].lower()])
+    return _some(path, slides, "test_001,Tumor")
 
 
 def read_predictions(path: str | PathLike[str]) -> dict[str, float]:
@@ -75,13 +75,13 @@ def read_predictions(path: str | PathLike[str]) -> dict[str, float]:
     column = 1
     if rows and (_is_header(rows[0]) or all(decimal(cell) is None for cell in rows[0][1])):
         column, rows = _probability_column(path, rows[0]), rows[1:]
-    slides: _BySlide[float] = _BySlide(path)
+    slides: Entries[float] = Entries(path)
     for line, cells in rows:
         value = decimal(cells[column]) if len(cells) > column else None
         if value is None or not cells[0]:
             raise _row_error(path, line, cells, "a slide's name and a probability")
-        slides.add(line, cells[0], value)
-    return slides.checked("test_001,0.87")
+        slides.add(line, slide_key(cells[0]), value)
+    return _some(path, slides, "test_001,0.87")
 
 
 def read_normal_slides(path: str | PathLike[str]) -> frozenset[str]:
@@ -96,32 +96,32 @@ def read_normal_slides(path: str | PathLike[str]) -> frozenset[str]:
     return frozenset(slide for slide, is_tumour in read_truth(path).items() if not is_tumour)
 
 
-class _BySlide(Generic[_Value]):
-    """What a table says of each slide, with the lines that say so."""
+def read_patients(path: str | PathLike[str]) -> dict[str, str]:
+    """The patient of each slide, from rows ``slide,patient`` with or without this header.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._values: dict[str, _Value] = {}
-        self._lines: dict[str, int] = {}
+    Returns:
+        Patient by the slide's name as slide_key gives it.
 
-    def add(self, line: int, name: str, value: _Value) -> None:
-        """Take a row; of one slide all rows must agree."""
-        slide = slide_key(name)
-        if self._values.get(slide, value) != value:
-            raise ConflictError(
-                self._path,
-                f"contradicts itself about {slide}",
-                where=f"lines {self._lines[slide]} and {line}",
-                mend="keep one of the rows",
-            )
-        self._values[slide] = value
-        self._lines[slide] = line
+    Raises:
+        TableError: unreadable, no rows, or a row of another form.
+        ConflictError: a slide has two patients.
+    """
+    path = Path(path)
+    slides: Entries[str] = Entries(path)
+    for line, cells in read_rows(path):
+        if line == 1 and [cell.lower() for cell in cells[:2]] == ["slide", "patient"]:
+            continue
+        if len(cells) < 2 or not all(cells[:2]):
+            raise _row_error(path, line, cells, "a slide's name and its patient")
+        slides.add(line, slide_key(cells[0]), cells[1])
+    return _some(path, slides, "test_001,P1")
 
-    def checked(self, example: str) -> dict[str, _Value]:
-        """All of it; nothing is an error."""
-        if not self._values:
-            raise TableError(self._path, "has no row of a slide", mend=f"rows are like {example}")
-        return self._values
+
+def _some(path: Path, slides: Entries[_Value], example: str) -> dict[str, _Value]:
+    """All that a table says; nothing is an error."""
+    if not slides.values:
+        raise TableError(path, "has no row of a slide", mend=f"rows are like {example}")
+    return slides.values
 
 
 def _is_header(row: Row) -> bool:

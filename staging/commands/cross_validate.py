@@ -59,7 +59,7 @@ def cross_validate(
     if leave_one_centre_out and folds is not None:
         raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give one")
     if not annotations.is_dir():
-        raise CohortError(annotations, "there is no such directory of contours", mend="check --annotations")
+        raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
     found = find_slides(slides)
     recipe = FitRecipe(
         seed=seed,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +11,6 @@ import typer
 from staging.commands.options import Device, OnBadTile, SlideMpp, Workers
 
 EXIT_QUARANTINED = 3
-_FORMAT = 1
 
 Three = tuple[float, float, float]
 
@@ -60,73 +58,24 @@ def features(
     Example: sentinode features CAMELYON16/training -e uni.pt2 --mpp 0.5 --size 224 -o features
     """
     from staging.cohorts.camelyon import find_slides  # noqa: PLC0415  (slow import)
-    from staging.errors import ConfigurationError  # noqa: PLC0415
-    from staging.runs.encoding import (  # noqa: PLC0415
-        MASK,
-        FeatureTask,
-        LoadedEncoder,
-        check_settings,
-        encode_slides,
-    )
-    from wsi.cnn.encoders.encoder import load_encoder  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.encoders.features import TileGeometry  # noqa: PLC0415
-    from wsi.cores import usable_cores  # noqa: PLC0415
+    from staging.runs.encoding import EncodingPlan, encode_cohort  # noqa: PLC0415
 
-    found = find_slides(slides)
-    if min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
-        raise ConfigurationError(
-            None, f"pixels cannot be brought to mean {mean} and std {std}", mend="give another --mean or --std"
-        )
-    try:
-        geometry = TileGeometry(mpp=mpp, size_px=size, stride_px=stride or size)
-    except ValueError as error:
-        raise ConfigurationError(None, str(error), mend="give another --stride") from error
-    probed = load_encoder(encoder, size_px=size, mean=mean, std=std, device=device, trust=trust_model)
-    settings = {
-        "format": _FORMAT,
-        "encoder": probed.to_json(),
-        "tiles": geometry.to_json(),
-        "precision": precision,
-        "mask": MASK,
-        "slide_mpp": slide_mpp,
-        "on_bad_tile": on_bad_tile,
-    }
-    on_gpu = probed.device.type == "cuda"
-    processes = workers or (1 if on_gpu else usable_cores())
-    loaded = LoadedEncoder(
-        path=encoder, digest=probed.digest, size_px=size, mean=mean, std=std, device=device, trust=trust_model
+    plan = EncodingPlan(
+        encoder=encoder,
+        mpp=mpp,
+        size_px=size,
+        stride_px=stride or size,
+        mean=mean,
+        std=std,
+        precision=precision,
+        trust=trust_model,
+        device=device,
+        workers=workers,
+        batch=batch,
+        slide_mpp=slide_mpp,
+        on_bad_tile=on_bad_tile,
     )
-    tasks = [
-        FeatureTask(
-            path=slide.path,
-            name=slide.name,
-            output=output / f"{slide.name}.zarr",
-            encoder=loaded,
-            mpp=mpp,
-            stride_px=geometry.stride_px,
-            precision=precision,
-            batch=batch,
-            threads=usable_cores() if on_gpu or len(found) == 1 else 1,
-            slide_mpp=slide_mpp,
-            on_bad_tile=on_bad_tile,
-        )
-        for slide in found
-    ]
-    check_settings(output, settings)
-    done, failures = encode_slides(tasks, output, settings, processes=processes)
-    typer.echo(
-        json.dumps(
-            {
-                "features": str(output),
-                "slides": len(done),
-                "made_before": sum(one.was_there for one in done),
-                "tiles": sum(one.tiles for one in done),
-                "width": probed.width,
-                "encoder": {"kind": probed.kind, **probed.to_json()},
-                "bad_tiles": {one.name: one.bad_tiles for one in done if one.bad_tiles},
-                "quarantined": {name: f"{step}: {reason}" for name, _, step, reason in failures},
-            }
-        )
-    )
-    if failures:
+    done = encode_cohort(find_slides(slides), output, plan)
+    typer.echo(json.dumps(done.to_json()))
+    if done.failures:
         raise typer.Exit(EXIT_QUARANTINED)

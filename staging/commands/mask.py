@@ -102,7 +102,13 @@ def mask(
     )
     found = _slides_by_name(slides)
     jobs = [
-        MaskJob(contours=file, slide=slide or found.get(file.stem.lower()), slides=slides, target=target, recipe=recipe)
+        MaskJob(
+            annotation_file=file,
+            slide=slide or found.get(file.stem.lower()),
+            slides=slides,
+            target=target,
+            recipe=recipe,
+        )
         for file, target in zip(files, targets, strict=True)
     ]
     _refuse_overwriting(jobs)
@@ -132,10 +138,10 @@ def _draw_all(jobs: Sequence[MaskJob], workers: int) -> int:
                 raise outcome
             if isinstance(outcome, BaseException):
                 failures += 1
-                progress.slide(job.contours.name, "failed")
+                progress.slide(job.annotation_file.name, "failed")
                 sys.stderr.write(f"sentinode: error: {_line(job, outcome)}\n")
             else:
-                progress.slide(job.contours.name)
+                progress.slide(job.annotation_file.name)
                 typer.echo(json.dumps(outcome, ensure_ascii=False))
     return failures
 
@@ -233,7 +239,7 @@ def _refuse_overwriting(jobs: Sequence[MaskJob]) -> None:
     from wsi.writing.convert import is_same_file  # noqa: PLC0415  (slow import)
 
     for job in jobs:
-        for source in (job.contours, job.slide):
+        for source in (job.annotation_file, job.slide):
             if source is not None and is_same_file(source, job.target):
                 raise ConfigurationError(job.target, "is read for the mask", mend="name another output")
 
@@ -253,5 +259,7 @@ def _line(job: MaskJob, error: BaseException) -> str:
     """An error in one line that names the file."""
     from wsi.errors import PathologyError  # noqa: PLC0415
 
-    text = str(error) if isinstance(error, PathologyError) else f"{job.contours}: {type(error).__name__}: {error}"
+    text = (
+        str(error) if isinstance(error, PathologyError) else f"{job.annotation_file}: {type(error).__name__}: {error}"
+    )
     return " ".join(text.split())

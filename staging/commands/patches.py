@@ -1,4 +1,4 @@
-"""``sentinode patches``: labelled training patches from slides and their contours."""
+"""``sentinode patches``: labelled training patches from slides and their annotations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def patches(
     annotations: Annotated[
         Path | None,
         typer.Option(
-            "--annotations", "-a", help="Directory of contours (XML, GeoJSON), one file per slide.", show_default=False
+            "--annotations",
+            "-a",
+            help="Directory of annotations (XML, GeoJSON), one file per slide.",
+            show_default=False,
         ),
     ] = None,
     reference: Annotated[
@@ -41,7 +44,7 @@ def patches(
         typer.Option(
             "--reference",
             "-r",
-            help="Table of slide labels (stage_labels.csv): which slides without contours are negative.",
+            help="Table of slide labels (stage_labels.csv): which slides without annotations are negative.",
             show_default=False,
         ),
     ] = None,
@@ -130,7 +133,7 @@ def patches(
         bool, typer.Option("--contact-sheet/--no-contact-sheet", help="A PNG of some patches of every kind.")
     ] = True,
 ) -> None:
-    """Draw labelled patches; slides without contours are normal only if labelled negative.
+    """Draw labelled patches; slides without annotations are normal only if labelled negative.
 
     Slides that are known to be wrong or only partly annotated are left out. An interrupted call goes on when it is
     given again. The counts are printed as JSON.
@@ -145,7 +148,7 @@ def patches(
     from staging.training.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
 
-    where, contours = _apart(slides, annotations)
+    where, drawn = _apart(slides, annotations)
     found = find_slides(where)
     rule, parts = _parsed(label, split)
     _check_hard(hard, hard_choice, model, heatmaps, device)
@@ -172,7 +175,7 @@ def patches(
     with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
             found,
-            contours,
+            drawn,
             StageTable() if reference is None else StageTable(labels=read_label_table(reference)),
             output,
             recipe=recipe,
@@ -193,7 +196,7 @@ def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Pa
         return slides, annotations
     if len(slides) < 2 or not slides[-1].is_dir():
         raise ConfigurationError(
-            slides[-1], "is no directory of contours", mend="give it after the slides, or with --annotations"
+            slides[-1], "is no directory of annotations", mend="give it after the slides, or with --annotations"
         )
     return slides[:-1], slides[-1]
 

@@ -21,7 +21,7 @@ def phantom(
     ] = None,
     workers: Workers = None,
 ) -> None:
-    """Make a synthetic cohort: slides, ASAP contours, stage_labels.csv and the exact truth.
+    """Make a synthetic cohort: slides, ASAP XML, stage_labels.csv and the exact truth.
 
     Example: sentinode phantom cohort --patients 10 --centres 0,1,2,3,4 --seed 7 --mpp 1.0
     """

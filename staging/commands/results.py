@@ -18,7 +18,7 @@ def summary(result: CohortResult, output: Path) -> str:
         {
             "report": str(output / "report.html"),
             "slides": len(result.analyses),
-            "quarantined": {failure.slide: f"{failure.step}: {failure.reason}" for failure in result.failures},
+            "quarantined": {failure.slide: str(failure) for failure in result.failures},
             "stages": {patient: stage.value for patient, stage in result.staging.stages.items()},
             "remade": {one.slide: list(one.remade) for one in result.analyses if one.remade},
             "at_least": sorted(result.staging.at_least),

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from staging.cohorts.camelyon import read_label_table
+from staging.csv_rows import csv_text
 from staging.learned_labels.importance_picture import importance_picture
 from staging.learned_labels.predictors import PREDICTOR_NAMES, slide_predictors
 from staging.learned_labels.training import Recipe, gather, train_classifier
 from staging.learned_labels.trees import SlideClassifier, read_classifier, write_classifier
 from staging.lesions.labels import SlideLabel
-from staging.lesions.tables import csv_text
 from wsi.errors import ArtefactError, CheckpointError
 from wsi.heatmap_store import read_heatmap
 from wsi.render import save_png

@@ -133,7 +133,7 @@ def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
     return replace(
         final,
         # the outer folds' predictions are of unseen slides: the right ones to tune the final limits on
-        limits=tune_limits(seen, slides.ranks),
+        limits=tune_limits(slides.ranks, seen),
         provenance={
             "slides": len(slides.ranks),
             "groups": len(set(slides.groups)),
@@ -149,15 +149,15 @@ def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
     )
 
 
-def tune_limits(probabilities: Floats, ranks: Whole) -> tuple[float, ...]:
+def tune_limits(ranks: Whole, probabilities: Floats) -> tuple[float, ...]:
     """Limits for itc, micro and macro on a grid of twentieths that make the quadratic kappa largest.
 
     One limit after the other is moved to its best place until none moves; of equally good places the nearest to one
     half is taken, so that what the slides do not decide stays in the middle.
 
     Args:
-        probabilities: float64 (n, 4) of slides that the classifier has not seen.
-        ranks: int64 (n,), of their true labels.
+        ranks: int64 (n,), of the true labels.
+        probabilities: float64 (n, 4) of the same slides, which the classifier has not seen.
     """
     limits = [0.5] * (len(SlideLabel) - 1)
     for _ in range(_ROUNDS):
@@ -166,7 +166,7 @@ def tune_limits(probabilities: Floats, ranks: Whole) -> tuple[float, ...]:
             limits[number] = max(
                 _GRID,
                 key=lambda limit: (
-                    _kappa(probabilities, ranks, (*limits[:number], limit, *limits[number + 1 :])),
+                    _kappa(ranks, probabilities, (*limits[:number], limit, *limits[number + 1 :])),
                     -abs(limit - 0.5),
                 ),
             )
@@ -175,7 +175,7 @@ def tune_limits(probabilities: Floats, ranks: Whole) -> tuple[float, ...]:
     return tuple(limits)
 
 
-def _kappa(probabilities: Floats, ranks: Whole, limits: tuple[float, ...]) -> float:
+def _kappa(ranks: Whole, probabilities: Floats, limits: tuple[float, ...]) -> float:
     kappa = quadratic_kappa(ranks, ranks_of(probabilities, limits), classes=len(SlideLabel))
     return -2.0 if np.isnan(kappa) else round(kappa, 12)
 
@@ -188,7 +188,7 @@ def _nested(slides: LabelledSlides, held_out: Floats, recipe: Recipe) -> tuple[F
         for inner in _folds(slides, replace(recipe, folds=min(recipe.folds, len(set(slides.groups))))):
             rest = np.setdiff1d(np.arange(len(slides.ranks)), inner)
             unseen[inner] = _grown(slides.part(rest), recipe).predict(slides.predictors[inner])
-    return _grown(slides, recipe).predict(held_out), tune_limits(unseen, slides.ranks)
+    return _grown(slides, recipe).predict(held_out), tune_limits(slides.ranks, unseen)
 
 
 def _grown(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:

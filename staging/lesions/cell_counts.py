@@ -39,7 +39,7 @@ def count_cells(
 
     Args:
         lesions: of each slide, as in the table.
-        table: lesions.csv; the contours that were written with it lie beside it or in the folder ``lesions`` there.
+        table: lesions.csv; the outlines that were written with it lie beside it or in the folder ``lesions`` there.
         slides: the slide files by name.
         rule: whose limits are to be applied.
         nucleus_um: typical diameter of a nucleus.
@@ -49,9 +49,9 @@ def count_cells(
         Counts by slide, in the order of its lesions; None for lesions longer than ITC.
 
     Raises:
-        CohortError: there is no slide file or no contour of a lesion that has to be counted.
+        CohortError: there is no slide file or no outline of a lesion that has to be counted.
         ResolutionError: a slide's mpp is not known, or too coarse to see nuclei.
-        PathologyError: a slide or its contours cannot be read.
+        PathologyError: a slide or its outlines cannot be read.
     """
     counts: dict[str, list[int | None]] = {}
     for name, found in lesions.items():
@@ -65,19 +65,19 @@ def count_cells(
         with Slide.open(slides[name], mpp=mpp) as slide:
             for number in small:
                 if number + 1 not in outlines:
-                    raise CohortError(table, f"lesion {number + 1} of {name} has no contour", mend="run lesions again")
+                    raise CohortError(table, f"lesion {number + 1} of {name} has no outline", mend="run lesions again")
                 counts[name][number] = _count(slide, outlines[number + 1], nucleus_um)
     return counts
 
 
 def _outlines(table: Path, slide: str) -> dict[int, list[Annotation]]:
-    """The contours of each lesion by its number; a hole stands behind its outline."""
+    """The outlines of each lesion by its number; a hole stands behind its outline."""
     from annotations.files.geojson import read_geojson  # noqa: PLC0415  (slow import)
 
     candidates = (table.parent / f"{slide}.geojson", table.parent / "lesions" / f"{slide}.geojson")
     path = next((where for where in candidates if where.is_file()), None)
     if path is None:
-        raise CohortError(candidates[0], "there are no contours of the slide", mend="keep them beside lesions.csv")
+        raise CohortError(candidates[0], "there are no outlines of its lesions", mend="keep them beside lesions.csv")
     outlines: dict[int, list[Annotation]] = {}
     number = 0
     for one in read_geojson(path):

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from staging.csv_rows import csv_text
 from staging.lesions.components import bands_of
 from staging.lesions.finding import measure_heatmap, measure_mask
 from staging.lesions.labels import SizeRule
 from staging.lesions.masks import MaskFile
 from staging.lesions.settings import LesionSettings
 from staging.lesions.shape import LesionShape, measure_polygons
-from staging.lesions.tables import csv_text
 from wsi.errors import ResolutionError
 from wsi.heatmap_store import read_heatmap
 from wsi.raster import Mask

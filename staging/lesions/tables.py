@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from staging.csv_rows import read_rows
+from staging.csv_rows import csv_text, read_rows
 from staging.errors import TableError
 from staging.lesions.finding import Lesion
 from staging.lesions.labels import SizeRule, slide_label
@@ -19,15 +19,6 @@ LESION_COLUMNS = ("slide", "lesion", "class", "longest_diameter_um", "area_um2",
 LABEL_COLUMNS = ("slide", "label", "largest_um", "lesions", "probability")
 COVERAGE_COLUMNS = ("tissue_mm2", "looked_mm2", "seen")
 """How much of the tissue was looked at; ``seen`` is whole or partial."""
-
-
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A CSV with a header and LF line ends."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def lesion_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule) -> str:

@@ -1,4 +1,4 @@
-"""The phantom cohort on disk: slides, contours, the table of stages and the exact truth."""
+"""The phantom cohort on disk: slides, annotations, the table of stages and the exact truth."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class LesionTruth:
     """One metastasis as it was drawn.
 
     Attributes:
-        longest_diameter_um: largest distance between two vertices of its contours.
-        deposits: number of its contours.
-        centroid: x, y of the filled contours' centre of mass, level-0 px.
+        longest_diameter_um: largest distance between two vertices of its outlines.
+        deposits: number of its outlines.
+        centroid: x, y of the filled outlines' centre of mass, level-0 px.
         label: what it would make of a slide on its own.
     """
 
@@ -93,7 +93,7 @@ class Layout:
     """A slide that is ready to be rendered, and what it shows."""
 
     section: Section
-    contours: tuple[GrownLesion, ...]
+    lesions: tuple[GrownLesion, ...]
     truth: SlideTruth
 
 
@@ -161,7 +161,7 @@ def render_slide(plan: SlidePlan, out: Path) -> SlideTruth:
     layout = lay_out(plan)
     section = layout.section
     (out / "images").mkdir(parents=True, exist_ok=True)
-    if layout.contours:
+    if layout.lesions:
         write_asap(out / "annotations" / f"{plan.name}.xml", _annotations(plan, section))
     write_pyramid(
         out / "images" / f"{plan.name}.tif",
@@ -192,18 +192,18 @@ def lay_out(plan: SlidePlan) -> Layout:
             continue
         for lesion in grown:
             _fill_small(anatomy, lesion)
-        contours = tuple(_on_grid(lesion, plan.mpp) for lesion in grown)
+        lesions = tuple(_on_grid(lesion, plan.mpp) for lesion in grown)
         section = Section(
             centre=CENTRES[plan.centre],
             mpp=plan.mpp,
             width=round(plan.width_um / plan.mpp),
             height=round(plan.height_um / plan.mpp),
             anatomy=anatomy,
-            tumours=[outline for lesion in contours for outline in lesion.deposits],
-            islands=[outline for lesion in contours for outline in lesion.islands],
+            tumours=[outline for lesion in lesions for outline in lesion.deposits],
+            islands=[outline for lesion in lesions for outline in lesion.islands],
             shifts=plan.random(_PURPOSES).integers(0, 1 << 20, (len(Tissue), 2)),
         )
-        return Layout(section=section, contours=contours, truth=_truth(plan, section, contours))
+        return Layout(section=section, lesions=lesions, truth=_truth(plan, section, lesions))
     raise RuntimeError(f"no section holds the lesions of {plan.name}")
 
 
@@ -224,11 +224,11 @@ def _render_all(slides: Sequence[SlidePlan], out: Path, workers: int) -> Iterato
 def _grow(rng: np.random.Generator, ground: Ground, plan: SlidePlan) -> list[GrownLesion] | None:
     """The lesions of a slide; None where the largest, which decides the label, finds no place."""
     grown: list[GrownLesion] = []
-    for lesion in plan.lesions:
-        contours = _grow_one(rng, ground, lesion)
-        if contours is not None:
-            ground.block(contours)
-            grown.append(contours)
+    for planned in plan.lesions:
+        lesion = _grow_one(rng, ground, planned)
+        if lesion is not None:
+            ground.block(lesion)
+            grown.append(lesion)
         elif not grown:
             return None
     return grown
@@ -250,18 +250,18 @@ def _fill_small(anatomy: Anatomy, lesion: GrownLesion) -> None:
             anatomy.tumour[max(0, top) : bottom, max(0, left) : right] = Tissue.TUMOUR_SOLID
 
 
-def _on_grid(contours: GrownLesion, mpp: float) -> GrownLesion:
-    """The contours in level-0 px, rounded as they are written."""
+def _on_grid(lesion: GrownLesion, mpp: float) -> GrownLesion:
+    """A lesion in level-0 px, rounded as they are written."""
     return GrownLesion(
-        deposits=tuple(np.round(outline / mpp, _DECIMALS) for outline in contours.deposits),
-        islands=tuple(np.round(outline / mpp, _DECIMALS) for outline in contours.islands),
+        deposits=tuple(np.round(outline / mpp, _DECIMALS) for outline in lesion.deposits),
+        islands=tuple(np.round(outline / mpp, _DECIMALS) for outline in lesion.islands),
     )
 
 
-def _truth(plan: SlidePlan, section: Section, contours: Sequence[GrownLesion]) -> SlideTruth:
+def _truth(plan: SlidePlan, section: Section, grown: Sequence[GrownLesion]) -> SlideTruth:
     rule = SizeRule()
     lesions = []
-    for lesion in contours:
+    for lesion in grown:
         diameter = longest_diameter(np.concatenate(lesion.deposits)) * plan.mpp
         lesions.append(
             LesionTruth(

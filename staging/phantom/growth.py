@@ -53,18 +53,18 @@ class Ground:
         blocked = np.where(open_.all(axis=1), len(steps), np.argmin(open_, axis=1))
         return np.asarray(blocked * 12.0 - 12.0)
 
-    def block(self, contours: GrownLesion) -> None:
+    def block(self, lesion: GrownLesion) -> None:
         """Take the lesion and all that is nearer than another lesion may come."""
         from scipy import ndimage  # noqa: PLC0415  (slow to import)
 
-        points = np.concatenate(contours.deposits)
+        points = np.concatenate(lesion.deposits)
         pad = int(_APART_UM / CELL_UM) + 3
         low = np.maximum(np.floor(points.min(axis=0) / CELL_UM).astype(int) + RIM - pad, 0)
         high = np.ceil(points.max(axis=0) / CELL_UM).astype(int) + RIM + pad
         window = slice(low[1], high[1]), slice(low[0], high[0])
         rows_columns = self.free[window].shape
         taken = np.zeros(rows_columns, dtype=bool)
-        for outline in contours.deposits:
+        for outline in lesion.deposits:
             columns, rows = ((outline / CELL_UM + RIM) - low).T
             taken |= fill_polygon(columns, rows, (rows_columns[0], rows_columns[1]))
             taken[rows.astype(int), columns.astype(int)] = True
@@ -124,10 +124,10 @@ def grow_lesion(
         diameter_um: wanted longest diameter of the lesion, all deposits together.
         deposits: how many tumour deposits less than MERGE_GAP_UM apart form it.
         island: whether to leave a lymphoid island in the largest deposit.
-        loop: whether the largest contour crosses itself once, as contours drawn by hand do.
+        loop: whether the largest outline crosses itself once, as outlines drawn by hand do.
 
     Returns:
-        The contours, or None where no place was found.
+        The outlines, or None where no place was found.
     """
     starts = np.argwhere(ground.free)
     if not len(starts):

@@ -46,7 +46,7 @@ class LesionPlan:
         diameter_um: its longest diameter, all deposits together.
         deposits: tumour deposits closer to each other than the merge distance.
         island: a lymphoid island is cut out of it.
-        loop: its contour crosses itself once.
+        loop: its outline crosses itself once.
     """
 
     diameter_um: float

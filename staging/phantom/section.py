@@ -1,4 +1,4 @@
-"""Rendering: the tiles of one slide from its anatomy, its contours and the textures of its centre."""
+"""Rendering: the tiles of one slide from its anatomy, its outlines and the textures of its centre."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Section:
         mpp: um per px.
         width, height: of the slide in px.
         anatomy: what lies where.
-        tumours, islands: contours (n, 2) x, y in level-0 px: metastases, and what is cut out of them.
+        tumours, islands: outlines (n, 2) x, y in level-0 px: metastases, and what is cut out of them.
         shifts: where each texture begins, int (tissues, 2).
     """
 

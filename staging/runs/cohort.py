@@ -10,20 +10,20 @@ from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import name_fault, patient_of, plain
-from staging.errors import ConfigurationError, MissingPatientError, TooManyFailuresError
-from staging.lesions.tables import csv_text, label_table, lesion_table
+from staging.csv_rows import csv_text
+from staging.errors import MissingPatientError, TooManyFailuresError
+from staging.lesions.tables import label_table, lesion_table
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import each
-from staging.runs.config import RunConfig, differences, model_name
+from staging.runs.config import RECORD, RunConfig, model_name, refuse_other_settings
 from staging.runs.deaths import mark_path, tried_alone
 from staging.runs.records import FOLDER, is_cheap
 from staging.runs.report import write_report
-from staging.runs.slide_fault import SlideFaultError
-from staging.runs.slide_task import Failure, SlideTask, analyse_alone, analyse_slide
+from staging.runs.slide_fault import Failure, quarantine_table
+from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide
 from staging.scores.patients import score_kappa
 from staging.stages.pn import Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError
-from wsi.inputs import read_json
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, sweep
 
@@ -97,11 +97,11 @@ def run_cohort(
     """
     if reference is not None:
         _check_reference(slides, reference)
-    _check_configuration(output, config)
+    refuse_other_settings(output, config.to_json(), record=RECORD)
     with OutputLock(output) as lock:
         for folder in (output, *(output / name for name in ("heatmaps", "lesions", "overlays", "slides"))):
             sweep(folder)
-        atomic_text(output / "run.json", json_text(config.to_json()))
+        atomic_text(output / RECORD, json_text(config.to_json()))
         if digests is None:
             digests = is_cheap(output / name for name in ("heatmaps", "overlays", "lesions"))
         tasks = [
@@ -145,9 +145,9 @@ def _analyse(
             again = f" (made again: {'; '.join(outcome.remade)})" if outcome.remade else ""
             news.slide(task.name, f"{outcome.label.value}{again}")
             continue
-        failure = _failure(task, outcome)
+        failure = Failure.of(task.name, task.path, outcome)
         failures.append(failure)
-        news.slide(task.name, f"quarantined at {failure.step}: {failure.reason}")
+        news.slide(task.name, f"quarantined at {failure}")
         if len(failures) >= _FEWEST_TO_ABORT and len(failures) > max_failures * len(tasks):
             raise TooManyFailuresError(
                 failure.path,
@@ -155,12 +155,6 @@ def _analyse(
                 mend="look for a common cause, or raise --max-failures",
             )
     return sorted(analyses, key=lambda one: one.slide), sorted(failures, key=lambda one: one.slide)
-
-
-def _failure(task: SlideTask, outcome: BaseException) -> Failure:
-    if isinstance(outcome, SlideFaultError):
-        return Failure(slide=task.name, path=str(task.path), step=outcome.where or "", reason=outcome.reason)
-    return Failure(slide=task.name, path=str(task.path), step="worker", reason=str(outcome) or type(outcome).__name__)
 
 
 def _conclude(
@@ -173,15 +167,14 @@ def _conclude(
     reference: StageTable | None,
 ) -> CohortResult:
     labels = {analysis.slide: analysis.label for analysis in analyses}
-    reasons = {failure.slide: f"{failure.step}: {failure.reason}" for failure in failures}
+    reasons = {failure.slide: str(failure) for failure in failures}
     partial = [analysis.slide for analysis in analyses if analysis.is_partial]
     staging = stage_patients(labels, failed=reasons, partial=partial, expected_nodes=config.nodes)
     lesions = {analysis.slide: analysis.lesions for analysis in analyses}
     atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
     coverages = {analysis.slide: (analysis.coverage, analysis.is_partial) for analysis in analyses}
     atomic_text(output / "labels.csv", label_table(lesions, config.rule, coverages=coverages))
-    quarantined = ((one.slide, one.path, one.step, one.reason) for one in failures)
-    atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "step", "reason"), quarantined))
+    atomic_text(output / "quarantine.csv", quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_text(("slide", "level", "tile_row", "tile_column", "reason"), bad))
     partly = ((patient, f"at least {staging.stages[patient].value}") for patient in sorted(staging.at_least))
@@ -227,32 +220,4 @@ def _check_reference(slides: Sequence[SlideFile], reference: StageTable) -> None
             reference.path,
             f"has no stage for {', '.join(missing)}, whose slides are to be run",
             mend="complete the reference, or leave it out",
-        )
-
-
-def _check_configuration(output: Path, config: RunConfig) -> None:
-    path = output / "run.json"
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise ConfigurationError(output, "is a file", mend="name a directory")
-    if not path.exists():
-        strangers = [entry.name for entry in output.iterdir() if not entry.name.startswith(".")]
-        if strangers:
-            raise ConfigurationError(
-                output, f"holds {strangers[0]} but no run.json", mend="name a new or empty directory"
-            )
-        return
-    try:
-        theirs = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(path, f"cannot be read: {error}", mend="choose another output") from error
-    if not isinstance(theirs, dict):
-        raise ConfigurationError(path, "holds no settings", mend="choose another output")
-    found = differences(config.to_json(), theirs)
-    if found:
-        raise ConfigurationError(
-            output,
-            f"was made by another configuration: {'; '.join(found)}",
-            mend="choose another output, or the same settings; nothing was touched",
         )

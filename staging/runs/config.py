@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from annotations.measures import MERGE_GAP_UM
+from staging.errors import ConfigurationError
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import SMALLEST_UM
 from wsi.coverage import TOLERANCE
+from wsi.inputs import read_json
 from wsi.readers.base import OnBadTile
 from wsi.store import digest_of
 
 FORMAT = 1
+RECORD = "run.json"
+"""Holds the configuration in the output of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +61,7 @@ class RunConfig:
         return digest_of(self.to_json())
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any], *, within: str = "") -> list[str]:
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, within: str = "") -> list[str]:
     """Name every setting in which two configurations differ, as ``setting: theirs -> ours``."""
     found = []
     for name in sorted(ours.keys() | theirs.keys()):
@@ -65,6 +71,45 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], *, within: str = "
         elif mine != other:
             found.append(f"{within}{name}: {_short(other)} -> {_short(mine)}")
     return found
+
+
+def refuse_other_settings(output: Path, settings: Mapping[str, Any], *, record: str) -> None:
+    """Refuse an output that was made with other settings, or by somebody else; nothing is touched.
+
+    Args:
+        output: a directory, which need not exist.
+        settings: what decides what is written there; values that JSON can hold.
+        record: the file in it that holds the settings it was made with.
+
+    Raises:
+        ConfigurationError: it is none of these settings; what differs is named.
+    """
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise ConfigurationError(output, "is a file", mend="name a directory")
+    path = output / record
+    if not path.exists():
+        strangers = [entry.name for entry in output.iterdir() if not entry.name.startswith(".")]
+        if strangers:
+            raise ConfigurationError(
+                output, f"holds {strangers[0]} but no {record}", mend="name a new or empty directory"
+            )
+        return
+    try:
+        theirs = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(path, f"cannot be read: {error}", mend="choose another output") from error
+    if not isinstance(theirs, dict):
+        raise ConfigurationError(path, "holds no settings", mend="choose another output")
+    # as JSON reads it, so that tuples and lists are alike
+    found = differences(json.loads(json.dumps(settings)), theirs)
+    if found:
+        raise ConfigurationError(
+            output,
+            f"was made with other settings: {'; '.join(found)}",
+            mend="choose another output, or the same settings; nothing was touched",
+        )
 
 
 def slide_provenance(fingerprint: str, config: RunConfig) -> dict[str, str]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from staging.cohorts.camelyon import SlideFile
 from staging.errors import ConfigurationError
-from staging.lesions.tables import csv_text
 from staging.runs.bars import CohortProgress
 from staging.runs.cluster import each
-from staging.runs.config import differences
-from staging.runs.slide_fault import step
+from staging.runs.config import refuse_other_settings
+from staging.runs.slide_fault import Failure, quarantine_table, step
+from wsi.cores import usable_cores
 from wsi.errors import ArtefactError, CheckpointError, StorageError
-from wsi.inputs import read_json
 from wsi.lock import OutputLock
+from wsi.readers.base import OnBadTile
 from wsi.slide import Slide
 from wsi.store import atomic_text, json_text, provenance_of, sweep
 from wsi.tissue import find_tissue
@@ -26,9 +28,78 @@ from wsi.tissue import find_tissue
 MASK = "find_tissue at 16 um/px"
 """Which tiles are encoded."""
 
-_SETTINGS = "features.json"
+RECORD = "features.json"
+"""Holds the settings in the output."""
+
+_FORMAT = 1
 
 Three = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodingPlan:
+    """How slides are encoded.
+
+    Attributes:
+        encoder: a torch.export or ONNX file.
+        mpp: um per px of the tiles.
+        size_px: side of a tile.
+        stride_px: from tile to tile.
+        mean, std: of red, green and blue; the encoder is given (value / 255 - mean) / std.
+        precision: in which features are stored.
+        trust: also load files that can run code they hold.
+        device: where the encoder runs.
+        workers: processes; one on a GPU and else one per core where None.
+        batch: tiles encoded at a time; chosen where None.
+        slide_mpp: um per level-0 px in place of what the files say.
+        on_bad_tile: whether a tile that cannot be decoded ends its slide, or is white and reported.
+    """
+
+    encoder: Path
+    mpp: float
+    size_px: int
+    stride_px: int
+    mean: Three = (0.485, 0.456, 0.406)
+    std: Three = (0.229, 0.224, 0.225)
+    precision: Literal["float16", "float32"] = "float16"
+    trust: bool = False
+    device: str = "auto"
+    workers: int | None = None
+    batch: int | None = None
+    slide_mpp: float | None = None
+    on_bad_tile: OnBadTile = "raise"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedCohort:
+    """What was made.
+
+    Attributes:
+        output: where the features lie.
+        results: of the slides that are done, by name.
+        failures: the others, by name.
+        encoder: its kind, and what identifies it.
+        width: features per tile.
+    """
+
+    output: Path
+    results: tuple[FeatureResult, ...]
+    failures: tuple[Failure, ...]
+    encoder: Mapping[str, Any]
+    width: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps."""
+        return {
+            "features": str(self.output),
+            "slides": len(self.results),
+            "made_before": sum(one.was_there for one in self.results),
+            "tiles": sum(one.tiles for one in self.results),
+            "width": self.width,
+            "encoder": dict(self.encoder),
+            "bad_tiles": {one.name: one.bad_tiles for one in self.results if one.bad_tiles},
+            "quarantined": {one.slide: str(one) for one in self.failures},
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +129,7 @@ class FeatureTask:
     batch: int | None
     threads: int
     slide_mpp: float | None
-    on_bad_tile: Literal["raise", "white"]
+    on_bad_tile: OnBadTile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +142,88 @@ class FeatureResult:
     bad_tiles: int
 
 
-def encode_slides(
-    tasks: Sequence[FeatureTask], output: Path, settings: dict[str, Any], *, processes: int
-) -> tuple[list[FeatureResult], list[tuple[str, str, str, str]]]:
-    """What was made, and (slide, path, step, reason) of what could not be."""
+def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan) -> EncodedCohort:
+    """Make the features of every slide that are not there yet.
+
+    Args:
+        slides: what find_slides found.
+        output: a directory: a Zarr folder per slide, of one plan.
+        plan: how.
+
+    Raises:
+        ConfigurationError: mean, std or stride cannot be, or the directory was made with other settings.
+        CheckpointError: the encoder cannot be used.
+        OutputInUseError: another call holds the directory.
+        StorageError: the output side failed; a second call goes on.
+    """
+    from wsi.cnn.encoders.encoder import load_encoder  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.encoders.features import TileGeometry  # noqa: PLC0415
+
+    mean, std = plan.mean, plan.std
+    if min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
+        raise ConfigurationError(
+            None, f"pixels cannot be brought to mean {mean} and std {std}", mend="give another --mean or --std"
+        )
+    try:
+        geometry = TileGeometry(mpp=plan.mpp, size_px=plan.size_px, stride_px=plan.stride_px)
+    except ValueError as error:
+        raise ConfigurationError(None, str(error), mend="give another --stride") from error
+    encoder = load_encoder(plan.encoder, size_px=plan.size_px, mean=mean, std=std, device=plan.device, trust=plan.trust)
+    settings = {
+        "format": _FORMAT,
+        "encoder": encoder.to_json(),
+        "tiles": geometry.to_json(),
+        "precision": plan.precision,
+        "mask": MASK,
+        "slide_mpp": plan.slide_mpp,
+        "on_bad_tile": plan.on_bad_tile,
+    }
+    refuse_other_settings(output, settings, record=RECORD)
+    loaded = LoadedEncoder(
+        path=plan.encoder,
+        digest=encoder.digest,
+        size_px=plan.size_px,
+        mean=mean,
+        std=std,
+        device=plan.device,
+        trust=plan.trust,
+    )
+    on_gpu = encoder.device.type == "cuda"
+    tasks = [
+        FeatureTask(
+            path=slide.path,
+            name=slide.name,
+            output=output / f"{slide.name}.zarr",
+            encoder=loaded,
+            mpp=plan.mpp,
+            stride_px=plan.stride_px,
+            precision=plan.precision,
+            batch=plan.batch,
+            threads=usable_cores() if on_gpu or len(slides) == 1 else 1,
+            slide_mpp=plan.slide_mpp,
+            on_bad_tile=plan.on_bad_tile,
+        )
+        for slide in slides
+    ]
+    processes = plan.workers or (1 if on_gpu else usable_cores())
+    results, failures = _encode_slides(tasks, output, settings, processes=processes)
+    return EncodedCohort(
+        output=output,
+        results=results,
+        failures=failures,
+        encoder={"kind": encoder.kind, **encoder.to_json()},
+        width=encoder.width,
+    )
+
+
+def _encode_slides(
+    tasks: Sequence[FeatureTask], output: Path, settings: Mapping[str, Any], *, processes: int
+) -> tuple[tuple[FeatureResult, ...], tuple[Failure, ...]]:
     done: list[FeatureResult] = []
-    failures: list[tuple[str, str, str, str]] = []
+    failures: list[Failure] = []
     with OutputLock(output), CohortProgress(len(tasks), verb="slides encoded") as progress:
         sweep(output)
-        atomic_text(output / _SETTINGS, json_text(settings))
+        atomic_text(output / RECORD, json_text(settings))
         for task, outcome in each(encode_slide, tasks, workers=processes, on_tiles=progress.tiles):
             if isinstance(outcome, StorageError | CheckpointError | ConnectionError):
                 raise outcome
@@ -87,13 +231,11 @@ def encode_slides(
                 done.append(outcome)
                 progress.slide(task.name, f"{outcome.tiles} tiles")
                 continue
-            step = getattr(outcome, "where", None) or "worker"
-            reason = getattr(outcome, "reason", None) or str(outcome) or type(outcome).__name__
-            failures.append((task.name, str(task.path), step, reason))
-            progress.slide(task.name, f"quarantined at {step}: {reason}")
-        failures.sort()
-        atomic_text(output / "quarantine.csv", csv_text(("slide", "path", "step", "reason"), failures))
-    return sorted(done, key=lambda one: one.name), failures
+            failure = Failure.of(task.name, task.path, outcome)
+            failures.append(failure)
+            progress.slide(task.name, f"quarantined at {failure}")
+        atomic_text(output / "quarantine.csv", quarantine_table(sorted(failures)))
+    return tuple(sorted(done, key=lambda one: one.name)), tuple(sorted(failures))
 
 
 def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -> FeatureResult:
@@ -170,31 +312,3 @@ def _encoder(wanted: LoadedEncoder) -> Any:  # noqa: ANN401  (an Encoder, import
     if encoder.digest != wanted.digest:
         raise CheckpointError(wanted.path, "changed while the slides were encoded", mend="start again")
     return encoder
-
-
-def check_settings(output: Path, settings: dict[str, Any], *, record: str = _SETTINGS) -> None:
-    """Refuse a directory of other settings before anything is touched; record is the file that tells its settings."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise ConfigurationError(output, "is a file", mend="name a directory")
-    path = output / record
-    if not path.exists():
-        strangers = [entry.name for entry in output.iterdir() if not entry.name.startswith(".")]
-        if strangers:
-            raise ConfigurationError(output, f"holds {strangers[0]} but no {record}", mend="name an empty directory")
-        return
-    try:
-        theirs = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(path, f"cannot be read: {error}", mend="choose another output") from error
-    if not isinstance(theirs, dict):
-        raise ConfigurationError(path, "holds no settings", mend="choose another output")
-    # as JSON reads it, so that tuples and lists are alike
-    found = differences(json.loads(json.dumps(settings)), theirs)
-    if found:
-        raise ConfigurationError(
-            output,
-            f"was made with other settings: {'; '.join(found)}",
-            mend="choose another output, or the same settings; nothing was touched",
-        )

@@ -11,7 +11,7 @@ from staging.cohorts.names import centre_of_patient
 from staging.errors import SlideNameError
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.config import RunConfig
-from staging.runs.slide_task import Failure
+from staging.runs.slide_fault import Failure
 from staging.stages.pn import Staging, parse_slide_name
 from wsi.store import atomic_text
 

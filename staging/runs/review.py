@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from staging.cohorts.names import centre_name, slide_key
+from staging.csv_rows import csv_text
 from staging.errors import CohortError
 from staging.lesions.labels import SizeRule, SlideLabel
-from staging.lesions.tables import csv_text
 from wsi.geometry import Region
 from wsi.heatmap_store import read_heatmap
 from wsi.inputs import read_json

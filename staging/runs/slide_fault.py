@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from staging.csv_rows import csv_text
 from staging.errors import StagingError
 from wsi.errors import CheckpointError, PathologyError, StorageError
 
@@ -15,6 +17,32 @@ log = logging.getLogger(__name__)
 
 class SlideFaultError(StagingError):
     """A slide cannot be worked on; ``where`` is the step that failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Failure:
+    """A quarantined slide: its id, file, the step that failed and the reason."""
+
+    slide: str
+    path: str
+    step: str
+    reason: str
+
+    @classmethod
+    def of(cls, slide: str, path: Path, error: BaseException) -> Failure:
+        """Of what a worker raised; what is not a slide's fault failed in the worker itself."""
+        if isinstance(error, SlideFaultError):
+            return cls(slide=slide, path=str(path), step=error.where or "", reason=error.reason)
+        return cls(slide=slide, path=str(path), step="worker", reason=str(error) or type(error).__name__)
+
+    def __str__(self) -> str:
+        return f"{self.step}: {self.reason}"
+
+
+def quarantine_table(failures: Iterable[Failure]) -> str:
+    """quarantine.csv: one row per slide that could not be worked on."""
+    rows = ((one.slide, one.path, one.step, one.reason) for one in failures)
+    return csv_text(("slide", "path", "step", "reason"), rows)
 
 
 @contextmanager

@@ -55,16 +55,6 @@ class SlideTask:
     digests: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A quarantined slide: its id, file, the step that failed and the reason."""
-
-    slide: str
-    path: str
-    step: str
-    reason: str
-
-
 def analyse_alone(task: SlideTask) -> SlideAnalysis | BaseException:
     """As analyse_slide in a process of its own, where nobody watches the tiles; errors are returned."""
     try:

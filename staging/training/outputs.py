@@ -87,10 +87,10 @@ class PatchOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlidePart:
-    """One slide's work: its file, contours and rows, and where they go."""
+    """One slide's work: its file, annotations and rows, and where they go."""
 
     file: Path
-    contours: Path | None
+    annotation_file: Path | None
     rows: PatchTable
     output: PatchOutput
 
@@ -362,7 +362,7 @@ def _stored_before(part: SlidePart) -> dict[str, Any] | None:
     folder = _folder(part.output)
     if part.output.form is PatchFormat.SPARSE:
         files: Any = {sparse_name(_name(part)): earlier.get("file_bytes")}
-        if part.contours is not None and not (folder / str(earlier.get("contours"))).is_file():
+        if part.annotation_file is not None and not (folder / str(earlier.get("contours"))).is_file():
             return None
     else:
         files = earlier.get("files")
@@ -383,7 +383,9 @@ def _written(part: SlidePart) -> dict[str, Any]:
     form, rows, folder = part.output.form, part.rows, part.output.path
     with _slide(part) as slide:
         if form is PatchFormat.SPARSE:
-            return store_slide(folder, slide, rows, contours=part.contours, quality=part.output.quality or 90)
+            return store_slide(
+                folder, slide, rows, annotation_file=part.annotation_file, quality=part.output.quality or 90
+            )
         written: Iterable[Path] = ()
         if form is PatchFormat.ZARR:
             written = _spool(part, slide)
@@ -400,7 +402,8 @@ def _written(part: SlidePart) -> dict[str, Any]:
 def _spool(part: SlidePart, slide: Slide) -> list[Path]:
     """Pixels and targets of one slide into files that are mapped, not read, when all are put together."""
     rows = part.rows
-    labels = PatchLabels.of(() if part.contours is None else read_annotations(part.contours, rows.groups))
+    file = part.annotation_file
+    labels = PatchLabels.of(() if file is None else read_annotations(file, rows.groups))
     files = [part.output.work / f"{slide.name}.{kind}" for kind in ("images", "targets")]
     with storage(files[0]), files[0].open("wb") as images, files[1].open("wb") as targets:
         for number, image in images_of(slide, rows):

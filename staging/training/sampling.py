@@ -77,7 +77,7 @@ def sample_cohort(
 
     Args:
         slides: what find_slides found.
-        annotations: directory of contours, ``<slide>.xml`` or ``.geojson``.
+        annotations: directory of annotations, ``<slide>.xml`` or ``.geojson``.
         reference: labels of the slides.
         output: the folder to write; ``.zarr`` is a Zarr store, ``.parquet`` the table alone.
         recipe: what to draw.
@@ -98,7 +98,7 @@ def sample_cohort(
         ConfigurationError: the output holds something else, or patches made otherwise; ``quality`` without any JPEG.
         SamplingError: the patients cannot be split so; told before anything is drawn.
         StorageError: the disk is too small.
-        PathologyError: whatever is wrong with a slide or its contours; training data is not drawn around errors.
+        PathologyError: whatever is wrong with a slide or its annotations; training data is not drawn around errors.
     """
     sources, left_out = find_sources(slides, annotations, reference, recipe)
     _check_split(sources, recipe)
@@ -115,7 +115,7 @@ def sample_cohort(
         table = _joined(tables, recipe, annotations)
         short = {source.slide.name: lack for source in sources if (lack := _lack(source, tables[source.slide.name]))}
         parts = [
-            SlidePart(file=source.slide.path, contours=source.contours, rows=rows, output=target)
+            SlidePart(file=source.slide.path, annotation_file=source.annotation_file, rows=rows, output=target)
             for source in sources
             if len(rows := table.rows(table["slide"] == source.slide.name))
         ]
@@ -178,7 +178,7 @@ def _drawn(
 def _joined(tables: dict[str, PatchTable], recipe: PatchRecipe, annotations: Path) -> PatchTable:
     table = join_tables([tables[name] for name in sorted(tables)])
     if not len(table):
-        raise CohortError(annotations, "no patches were found on any slide", mend="check the contours and the size")
+        raise CohortError(annotations, "no patches were found on any slide", mend="check the annotations and the size")
     table = replace(
         table,
         files={name: file for name, file in table.files.items() if name in set(table["slide"].tolist())},
@@ -191,11 +191,11 @@ def _joined(tables: dict[str, PatchTable], recipe: PatchRecipe, annotations: Pat
 
 
 def _sources(sources: Sequence[PatchSource], table: PatchTable) -> dict[str, dict[str, Any]]:
-    """By slide, what tells whether it and its contours are still those that patches were drawn from."""
+    """By slide, what tells whether it and its annotations are still those that patches were drawn from."""
     found: dict[str, dict[str, Any]] = {}
     for source in sources:
         if source.slide.name in table.files:
-            drawn = source.contours
+            drawn = source.annotation_file
             found[source.slide.name] = {
                 "fingerprint": Slide(source.slide.path).fingerprint(),
                 "contours": None if drawn is None else str(drawn.resolve()),

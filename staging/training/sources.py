@@ -46,7 +46,7 @@ class PatchRecipe:
     Attributes:
         mpp: um per pixel of the patches.
         size_px: their side in pixels.
-        tumour: patches with tumour per slide that has contours.
+        tumour: patches with tumour per slide that has annotations.
         normal: patches without, per slide.
         seed: equal seeds give equal patches on any number of workers.
         per_class: patches of each class in all, in place of ``tumour`` and ``normal``: shared out equally over the
@@ -91,13 +91,13 @@ class PatchSource:
 
     Attributes:
         slide: where it lies.
-        contours: what was drawn on it; None for a slide that is labelled negative.
+        annotation_file: what was drawn on it; None for a slide that is labelled negative.
         tumour, normal, hard: patches wanted of it.
         centre: number of its medical centre, None where it is not known.
     """
 
     slide: SlideFile
-    contours: Path | None
+    annotation_file: Path | None
     tumour: int
     normal: int
     hard: int
@@ -109,33 +109,35 @@ def find_sources(
 ) -> tuple[list[PatchSource], dict[str, str]]:
     """Tell the slides that patches may be drawn from.
 
-    A slide with contours of its name (.xml, .geojson or .json) gives both classes; one without gives normal patches
-    only when the reference labels it negative: missing contours never mean "no tumour". Slides that are known to be
+    A slide with annotations of its name (.xml, .geojson or .json) gives both classes; one without gives normal patches
+    only when the reference labels it negative: missing annotations never mean "no tumour". Slides that are known to be
     wrong or only partly annotated give none. Names are compared without case: CAMELYON's are found in either.
 
     Returns:
         The sources, by name, and the slides left out with the reason.
 
     Raises:
-        CohortError: there is no such directory, a slide has two files of contours or two labels, or no slide is usable.
+        CohortError: there is no such directory, a slide has two annotation files or two labels, or no slide is usable.
     """
     if not annotations.is_dir():
-        raise CohortError(annotations, "there is no such directory of contours", mend="check --annotations")
-    contours, left_out, negative = _contours(annotations), {}, _negative(reference)
+        raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
+    files, left_out, negative = _annotation_files(annotations), {}, _negative(reference)
     usable: list[tuple[SlideFile, Path | None]] = []
     for slide in sorted(slides, key=lambda one: one.name):
-        drawn, name = contours.get(slide.name.lower()), slide.name.lower()
+        drawn, name = files.get(slide.name.lower()), slide.name.lower()
         if name in EXCLUDED:
             left_out[slide.name] = EXCLUDED[name]
         elif is_partly_annotated(name):
             left_out[slide.name] = "not all of its tumour is drawn"
         elif drawn is None and name not in negative:
-            left_out[slide.name] = "it has no contours and is not labelled negative"
+            left_out[slide.name] = "it has no annotations and is not labelled negative"
         else:
             usable.append((slide, drawn))
     if not usable:
         raise CohortError(
-            annotations, "has contours for none of the slides, and none is labelled negative", mend="name its directory"
+            annotations,
+            "has annotations for none of the slides, and none is labelled negative",
+            mend="name its directory",
         )
     centres = {slide.name: _centre(slide) for slide, _ in usable}
     with_tumour = [slide.name for slide, drawn in usable if drawn is not None]
@@ -148,7 +150,7 @@ def find_sources(
     sources = [
         PatchSource(
             slide=slide,
-            contours=drawn,
+            annotation_file=drawn,
             tumour=tumour.get(slide.name, 0),
             normal=normal[slide.name],
             hard=recipe.hard,
@@ -180,7 +182,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
         work: the slide, the recipe, and the directory in which the rows are kept between calls.
 
     Raises:
-        PathologyError: whatever is wrong with the slide or its contours; nothing is drawn around errors.
+        PathologyError: whatever is wrong with the slide or its annotations; nothing is drawn around errors.
     """
     source, recipe, folder = work
     kept = folder / f"{source.slide.name}.parquet"
@@ -192,14 +194,14 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
         tissue = find_tissue(slide)
         patches = draw_patches(
             slide,
-            _outlines(source.contours, slide, recipe.groups),
+            _drawn(source.annotation_file, slide, recipe.groups),
             tissue,
             mpp=recipe.mpp,
             size_px=recipe.size_px,
             count_tumour=source.tumour,
             count_normal=source.normal,
             seed=recipe.seed,
-            negative=source.contours is None,
+            negative=source.annotation_file is None,
             shares=_STRATEGIES[recipe.strategy],
             mistakes=_mistakes(slide, tissue, recipe) if source.hard else None,
             count_hard=source.hard,
@@ -243,7 +245,7 @@ def _kept(path: Path, digest: str) -> PatchTable | None:
 def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
     """Of everything that decides which patches are drawn."""
     wanted = {"tumour": source.tumour, "normal": source.normal, "hard": source.hard, "centre": source.centre}
-    files = [path for path in (source.contours, recipe.model if source.hard else None) if path is not None]
+    files = [path for path in (source.annotation_file, recipe.model if source.hard else None) if path is not None]
     if source.hard and recipe.heatmaps is not None:
         files += sorted(file for file in (recipe.heatmaps / f"{slide.name}.zarr").glob("DONE.json"))
     contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
@@ -252,8 +254,8 @@ def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
     return digest_of({"recipe": drawing, "wanted": wanted, "contents": contents, **origin})
 
 
-def _contours(folder: Path) -> dict[str, Path]:
-    """Files of contours by the lower-case name of their slide."""
+def _annotation_files(folder: Path) -> dict[str, Path]:
+    """Annotation files by the lower-case name of their slide."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in _SUFFIXES:
@@ -272,16 +274,16 @@ def _negative(reference: StageTable) -> set[str]:
     return {name for name, label in found.items() if label is SlideLabel.NEGATIVE}
 
 
-def _outlines(contours: Path | None, slide: Slide, groups: Mapping[str, Role]) -> tuple[Annotation, ...] | None:
+def _drawn(file: Path | None, slide: Slide, groups: Mapping[str, Role]) -> tuple[Annotation, ...] | None:
     """What was drawn on a slide.
 
     Raises:
         AnnotationError: the file is bad, or does not fit the slide: its patches would lie on other tissue.
     """
-    if contours is None:
+    if file is None:
         return None
-    drawn = tuple(read_annotations(contours, groups))
-    check_within(drawn, slide.levels[0].width, slide.levels[0].height, path=contours)
+    drawn = tuple(read_annotations(file, groups))
+    check_within(drawn, slide.levels[0].width, slide.levels[0].height, path=file)
     return drawn
 
 

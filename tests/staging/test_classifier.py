@@ -99,9 +99,9 @@ def test_limits_are_tuned_to_the_kappa() -> None:
     probabilities = np.full((40, 4), 0.0)
     probabilities[np.arange(40), ranks] = 0.3
     probabilities[:, 0] += 0.7
-    assert (ranks_of(probabilities, tune_limits(probabilities, ranks)) == ranks).all()
+    assert (ranks_of(probabilities, tune_limits(ranks, probabilities)) == ranks).all()
     certain = np.eye(4)[ranks]
-    assert tune_limits(certain, ranks) == (0.5, 0.5, 0.5)
+    assert tune_limits(ranks, certain) == (0.5, 0.5, 0.5)
 
 
 def slides(count: int = 60, *, noise: bool = False) -> LabelledSlides:

@@ -299,7 +299,7 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What goes with the slides: an empty folder of contours, labels and heatmaps."""
+    """What goes with the slides: an empty folder of annotations, labels and heatmaps."""
     folder = tmp_path_factory.mktemp("cohort")
     (folder / "annotations").mkdir()
     (folder / "stage_labels.csv").write_text("patient,stage\n" + "".join(f"{name}.tif,negative\n" for name in NAMES))

@@ -20,9 +20,11 @@ from staging.cohorts.node_tables import read_label_probabilities
 from staging.cohorts.references import read_predictions
 from staging.commands.mil import app
 from staging.errors import ConfigurationError, ConflictError, DuplicateSlideError, NoSlidesError, TableError
+from staging.training.mil import judge_slides, train_mil
 from wsi.cnn.encoders.attention import read_attention
 from wsi.cnn.encoders.encoder import Encoder
 from wsi.cnn.encoders.features import TileGeometry, features_provenance, write_features
+from wsi.cnn.encoders.mil_training import MilTraining
 from wsi.errors import ArtefactError, PathologyError
 from wsi.geometry import Frame
 from wsi.raster import Image, Mask
@@ -129,6 +131,26 @@ def test_unseen_slides_can_be_staged(tmp_path: Path, cohort: Path) -> None:
     labels = read_label_table(table)
     for slide, of_label in shares.items():
         assert labels[slide].rank == int(np.argmax(of_label))
+
+
+def test_values_go_in_and_come_out(tmp_path: Path, cohort: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    made = train_mil(
+        [cohort],
+        cohort / "reference.csv",
+        tmp_path / "head.safetensors",
+        classes=4,
+        options=MilTraining(rounds=2, folds=2),
+        device="cpu",
+        on_round=lambda done, total: seen.append((done, total)),
+    )
+    assert made.slides == {"negative": 9, "itc": 2, "micro": 0, "macro": 1}
+    assert (made.patients, made.without_patient, made.folds) == (6, 0, 2)
+    assert (dict(made.left_out), made.without_features, dict(made.quarantined)) == ({}, (), {})
+    assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
+    judged = judge_slides(made.head, [cohort / "patient_000_node_0.zarr"], tmp_path / "out", device="cpu")
+    assert (judged.slides, judged.trained_on, dict(judged.quarantined)) == (1, 1, {})
+    assert list(read_predictions(judged.table)) == ["patient_000_node_0"]
 
 
 def trained_head(path: Path, cohort: Path, *more: object) -> Path:

@@ -437,7 +437,7 @@ def test_slides_left_out_are_told_and_not_waited_for(
     with PatchProgress(3) as progress:
         run(cohort, tmp_path / "t.parquet", labels=StageTable(labels={}), news=progress)
     told = capsys.readouterr().err
-    assert "1 of 3 slides left out: it has no contours and is not labelled negative (1)" in told
+    assert "1 of 3 slides left out: it has no annotations and is not labelled negative (1)" in told
     assert f"drawn from 2/2 {NAMES[2]} 10 patches" in told
 
 

@@ -222,7 +222,7 @@ def test_lesions_lie_in_tissue_and_apart_from_each_other() -> None:
             cells = np.floor(outline * slide.mpp / 16).astype(int) + 2
             codes = tissue[cells[:, 1], cells[:, 0]]
             assert not np.isin(codes, [Tissue.GLASS, Tissue.FAT]).any()
-        shapes = [shapely.MultiPoint(np.concatenate(lesion.deposits)) for lesion in layout.contours]
+        shapes = [shapely.MultiPoint(np.concatenate(lesion.deposits)) for lesion in layout.lesions]
         gaps = [a.distance(b) * slide.mpp for i, a in enumerate(shapes) for b in shapes[:i]]
         assert min(gaps, default=1e9) > 150
 
@@ -230,7 +230,7 @@ def test_lesions_lie_in_tissue_and_apart_from_each_other() -> None:
 def test_deposits_of_a_lesion_are_nearer_than_the_merge_distance() -> None:
     planned = plan_cohort(patients=20, centres=(0,), seed=6, mpp=4.0)
     slides = [slide for patient in planned for slide in patient.slides if any(x.deposits > 1 for x in slide.lesions)]
-    clusters = [lesion for slide in slides[:4] for lesion in lay_out(slide).contours if len(lesion.deposits) > 1]
+    clusters = [lesion for slide in slides[:4] for lesion in lay_out(slide).lesions if len(lesion.deposits) > 1]
     assert clusters
     for lesion in clusters:
         first, *others = (shapely.LinearRing(outline) for outline in lesion.deposits)

@@ -128,7 +128,7 @@ def test_tables(tmp_path: Path) -> None:
     with pytest.raises(UnknownLabelError, match="axillary, internal mammary"):
         read_node_sites(written(tmp_path / "bad.csv", "slide,site\na,neck\n"))
     with pytest.raises(ConflictError, match="lines 2 and 3"):
-        read_node_sites(written(tmp_path / "bad.csv", "slide,site\na,axillary\na,axillary\n"))
+        read_node_sites(written(tmp_path / "bad.csv", "slide,site\na,axillary\na,internal mammary\n"))
     with pytest.raises(TableError, match="header"):
         read_node_sites(written(tmp_path / "bad.csv", "node,site\na,axillary\n"))
 

@@ -159,7 +159,7 @@ def test_cells_take_the_label_around_their_centre(side: int, seed: int) -> None:
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=60))
 def test_area_under_curve_is_scikit_learns(pairs: list[tuple[int, bool]]) -> None:
     scores, truth = np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs])
-    found = area_under_curve(scores, truth)
+    found = area_under_curve(truth, scores)
     if truth.all() or not truth.any():
         assert found is None
     else:

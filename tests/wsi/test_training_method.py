@@ -158,20 +158,20 @@ def cells(seed: int, count: int = 400) -> tuple[NDArray[np.float64], NDArray[np.
 def test_the_temperature_is_where_the_loss_is_least(seed: int, stretch: float, weight: float) -> None:
     margins, truth = cells(seed)
     weights = np.array([1.0, weight])
-    found = best_temperature(margins * stretch, truth, weights)
+    found = best_temperature(truth, margins * stretch, weights)
     best = optimize.minimize_scalar(
-        lambda warmth: balanced_loss(margins * stretch / warmth, truth, weights), bounds=(0.25, 10), method="bounded"
+        lambda warmth: balanced_loss(truth, margins * stretch / warmth, weights), bounds=(0.25, 10), method="bounded"
     )
-    assert balanced_loss(margins * stretch / found, truth, weights) <= best.fun + 1e-6
+    assert balanced_loss(truth, margins * stretch / found, weights) <= best.fun + 1e-6
     assert 0.25 <= found <= 10
 
 
 def test_overconfidence_is_taken_back() -> None:
     margins, truth = cells(0, 20_000)
-    assert best_temperature(3 * margins, truth, EVEN) == pytest.approx(3, rel=0.1)
-    assert best_temperature(np.array([5.0, -5.0]), np.array([True, False]), EVEN) == 0.25
-    assert best_temperature(margins, np.ones_like(truth), EVEN) == 1.0
-    assert best_temperature(np.zeros(0), np.zeros(0, np.bool_), EVEN) == 1.0
+    assert best_temperature(truth, 3 * margins, EVEN) == pytest.approx(3, rel=0.1)
+    assert best_temperature(np.array([True, False]), np.array([5.0, -5.0]), EVEN) == 0.25
+    assert best_temperature(np.ones_like(truth), margins, EVEN) == 1.0
+    assert best_temperature(np.zeros(0, np.bool_), np.zeros(0), EVEN) == 1.0
 
 
 def test_the_loss_is_scikit_learns() -> None:
@@ -179,14 +179,14 @@ def test_the_loss_is_scikit_learns() -> None:
     weights = np.array([0.7, 2.0])
     sample = np.where(truth, weights[1], weights[0])
     expected = log_loss(truth, 1 / (1 + np.exp(-margins)), sample_weight=sample)
-    assert balanced_loss(margins, truth, weights) == pytest.approx(expected)
+    assert balanced_loss(truth, margins, weights) == pytest.approx(expected)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 12))
 def test_reliability_counts_every_cell_once(seed: int, bins: int) -> None:
     margins, truth = cells(seed, 60)
-    table = reliability(margins, truth, EVEN, bins=bins)
+    table = reliability(truth, margins, EVEN, bins=bins)
     probability = 1 / (1 + np.exp(-margins))
     where = np.minimum(np.floor(probability * bins), bins - 1)
     expected = [
@@ -201,11 +201,11 @@ def test_reliability_counts_every_cell_once(seed: int, bins: int) -> None:
 def test_a_trained_temperature_is_in_the_checkpoint_and_its_probabilities() -> None:
     plain, warm = fit(), fit(method=Method(temperature=True))
     temperature = warm.checkpoint.temperature
-    assert temperature == best_temperature(plain.margins, plain.truth, plain.class_weights) != 1
+    assert temperature == best_temperature(plain.truth, plain.margins, plain.class_weights) != 1
     image = torch.from_numpy(patches()[0][:1]).permute(0, 3, 1, 2)
     with torch.inference_mode():
         torch.testing.assert_close(warm.checkpoint.network(image), plain.checkpoint.network(image) / temperature)
-    assert 0.3 <= best_threshold(warm.margins, warm.truth) <= 0.8
+    assert 0.3 <= best_threshold(warm.truth, warm.margins) <= 0.8
 
 
 # --- what is told

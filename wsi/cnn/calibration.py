@@ -13,7 +13,7 @@ _WORTH_A_CHANGE = 0.005  # of Dice: less is noise of the validation patients
 _COLDEST, _WARMEST = 0.25, 10.0
 
 
-def area_under_curve(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float | None:
+def area_under_curve(truth: NDArray[np.bool_], scores: NDArray[np.floating]) -> float | None:
     """Area under the ROC curve, ties counting half; None where truth is all true or all false."""
     positive = int(np.count_nonzero(truth))
     negative = truth.size - positive
@@ -24,12 +24,12 @@ def area_under_curve(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> 
     return float((ranks[inverse][truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def balanced_loss(margins: NDArray[np.float64], truth: NDArray[np.bool_], class_weights: NDArray[np.float64]) -> float:
+def balanced_loss(truth: NDArray[np.bool_], margins: NDArray[np.float64], class_weights: NDArray[np.float64]) -> float:
     """Mean cross entropy, each cell with the weight of its class.
 
     Args:
-        margins: float64 (n,).
         truth: bool (n,), tumour.
+        margins: float64 (n,).
         class_weights: float64 (2,), of normal and tumour.
     """
     penalty = np.logaddexp(0, np.where(truth, -margins, margins))
@@ -38,7 +38,7 @@ def balanced_loss(margins: NDArray[np.float64], truth: NDArray[np.bool_], class_
 
 
 def best_temperature(
-    margins: NDArray[np.float64], truth: NDArray[np.bool_], class_weights: NDArray[np.float64]
+    truth: NDArray[np.bool_], margins: NDArray[np.float64], class_weights: NDArray[np.float64]
 ) -> float:
     """What margins are to be divided by for the lowest balanced loss.
 
@@ -65,11 +65,11 @@ def best_temperature(
     return round(2 / (low + high), 6)
 
 
-def best_threshold(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+def best_threshold(truth: NDArray[np.bool_], margins: NDArray[np.float64]) -> float:
     """The probability with the highest Dice; the middle one of equals; 0.5 unless another is clearly better."""
     if not truth.any():
         return 0.5
-    dice = np.array([_dice(margins > np.log(level / (1 - level)), truth) for level in _THRESHOLDS])
+    dice = np.array([_dice(truth, margins > np.log(level / (1 - level))) for level in _THRESHOLDS])
     if dice.max() <= dice[np.searchsorted(_THRESHOLDS, 0.5)] + _WORTH_A_CHANGE:
         return 0.5
     best = np.flatnonzero(dice == dice.max())
@@ -77,13 +77,13 @@ def best_threshold(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> fl
 
 
 def reliability(
-    margins: NDArray[np.float64], truth: NDArray[np.bool_], class_weights: NDArray[np.float64], *, bins: int = 10
+    truth: NDArray[np.bool_], margins: NDArray[np.float64], class_weights: NDArray[np.float64], *, bins: int = 10
 ) -> NDArray[np.float64]:
     """What share of the cells that get a probability are tumour, each cell with the weight of its class.
 
     Args:
+        truth: bool (n,), tumour.
         margins: float64 (n,).
-        truth: bool (n,).
         class_weights: float64 (2,), of normal and tumour: probabilities are learnt with both classes in equal number.
         bins: of equal width between 0 and 1.
 
@@ -100,5 +100,5 @@ def reliability(
     return np.stack([mean, share, counts[held]], axis=1)
 
 
-def _dice(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+def _dice(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
     return 2 * float(np.count_nonzero(found & truth)) / float(np.count_nonzero(found) + np.count_nonzero(truth))

@@ -90,16 +90,16 @@ def calibration_picture(training: Training) -> NDArray[np.uint8]:
     curves, notes = [], "nothing was held out"
     if training.truth.size:
         weights, truth = training.class_weights, training.truth
-        table = reliability(training.margins, truth, weights)
+        table = reliability(truth, training.margins, weights)
         curves = [_Curve(name="as trained", points=table[:, :2], ink=_ORANGE, has_dots=True)]
-        loss = balanced_loss(training.margins, truth, weights)
+        loss = balanced_loss(truth, training.margins, weights)
         notes = f"{truth.size:,} held-out cells; loss {loss:.4f}"
         if temperature != 1:
             cooled = training.margins / temperature
-            table = reliability(cooled, truth, weights)
+            table = reliability(truth, cooled, weights)
             name = f"temperature {temperature:.3g}"
             curves.insert(0, _Curve(name=name, points=table[:, :2], ink=_BLUE, has_dots=True))
-            notes += f", {balanced_loss(cooled, truth, weights):.4f} with the temperature"
+            notes += f", {balanced_loss(truth, cooled, weights):.4f} with the temperature"
     return _plot(
         curves,
         title="calibration",

@@ -219,13 +219,13 @@ def train(
     looked_at = cells != IGNORE
     margins, truth = margins.reshape(cells.shape)[looked_at], cells[looked_at] == 1
     if method.temperature:
-        network.temperature = best_temperature(margins, truth, data.class_weights)
+        network.temperature = best_temperature(truth, margins, data.class_weights)
     chosen = course.history[course.best]
     told = {"best_epoch": course.best + 1, "validation_auc": chosen.validation_auc}
     checkpoint = Checkpoint(
         network=network.cpu().eval(),
         mpp=mpp,
-        threshold=best_threshold(margins / network.temperature, truth) if calibrate else 0.5,
+        threshold=best_threshold(truth, margins / network.temperature) if calibrate else 0.5,
         provenance=record | told | {"validation_loss": chosen.validation_loss} | dict(provenance or {}),
     )
     return Training(
@@ -331,8 +331,8 @@ class _Course:
         if looked_at.any():
             truth, loss = cells[looked_at] == 1, math.inf
             if np.isfinite(margins[looked_at]).all():
-                loss = balanced_loss(margins[looked_at], truth, self._data.class_weights)
-                area = area_under_curve(margins[looked_at], truth)
+                loss = balanced_loss(truth, margins[looked_at], self._data.class_weights)
+                area = area_under_curve(truth, margins[looked_at])
         return Epoch(
             number=len(self.history) + 1,
             epochs=self._epochs,

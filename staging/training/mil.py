@@ -1,0 +1,350 @@
+"""Slides judged whole: attention heads that learn from slide labels alone, applied to the features of tiles."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from staging.cohorts.camelyon import read_label_table
+from staging.cohorts.errata import OUT_OF_SLIDE_TASK
+from staging.cohorts.names import patient_of, slide_key
+from staging.cohorts.references import read_patients, read_truth
+from staging.csv_rows import csv_text
+from staging.errors import ConfigurationError, DuplicateSlideError, NoSlidesError, TableError
+from staging.lesions.labels import SlideLabel
+from staging.runs.config import differences, refuse_other_settings
+from staging.scores.roc import area_under_curve
+from wsi.errors import ArtefactError, CheckpointError, PathologyError, StorageError
+from wsi.lock import OutputLock
+from wsi.store import atomic_text, json_text, storage, sweep
+
+if TYPE_CHECKING:
+    from wsi.cnn.encoders.features import SlideFeatures
+    from wsi.cnn.encoders.mil import MilHead
+    from wsi.cnn.encoders.mil_training import Bag, MilResult, MilTraining
+
+RECORD = "mil.json"
+"""Holds in the output what slides were judged by."""
+
+_TWO = ("negative", "positive")
+_COLUMNS = ("slide", "label", "probability")
+"""Before the probability of each class; probability is that of anything but negative."""
+_OF_THE_SLIDE = frozenset({"slide", "slide_mpp", "on_bad_tile"})
+"""In which the provenance of features may differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedHead:
+    """What a training made.
+
+    Attributes:
+        head: the file of the head.
+        unseen: the table of what heads say of slides whose patient they have not seen.
+        auc_unseen: area under the ROC curve of that table.
+        folds: how many heads made it.
+        slides: how many there are of each class.
+        patients: how many there are.
+        without_patient: slides that count as patients of their own.
+        left_out: slides that were not used, and why.
+        without_features: slides of the reference, by key, that have no features.
+        quarantined: slides whose features cannot be read, and why.
+    """
+
+    head: Path
+    unseen: Path
+    auc_unseen: float
+    folds: int
+    slides: Mapping[str, int]
+    patients: int
+    without_patient: int
+    left_out: Mapping[str, str]
+    without_features: tuple[str, ...]
+    quarantined: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps."""
+        return {
+            "head": str(self.head),
+            "unseen": str(self.unseen),
+            "auc_unseen": round(self.auc_unseen, 4),
+            "folds": self.folds,
+            "slides": dict(self.slides),
+            "patients": self.patients,
+            "slides_without_patient": self.without_patient,
+            "left_out": dict(self.left_out),
+            "without_features": list(self.without_features),
+            "quarantined": dict(self.quarantined),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedSlides:
+    """What a head said.
+
+    Attributes:
+        table: the probabilities of each slide.
+        slides: how many were judged.
+        trained_on: how many of them the head was trained on.
+        quarantined: slides whose features cannot be used, and why.
+    """
+
+    table: Path
+    slides: int
+    trained_on: int
+    quarantined: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps."""
+        return {
+            "probabilities": str(self.table),
+            "slides": self.slides,
+            "trained_on": self.trained_on,
+            "quarantined": dict(self.quarantined),
+        }
+
+
+def train_mil(
+    features: Sequence[Path],
+    reference: Path,
+    output: Path,
+    *,
+    classes: Literal[2, 4] = 2,
+    patients: Path | None = None,
+    options: MilTraining,
+    device: str = "auto",
+    workers: int | None = None,
+    on_round: Callable[[int, int], None] | None = None,
+) -> TrainedHead:
+    """Train a head on slide labels, and judge every slide by a head that has not seen its patient.
+
+    Args:
+        features: directories of features, or single Zarr folders.
+        reference: a table of slide labels.
+        output: the head's file; beside it ``.unseen.csv`` is written.
+        classes: 2 (negative, positive) or 4 (those of SlideLabel).
+        patients: a table slide,patient where names do not tell the patient.
+        options: of the training.
+        device: auto, cpu or cuda.
+        workers: folds trained at a time; one per core where None.
+        on_round: called with (rounds done, rounds in all).
+
+    Raises:
+        ConfigurationError: the output is a directory.
+        TableError: a table cannot be read, or labels none of the slides.
+        NoSlidesError: there are no features, or none can be used.
+        DuplicateSlideError: a slide has two.
+        ArtefactError: features were not all made alike, or cannot be read.
+        PathologyError: too few patients; the device is not there.
+        StorageError: the output cannot be written.
+    """
+    from wsi.cnn.device import pick_device  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.encoders.mil import save_head  # noqa: PLC0415
+    from wsi.cnn.encoders.mil_training import train_head  # noqa: PLC0415
+
+    pick_device(device)  # before anything is read
+    if output.is_dir():
+        raise ConfigurationError(output, "is a directory", mend="name a file, head.safetensors")
+    names, labels = _labels(reference, classes)
+    found, quarantined = _opened(features)
+    left_out = {slide.name: why for slide in found if (why := _why_left_out(slide.name, labels)) is not None}
+    used = [slide for slide in found if slide.name not in left_out]
+    _check_some(used, reference, quarantined)
+    bags = _bags(used, labels, {} if patients is None else read_patients(patients))
+    result = train_head(
+        bags,
+        class_names=names,
+        recipe=_recipe(used),
+        options=options,
+        device=device,
+        workers=workers,
+        on_round=on_round,
+    )
+    save_head(output, result.head)
+    table = output.with_suffix(".unseen.csv")
+    truth = {bag.slide: bag.label for bag in sorted(bags, key=lambda bag: bag.slide)}
+    atomic_text(table, _unseen_table(result, names, truth))
+    return TrainedHead(
+        head=output,
+        unseen=table,
+        auc_unseen=area_under_curve(
+            [label > 0 for label in truth.values()], [float(result.unseen[slide][1:].sum()) for slide in truth]
+        ),
+        folds=max(result.folds.values()) + 1,
+        slides={name: sum(label == rank for label in truth.values()) for rank, name in enumerate(names)},
+        patients=len({bag.patient for bag in bags}),
+        without_patient=sum(bag.patient == _alone(bag.slide) for bag in bags),
+        left_out=left_out,
+        without_features=tuple(sorted(labels.keys() - {slide_key(slide.name) for slide in found})),
+        quarantined=quarantined,
+    )
+
+
+def judge_slides(head: Path, features: Sequence[Path], output: Path, *, device: str = "auto") -> JudgedSlides:
+    """Judge slides by a head: their probabilities in one table, and for each where the head looked.
+
+    Args:
+        head: as train_mil wrote it.
+        features: directories of features, or single Zarr folders.
+        output: a directory: probabilities.csv, and attention/ with a Zarr folder and a PNG per slide.
+        device: auto, cpu or cuda.
+
+    Raises:
+        CheckpointError: the head cannot be used.
+        ConfigurationError: the output was made by another head.
+        NoSlidesError: there are no features.
+        DuplicateSlideError: a slide has two.
+        StorageError: the output cannot be written.
+    """
+    from wsi.cnn.encoders.mil import load_head  # noqa: PLC0415  (loads torch)
+
+    trained = load_head(head).to(device)
+    settings = {"head": trained.digest, "classes": list(trained.class_names), "recipe": dict(trained.recipe)}
+    refuse_other_settings(output, settings, record=RECORD)
+    found, quarantined = _opened(features)
+    rows: list[tuple[str, ...]] = []
+    with OutputLock(output):
+        sweep(output / "attention")
+        atomic_text(output / RECORD, json_text(settings))
+        for slide in found:
+            try:
+                rows.append(_judged(trained, slide, output / "attention"))
+            except (CheckpointError, StorageError):
+                raise
+            except PathologyError as error:
+                quarantined[slide.name] = error.reason
+        _forget(output / "attention", quarantined)
+        table = output / "probabilities.csv"
+        atomic_text(table, csv_text((*_COLUMNS, *trained.class_names), rows))
+    seen = trained.provenance.get("slides")
+    return JudgedSlides(
+        table=table,
+        slides=len(rows),
+        trained_on=sum(row[0] in seen for row in rows) if isinstance(seen, dict) else 0,
+        quarantined=quarantined,
+    )
+
+
+def _judged(head: MilHead, slide: SlideFeatures, folder: Path) -> tuple[str, ...]:
+    """The slide's row of the table; its attention is written."""
+    from wsi.cnn.encoders.attention import AttentionMap, save_attention_png, write_attention  # noqa: PLC0415
+
+    _check_recipe(slide, head.recipe)
+    if slide.width != head.shape.width:
+        reason = f"holds {slide.width} features per tile, the head takes {head.shape.width}"
+        raise ArtefactError(slide.path, reason)
+    verdict = head.judge(slide.load())
+    attention = AttentionMap.of(slide, verdict.attention)
+    made_from = {"head": head.digest, "features": slide.provenance}
+    write_attention(folder / f"{slide.name}.zarr", attention, made_from)
+    save_attention_png(folder / f"{slide.name}.png", attention)
+    return _row(slide.name, head.class_names, verdict.probabilities)
+
+
+def _unseen_table(result: MilResult, names: Sequence[str], truth: Mapping[str, int]) -> str:
+    rows = (
+        (*_row(slide, names, result.unseen[slide]), names[label], result.folds[slide]) for slide, label in truth.items()
+    )
+    return csv_text((*_COLUMNS, *names, "reference", "fold"), rows)
+
+
+def _row(slide: str, names: Sequence[str], probabilities: Iterable[float]) -> tuple[str, ...]:
+    """The slide, its likeliest class, the probability of anything but the first class, and that of each class."""
+    _, *others = each = [float(value) for value in probabilities]
+    likeliest = each.index(max(each))
+    return slide, names[likeliest], f"{sum(others):.9g}", *(f"{value:.9g}" for value in each)
+
+
+def _forget(folder: Path, slides: Iterable[str]) -> None:
+    """Remove what an earlier call made of slides that cannot be judged now: the table no longer tells of them."""
+    with storage(folder):
+        for name in slides:
+            if (folder / f"{name}.zarr").is_dir():
+                shutil.rmtree(folder / f"{name}.zarr")
+            (folder / f"{name}.png").unlink(missing_ok=True)
+
+
+def _opened(folders: Sequence[Path]) -> tuple[list[SlideFeatures], dict[str, str]]:
+    """The features in folders by name, and why others cannot be used."""
+    from wsi.cnn.encoders.features import read_features  # noqa: PLC0415  (loads torch)
+
+    paths: dict[str, Path] = {}
+    for folder in folders:
+        inside = [folder] if folder.suffix == ".zarr" else sorted(folder.glob("*.zarr"))
+        if not inside or not folder.is_dir():
+            raise NoSlidesError(folder, "holds no features", mend="make them with sentinode features")
+        for path in inside:
+            other = paths.setdefault(slide_key(path.name), path)
+            if other is not path:
+                raise DuplicateSlideError(path, f"has the name of {other}", mend="leave one out")
+    found, quarantined = [], {}
+    for _, path in sorted(paths.items()):
+        try:
+            found.append(read_features(path))
+        except ArtefactError as error:
+            quarantined[path.stem] = error.reason
+    return found, quarantined
+
+
+def _bags(slides: Sequence[SlideFeatures], labels: Mapping[str, int], patients: Mapping[str, str]) -> list[Bag]:
+    from wsi.cnn.encoders.mil_training import Bag  # noqa: PLC0415  (loads torch)
+
+    return [
+        Bag(
+            slide=slide.name,
+            patient=patients.get(slide_key(slide.name)) or patient_of(slide.name) or _alone(slide.name),
+            label=labels[slide_key(slide.name)],
+            load=slide.load,
+        )
+        for slide in slides
+    ]
+
+
+def _alone(slide: str) -> str:
+    """A patient of this slide only."""
+    return f"slide {slide_key(slide)}"
+
+
+def _recipe(found: Sequence[SlideFeatures]) -> dict[str, Any]:
+    """What all features share: everything but the slide."""
+    first = _shared(found[0])
+    for slide in found:
+        _check_recipe(slide, first)
+    return first
+
+
+def _shared(slide: SlideFeatures) -> dict[str, Any]:
+    return {name: value for name, value in slide.provenance.items() if name not in _OF_THE_SLIDE}
+
+
+def _check_recipe(slide: SlideFeatures, recipe: Mapping[str, Any]) -> None:
+    found = differences(_shared(slide), recipe)
+    if found:
+        raise ArtefactError(
+            slide.path, f"was made in another way: {'; '.join(found)}", mend="make all features with the same settings"
+        )
+
+
+def _labels(reference: Path, classes: int) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The names of the classes, and the number of each slide's class by the slide's key."""
+    if classes == len(_TWO):
+        return _TWO, {slide: int(is_positive) for slide, is_positive in read_truth(reference).items()}
+    names = tuple(label.value for label in SlideLabel)
+    return names, {slide_key(slide): label.rank for slide, label in read_label_table(reference).items()}
+
+
+def _why_left_out(slide: str, labels: Mapping[str, int]) -> str | None:
+    key = slide_key(slide)
+    if key in OUT_OF_SLIDE_TASK:
+        return OUT_OF_SLIDE_TASK[key]
+    return None if key in labels else "the reference has no label for it"
+
+
+def _check_some(used: Sequence[object], reference: Path, quarantined: Mapping[str, str]) -> None:
+    if not used and quarantined:
+        told = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
+        raise NoSlidesError(None, f"no features can be used: {told:.500}", mend="make them again")
+    if not used:
+        raise TableError(reference, "labels none of the slides that have features", mend="compare the names of both")
