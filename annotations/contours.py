@@ -18,7 +18,7 @@ import shapely
 from numpy.typing import NDArray
 
 from annotations.annotation import HOLE_GROUP, HOLE_OF, Annotation, Role
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.raster import Heatmap, Mask
 
 # For each of the sixteen patterns of a square's corners (bit 0 upper left, 1 upper right, 2 lower right, 3 lower left)
@@ -116,7 +116,7 @@ def _polygons(frame: Frame, values: NDArray[np.float32] | NDArray[np.bool_], lev
     padded[at_row : at_row + part.shape[0], at_column : at_column + part.shape[1]] = part
     segments = _segments(padded, level)
     faces = _inner_faces(segments)
-    origin = frame.window(row=top - 1, column=left - 1, height=1, width=1)
+    origin = frame.part(Window(row=top - 1, column=left - 1, height=1, width=1))
     offset = np.array([origin.x, origin.y]) + origin.downsample / 2
     moved = shapely.transform(faces, lambda points: points * origin.downsample + offset)
     return sorted(moved, key=lambda polygon: (polygon.bounds[1], polygon.bounds[0]))

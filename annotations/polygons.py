@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from annotations.annotation import Annotation
 from annotations.errors import OutsideSlideError
 from annotations.rasterize import layers
+from wsi.geometry import Window
 from wsi.raster import Mask
 
 BEYOND_EDGE_PX = 64.0
@@ -120,9 +121,9 @@ def mask_to_polygons(mask: Mask) -> list[shapely.Polygon]:
     inner = shapely.get_coordinates(shapely.point_on_surface(faces)).astype(np.int64)
     faces = faces[cropped[inner[:, 1], inner[:, 0]]]
     left, top = shapely.bounds(faces)[:, :2].T
-    frame = mask.frame.window(row=int(rows[0]), column=int(columns[0]), height=1, width=1)
+    frame = mask.frame.part(Window.whole(cropped.shape).shifted(int(rows[0]), int(columns[0])))
     moved = shapely.transform(
-        faces[np.lexsort((left, top))], lambda points: points * frame.downsample + (frame.x, frame.y)
+        faces[np.lexsort((left, top))], lambda points: np.stack(frame.positions(points[:, 1], points[:, 0]), axis=1)
     )
     return list(moved)
 

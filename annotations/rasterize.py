@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
-from wsi.geometry import Frame, TileGrid
+from wsi.geometry import Frame, TileGrid, Window
 from wsi.raster import Mask
 
 _SUBPIXEL_BITS = 26
@@ -28,7 +28,6 @@ _BAND_PX = 1 << 22  # winding numbers are held for this many pixels at a time
 _BLOCK = 64  # edges
 _MARGIN = 2.0**-12  # of a pixel; far more than the lattice of any finer grid moves a vertex
 _FINE_PX = 512  # side of the tiles in which level 0 is painted for coarser grids
-_Window = tuple[int, int, int, int]
 
 # Outlines are drawn by hand: an island of tumour may stray a little over the edge of the cut-out it lies in.
 INSIDE_SHARE = 0.9
@@ -241,8 +240,7 @@ class _Edges:
         Those to its left are needed: the winding number of a pixel is counted from them.
         """
         rows, columns = frame.shape
-        top, bottom = frame.y - frame.downsample, frame.y + (rows + 1) * frame.downsample
-        right = frame.x + (columns + 1) * frame.downsample
+        (_, right), (top, bottom) = frame.positions((-1, rows + 1), (-1, columns + 1))
         kept = np.flatnonzero((self.blocks[1] >= top) & (self.blocks[0] <= bottom) & (self.blocks[2] <= right))
         if len(kept) == self.blocks.shape[1]:
             return self.ends, self.turn
@@ -292,21 +290,21 @@ class _Outlines:
         for edges, _ in self._near(frame):
             _count_passes(edges.near(frame)[0], frame, begun)
 
-    def _near(self, frame: Frame) -> Iterator[tuple[_Edges, _Window]]:
-        """The outlines that may hold pixels, and which: (first row, end row, first column, end column)."""
+    def _near(self, frame: Frame) -> Iterator[tuple[_Edges, Window]]:
+        """The outlines that may hold pixels, and which."""
         rows, columns = frame.fractions(self.bounds[:, ::2], self.bounds[:, 1::2])
         first = np.maximum(np.floor(np.stack([rows[:, 0], columns[:, 0]], axis=1)) - 1, 0)
         end = np.minimum(np.ceil(np.stack([rows[:, 1], columns[:, 1]], axis=1)) + 1, frame.shape)
         for index in np.flatnonzero((first < end).all(axis=1)):
-            (row, column), (end_row, end_column) = first[index], end[index]
-            yield self.edges[index], (int(row), int(end_row), int(column), int(end_column))
+            (row, column), (bottom, right) = first[index].astype(int).tolist(), end[index].astype(int).tolist()
+            yield self.edges[index], Window.between(row=row, column=column, bottom=bottom, right=right)
 
 
 def _fill(
     ends: NDArray[np.float64],
     turn: NDArray[np.int32],
     frame: Frame,
-    window: _Window,
+    window: Window,
     inside: NDArray[np.bool_],
     *,
     is_blank: bool,
@@ -315,11 +313,10 @@ def _fill(
 
     With ``is_blank`` nothing is set yet, which saves a pass.
     """
-    first_row, end_row, first_column, end_column = window
-    width = end_column - first_column
     (top, bottom), (x_top, x_bottom) = (_lattice(along) for along in frame.fractions(ends[::2], ends[1::2]))
-    for band_row in range(first_row, end_row, max(1, _BAND_PX // width)):
-        band_end = min(end_row, band_row + max(1, _BAND_PX // width))
+    step = max(1, _BAND_PX // window.width)
+    for band_row in range(window.row, window.bottom, step):
+        band_end = min(window.bottom, band_row + step)
         start = np.clip((top + _BEFORE_CENTRE) >> _SUBPIXEL_BITS, band_row, band_end)
         stop = np.clip((bottom + _BEFORE_CENTRE) >> _SUBPIXEL_BITS, band_row, band_end)
         count = stop - start
@@ -334,15 +331,15 @@ def _fill(
         # Exact: products beyond 64 bits wrap round, but the difference of the two is small and comes out right.
         run -= (run * height - across * depth) // height
         crossing = x_top[edge] + run
-        column = np.clip((crossing + _BEFORE_CENTRE) >> _SUBPIXEL_BITS, first_column, end_column) - first_column
-        winding = np.zeros((band_end - band_row, width + 1), dtype=np.int32)
-        np.add.at(winding.reshape(-1), (row - band_row) * (width + 1) + column, turn[edge])
+        column = np.clip((crossing + _BEFORE_CENTRE) >> _SUBPIXEL_BITS, window.column, window.right) - window.column
+        winding = np.zeros((band_end - band_row, window.width + 1), dtype=np.int32)
+        np.add.at(winding.reshape(-1), (row - band_row) * (window.width + 1) + column, turn[edge])
         np.cumsum(winding, axis=1, out=winding)
-        part = inside[band_row:band_end, first_column:end_column]
+        part = inside[band_row:band_end, window.column : window.right]
         if is_blank:
-            part[...] = winding[:, :width]
+            part[...] = winding[:, :-1]
         else:
-            part |= winding[:, :width] != 0
+            part |= winding[:, :-1] != 0
 
 
 def _count_passes(ends: NDArray[np.float64], frame: Frame, begun: NDArray[np.int32]) -> None:

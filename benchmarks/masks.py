@@ -33,7 +33,7 @@ from annotations.annotation import Annotation, Role
 from annotations.files.formats import read_annotations
 from annotations.masks.mask_file import write_annotation_mask
 from annotations.rasterize import Cover, Painting
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 
 Outline = NDArray[np.float64]
 Pixels = NDArray[np.bool_]
@@ -256,7 +256,7 @@ def tiles_of(name: str, outlines: list[Outline], peers: dict[str, Paint], count:
     truths = [exact(some, *corner, TILE) for some, corner in zip(given, corners, strict=True)]
 
     def ours(_: Sequence[Outline], left: int, top: int, side: int) -> Pixels:
-        return painting.mask(slide_frame().window(row=top, column=left, height=side, width=side)).array
+        return painting.mask(slide_frame().part(Window(row=top, column=left, height=side, width=side))).array
 
     print(f"\n{name}: {len(outlines)} outlines, {sum(map(len, outlines)):,} vertices, {touched:,} touched tiles")
     seconds: dict[str, list[float]] = {}
@@ -296,10 +296,10 @@ def whole_slide(contours: Path, peers: dict[str, Paint]) -> None:
     left, top = (max(0, int(where) - CROP // 2) for where in max(outlines, key=len)[0])
     print(f"  {CROP} x {CROP} px of it as an array, ms per megapixel:")
     painting = Painting.of(as_annotations(outlines))
-    window = slide_frame().window(row=top, column=left, height=CROP, width=CROP)
+    window = slide_frame().part(Window(row=top, column=left, height=CROP, width=CROP))
     everyone: dict[str, Callable[[int], object]] = {
         "sentinode": lambda side: painting.mask(
-            window.window(row=0, column=0, height=side, width=side),
+            window.part(Window.whole((side, side))),
         )
     }
     everyone |= {

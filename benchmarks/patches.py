@@ -42,7 +42,7 @@ from annotations.patches.sparse_store import finish_store, read_store, store_sli
 from annotations.patches.table import COLUMNS, PatchTable
 from annotations.patches.zarr_store import write_patches
 from wsi.cnn.patch_loading import PatchItems, PatchStream
-from wsi.geometry import Level
+from wsi.geometry import Level, Window
 from wsi.patches.reading import read_patches
 from wsi.readers.turbo import find_turbo
 from wsi.slide import Slide
@@ -272,26 +272,18 @@ def bare_decoding(path: Path, corners: Corners, size: int) -> Callable[[], tuple
     with Slide.open(path) as slide:
         tile = slide.levels[0].tile_width
         crops = [
-            (slide.tile_bytes(0, row, column) or b"", {"top": top, "left": left, "height": height, "width": width})
+            (slide.tile_bytes(0, *where) or b"", part)
             for x, y in corners.tolist()
-            for row, top, height in pieces(y, size, tile)
-            for column, left, width in pieces(x, size, tile)
+            for where, _, part in Window(row=y, column=x, height=size, width=size).cut((tile, tile))
         ]
 
     def one() -> tuple[float, int]:
         start = time.perf_counter()
-        for stream, where in crops:
-            turbo.decode(stream, **where, across=tile, unit=16)
+        for stream, part in crops:
+            turbo.decode(stream, part, across=tile, unit=16)
         return time.perf_counter() - start, len(corners)
 
     return one
-
-
-def pieces(first: int, size: int, tile: int) -> list[tuple[int, int, int]]:
-    """Along one axis: the tiles under a patch, and first px and number of px in each."""
-    under = range(first // tile, (first + size - 1) // tile + 1)
-    starts = [(number, max(first - number * tile, 0)) for number in under]
-    return [(number, start, min(first + size - number * tile, tile) - start) for number, start in starts]
 
 
 def loading(

@@ -33,7 +33,7 @@ import psutil
 import simplejpeg
 from numpy.typing import NDArray
 
-from wsi.geometry import Frame, Region, tile_order
+from wsi.geometry import Frame, Region, Window, tile_order
 from wsi.readers.tiff import CACHE_BYTES
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
@@ -51,7 +51,7 @@ TILE = 512
 def sentinode(path: str) -> Read:
     """Ours."""
     slide = Slide.open(path)
-    return lambda box: slide.read_window(0, row=box[1], column=box[0], height=box[3], width=box[2])
+    return lambda box: slide.read_window(0, Window(row=box[1], column=box[0], height=box[3], width=box[2]))
 
 
 def openslide(path: str) -> Read:
@@ -282,7 +282,7 @@ def into_one(path: str, boxes: Sequence[Box], out: Pixels) -> None:
         slides[path] = Slide.open(path)
     slide = slides[path]
     for x, y, width, height in boxes:
-        slide.read_window(0, row=y, column=x, height=height, width=width, out=out)
+        slide.read_window(0, Window(row=y, column=x, height=height, width=width), out=out)
 
 
 # --- what is measured on --------------------------------------------------------------------------------------------

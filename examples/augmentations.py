@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi.cnn.device_augmentation import Augmentation
+from wsi.geometry import Window
 from wsi.render import save_png
 from wsi.slide import Slide
 from wsi.stain import StainJitter
@@ -52,7 +53,7 @@ def densest_patch(path: Path, mpp: float) -> NDArray[np.uint8]:
         middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
         x, y = tissue.frame.centres(rows[middle], columns[middle])
         row, column = (int(at) - SIDE_PX // 2 for at in frame.fractions(x, y))
-        return slide.read_frame(frame.window(row=row, column=column, height=SIDE_PX, width=SIDE_PX)).array
+        return slide.read_frame(frame.part(Window(row=row, column=column, height=SIDE_PX, width=SIDE_PX))).array
 
 
 def strip(patch: NDArray[np.uint8], augmentation: Augmentation) -> NDArray[np.uint8]:

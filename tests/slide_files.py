@@ -14,10 +14,11 @@ from openslide import OpenSlide
 from PIL import Image as Pillow
 
 from wsi.errors import TileError
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.raster import Image
 from wsi.readers.base import Reader
 from wsi.stain import STAIN_VECTORS, od_to_rgb
+from wsi.windows import Windows
 
 RNG = np.random.default_rng(3)
 
@@ -64,15 +65,19 @@ def stained(haematoxylin: NDArray[np.floating], eosin: NDArray[np.floating]) -> 
     return od_to_rgb(np.stack([haematoxylin, eosin], axis=-1).astype(np.float32) @ unit[:2].astype(np.float32))
 
 
-def window(reader: Reader, level: int = 0, *, row: int, column: int, height: int, width: int) -> NDArray[np.uint8]:
-    out = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)  # what is not filled shows
-    reader.read(level, row=row, column=column, out=out)
+def pixels(reader: Reader, level: int, window: Window) -> NDArray[np.uint8]:
+    out = RNG.integers(0, 256, (*window.shape, 3), dtype=np.uint8)  # what is not filled shows
+    reader.read(level, window, out=out)
     return out
 
 
 def whole(reader: Reader, level: int = 0) -> NDArray[np.uint8]:
-    size = reader.levels[level]
-    return window(reader, level, row=0, column=0, height=size.height, width=size.width)
+    return pixels(reader, level, Window.whole(reader.levels[level].shape))
+
+
+def windows(*sides: tuple[int, int, int, int]) -> Windows:
+    """From (row, column, height, width) each."""
+    return Windows.of(Window(row=one[0], column=one[1], height=one[2], width=one[3]) for one in sides)
 
 
 class ArraySlide:

@@ -22,6 +22,8 @@ PLAN = {
     "wsi.cores": "how many cores there are",
     "wsi.inputs": "files that are read: regular ones only",
     "wsi.geometry": "where things lie: the only place that converts units and axes",
+    "wsi.threads": "work on threads, results in order",
+    "wsi.windows": "many windows of a level at once",
     "wsi.raster": "arrays that know where they lie",
     "wsi.resample": "exact area averaging",
     "wsi.readers": "one kind of slide file each, and how files are opened",

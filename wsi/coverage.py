@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.geometry import Frame, TileGrid
-from wsi.patches.reading import level_for
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.tissue import covers
@@ -117,8 +116,8 @@ def _tiles(slide: Slide, unseen: Mask, downsample: float) -> tuple[int, int]:
 
 def _stored(slide: Slide, downsample: float) -> tuple[TileGrid, set[tuple[int, int]]]:
     """The tiles of the level that is read, and which of them could not be decoded."""
-    level = level_for(slide, downsample)
-    grid = TileGrid(frame=slide.frame_of(level), tile_shape=(level.tile_height, level.tile_width))
+    level = slide.level_for(downsample)
+    grid = TileGrid(frame=slide.frame_of(level), tile_shape=level.tile_shape)
     return grid, {(tile.row, tile.column) for tile in slide.bad_tiles if tile.level == level.index}
 
 

@@ -3,6 +3,9 @@
 Positions are level-0 pixels, named x (to the right) and y (down). Arrays are indexed (row, column). Pixel (row,
 column) of an array with downsample d covers the half-open square [x0 + column*d, x0 + (column+1)*d) x [y0 + row*d,
 y0 + (row+1)*d) of level-0 pixels; its centre lies half an array pixel further.
+
+A rectangle of level-0 px is a Region, one of array pixels is a Window. A Frame says where an array lies and turns one
+into the other.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsi.errors import ResolutionError
+
+_HAIR_PX = 1e-9
+_HAIR_SHARE = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +44,133 @@ class Region:
     def bottom(self) -> int:
         return self.y + self.height
 
-    def intersection(self, other: Region) -> Region | None:
-        """The common rectangle, or None where the two do not overlap."""
-        x, y = max(self.x, other.x), max(self.y, other.y)
-        right, bottom = min(self.right, other.right), min(self.bottom, other.bottom)
-        return Region(x=x, y=y, width=right - x, height=bottom - y) if right > x and bottom > y else None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A half-open rectangle of pixels of a level, a frame or any array: row <= pixel row < row + height.
+
+    It may reach beyond what it is a window of, or lie outside it.
+    """
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"a window needs a height and width of at least 1 px, got {self.height} x {self.width}")
+
+    @classmethod
+    def between(cls, *, row: int, column: int, bottom: int, right: int) -> Window:
+        """The window from its first pixel to the row and column behind its last one."""
+        return cls(row=row, column=column, height=bottom - row, width=right - column)
+
+    @classmethod
+    def around(cls, windows: Sequence[Window]) -> Window:
+        """The smallest window that holds all of some."""
+        return cls.between(
+            row=min(one.row for one in windows),
+            column=min(one.column for one in windows),
+            bottom=max(one.bottom for one in windows),
+            right=max(one.right for one in windows),
+        )
+
+    @classmethod
+    def whole(cls, shape: tuple[int, int]) -> Window:
+        """All of an array of (rows, columns)."""
+        return cls(row=0, column=0, height=shape[0], width=shape[1])
+
+    @property
+    def bottom(self) -> int:
+        """The row behind the last one."""
+        return self.row + self.height
+
+    @property
+    def right(self) -> int:
+        """The column behind the last one."""
+        return self.column + self.width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.height, self.width
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """What cuts the window out of its array: ``array[window.slices]``.
+
+        Raises:
+            ValueError: it begins before the array; clip it first.
+        """
+        if self.row < 0 or self.column < 0:
+            raise ValueError(f"a window at row {self.row}, column {self.column} begins before any array")
+        return slice(self.row, self.row + self.height), slice(self.column, self.column + self.width)
+
+    def intersection(self, other: Window) -> Window | None:
+        """The common pixels, None where there are none."""
+        row, column = max(self.row, other.row), max(self.column, other.column)
+        bottom, right = min(self.bottom, other.bottom), min(self.right, other.right)
+        if row >= bottom or column >= right:
+            return None
+        return Window(row=row, column=column, height=bottom - row, width=right - column)
+
+    def clipped(self, shape: tuple[int, int]) -> Window | None:
+        """What of it lies on an array of (rows, columns), None where nothing does."""
+        return self.intersection(Window.whole(shape))
+
+    def shifted(self, rows: int, columns: int) -> Window:
+        """The window so many pixels further down and to the right."""
+        return Window(row=self.row + rows, column=self.column + columns, height=self.height, width=self.width)
+
+    def within(self, other: Window) -> Window:
+        """The same pixels, counted from the first pixel of another window."""
+        return self.shifted(-other.row, -other.column)
+
+    def grown(self, margin: int) -> Window:
+        """The window with ``margin`` more pixels on every side."""
+        return Window(
+            row=self.row - margin,
+            column=self.column - margin,
+            height=self.height + 2 * margin,
+            width=self.width + 2 * margin,
+        )
+
+    def tile_range(self, tile_shape: tuple[int, int]) -> Window:
+        """The tiles of (rows, columns) px that it touches, as a window of the grid of tiles, which begins at 0, 0."""
+        height, width = tile_shape
+        return Window.between(
+            row=self.row // height,
+            column=self.column // width,
+            bottom=-(-self.bottom // height),
+            right=-(-self.right // width),
+        )
+
+    def tiles(self, tile_shape: tuple[int, int]) -> list[tuple[int, int]]:
+        """(row, column) of the tiles of ``tile_range``, row by row."""
+        touched = self.tile_range(tile_shape)
+        return [
+            (row, column)
+            for row in range(touched.row, touched.bottom)
+            for column in range(touched.column, touched.right)
+        ]
+
+    def cut(self, tile_shape: tuple[int, int]) -> list[tuple[tuple[int, int], Window, Window]]:
+        """The window cut along the borders of tiles.
+
+        Returns:
+            For each of ``tiles``: its (row, column), and twice what of the window lies in it: counted from the window's
+            first pixel, and from the tile's.
+        """
+        height, width = tile_shape
+        pieces = []
+        for row, column in self.tiles(tile_shape):
+            y, x = row * height, column * width
+            top, left = max(self.row, y), max(self.column, x)
+            down, across = min(self.bottom, y + height) - top, min(self.right, x + width) - left
+            own = Window(row=top - self.row, column=left - self.column, height=down, width=across)
+            pieces.append(((row, column), own, Window(row=top - y, column=left - x, height=down, width=across)))
+        return pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +195,16 @@ class Level:
     def shape(self) -> tuple[int, int]:
         """(rows, columns)."""
         return self.height, self.width
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """(rows, columns) of a stored tile."""
+        return self.tile_height, self.tile_width
+
+    @property
+    def frame(self) -> Frame:
+        """The whole level. A level does not know its mpp: ``Slide.frame_of`` does."""
+        return Frame(x=0.0, y=0.0, downsample=self.downsample, shape=self.shape, mpp=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,18 +246,31 @@ class Frame:
         return self.mpp * self.downsample
 
     @property
+    def right(self) -> float:
+        """Level-0 x of the array's right edge."""
+        return self.x + self.shape[1] * self.downsample
+
+    @property
+    def bottom(self) -> float:
+        """Level-0 y of the array's lower edge."""
+        return self.y + self.shape[0] * self.downsample
+
+    @property
     def region(self) -> Region:
         """The smallest Region of whole level-0 px that covers the array."""
         x, y = math.floor(self.x), math.floor(self.y)
-        right = math.ceil(self.x + self.shape[1] * self.downsample)
-        bottom = math.ceil(self.y + self.shape[0] * self.downsample)
+        right, bottom = math.ceil(self.right), math.ceil(self.bottom)
         return Region(x=x, y=y, width=max(1, right - x), height=max(1, bottom - y))
+
+    def positions(self, rows: ArrayLike, columns: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Level-0 (x, y) of rows and columns given as fractions, each in its argument's shape; undoes ``fractions``."""
+        x = self.x + np.asarray(columns, dtype=np.float64) * self.downsample
+        y = self.y + np.asarray(rows, dtype=np.float64) * self.downsample
+        return x, y
 
     def centres(self, rows: ArrayLike, columns: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Level-0 (x, y) of the centres of array pixels; same shapes as the arguments."""
-        x = self.x + (np.asarray(columns, dtype=np.float64) + 0.5) * self.downsample
-        y = self.y + (np.asarray(rows, dtype=np.float64) + 0.5) * self.downsample
-        return x, y
+        return self.positions(np.asarray(rows, dtype=np.float64) + 0.5, np.asarray(columns, dtype=np.float64) + 0.5)
 
     def fractions(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(rows, columns) as fractions: the outer corner of pixel (0, 0) is (0.0, 0.0), its centre (0.5, 0.5)."""
@@ -127,13 +278,24 @@ class Frame:
         columns = (np.asarray(x, dtype=np.float64) - self.x) / self.downsample
         return rows, columns
 
-    def window(self, *, row: int, column: int, height: int, width: int) -> Frame:
-        """The frame of array[row:row + height, column:column + width]; may reach beyond this frame."""
+    def window_of(self, region: Region) -> Window:
+        """The array's pixels that a region touches, at least one; may reach beyond the array."""
+        row, column = (
+            math.floor((region.y - self.y) / self.downsample),
+            math.floor((region.x - self.x) / self.downsample),
+        )
+        # A hair less than the quotient: a region up to a pixel's edge does not touch the next one.
+        bottom = math.ceil((region.bottom - self.y) / self.downsample - _HAIR_PX)
+        right = math.ceil((region.right - self.x) / self.downsample - _HAIR_PX)
+        return Window(row=row, column=column, height=max(1, bottom - row), width=max(1, right - column))
+
+    def part(self, window: Window) -> Frame:
+        """The frame of ``array[window.slices]``; the window may reach beyond this frame."""
         return Frame(
-            x=self.x + column * self.downsample,
-            y=self.y + row * self.downsample,
+            x=self.x + window.column * self.downsample,
+            y=self.y + window.row * self.downsample,
             downsample=self.downsample,
-            shape=(height, width),
+            shape=window.shape,
             mpp=self.mpp,
         )
 
@@ -146,6 +308,35 @@ class Frame:
             downsample=self.downsample * factor,
             shape=(-(-rows // factor), -(-columns // factor)),
             mpp=self.mpp,
+        )
+
+    def finer(self, factor: int) -> Frame:
+        """The frame of factor x factor pixels for each of these."""
+        rows, columns = self.shape
+        return Frame(
+            x=self.x,
+            y=self.y,
+            downsample=self.downsample / factor,
+            shape=(rows * factor, columns * factor),
+            mpp=self.mpp,
+        )
+
+    def resampled(self, downsample: float) -> Frame:
+        """The same area with pixels of another size; the last row and column may overhang."""
+        # A hair less than the quotient: 1000.0000000001 columns are 1000.
+        rows, columns = (
+            max(1, math.ceil(side * self.downsample / downsample * (1 - _HAIR_SHARE))) for side in self.shape
+        )
+        return Frame(x=self.x, y=self.y, downsample=downsample, shape=(rows, columns), mpp=self.mpp)
+
+    def in_px_of(self, downsample: float) -> Frame:
+        """The same array with its position counted in pixels of a level, as if that were level 0."""
+        return Frame(
+            x=self.x / downsample,
+            y=self.y / downsample,
+            downsample=self.downsample / downsample,
+            shape=self.shape,
+            mpp=None if self.mpp is None else self.mpp * downsample,
         )
 
 
@@ -170,20 +361,19 @@ class TileGrid:
         """(rows, columns) of tiles."""
         return -(-self.frame.shape[0] // self.tile_shape[0]), -(-self.frame.shape[1] // self.tile_shape[1])
 
-    def slices(self, row: int, column: int) -> tuple[slice, slice]:
+    def window(self, row: int, column: int) -> Window:
         """Where tile (row, column) lies in the array of the frame."""
         height, width = self.tile_shape
-        return (
-            slice(row * height, min((row + 1) * height, self.frame.shape[0])),
-            slice(column * width, min((column + 1) * width, self.frame.shape[1])),
+        return Window.between(
+            row=row * height,
+            column=column * width,
+            bottom=min((row + 1) * height, self.frame.shape[0]),
+            right=min((column + 1) * width, self.frame.shape[1]),
         )
 
     def tile(self, row: int, column: int) -> Frame:
         """The Frame of tile (row, column)."""
-        rows, columns = self.slices(row, column)
-        return self.frame.window(
-            row=rows.start, column=columns.start, height=rows.stop - rows.start, width=columns.stop - columns.start
-        )
+        return self.frame.part(self.window(row, column))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """All (row, column), row by row."""
@@ -203,7 +393,7 @@ def tile_order(regions: Sequence[Region], level: Level) -> NDArray[np.int64]:
 
 
 def z_order(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The order of places on a grid along a Z-curve (Morton order): their numbers, (n,); below 0 counts as 0."""
+    """The order of cells of a grid along a Z-curve (Morton order): their numbers, (n,); below 0 counts as 0."""
     rows, columns = np.maximum(rows, 0), np.maximum(columns, 0)
     keys = np.zeros(len(rows), dtype=np.int64)
     for bit in range(24):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.geometry import Level
+from wsi.geometry import Frame, Level, Window
+from wsi.raster import Image
 
 if TYPE_CHECKING:
     import dask.array
@@ -22,22 +24,47 @@ TILES_PER_CHUNK = 8
 _OPEN_SLIDES = 8
 
 
-class LevelSource(Protocol):
+class SlideSource(Protocol):
     """What a lazy array needs of a Slide: it pickles as what opens it again."""
 
     @property
     def levels(self) -> tuple[Level, ...]: ...
 
-    def read_window(self, level: int, *, row: int, column: int, height: int, width: int) -> NDArray[np.uint8]: ...
+    def read_window(self, level: int, window: Window) -> NDArray[np.uint8]: ...
+
+    def read_frame(self, frame: Frame) -> Image: ...
 
     def __reduce__(self) -> tuple[Any, ...]: ...
 
 
-def level_to_dask(slide: LevelSource, level: int, *, tiles_per_chunk: int) -> dask.array.Array:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a slide is opened again: what tasks carry in its place, its path and options.
+
+    Attributes:
+        make: gives the slide, not opened yet.
+        arguments: of ``make``, the path first.
+    """
+
+    make: Callable[..., SlideSource]
+    arguments: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, slide: SlideSource) -> Recipe:
+        """The recipe of a slide, open or not."""
+        make, arguments = slide.__reduce__()
+        return cls(make=make, arguments=arguments)
+
+    def opened(self) -> SlideSource:
+        """The slide, which this process keeps open for later tasks; never a handle inherited from its parent."""
+        return _opened(self, os.getpid(), _stamp(self.arguments[0]))
+
+
+def level_to_dask(slide: SlideSource, level: int, *, tiles_per_chunk: int) -> dask.array.Array:
     """One stored level, uint8 (rows, columns, 3); nothing is read before a chunk is computed.
 
     A chunk's task carries the slide's path and options alone. Each process opens the slide once, however many tasks it
-    gets, and never uses a handle that it inherited from its parent.
+    gets.
 
     Args:
         slide: open or not.
@@ -60,7 +87,7 @@ def level_to_dask(slide: LevelSource, level: int, *, tiles_per_chunk: int) -> da
     join: Any = da  # Dask's array functions carry no types
     lazy: dask.array.Array = join.map_blocks(
         _read_chunk,
-        recipe=slide.__reduce__(),
+        recipe=Recipe.of(slide),
         level=level,
         chunks=chunks,
         dtype=np.uint8,
@@ -74,21 +101,17 @@ def _cut(length: int, step: int) -> tuple[int, ...]:
 
 
 def _read_chunk(
-    recipe: tuple[Callable[..., LevelSource], tuple[Any, ...]],
+    recipe: Recipe,
     level: int,
     block_info: Any = None,  # noqa: ANN401
 ) -> NDArray[np.uint8]:
     (top, bottom), (left, right), _ = block_info[None]["array-location"]
-    make, arguments = recipe
-    slide = _opened(make, arguments, os.getpid(), _stamp(arguments[0]))
-    return slide.read_window(level, row=top, column=left, height=bottom - top, width=right - left)
+    return recipe.opened().read_window(level, Window.between(row=top, column=left, bottom=bottom, right=right))
 
 
 @lru_cache(maxsize=_OPEN_SLIDES)
-def _opened(
-    make: Callable[..., LevelSource], arguments: tuple[Any, ...], _process: int, _stamp: tuple[int, int]
-) -> LevelSource:
-    return make(*arguments)
+def _opened(recipe: Recipe, _process: int, _stamp: tuple[int, int]) -> SlideSource:
+    return recipe.make(*recipe.arguments)
 
 
 def _stamp(location: str | os.PathLike[str]) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi.geometry import Frame, Window
+
 _BITS = 20
 _ONE = 1 << _BITS
 # Far above what rounding leaves of a whole quotient, far below what moves a pixel by 2**-20 within 10**6 of them.
@@ -35,6 +37,35 @@ class AxisPlan:
     first: NDArray[np.int64]
     weights: NDArray[np.float32]
     factor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FramePlan:
+    """How the pixels of a frame follow from those of a level: its rows and its columns."""
+
+    rows: AxisPlan
+    columns: AxisPlan
+
+    @classmethod
+    def of(cls, frame: Frame, *, source: float) -> FramePlan:
+        """Plan a frame.
+
+        Args:
+            frame: what is wanted.
+            source: level-0 px per px of the level.
+        """
+        wanted = frame.in_px_of(source)
+        rows, columns = wanted.shape
+        return cls(
+            rows=plan_axis(origin=wanted.y, ratio=wanted.downsample, count=rows),
+            columns=plan_axis(origin=wanted.x, ratio=wanted.downsample, count=columns),
+        )
+
+    @property
+    def window(self) -> Window:
+        """The pixels of the level that are needed; may reach beyond it."""
+        rows, columns = self.rows, self.columns
+        return Window.between(row=rows.start, column=columns.start, bottom=rows.stop, right=columns.stop)
 
 
 def plan_axis(*, origin: float, ratio: float, count: int) -> AxisPlan:
@@ -63,17 +94,17 @@ def plan_axis(*, origin: float, ratio: float, count: int) -> AxisPlan:
     return AxisPlan(start=start, stop=int(stop[-1]), first=first - start, weights=weights, factor=whole)
 
 
-def average(source: NDArray[np.uint8], *, rows: AxisPlan, columns: AxisPlan) -> NDArray[np.uint8]:
+def average(source: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
     """Average a source image.
 
     Args:
-        source: uint8 (rows.stop - rows.start, columns.stop - columns.start, 3).
-        rows: the plan along axis 0.
-        columns: the plan along axis 1.
+        source: uint8 (rows, columns, 3), the pixels of ``plan.window``.
+        plan: what to make of it.
 
     Returns:
-        uint8 (rows, columns, 3), halves rounded up.
+        uint8 (rows, columns, 3) of the planned frame, halves rounded up.
     """
+    rows, columns = plan.rows, plan.columns
     if rows.factor and rows.factor == columns.factor:
         return source if rows.factor == 1 else _average_blocks(source, rows.factor)
     return _average_weighted(source, _with_weights(rows), _with_weights(columns))

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from wsi.cores import usable_cores
 from wsi.errors import ResolutionError, SlideError
-from wsi.geometry import Frame, Level, Region
+from wsi.geometry import Frame, Level, Region, TileGrid, Window
 from wsi.lazy import TILES_PER_CHUNK, level_to_dask
 from wsi.raster import Image
 from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
 from wsi.readers.level_pixels import LevelPixels
 from wsi.readers.opening import open_reader, open_source
 from wsi.readers.source import is_url
-from wsi.readers.tiff import TiffReader
-from wsi.resample import plan_axis
+from wsi.resample import FramePlan
+from wsi.windows import Windows
 
 if TYPE_CHECKING:
     import dask.array
@@ -111,7 +111,7 @@ class Slide:
     def frame_of(self, level: int | Level) -> Frame:
         """A stored level, whole."""
         stored = self.levels[level] if isinstance(level, int) else level
-        return Frame(x=0.0, y=0.0, downsample=stored.downsample, shape=stored.shape, mpp=self.mpp)
+        return replace(stored.frame, mpp=self.mpp)
 
     def frame_at(self, mpp: float) -> Frame:
         """The whole slide with pixels of ``mpp`` um; the last row and column may overhang.
@@ -119,11 +119,12 @@ class Slide:
         Raises:
             ResolutionError: the slide's own mpp is not known.
         """
-        downsample = mpp / self._known_mpp()
-        full = self.levels[0]
-        # A hair less than the quotient: 1000.0000000001 columns are 1000.
-        rows, columns = (max(1, math.ceil(side / downsample * (1 - 1e-12))) for side in full.shape)
-        return Frame(x=0.0, y=0.0, downsample=downsample, shape=(rows, columns), mpp=self.mpp)
+        return self.frame.resampled(mpp / self._known_mpp())
+
+    def level_for(self, downsample: float) -> Level:
+        """The level that pixels of this many level-0 px are made of: the coarsest that is not coarser, or level 0."""
+        fitting = [level for level in self.levels if level.downsample <= downsample * (1 + 1e-6)]
+        return fitting[-1] if fitting else self.levels[0]
 
     def read(self, region: Region, level: int = 0, *, out: NDArray[np.uint8] | None = None) -> Image:
         """Stored pixels of a level under a region, without resampling; white outside the slide and where missing.
@@ -140,22 +141,19 @@ class Slide:
             TileError: a tile cannot be decoded.
             ValueError: ``out`` has another shape or type.
         """
-        row, column, height, width = _window_of(region, self.levels[level])
-        frame = self.frame_of(level).window(row=row, column=column, height=height, width=width)
-        array = self.read_window(level, row=row, column=column, height=height, width=width, out=out)
-        return Image(frame=frame, array=array)
+        frame = self.frame_of(level)
+        window = frame.window_of(region)
+        return Image(frame=frame.part(window), array=self.read_window(level, window, out=out))
 
-    def read_window(
-        self, level: int, *, row: int, column: int, height: int, width: int, out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """Stored pixels of a window given in px of its level: uint8 (height, width, 3), white outside the slide.
+    def read_window(self, level: int, window: Window, *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Stored pixels of a window of a level: uint8 (height, width, 3), white outside the slide and where missing.
 
         Raises:
             TileError: a tile cannot be decoded.
             ValueError: ``out`` has another shape or type.
         """
-        out = _checked_out(out, (height, width, 3))
-        self._open().read(level, row=row, column=column, out=out)
+        out = _checked_out(out, (window.height, window.width, 3))
+        self._open().read(level, window, out=out)
         return out
 
     def read_many(
@@ -186,50 +184,16 @@ class Slide:
         """
         if not regions:
             raise ValueError("read_many needs at least one region")
-        windows = np.array([_window_of(region, self.levels[level]) for region in regions], dtype=np.int64)
-        sizes = np.unique(windows[:, 2:], axis=0)
-        if len(sizes) > 1:
-            some = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
-            raise ValueError(f"read_many takes regions of one size, got {some} px of level {level}")
-        height, width = (int(side) for side in sizes[0])
-        return self.read_windows(
-            level, rows=windows[:, 0], columns=windows[:, 1], height=height, width=width, out=out, workers=workers
-        )
+        frame = self.levels[level].frame
+        windows = Windows.of(frame.window_of(region) for region in regions)
+        return self.read_windows(level, windows, out=out, workers=workers)
 
     def read_windows(
-        self,
-        level: int,
-        *,
-        rows: NDArray[np.int64],
-        columns: NDArray[np.int64],
-        height: int,
-        width: int,
-        out: NDArray[np.uint8] | None = None,
-        workers: int | None = None,
+        self, level: int, windows: Windows, *, out: NDArray[np.uint8] | None = None, workers: int | None = None
     ) -> NDArray[np.uint8]:
-        """``read_many`` for equal windows given in px of the level.
-
-        Args:
-            level: index.
-            rows: int64 (n,), of each window's first pixel; may lie outside.
-            columns: int64 (n,), of the same pixels.
-            height: of every window.
-            width: of every window.
-            out: as for ``read_many``, as are ``workers``, the result and the errors.
-            workers: threads.
-        """
-        out = _checked_out(out, (len(rows), height, width, 3))
-        reader, threads = self._open(), workers or usable_cores()
-        if isinstance(reader, TiffReader):
-            reader.read_many(level, rows=rows, columns=columns, out=out, workers=threads)
-            return out
-        with ThreadPoolExecutor(threads, "read") as pool:
-            readings = (
-                pool.submit(reader.read, level, row=int(row), column=int(column), out=part)
-                for row, column, part in zip(rows, columns, out, strict=True)
-            )
-            for reading in list(readings):
-                reading.result()
+        """``read_many`` for windows of a level, all of one size; they may lie outside."""
+        out = _checked_out(out, (len(windows), *windows.shape, 3))
+        self._open().read_many(level, windows, out=out, workers=workers or usable_cores())
         return out
 
     def tile_bytes(self, level: int, row: int, column: int) -> bytes | None:
@@ -247,15 +211,11 @@ class Slide:
             ValueError: the slide keeps no JPEG tiles, or there is no such tile.
             TileError: the stored bytes are no JPEG of the level's kind.
         """
-        reader = self._open()
-        if isinstance(reader, TiffReader):
-            return reader.tile_bytes(level, row, column)
-        raise ValueError(f"{self.path}: a slide of the kind {self.properties['sentinode.format']} has no JPEG tiles")
+        return self._open().tile_bytes(level, row, column)
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
         """The tiles of a level as they lie in the file, to be copied; None where the kind of file keeps no such."""
-        reader = self._open()
-        return reader.stored_tiles(level) if isinstance(reader, TiffReader) else None
+        return self._open().stored_tiles(level)
 
     def to_dask(self, level: int = 0, *, tiles_per_chunk: int = TILES_PER_CHUNK) -> dask.array.Array:
         """A stored level as a lazy array, uint8 (rows, columns, 3), in chunks of whole tiles.
@@ -288,18 +248,15 @@ class Slide:
         Raises:
             TileError: a tile cannot be decoded.
         """
-        source = LevelPixels.of(self._open(), self._level_for(frame.downsample), frame, exact=exact)
+        source = LevelPixels.of(self._open(), self.level_for(frame.downsample), frame, exact=exact)
         rows, columns = frame.shape
         side = max(1, int(math.sqrt(_BLOCK_BYTES / 3) * source.downsample / frame.downsample))
         if rows * columns <= side * side:
             return Image(frame=frame, array=source.averaged(frame))
         out = np.empty((rows, columns, 3), dtype=np.uint8)
-        for row in range(0, rows, side):
-            for column in range(0, columns, side):
-                block = frame.window(
-                    row=row, column=column, height=min(side, rows - row), width=min(side, columns - column)
-                )
-                out[row : row + side, column : column + side] = source.averaged(block)
+        blocks = TileGrid(frame=frame, tile_shape=(side, side))
+        for block in blocks:
+            out[blocks.window(*block).slices] = source.averaged(blocks.tile(*block))
         return Image(frame=frame, array=out)
 
     def read_at(self, mpp: float, region: Region | None = None, *, exact: bool = True) -> Image:
@@ -315,26 +272,12 @@ class Slide:
             TileError: a tile cannot be decoded.
         """
         frame = self.frame_at(mpp)
-        if region is None:
-            return self.read_frame(frame, exact=exact)
-        column, row = math.floor(region.x / frame.downsample), math.floor(region.y / frame.downsample)
-        width = max(1, math.ceil(region.right / frame.downsample - 1e-9) - column)
-        height = max(1, math.ceil(region.bottom / frame.downsample - 1e-9) - row)
-        return self.read_frame(frame.window(row=row, column=column, height=height, width=width), exact=exact)
+        return self.read_frame(frame if region is None else frame.part(frame.window_of(region)), exact=exact)
 
     def is_missing(self, frame: Frame) -> bool:
         """True where no stored pixels lie under the frame, on the level that ``read_frame`` would read."""
-        level = self._level_for(frame.downsample)
-        ratio = frame.downsample / level.downsample
-        rows = plan_axis(origin=frame.y / level.downsample, ratio=ratio, count=frame.shape[0])
-        columns = plan_axis(origin=frame.x / level.downsample, ratio=ratio, count=frame.shape[1])
-        return not self._open().has_pixels(
-            level.index,
-            row=rows.start,
-            column=columns.start,
-            height=rows.stop - rows.start,
-            width=columns.stop - columns.start,
-        )
+        level = self.level_for(frame.downsample)
+        return not self._open().has_pixels(level.index, FramePlan.of(frame, source=level.downsample).window)
 
     def fingerprint(self) -> str:
         """Sha256 (hex) over the file's size and its first and last MiB.
@@ -396,22 +339,9 @@ class Slide:
             )
         return mpp
 
-    def _level_for(self, downsample: float) -> Level:
-        """The coarsest level that is not coarser than a frame; level 0 for frames finer than any."""
-        fitting = [level for level in self.levels if level.downsample <= downsample * (1 + 1e-6)]
-        return fitting[-1] if fitting else self.levels[0]
-
 
 def _unopened(path: Path | str, mpp: float | None, on_bad_tile: OnBadTile) -> Slide:
     return Slide(path, mpp=mpp, on_bad_tile=on_bad_tile)
-
-
-def _window_of(region: Region, level: Level) -> tuple[int, int, int, int]:
-    """(row, column, height, width) of the level's pixels that a region touches."""
-    column, row = math.floor(region.x / level.downsample), math.floor(region.y / level.downsample)
-    width = max(1, math.ceil(region.right / level.downsample - 1e-9) - column)
-    height = max(1, math.ceil(region.bottom / level.downsample - 1e-9) - row)
-    return row, column, height, width
 
 
 def _checked_out(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:

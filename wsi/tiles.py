@@ -6,23 +6,24 @@ kept, and each is read with a halo around it so that what is computed from neigh
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.geometry import Frame
+from wsi.geometry import Frame, TileGrid, Window
+from wsi.lazy import Recipe, SlideSource
 from wsi.raster import Image, Mask
+from wsi.threads import map_in_order
 from wsi.tissue import covers
 
 if TYPE_CHECKING:
     import dask.array
 
-_GROUP_PER_WORKER = 2
+_AHEAD = 3  # windows per worker that are read or being read, beyond the one that the consumer has
 
 
 class FrameSource(Protocol):
@@ -39,15 +40,15 @@ class TileWindow:
     Attributes:
         row, column: of the core in the grid of cores.
         frame: what is read: the core and its halo, always the same size; may reach beyond the slide (read as white).
+        core: where the core lies in the array of the plan's frame, cut off at its edge.
         inner: where the core lies in the window's array.
-        slices: where the core lies in the array of the plan's frame, cut off at its edge.
     """
 
     row: int
     column: int
     frame: Frame
-    inner: tuple[slice, slice]
-    slices: tuple[slice, slice]
+    core: Window
+    inner: Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +103,15 @@ class TilePlan:
 
     def __getitem__(self, index: int) -> TileWindow:
         row, column = self.cores[index]
-        top, left = row * self.core_px, column * self.core_px
-        height, width = self.window_shape
-        rows, columns = self.frame.shape
-        inner = slice(self.halo_px, self.halo_px + self.core_px)
+        inner = Window(row=self.halo_px, column=self.halo_px, height=self.core_px, width=self.core_px)
+        cores = TileGrid(frame=self.frame, tile_shape=inner.shape)
+        full = inner.shifted(row * self.core_px - self.halo_px, column * self.core_px - self.halo_px)
         return TileWindow(
             row=row,
             column=column,
-            frame=self.frame.window(row=top - self.halo_px, column=left - self.halo_px, height=height, width=width),
-            inner=(inner, inner),
-            slices=(slice(top, min(top + self.core_px, rows)), slice(left, min(left + self.core_px, columns))),
+            frame=self.frame.part(full.grown(self.halo_px)),
+            core=cores.window(row, column),
+            inner=inner,
         )
 
     def __iter__(self) -> Iterator[TileWindow]:
@@ -121,10 +121,9 @@ class TilePlan:
 def stream_tiles(
     slide: FrameSource, plan: TilePlan, *, workers: int = 2
 ) -> Generator[tuple[TileWindow, NDArray[np.uint8] | None]]:
-    """Read the windows of a plan on Dask's threads while the consumer works on earlier ones.
+    """Read the windows of a plan on threads while the consumer works on earlier ones.
 
-    Windows are read in groups of 2 x workers. While the consumer takes the windows of one group the next is read, so
-    that at most 4 x workers windows and what reading them takes are held at any time, whatever the size of the slide.
+    At most 4 x workers windows and what reading them takes are held at any time, whatever the size of the slide.
 
     Args:
         slide: read from several threads at once.
@@ -137,7 +136,8 @@ def stream_tiles(
 
     Raises:
         ValueError: workers < 1.
-        SlideError: whatever reading raises; later windows are given up. Closing the iterator also ends the reading.
+        SlideError: whatever reading raises, when it is the window's turn; later windows are given up. Closing the
+            iterator also ends the reading.
     """
     if workers < 1:
         raise ValueError(f"reading needs at least one worker, got {workers}")
@@ -145,61 +145,51 @@ def stream_tiles(
 
 
 def _stream(slide: FrameSource, plan: TilePlan, workers: int) -> Generator[tuple[TileWindow, NDArray[np.uint8] | None]]:
-    size = _GROUP_PER_WORKER * workers
-    groups = (
-        [plan[index] for index in range(start, min(start + size, len(plan)))] for start in range(0, len(plan), size)
-    )
-    with ThreadPoolExecutor(workers, "tile") as readers, ThreadPoolExecutor(1, "tiles") as ahead:
-        group = next(groups, None)
-        pending = None if group is None else ahead.submit(_read_group, slide, group, readers)
-        while group is not None and pending is not None:
-            ready = deque(zip(group, pending.result(), strict=True))
-            group = next(groups, None)
-            pending = None if group is None else ahead.submit(_read_group, slide, group, readers)
-            while ready:
-                yield ready.popleft()
+    def read(window: TileWindow) -> NDArray[np.uint8] | None:
+        return None if slide.is_missing(window.frame) else slide.read_frame(window.frame).array
+
+    with closing(map_in_order(read, plan, workers=workers, ahead=_AHEAD, name="tile")) as arrays:
+        yield from zip(plan, arrays, strict=True)
 
 
-def _read_group(
-    slide: FrameSource, group: Sequence[TileWindow], readers: ThreadPoolExecutor
-) -> list[NDArray[np.uint8] | None]:
-    from dask.base import compute  # noqa: PLC0415  (slow import)
-    from dask.delayed import delayed  # noqa: PLC0415
-
-    read = delayed(_read, pure=False)
-    tasks = [read(slide, window.frame) for window in group]
-    options: dict[str, Any] = {"scheduler": "threads", "pool": readers, "optimize_graph": False}
-    pixels: list[NDArray[np.uint8] | None] = list(compute(*tasks, **options))  # type: ignore[no-untyped-call]
-    return pixels
-
-
-def _read(slide: FrameSource, frame: Frame) -> NDArray[np.uint8] | None:
-    return None if slide.is_missing(frame) else slide.read_frame(frame).array
-
-
-def plan_to_dask(slide: FrameSource, plan: TilePlan) -> dask.array.Array:
+def plan_to_dask(slide: SlideSource, plan: TilePlan) -> dask.array.Array:
     """The windows of a plan as one lazy array: uint8 (windows, rows, columns, 3), one chunk per window.
 
+    A window's task carries the slide's path and options and the window's position alone. Each process opens the slide
+    once, however many tasks it gets.
+
     Args:
-        slide: pickled along with each chunk where the chunks are computed in other processes.
+        slide: open or not.
         plan: at least one window. Windows without stored pixels are white.
 
     Raises:
         ValueError: the plan holds no window.
     """
     import dask.array as da  # noqa: PLC0415  (slow import)
-    from dask.delayed import delayed  # noqa: PLC0415
 
     if not len(plan):
         raise ValueError("the plan holds no window")
-    read = delayed(_read_one, pure=False)
-    shape = (1, *plan.window_shape, 3)
     join: Any = da  # Dask's array functions carry no types
-    windows: dask.array.Array = join.concatenate(
-        [join.from_delayed(read(slide, window.frame), shape, np.uint8) for window in plan]
+    positions = np.array([(window.frame.x, window.frame.y) for window in plan])
+    windows: dask.array.Array = join.map_blocks(
+        _read_chunk,
+        join.from_array(positions, chunks=(1, 2)),
+        recipe=Recipe.of(slide),
+        whole=plan.frame,
+        window_shape=plan.window_shape,
+        chunks=((1,) * len(plan), *((side,) for side in plan.window_shape), (3,)),
+        drop_axis=1,
+        new_axis=(1, 2, 3),
+        dtype=np.uint8,
+        meta=np.empty((0, 0, 0, 0), np.uint8),
     )
     return windows
 
 
-def _read_one(slide: FrameSource, frame: Frame) -> NDArray[np.uint8]:
-    return slide.read_frame(frame).array[None]
+def _read_chunk(
+    position: NDArray[np.float64], *, recipe: Recipe, whole: Frame, window_shape: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Uint8 (1, rows, columns, 3) of the window whose level-0 (x, y) is ``position``, (1, 2)."""
+    x, y = position[0].tolist()
+    frame = Frame(x=x, y=y, downsample=whole.downsample, shape=window_shape, mpp=whole.mpp)
+    return recipe.opened().read_frame(frame).array[None]

@@ -68,11 +68,10 @@ def tissue_area_um2(mask: Mask) -> float:
 def covers(mask: Mask, frame: Frame) -> NDArray[np.bool_]:
     """For every pixel of frame: does any mask pixel that overlaps it hold true? bool (rows, columns) of frame."""
     rows, columns = frame.shape
-    low_y, _ = mask.frame.fractions(0.0, frame.y + np.arange(rows) * frame.downsample)
-    _, low_x = mask.frame.fractions(frame.x + np.arange(columns) * frame.downsample, 0.0)
+    low_rows, low_columns = mask.frame.fractions(*frame.positions(np.arange(rows), np.arange(columns)))
     step = frame.downsample / mask.frame.downsample
-    top, bottom = _span(low_y, step, mask.array.shape[0])
-    left, right = _span(low_x, step, mask.array.shape[1])
+    top, bottom = _span(low_rows, step, mask.array.shape[0])
+    left, right = _span(low_columns, step, mask.array.shape[1])
     by_rows = _any_between(mask.array, top, bottom)
     return _any_between(np.ascontiguousarray(by_rows.T), left, right).T
 

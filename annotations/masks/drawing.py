@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +107,10 @@ def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame]:
     recipe = job.recipe
     if recipe.size is not None:
         width, height = recipe.size
-        downsample = 1.0 if recipe.mpp is None or recipe.slide_mpp is None else recipe.mpp / recipe.slide_mpp
-        rows, columns = (max(1, math.ceil(side / downsample * (1 - 1e-12))) for side in (height, width))
-        return recipe.size, Frame(x=0.0, y=0.0, downsample=downsample, shape=(rows, columns), mpp=recipe.slide_mpp)
+        whole = Frame(x=0.0, y=0.0, downsample=1.0, shape=(height, width), mpp=recipe.slide_mpp)
+        if recipe.mpp is None or recipe.slide_mpp is None:
+            return recipe.size, whole
+        return recipe.size, whole.resampled(recipe.mpp / recipe.slide_mpp)
     if job.slide is None:
         raise SlideNotFoundError(
             job.annotation_file,

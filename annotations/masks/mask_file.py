@@ -21,10 +21,11 @@ from annotations.annotation import Annotation, Role
 from annotations.rasterize import Cover, Painting
 from wsi.cores import usable_cores
 from wsi.geometry import Frame, TileGrid
+from wsi.threads import map_in_order
 from wsi.writing.bigtiff import Tags, new_bigtiff, text
 from wsi.writing.pyramid import check_mpp, check_tile_size, level_tags
 from wsi.writing.tile_encoding import Compression, MaskTiles
-from wsi.writing.tile_stream import LevelTable, map_in_order, plan_levels, store_levels
+from wsi.writing.tile_stream import LevelTable, plan_levels, store_levels
 
 Values = Literal["0/255", "asap", "0/1"]
 TileNews = Callable[[int, int], None]

@@ -114,10 +114,5 @@ class PatchLabels:
 def centre_of(frame: Frame) -> Frame:
     """The one-pixel frame (1 level-0 px) around the point at a frame's centre."""
     rows, columns = frame.shape
-    return Frame(
-        x=frame.x + columns * frame.downsample / 2 - 0.5,
-        y=frame.y + rows * frame.downsample / 2 - 0.5,
-        downsample=1.0,
-        shape=(1, 1),
-        mpp=frame.mpp,
-    )
+    x, y = frame.positions(rows / 2, columns / 2)
+    return Frame(x=float(x) - 0.5, y=float(y) - 0.5, downsample=1.0, shape=(1, 1), mpp=frame.mpp)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from annotations.patches.labels import IGNORE, LabelRule, PatchClass, PatchLabels
 from annotations.patches.sites import LesionSite
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 
@@ -144,7 +144,8 @@ class PatchSampler:
         def draw_point() -> tuple[float, float]:
             row, column = divmod(int(self.rng.choice(chosen)), cells.shape[1])
             jitter = self.rng.uniform(0, 1, 2)
-            return frame.x + (column + jitter[0]) * frame.downsample, frame.y + (row + jitter[1]) * frame.downsample
+            x, y = frame.positions(row + jitter[1], column + jitter[0])
+            return float(x), float(y)
 
         for _ in range(count):
             if found := self._first(kind, draw_point, 0, _is_normal, None):
@@ -155,7 +156,7 @@ class PatchSampler:
         cells = _Mistakes.on(mistakes, self.whole, self.size_px)
         while count and (cell := cells.worst()):
             row, column = cells.corner(*cell)
-            frame = self.whole.window(row=row, column=column, height=self.size_px, width=self.size_px)
+            frame = self.whole.part(Window(row=row, column=column, height=self.size_px, width=self.size_px))
             target = self.labels.target(frame)
             patch = self._judged(HARD, frame, target, _is_normal, None)
             if patch:
@@ -206,7 +207,7 @@ class PatchSampler:
             _kept(float(at) + float(by) - self.size_px / 2, side - self.size_px)
             for at, by, side in zip((row, column), shift, self.whole.shape, strict=True)
         )
-        return self.whole.window(row=first_row, column=first_column, height=self.size_px, width=self.size_px)
+        return self.whole.part(Window(row=first_row, column=first_column, height=self.size_px, width=self.size_px))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -24,20 +24,21 @@ from wsi.patches.pool import SlidePool
 from wsi.patches.reading import read_positions, source_windows
 from wsi.slide import Slide
 from wsi.store import storage
+from wsi.windows import Windows
 from wsi.writing.sparse import write_sparse
 
 TABLE = "patches.parquet"
 SLIDES, ANNOTATIONS = "slides", "annotations"
 
 
-def patch_windows(slide: Slide, rows: PatchTable) -> dict[int, NDArray[np.int64]]:
+def patch_windows(slide: Slide, rows: PatchTable) -> dict[int, Windows]:
     """What the patches of one slide are made of, by level: for ``wsi.writing.sparse``."""
-    found: dict[int, list[NDArray[np.int64]]] = {}
+    found: dict[int, list[Windows]] = {}
     for downsample in np.unique(rows["downsample"]).tolist():
         chosen = rows.rows(rows["downsample"] == downsample)
         level, windows = source_windows(slide, chosen["x"], chosen["y"], downsample=downsample, size_px=chosen.size_px)
         found.setdefault(level.index, []).append(windows)
-    return {level: np.concatenate(parts) for level, parts in found.items()}
+    return {level: Windows.joined(parts) for level, parts in found.items()}
 
 
 def store_slide(

@@ -13,7 +13,7 @@ from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 
-from staging.cohorts.names import PHOTO_SUFFIXES, SLIDE_SUFFIXES, slide_name
+from staging.cohorts.names import slide_name
 from staging.csv_rows import Entries, csv_text, in_line, read_rows
 from staging.errors import (
     DuplicateSlideError,
@@ -26,6 +26,7 @@ from staging.errors import (
 from staging.lesions.labels import SlideLabel
 from staging.stages.pn import PatientStage, parse_slide_name
 from wsi.readers.dicom import read_series
+from wsi.readers.opening import photograph_suffixes, slide_suffixes
 from wsi.store import atomic_text
 
 __all__ = [
@@ -267,8 +268,8 @@ def _slide_file(path: Path) -> SlideFile:
 
 def _slides_below(folder: Path) -> list[Path]:
     files = list(_files_below(folder))
-    slides = _one_per_series([file for file in files if file.suffix.lower() in SLIDE_SUFFIXES])
-    slides = slides or [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
+    slides = _one_per_series([file for file in files if file.suffix.lower() in slide_suffixes()])
+    slides = slides or [file for file in files if file.suffix.lower() in photograph_suffixes()]
     archives = [file for file in files if file.suffix.lower() == ".zip"]
     unpacked = {_slide_file(slide).patient for slide in slides} | {slide.parent.name.lower() for slide in slides}
     packed = [file for file in archives if file.stem.lower() not in unpacked]
@@ -277,7 +278,7 @@ def _slides_below(folder: Path) -> list[Path]:
     if packed:
         raise _packed(folder, packed)
     if not slides:
-        known = " ".join(sorted(SLIDE_SUFFIXES | PHOTO_SUFFIXES))
+        known = " ".join(sorted(slide_suffixes() | photograph_suffixes()))
         raise NoSlidesError(folder, "holds no slides", mend=f"known are {known}")
     return slides
 

@@ -8,15 +8,12 @@ from pathlib import PurePosixPath
 
 from staging.errors import SlideNameError
 from staging.stages.pn import parse_slide_name
-
-SLIDE_SUFFIXES = frozenset({".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".dcm"})
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-"""Slides only where nothing else is there: beside slides they are overviews, overlays and labels."""
+from wsi.readers.opening import photograph_suffixes, slide_suffixes
 
 CENTRES = ("CWZ", "RST", "UMCU", "RUMC", "LPON")
 """By the number that centre_of gives."""
 
-_SUFFIXES = SLIDE_SUFFIXES | PHOTO_SUFFIXES | {".csv", ".xml", ".zarr"}
+_OF_RESULTS = frozenset({".csv", ".xml", ".zarr"})
 _PATIENTS = 200
 _MOST_NAME_BYTES = 200  # an artefact's work folder adds some 40
 
@@ -49,15 +46,19 @@ def slide_name(name: str) -> str:
     try:
         patient, node = parse_slide_name(name)
     except SlideNameError:
-        suffix = PurePosixPath(name).suffix
-        return (name[: -len(suffix)] if suffix.lower() in _SUFFIXES else name).strip()
+        return _without_suffix(name)
     return f"{patient}_node_{node}"
 
 
 def slide_key(name: str) -> str:
     """A slide's name as names are compared: without suffix and in lower case."""
+    return _without_suffix(name).lower()
+
+
+def _without_suffix(name: str) -> str:
     suffix = PurePosixPath(name).suffix
-    return (name[: -len(suffix)] if suffix.lower() in _SUFFIXES else name).strip().lower()
+    is_known = suffix.lower() in slide_suffixes() | photograph_suffixes() | _OF_RESULTS
+    return (name[: -len(suffix)] if is_known else name).strip()
 
 
 def patient_of(slide: str) -> str | None:

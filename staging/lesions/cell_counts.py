@@ -16,7 +16,7 @@ from staging.lesions.labels import SizeRule
 from staging.lesions.nuclei import find_nuclei
 from staging.lesions.settings import NUCLEUS_UM
 from wsi.errors import ResolutionError
-from wsi.geometry import Frame
+from wsi.geometry import Window
 from wsi.slide import Slide
 
 READ_UM = 0.5
@@ -95,17 +95,11 @@ def _count(slide: Slide, outlines: Sequence[Annotation], nucleus_um: float) -> i
     frame = slide.frame_at(max(READ_UM, slide.mpp))
     points = np.concatenate([one.vertices for one in outlines])
     rows, columns = frame.fractions(points[:, 0], points[:, 1])
-    margin = math.ceil(_MARGIN_UM / frame.pixel_um)
-    window = _window(frame, rows, columns, margin)
-    return len(find_nuclei(slide.read_frame(window), within=rasterize(outlines, window), nucleus_um=nucleus_um))
-
-
-def _window(
-    frame: Frame,
-    rows: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    columns: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    margin: int,
-) -> Frame:
-    top, left = math.floor(rows.min()) - margin, math.floor(columns.min()) - margin
-    bottom, right = math.ceil(rows.max()) + margin, math.ceil(columns.max()) + margin
-    return frame.window(row=top, column=left, height=bottom - top, width=right - left)
+    window = Window.between(
+        row=math.floor(rows.min()),
+        column=math.floor(columns.min()),
+        bottom=math.ceil(rows.max()),
+        right=math.ceil(columns.max()),
+    )
+    around = frame.part(window.grown(math.ceil(_MARGIN_UM / frame.pixel_um)))
+    return len(find_nuclei(slide.read_frame(around), within=rasterize(outlines, around), nucleus_um=nucleus_um))

@@ -25,7 +25,7 @@ from annotations.measures import MERGE_GAP_UM
 from staging.lesions.components import Numbers, Spans, fill_holes, label_spans, trace
 from staging.lesions.merging import merge_near
 from staging.lesions.shape import LesionShape, measure_spans
-from wsi.geometry import Frame, Region
+from wsi.geometry import Frame, Region, Window
 from wsi.raster import Heatmap, Mask
 
 
@@ -208,8 +208,7 @@ class _Found:
             (rows - top).tolist(), (starts - left).tolist(), (stops - left).tolist(), strict=True
         ):
             cells[row, start:stop] = True
-        window = self.frame.window(row=top, column=left, height=cells.shape[0], width=cells.shape[1])
-        return Mask(frame=window, array=cells)
+        return Mask(frame=self.frame.part(Window.whole(cells.shape).shifted(top, left)), array=cells)
 
 
 def _found(spans: Spans, frame: Frame, gap_um: float, *, with_holes_filled: bool = False) -> _Found:

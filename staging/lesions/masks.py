@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from staging.errors import ConfigurationError
 from staging.lesions.mask_values import tumour_value_of
 from wsi.errors import SlideFormatError
-from wsi.geometry import Frame, TileGrid
+from wsi.geometry import Frame, TileGrid, Window
 from wsi.slide import Slide
 
 
@@ -39,41 +39,27 @@ class MaskFile:
         self._level = slide.levels[level]
         self.frame: Frame = slide.frame_of(level)
         self.shape = self.frame.shape
-        self.chunks = (self._level.tile_height, self._level.tile_width)
+        self.chunks = self._level.tile_shape
         self._grid = TileGrid(frame=self.frame, tile_shape=self.chunks)
         self.value = self._detected() if value is None else value
 
-    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[np.bool_]:
-        rows, columns = (range(*one.indices(side)) for one, side in zip(window, self.shape, strict=True))
+    def __getitem__(self, slices: tuple[slice, slice]) -> NDArray[np.bool_]:
+        rows, columns = (range(*one.indices(side)) for one, side in zip(slices, self.shape, strict=True))
         result = np.zeros((len(rows), len(columns)), dtype=np.bool_)
         if not result.size:
             return result
-        height, width = self.chunks
-        for tile_row in range(rows[0] // height, rows[-1] // height + 1):
-            for tile_column in range(columns[0] // width, columns[-1] // width + 1):
-                values = self._tile(tile_row, tile_column)
-                if values is None:
-                    continue
-                top, left = tile_row * height, tile_column * width
-                row, end_row = max(top, rows[0]), min(top + values.shape[0], rows[-1] + 1)
-                column, end_column = max(left, columns[0]), min(left + values.shape[1], columns[-1] + 1)
-                result[row - rows[0] : end_row - rows[0], column - columns[0] : end_column - columns[0]] = (
-                    values[row - top : end_row - top, column - left : end_column - left] == self.value
-                )
+        window = Window(row=rows[0], column=columns[0], height=len(rows), width=len(columns))
+        for tile, own, part in window.cut(self.chunks):
+            values = self._tile(*tile)
+            if values is not None:
+                result[own.slices] = values[part.slices] == self.value
         return result
 
     def _tile(self, row: int, column: int) -> NDArray[np.uint8] | None:
         """The values of a stored tile; None where it is missing."""
         if self._slide.is_missing(self._grid.tile(row, column)):
             return None
-        rows, columns = self._grid.slices(row, column)
-        colours = self._slide.read_window(
-            self._level.index,
-            row=rows.start,
-            column=columns.start,
-            height=rows.stop - rows.start,
-            width=columns.stop - columns.start,
-        )
+        colours = self._slide.read_window(self._level.index, self._grid.window(row, column))
         values = colours[..., 0]
         if not (np.array_equal(values, colours[..., 1]) and np.array_equal(values, colours[..., 2])):
             raise SlideFormatError(

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from staging.lesions.components import Numbers, Spans, expanded, near
-from wsi.geometry import Frame, Region
+from wsi.geometry import Frame, Region, Window
 
 if TYPE_CHECKING:
     import shapely
@@ -110,7 +110,7 @@ def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Fra
     x, y = frame.centres(row, column)
     result = []
     for number, (top, left, bottom, right) in enumerate(boxes.tolist()):
-        window = frame.window(row=top, column=left, height=bottom - top, width=right - left)
+        window = Window.between(row=top, column=left, bottom=bottom, right=right)
         result.append(
             LesionShape(
                 longest_diameter_um=float(longest[number]) * pixel_um,
@@ -119,14 +119,14 @@ def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Fra
                 eccentricity=eccentricity(float(axes[0][number]), float(axes[1][number])),
                 area_um2=float(area[number]) * pixel_um**2,
                 perimeter_um=float(perimeter[number]) * pixel_um,
-                extent=float(area[number]) / ((bottom - top) * (right - left)),
+                extent=float(area[number]) / (window.height * window.width),
                 solidity=min(1.0, float(area[number] / hulls[number])),
                 probability_max=float(highs[number]),
                 # the mean of equal values may round to beyond them
                 probability_mean=float(np.clip(means[number], lows[number], highs[number])),
                 probability_min=float(lows[number]),
                 centroid=(float(x[number]), float(y[number])),
-                region=window.region,
+                region=frame.part(window).region,
                 deposits=int(deposits[number]),
             )
         )

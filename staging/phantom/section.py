@@ -57,7 +57,7 @@ class Section:
     def tile(self, row: int, column: int) -> NDArray[np.uint8] | None:
         """One tile, also beyond the slide's edge where the last tiles overhang."""
         top, left = row * TILE_PX, column * TILE_PX
-        tint = _Window.of(self.anatomy.tint.shape[:2], (top, left), TILE_PX, mpp=self.mpp, cell_um=TINT_CELL_UM)
+        tint = _Spline.of(self.anatomy.tint.shape[:2], (top, left), TILE_PX, mpp=self.mpp, cell_um=TINT_CELL_UM)
         tinted = self.anatomy.tint[tint.cells]
         plain = bool(tinted.min(initial=1.0) > 0.999)
         if self.centre.philips and plain and self._is_far(top, left):
@@ -105,15 +105,15 @@ class Section:
     def _is_far(self, top: int, left: int) -> bool:
         reach = round(_FAR_UM / self.mpp)
         corner, side = (top - reach, left - reach), TILE_PX + 2 * reach
-        window = _Window.of(self.anatomy.tissue.shape, corner, side, mpp=self.mpp, cell_um=CELL_UM)
-        return not self.anatomy.tissue[window.cells].any()
+        around = _Spline.of(self.anatomy.tissue.shape, corner, side, mpp=self.mpp, cell_um=CELL_UM)
+        return not self.anatomy.tissue[around.cells].any()
 
     def _compose(self, top: int, left: int, textures: Sequence[Atlas], copy: _Copy) -> list[NDArray[np.intp]]:
         """Put all tissues in their places; returns the px (flat indices into the tile) along their borders."""
         seams: list[NDArray[np.intp]] = []
         tumour = self.tumour_mask(top // TILE_PX, left // TILE_PX)
         anatomy = self.anatomy
-        whole = _Window.of(anatomy.tissue.shape, (top, left), TILE_PX, mpp=self.mpp, cell_um=CELL_UM)
+        whole = _Spline.of(anatomy.tissue.shape, (top, left), TILE_PX, mpp=self.mpp, cell_um=CELL_UM)
         codes = anatomy.tissue[whole.cells]
         is_plain = tumour is None and bool((codes == codes[0, 0]).all())
         for block in _blocks(anatomy.tissue.shape, top, left, self.mpp, TILE_PX if is_plain else _block_side(self.mpp)):
@@ -139,13 +139,13 @@ class Section:
 
         At each px the tissue wins that has the largest share of the cells around it (by splines) times its relief.
         """
-        cells = grid[block.window.cells]
+        cells = grid[block.spline.cells]
         present = np.flatnonzero(np.bincount(cells.ravel()))
         if len(present) == 1:
             copy(int(present[0]), block, where)
             return []
         thin = _thinning(self.mpp)
-        down, across = block.window.down[thin // 2 :: thin], block.window.across[thin // 2 :: thin].T
+        down, across = block.spline.down[thin // 2 :: thin], block.spline.across[thin // 2 :: thin].T
         shares = down @ (cells == present[:, None, None]).astype(np.float32) @ across
         seams: list[NDArray[np.intp]] = []
         best: Field | None = None
@@ -180,7 +180,7 @@ class _Block:
     left: int
     side: int
     inside: tuple[slice, slice]
-    window: _Window
+    spline: _Spline
 
 
 def _blocks(shape: tuple[int, int], top: int, left: int, mpp: float, side: int) -> Iterator[_Block]:
@@ -190,8 +190,8 @@ def _blocks(shape: tuple[int, int], top: int, left: int, mpp: float, side: int) 
     for y in starts:
         cell_rows, down = _axis(shape[0], top + y, side, mpp, CELL_UM)
         for x, (cell_columns, across) in zip(starts, columns, strict=True):
-            window = _Window((cell_rows, cell_columns), down, across)
-            yield _Block(top + y, left + x, side, (slice(y, y + side), slice(x, x + side)), window)
+            spline = _Spline((cell_rows, cell_columns), down, across)
+            yield _Block(top + y, left + x, side, (slice(y, y + side), slice(x, x + side)), spline)
 
 
 class _Copy(Protocol):
@@ -201,7 +201,7 @@ class _Copy(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class _Spline:
     """The cells of a grid that matter for a square of px, and the matrices that interpolate them."""
 
     cells: tuple[slice, slice]
@@ -209,7 +209,7 @@ class _Window:
     across: Field
 
     @classmethod
-    def of(cls, shape: tuple[int, int], corner: tuple[int, int], side: int, *, mpp: float, cell_um: float) -> _Window:
+    def of(cls, shape: tuple[int, int], corner: tuple[int, int], side: int, *, mpp: float, cell_um: float) -> _Spline:
         top, left = corner
         rows, down = _axis(shape[0], top, side, mpp, cell_um)
         columns, across = _axis(shape[1], left, side, mpp, cell_um)
@@ -224,7 +224,7 @@ def _axis(cells: int, start: int, side: int, mpp: float, cell_um: float) -> tupl
     index = np.clip(np.arange(first, first + matrix.shape[1]), 0, cells - 1)
     low, high = int(index[0]), int(index[-1]) + 1
     if high - low < matrix.shape[1]:
-        # the window overhangs the grid: the outermost cells stand for those that are missing
+        # the square overhangs the grid: the outermost cells stand for those that are missing
         inner = np.zeros((side, high - low), dtype=np.float32)
         np.add.at(inner.T, index - low, matrix.T)
         matrix = inner
@@ -285,10 +285,10 @@ def _soften(tile: NDArray[np.uint8], seams: Sequence[NDArray[np.intp]]) -> None:
     pixels[index] = (total >> 2).astype(np.uint8)
 
 
-def _shade(tile: NDArray[np.uint8], window: _Window, tint: Field, *, rows: int) -> None:
+def _shade(tile: NDArray[np.uint8], spline: _Spline, tint: Field, *, rows: int) -> None:
     """Let the tile's light pass through the tint, in place; ``rows`` of px together have the same tint."""
     shares = np.moveaxis(tint, 2, 0) * np.float32(256)
-    down, across = window.down[rows // 2 :: rows], window.across.T
+    down, across = spline.down[rows // 2 :: rows], spline.across.T
     light = np.stack([product(product(down, share), across) for share in shares])
     factors = np.empty((TILE_PX // rows, TILE_PX, 3), dtype=np.uint16)
     np.copyto(factors, np.moveaxis(light, 0, 2), casting="unsafe")

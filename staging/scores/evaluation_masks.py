@@ -124,10 +124,10 @@ def _pyramid_values(path: Path, level: int) -> NDArray[np.uint8]:
         frame = slide.frame_of(_level_of(slide, level))
         stored = min(slide.levels, key=lambda one: abs(one.downsample - frame.downsample))
         values = _grey(path, slide.read_frame(frame).array).copy()
-        grid = TileGrid(frame=frame, tile_shape=(stored.tile_height, stored.tile_width))
+        grid = TileGrid(frame=frame, tile_shape=stored.tile_shape)
         for row, column in grid:
             if slide.is_missing(grid.tile(row, column)):
-                values[grid.slices(row, column)] = 0
+                values[grid.window(row, column).slices] = 0
     return values
 
 

@@ -25,7 +25,6 @@ from staging.lesions.labels import SlideLabel
 from staging.runs.cluster import TileNews
 from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap
-from wsi.patches.reading import level_for
 from wsi.raster import Heatmap, Mask
 from wsi.readers.source import is_url
 from wsi.slide import Slide
@@ -212,7 +211,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             patches,
             slide=source.slide.name,
             file=_file(source.slide.path),
-            level=level_for(slide, slide.frame_at(recipe.mpp).downsample).index,
+            level=slide.level_for(slide.frame_at(recipe.mpp).downsample).index,
             mpp=recipe.mpp,
             rule=recipe.rule,
             patient=source.slide.patient,
@@ -323,9 +322,8 @@ def _check_belongs(path: Path, cells: Frame, slide: Slide) -> None:
     if made_from is not None and made_from != slide.fingerprint():
         raise CohortError(path, f"was made from another file than {slide.path}", mend="make it again, or give --model")
     width, height = slide.levels[0].width, slide.levels[0].height
-    right, bottom = cells.x + cells.shape[1] * cells.downsample, cells.y + cells.shape[0] * cells.downsample
     # It begins at the slide's corner, and its last cells overhang; sizes differ by a few px from level to level.
-    off = max(abs(cells.x), abs(cells.y), abs(right - width), abs(bottom - height))
+    off = max(abs(cells.x), abs(cells.y), abs(cells.right - width), abs(cells.bottom - height))
     if off > _CELLS_OFF * cells.downsample:
-        reason = f"covers {right:g} x {bottom:g} px, not the {width} x {height} px of {slide.path}"
+        reason = f"covers {cells.right:g} x {cells.bottom:g} px, not the {width} x {height} px of {slide.path}"
         raise CohortError(path, reason, mend="give the heatmap of this slide, or --model")

@@ -19,7 +19,7 @@ from annotations.files.asap import read_asap
 from annotations.masks.mask_file import MASK_VALUES, write_annotation_mask
 from annotations.rasterize import Painting, polygon_mask
 from wsi.errors import StorageError
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.slide import Slide
 
 Points = list[tuple[float, float]]
@@ -217,7 +217,7 @@ def test_a_real_slide_at_full_resolution(real_data: Callable[[str], Path], tmp_p
         assert mask.levels[0].shape == frame.shape
         vertices = np.concatenate([one.vertices for one in annotations])
         for x, y in vertices[::2000]:
-            window = frame.window(row=int(y) - 100, column=int(x) - 100, height=200, width=200)
+            window = frame.part(Window(row=int(y) - 100, column=int(x) - 100, height=200, width=200))
             expected = Painting.of(annotations).mask(window).array
-            found = mask.read_window(0, row=int(y) - 100, column=int(x) - 100, height=200, width=200)[..., 0]
+            found = mask.read_window(0, Window(row=int(y) - 100, column=int(x) - 100, height=200, width=200))[..., 0]
             np.testing.assert_array_equal(found, expected * np.uint8(255))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from annotations.annotation import Annotation, Role
 from annotations.files.asap import read_asap
 from annotations.rasterize import Cover, Painting, layers, polygon_mask, rasterize
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 
 Points = list[tuple[float, float]]
 
@@ -96,7 +96,7 @@ def test_any_tile_equals_its_part_of_the_whole(
     painting = Painting.of([drawn(role, points) for role, points in shapes])
     whole = frame_of(75, 75, x=-7.3 - 5 * downsample, y=11.1 - 5 * downsample, downsample=downsample)
     full = painting.mask(whole).array
-    tile = painting.mask(whole.window(row=row + 5, column=column + 5, height=height, width=width)).array
+    tile = painting.mask(whole.part(Window(row=row + 5, column=column + 5, height=height, width=width))).array
     np.testing.assert_array_equal(tile, full[row + 5 : row + 5 + height, column + 5 : column + 5 + width])
 
 
@@ -137,7 +137,7 @@ def test_max_gives_every_pixel_of_level_0_to_the_one_that_holds_its_centre(
             expected[at_row, at_column] = True
     found = painting.mask(frame, reduce="max").array
     np.testing.assert_array_equal(found, expected)
-    part = painting.mask(frame.window(row=5, column=2, height=6, width=4), reduce="max").array
+    part = painting.mask(frame.part(Window(row=5, column=2, height=6, width=4)), reduce="max").array
     np.testing.assert_array_equal(part, found[5:11, 2:6])
 
 
@@ -341,7 +341,7 @@ def test_real_contours_in_tiles_equal_the_whole(real_data: Callable[[str], Path]
     assert whole.any()
     for row in range(0, 2800, 500):
         for column in range(0, 1400, 333):
-            tile = painting.mask(frame.window(row=row, column=column, height=500, width=333)).array
+            tile = painting.mask(frame.part(Window(row=row, column=column, height=500, width=333))).array
             part = whole[row : row + 500, column : column + 333]
             np.testing.assert_array_equal(tile[: part.shape[0], : part.shape[1]], part)
 

@@ -20,7 +20,7 @@ from staging.lesions.labels import SizeRule
 from staging.lesions.masks import MaskFile
 from staging.lesions.settings import settings_of
 from staging.runs.config import RunConfig
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
 from wsi.slide import Slide
@@ -185,7 +185,7 @@ def test_what_the_organisers_software_wrote(real_data: Callable[[str], Path], tm
     record = result("lesions", mask, "-o", tmp_path / "mask")
     assert record["tumour_value"] == {"asap_mask_864x800": 1}
     with Slide.open(mask) as slide:
-        tumour = slide.read_window(0, row=0, column=0, height=800, width=864)[..., 0] == 1
+        tumour = slide.read_window(0, Window(row=0, column=0, height=800, width=864))[..., 0] == 1
         area = tumour.sum() * slide.frame.pixel_um**2
     found = rows_of(tmp_path / "mask" / "lesion_features.csv")
     assert sum(float(row["area_um2"]) for row in found) == pytest.approx(area, rel=0.01)

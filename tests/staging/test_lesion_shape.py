@@ -17,7 +17,7 @@ from staging.lesions import shape as lesion_shape
 from staging.lesions.components import bands_of
 from staging.lesions.finding import as_lesion, find_lesions, lesions_of_mask, measure_heatmap, measure_mask
 from staging.lesions.shape import LesionShape, measure_polygons
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.raster import Heatmap, Mask
 
 CELL_UM = 2.0
@@ -55,11 +55,13 @@ def test_features_agree_with_their_definitions(mask: NDArray[np.bool_], *, holes
         own = labels == number
         rows, columns = np.nonzero(own)
         frame = frame_of(mask.shape)
-        box = frame.window(
-            row=int(rows.min()),
-            column=int(columns.min()),
-            height=int(np.ptp(rows)) + 1,
-            width=int(np.ptp(columns)) + 1,
+        box = frame.part(
+            Window(
+                row=int(rows.min()),
+                column=int(columns.min()),
+                height=int(np.ptp(rows)) + 1,
+                width=int(np.ptp(columns)) + 1,
+            )
         ).region
         candidates = [one for one in found if one.region == box]
         assert candidates

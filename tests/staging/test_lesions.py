@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from staging.lesions.finding import Lesion, find_lesions, lesions_of_mask
 from wsi.errors import ResolutionError
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.raster import Heatmap, Mask
 
 CELL_UM = 16.0
@@ -176,7 +176,7 @@ def test_places_are_level_0_pixels() -> None:
     )
     (lesion,), (mask,) = find_lesions(moved, threshold=0.5)
     assert lesion.centroid == (1000.5 + 4.5 * 64, -20.0 + 3 * 64)
-    assert mask.frame == moved.frame.window(row=2, column=3, height=2, width=3)
+    assert mask.frame == moved.frame.part(Window(row=2, column=3, height=2, width=3))
     assert lesion.region == mask.frame.region
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi.errors import SlideError, TileError
-from wsi.geometry import Frame, Region
+from wsi.geometry import Frame, Region, Window
 from wsi.readers.codec import TileCodec
 from wsi.slide import Slide
 
@@ -43,7 +43,7 @@ def test_a_bad_tile_raises_by_default(damaged: Path) -> None:
                 read()
             assert str(damaged) in str(caught.value)
         with pytest.raises(TileError, match="level 1, tile row 1, tile column 1"):
-            slide.read_window(1, row=0, column=0, height=128, width=128)
+            slide.read_window(1, Window(row=0, column=0, height=128, width=128))
         with pytest.raises(TileError, match="level 0, tile row 4, tile column 5"):
             slide.read_frame(Frame(x=0, y=0, downsample=1.5, shape=(280, 333), mpp=None))
         assert slide.bad_tiles == ()
@@ -51,14 +51,14 @@ def test_a_bad_tile_raises_by_default(damaged: Path) -> None:
 
 def test_a_bad_tile_is_white_and_listed_where_that_was_chosen(damaged: Path, plain: Path) -> None:
     with Slide.open(plain) as sound, Slide.open(damaged, on_bad_tile="white") as slide:
-        wanted = sound.read_window(0, row=0, column=0, height=420, width=500)
+        wanted = sound.read_window(0, Window(row=0, column=0, height=420, width=500))
         wanted[256:320, 320:384] = 255
         for _ in range(2):
-            np.testing.assert_array_equal(slide.read_window(0, row=0, column=0, height=420, width=500), wanted)
+            np.testing.assert_array_equal(slide.read_window(0, Window(row=0, column=0, height=420, width=500)), wanted)
         many = slide.read_many([Region(x=300, y=200, width=100, height=100)] * 2)
         np.testing.assert_array_equal(many[1], wanted[200:300, 300:400])
         assert [(bad.level, bad.row, bad.column) for bad in slide.bad_tiles] == [(0, 4, 5)]
-        slide.read_window(1, row=0, column=0, height=128, width=128)
+        slide.read_window(1, Window(row=0, column=0, height=128, width=128))
         slide.read_frame(Frame(x=0, y=0, downsample=8.0, shape=(10, 10), mpp=None), exact=False)
         assert [(bad.level, bad.row, bad.column) for bad in slide.bad_tiles] == [(0, 4, 5), (1, 1, 1)]
         assert all(bad.reason for bad in slide.bad_tiles)
@@ -72,12 +72,12 @@ def test_a_bad_window_of_openslide_is_narrowed_to_its_tiles(damaged: Path) -> No
     strict, lenient = OpenSlideReader(damaged), OpenSlideReader(damaged, on_bad_tile="white")
     out = np.empty((200, 250, 3), dtype=np.uint8)
     with pytest.raises(SlideError):
-        strict.read(0, row=200, column=200, out=out)
-    lenient.read(0, row=200, column=200, out=out)
+        strict.read(0, Window(row=200, column=200, height=200, width=250), out=out)
+    lenient.read(0, Window(row=200, column=200, height=200, width=250), out=out)
     assert [(bad.level, bad.row, bad.column) for bad in lenient.bad_tiles] == [(0, 4, 5)]
     assert (out[56:120, 120:184] == 255).all()
     with Slide.open(damaged, on_bad_tile="white") as slide:
-        np.testing.assert_array_equal(out, slide.read_window(0, row=200, column=200, height=200, width=250))
+        np.testing.assert_array_equal(out, slide.read_window(0, Window(row=200, column=200, height=200, width=250)))
 
 
 def test_what_to_do_with_a_bad_tile_is_one_of_two(plain: Path) -> None:
@@ -102,6 +102,6 @@ def test_damaged_jpeg_data_never_crash(plain: Path, seed: int) -> None:
     with suppress(ValueError, RuntimeError):
         tiles.decode(cut, np.empty((64, 64, 3), dtype=np.uint8))
     with suppress(ValueError, RuntimeError):
-        tiles.decode_window(cut, top=9, left=20, height=30, width=25)
+        tiles.decode_window(cut, Window(row=9, column=20, height=30, width=25))
     with suppress(ValueError, RuntimeError):
         tiles.decode_reduced(cut, 4)

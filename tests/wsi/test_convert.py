@@ -16,6 +16,7 @@ from openslide import OpenSlide
 from PIL import Image as Pillow
 
 from wsi.errors import ResolutionError, SlideError, SlideFormatError
+from wsi.geometry import Window
 from wsi.slide import Slide
 from wsi.writing.convert import ConversionStats, convert_slide
 from wsi.writing.pyramid import write_mask, write_pyramid
@@ -141,7 +142,7 @@ def test_a_philips_slide_keeps_levels_holes_and_sizes(tmp_path: Path) -> None:
         for level in before.levels:
             np.testing.assert_array_equal(whole(after, level.index), whole(before, level.index))
             np.testing.assert_array_equal(through_openslide(target, level.index), whole(before, level.index))
-        assert after.is_missing(after.frame.window(row=0, column=0, height=512, width=512))
+        assert after.is_missing(after.frame.part(Window(row=0, column=0, height=512, width=512)))
     assert [not data for data in stored_bytes(target)] == [tile is None for tile in tiles]
     assert (stats.levels, stats.tiles_copied, stats.tiles_encoded) == (4, 10 + 5 + 2 + 1, 0)
     assert b"DPUfsImport" not in target.read_bytes()
@@ -156,7 +157,7 @@ def test_a_real_aperio_slide_gets_a_pyramid(real_data: RealData, tmp_path: Path)
     with Slide.open(source) as before, Slide.open(target) as after:
         np.testing.assert_array_equal(whole(after), whole(before))
         assert after.mpp == pytest.approx(0.499)
-        mean = before.read_frame(before.frame.coarser(2).window(row=512, column=512, height=512, width=512)).array
+        mean = before.read_frame(before.frame.coarser(2).part(Window(row=512, column=512, height=512, width=512))).array
         coded = simplejpeg.encode_jpeg(mean, quality=80, colorspace="RGB", colorsubsampling="420", fastdct=False)
         made = whole(after, 1)[512:1024, 512:1024]
         np.testing.assert_array_equal(made, simplejpeg.decode_jpeg(coded, colorspace="RGB"))
@@ -330,7 +331,7 @@ def test_resampling_is_that_of_read_at(tmp_path: Path, mpp: float) -> None:
         assert np.abs(whole(after).astype(int) - wanted).mean() < 1.5
         assert max(after.levels[-1].shape) <= 64
         if mpp <= 0.5:  # two source rows of tiles are missing: a whole row at 0.5
-            assert after.is_missing(after.frame.window(row=0, column=0, height=1, width=1))
+            assert after.is_missing(after.frame.part(Window(row=0, column=0, height=1, width=1)))
 
 
 def test_the_slide_s_own_mpp_means_copying(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slide_files import whole, window
+from slide_files import pixels, whole
 
 from wsi.errors import SlideError, SlideFormatError, TileError
+from wsi.geometry import Window
 from wsi.readers.structure import read_structure
 from wsi.readers.tiff import TiffReader
 
@@ -139,7 +140,7 @@ def test_mutants_and_stumps_end_in_slide_errors_only(
         try:
             reader = TiffReader(path)
             for level in reader.levels:
-                window(reader, level.index, row=0, column=0, height=256, width=256)
+                pixels(reader, level.index, Window(row=0, column=0, height=256, width=256))
             reader.close()
         except SlideError as error:
             message = str(error)
@@ -156,7 +157,7 @@ def test_a_corrupt_tile_is_named(sparse: Path, tmp_path: Path) -> None:
     reader = TiffReader(path)
     with pytest.raises(TileError, match=r"a\.tif, level 0, tile row 1, tile column 2: the tile cannot be decoded"):
         whole(reader)
-    assert (window(reader, 0, row=0, column=0, height=64, width=192)[:, 128:] < 255).any()
+    assert (pixels(reader, 0, Window(row=0, column=0, height=64, width=192))[:, 128:] < 255).any()
 
 
 def test_a_tile_of_another_size_is_an_error(sparse: Path, tmp_path: Path) -> None:

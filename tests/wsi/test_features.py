@@ -26,7 +26,7 @@ from wsi.cnn.encoders import features as module
 from wsi.cnn.encoders.encoder import Encoder, load_encoder
 from wsi.cnn.encoders.features import TileGeometry, encode_tiles, features_provenance, read_features, write_features
 from wsi.errors import ArtefactError, CheckpointError, NoTissueError, PathologyError, TileError
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap, Image, Mask
 from wsi.store import publish
@@ -131,7 +131,7 @@ def test_every_tile_is_encoded_where_it_lies(tmp_path: Path, encoder: Encoder, s
     for row in range(-(-90 // stride)):
         for column in range(-(-130 // stride)):
             top, left = row * stride - halo, column * stride - halo
-            frame = slide.frame_at(2.0).window(row=top, column=left, height=SIZE, width=SIZE)
+            frame = slide.frame_at(2.0).part(Window(row=top, column=left, height=SIZE, width=SIZE))
             if row * stride < 60 and not slide.is_missing(frame):
                 pixels = crop(slide.array, top, left, SIZE)
                 expected[row, column] = (left * 4, top * 4, alone(encoder, pixels))

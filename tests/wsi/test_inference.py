@@ -15,7 +15,7 @@ from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.inference import BLOCK_CELLS, in_halves, infer, predict
 from wsi.cnn.network import SMALL, Architecture, Layer, Network
 from wsi.errors import CheckpointError, PathologyError, TileError
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.raster import Mask
 from wsi.slide import Slide
 from wsi.tissue import find_tissue
@@ -259,9 +259,9 @@ def test_missing_tiles_are_asked_for_at_the_resolution_that_is_read(tmp_path: Pa
     path = tmp_path / "slide.tif"
     write_pyramid(path, width=256, height=256, mpp=2.0, tile_size=64, levels=3, tiles=tiles)
     with Slide.open(path) as slide:
-        assert slide.is_missing(slide.frame.window(row=0, column=0, height=256, width=64))
+        assert slide.is_missing(slide.frame.part(Window.whole((256, 64))))
         coarse = slide.frame_of(1)
-        assert not slide.is_missing(coarse.window(row=0, column=0, height=128, width=32))
+        assert not slide.is_missing(coarse.part(Window.whole((128, 32))))
         tissue = Mask(frame=coarse, array=np.ones(coarse.shape, bool))
         found = infer(slide, checkpoint_of(), tissue=tissue, window_px=64, workers=1, device="cpu")
     np.testing.assert_array_equal(found.tissue, np.broadcast_to(np.arange(128) >= 32, (128, 128)))

@@ -160,11 +160,11 @@ def tiles_of(positions: PatchPositions, pool: SlidePool, index: int) -> set[tupl
         downsample=float(positions.downsample[index]),
         size_px=positions.size_px,
     )
-    row, column, height, width = windows[0].tolist()
+    (window,) = windows
     return {
         (number, level.index, y // TILE, x // TILE)
-        for y in range(row, row + height)
-        for x in range(column, column + width)
+        for y in range(window.row, window.bottom)
+        for x in range(window.column, window.right)
     }
 
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openslide import OpenSlide
 from PIL import Image as Pillow
-from slide_files import RNG, picture, through_openslide, whole, window, write_tiff
+from slide_files import RNG, picture, pixels, through_openslide, whole, write_tiff
 
 from wsi.errors import SlideFormatError, TileError
+from wsi.geometry import Window
 from wsi.readers.base import measure_downsample
 from wsi.readers.flat import FlatReader
 from wsi.readers.openslide import OpenSlideReader
@@ -53,7 +54,7 @@ def test_windows_of_a_real_slide_equal_openslide(real_data: RealData) -> None:
     full = np.full((3400, 2700, 3), 255, dtype=np.uint8)
     full[200 : 200 + 2967, 200 : 200 + 2220] = through_openslide(path)
     for row, column, height, width in RNG.integers((-200, -200, 1, 1), (2960, 2200, 230, 290), (25, 4)):
-        part = window(reader, 0, row=row, column=column, height=height, width=width)
+        part = pixels(reader, 0, Window(row=row, column=column, height=height, width=width))
         np.testing.assert_array_equal(part, full[row + 200 : row + 200 + height, column + 200 : column + 200 + width])
 
 
@@ -61,9 +62,9 @@ def test_missing_tiles_and_everything_outside_are_white(sparse: Path) -> None:
     reader = TiffReader(sparse)
     for level in reader.levels:
         np.testing.assert_array_equal(whole(reader, level.index), through_openslide(sparse, level.index))
-    assert (window(reader, 0, row=0, column=0, height=128, width=128) == 255).all()
-    assert (window(reader, 0, row=-70, column=-70, height=60, width=60) == 255).all()
-    beyond = window(reader, 0, row=100, column=160, height=500, width=50)
+    assert (pixels(reader, 0, Window(row=0, column=0, height=128, width=128)) == 255).all()
+    assert (pixels(reader, 0, Window(row=-70, column=-70, height=60, width=60)) == 255).all()
+    beyond = pixels(reader, 0, Window(row=100, column=160, height=500, width=50))
     assert (beyond[92:] == 255).all()
     assert (beyond[:92] < 255).any()
 
@@ -72,7 +73,7 @@ def test_has_pixels_only_where_tiles_are_stored(sparse: Path) -> None:
     reader = TiffReader(sparse)
 
     def has(row: int, column: int, height: int = 1, width: int = 1, level: int = 0) -> bool:
-        return reader.has_pixels(level, row=row, column=column, height=height, width=width)
+        return reader.has_pixels(level, Window(row=row, column=column, height=height, width=width))
 
     assert not has(0, 0, 128, 128)
     assert has(0, 0, 129, 128)
@@ -221,8 +222,8 @@ def test_openslide_reader_reads_what_the_direct_reader_reads(sparse: Path) -> No
     assert theirs.mpp == pytest.approx(ours.mpp)
     assert theirs.levels == ours.levels
     for level in range(len(ours.levels)):
-        where = {"row": -7, "column": 11, "height": 150, "width": 300}
-        np.testing.assert_array_equal(window(ours, level, **where), window(theirs, level, **where))
+        window = Window(row=-7, column=11, height=150, width=300)
+        np.testing.assert_array_equal(pixels(ours, level, window), pixels(theirs, level, window))
     theirs.close()
 
 
@@ -250,8 +251,10 @@ def test_a_picture_is_a_slide_of_one_level(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Pillow.fromarray(image).save(path, dpi=(101_600, 101_600))
     reader = FlatReader(path)
-    np.testing.assert_array_equal(window(reader, 0, row=150, column=-5, height=60, width=20)[:50, 5:], image[150:, :15])
-    assert (window(reader, 0, row=150, column=-5, height=60, width=20)[50:] == 255).all()
+    np.testing.assert_array_equal(
+        pixels(reader, 0, Window(row=150, column=-5, height=60, width=20))[:50, 5:], image[150:, :15]
+    )
+    assert (pixels(reader, 0, Window(row=150, column=-5, height=60, width=20))[50:] == 255).all()
     assert reader.mpp == pytest.approx(0.25, rel=1e-4)
     Pillow.fromarray(image).save(path, dpi=(72, 72))
     assert FlatReader(path).mpp is None
@@ -365,7 +368,7 @@ def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     reader, image = TiffReader(path), tifffile.imread(path)
     for row in range(-10, 190, 33):
         for column in range(-10, 290, 33):
-            part = window(reader, row=row, column=column, height=33, width=33)
+            part = pixels(reader, 0, Window(row=row, column=column, height=33, width=33))
             np.testing.assert_array_equal(
                 part,
                 np.pad(image, ((50, 50), (50, 50), (0, 0)), constant_values=255)[

@@ -16,7 +16,7 @@ import pytest
 from slide_files import picture, write_tiff
 
 from wsi.errors import SlideError, SlideFormatError, SlideNotFoundError, TileError
-from wsi.geometry import Region
+from wsi.geometry import Region, Window
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
 
@@ -126,9 +126,7 @@ def assert_equal_slides(remote: Slide, local: Slide) -> None:
     assert remote.fingerprint() == local.fingerprint()
     for level in range(len(local.levels)):
         size = local.levels[level]
-        theirs, ours = (
-            slide.read_window(level, row=0, column=0, height=size.height, width=size.width) for slide in (remote, local)
-        )
+        theirs, ours = (slide.read_window(level, Window.whole(size.shape)) for slide in (remote, local))
         np.testing.assert_array_equal(theirs, ours)
     regions = [Region(x=x, y=y, width=200, height=200) for x in range(-50, 1500, 170) for y in range(-50, 1000, 170)]
     np.testing.assert_array_equal(remote.read_many(regions), local.read_many(regions))
@@ -151,19 +149,19 @@ def test_requests_are_few_and_small(web: WebServer, folder: Path) -> None:
     with Slide.open(web.url("slide 1.tif")) as slide:
         opening = len(web.asked)
         assert opening <= 4
-        slide.read_window(0, row=0, column=0, height=1000, width=1500)
+        slide.read_window(0, Window(row=0, column=0, height=1000, width=1500))
         reading = web.asked[opening:]
     assert len(reading) <= 3  # 23 tiles
     assert sum(count for _, count in reading) <= (folder / "slide 1.tif").stat().st_size
     web.asked.clear()
     with Slide.open(web.url("slide 1.tif")) as slide:
-        slide.read_window(0, row=300, column=10, height=50, width=50)
+        slide.read_window(0, Window(row=300, column=10, height=50, width=50))
     assert sum(count for _, count in web.asked[opening:]) < 60_000
 
 
 def test_a_lazy_level_reads_remotely(web: WebServer, folder: Path) -> None:
     with Slide.open(folder / "slide 1.tif") as local:
-        wanted = local.read_window(1, row=0, column=0, height=500, width=750)
+        wanted = local.read_window(1, Window(row=0, column=0, height=500, width=750))
     lazy: Any = Slide(web.url("slide 1.tif")).to_dask(1, tiles_per_chunk=1)
     np.testing.assert_array_equal(lazy.compute(scheduler="threads"), wanted)
 
@@ -209,7 +207,7 @@ def test_a_server_that_is_gone_names_the_tile(folder: Path) -> None:
         (folder / "slide 1.tif").rename(folder / "away.tif")
         try:
             with pytest.raises(TileError, match="level 0, tile row 3, tile column 5: cannot be read"):
-                slide.read_window(0, row=900, column=1400, height=10, width=10)
+                slide.read_window(0, Window(row=900, column=1400, height=10, width=10))
         finally:
             (folder / "away.tif").rename(folder / "slide 1.tif")
         server.shutdown()

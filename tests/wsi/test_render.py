@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from wsi.errors import StorageError
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.raster import Heatmap, Image, Mask
 from wsi.render import overlay, save_png, thumbnail
 from wsi.slide import Slide
@@ -90,7 +90,9 @@ def test_a_single_cell_shows_on_a_coarse_picture() -> None:
 
 def test_outlines_are_drawn_in_red() -> None:
     heatmap = heatmap_of(np.zeros((50, 50)))
-    mask = Mask(frame=heatmap.frame.window(row=20, column=10, height=4, width=6), array=np.ones((4, 6), dtype=bool))
+    mask = Mask(
+        frame=heatmap.frame.part(Window(row=20, column=10, height=4, width=6)), array=np.ones((4, 6), dtype=bool)
+    )
     drawn = overlay(picture((50, 50), downsample=64), heatmap, threshold=0.5, outlines=[mask])
     red = changed(drawn, (50, 50))
     assert not red[20:24, 10:16].any()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wsi.resample import average, plan_axis
+from wsi.resample import FramePlan, average, plan_axis
 
 RNG = np.random.default_rng(7)
 SOURCE = RNG.integers(0, 256, (90, 110, 3), dtype=np.uint8)
@@ -33,7 +33,8 @@ def shares(origin: float, ratio: float, count: int, size: int) -> NDArray[np.flo
 def test_every_pixel_is_the_mean_over_its_area(x: float, y: float, ratio: float) -> None:
     count = max(1, min(16, int(80 / ratio)))
     rows, columns = plan_axis(origin=y, ratio=ratio, count=count), plan_axis(origin=x, ratio=ratio, count=count)
-    result = average(SOURCE[rows.start : rows.stop, columns.start : columns.stop], rows=rows, columns=columns)
+    plan = FramePlan(rows=rows, columns=columns)
+    result = average(SOURCE[plan.window.slices], plan)
     exact = np.einsum("ry,yxc,kx->rkc", shares(y, ratio, count, 90), SOURCE, shares(x, ratio, count, 110))
     assert np.abs(result - exact).max() < 0.51
 
@@ -55,8 +56,8 @@ def test_windows_equal_the_whole_bit_for_bit(x: float, ratio: float, first: int,
     part = plan_axis(origin=origin + first * ratio, ratio=ratio, count=width)
     columns = plan_axis(origin=origin, ratio=ratio, count=count)
     across = slice(columns.start - shift, columns.stop - shift)
-    image = average(SOURCE[whole.start - shift : whole.stop - shift, across], rows=whole, columns=columns)
-    window = average(SOURCE[part.start - shift : part.stop - shift, across], rows=part, columns=columns)
+    image = average(SOURCE[whole.start - shift : whole.stop - shift, across], FramePlan(rows=whole, columns=columns))
+    window = average(SOURCE[part.start - shift : part.stop - shift, across], FramePlan(rows=part, columns=columns))
     np.testing.assert_array_equal(window, image[first : first + width])
 
 
@@ -65,7 +66,7 @@ def test_windows_equal_the_whole_bit_for_bit(x: float, ratio: float, first: int,
 def test_a_plain_image_stays_plain(value: int, ratio: float) -> None:
     plan = plan_axis(origin=0.0 if ratio == 2 else 0.3, ratio=ratio, count=20)
     size = plan.stop - plan.start
-    image = average(np.full((size, size, 3), value, dtype=np.uint8), rows=plan, columns=plan)
+    image = average(np.full((size, size, 3), value, dtype=np.uint8), FramePlan(rows=plan, columns=plan))
     assert (image == value).all()
 
 

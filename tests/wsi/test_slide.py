@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from wsi.errors import ResolutionError, SlideError, SlideFormatError, SlideNotFoundError, TileError
-from wsi.geometry import Frame, Region
+from wsi.geometry import Frame, Region, Window
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
 
@@ -108,7 +108,7 @@ def test_windows_equal_the_whole_bit_for_bit(
     row, column, height, width = window[0], window[1], min(window[2], 30 - window[0]), min(window[3], 40 - window[1])
     with Slide.open(lossless) as slide:
         image = slide.read_frame(frame).array
-        part = slide.read_frame(frame.window(row=row, column=column, height=height, width=width)).array
+        part = slide.read_frame(frame.part(Window(row=row, column=column, height=height, width=width))).array
     np.testing.assert_array_equal(part, image[row : row + height, column : column + width])
 
 
@@ -124,9 +124,9 @@ def test_large_frames_are_read_in_blocks_with_equal_result(
         reader = slide._open()
         read = reader.read
 
-        def spy(level: int, *, row: int, column: int, out: NDArray[np.uint8]) -> None:
+        def spy(level: int, window: Window, *, out: NDArray[np.uint8]) -> None:
             asked.append(len(out))
-            read(level, row=row, column=column, out=out)
+            read(level, window, out=out)
 
         monkeypatch.setattr(reader, "read", spy)
         np.testing.assert_array_equal(slide.read_frame(frame).array, at_once)
@@ -181,7 +181,7 @@ def test_missing_areas(tmp_path: Path) -> None:
             cells = Frame(x=0, y=0, downsample=downsample, shape=(64, 64), mpp=None)
             assert slide.is_missing(cells)
             corner = int(180 / downsample)  # the only stored tile begins at 192
-            assert not slide.is_missing(cells.window(row=corner, column=corner, height=64, width=64))
+            assert not slide.is_missing(cells.part(Window(row=corner, column=corner, height=64, width=64)))
         assert slide.is_missing(Frame(x=300, y=0, downsample=1, shape=(10, 900), mpp=None))
         assert (slide.read_frame(slide.frame).array[:192] == 255).all()
 
@@ -323,7 +323,7 @@ def test_pickles_as_path_and_options(lossless: Path, tmp_path: Path) -> None:
 def test_threads_share_a_slide(lossless: Path) -> None:
     with Slide.open(lossless) as slide:
         frames = [
-            slide.frame.window(row=int(row), column=int(column), height=50, width=60)
+            slide.frame.part(Window(row=int(row), column=int(column), height=50, width=60))
             for row, column in RNG.integers(0, (180, 250), (200, 2))
         ]
         with ThreadPoolExecutor(8) as pool:

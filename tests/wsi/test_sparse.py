@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openslide import OpenSlide
 from PIL import Image as Pillow
-from slide_files import picture, write_tiff
+from slide_files import picture, windows, write_tiff
 from typer.testing import CliRunner
 
 from staging.cli import app
@@ -44,12 +44,12 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Slide:
 
 
 def test_wanted_tiles_are_copied_byte_for_byte(slide: Slide, tmp_path: Path) -> None:
-    windows = {
-        0: np.array([[0, 130, 100, 300], [600, 900, 300, 300], [-50, -50, 60, 60]]),
-        2: np.array([[10, 10, 20, 20]]),
+    asked = {
+        0: windows((0, 130, 100, 300), (600, 900, 300, 300), (-50, -50, 60, 60)),
+        2: windows((10, 10, 20, 20)),
     }
     path = tmp_path / "sparse.tif"
-    done = write_sparse(slide, path, windows)
+    done = write_sparse(slide, path, asked)
     wanted = {(0, 0), (0, 1), (0, 2), (0, 3), (4, 7), (5, 7)}
     with Slide.open(path) as copy:
         assert copy.mpp == pytest.approx(slide.mpp)
@@ -70,7 +70,7 @@ def test_wanted_tiles_are_copied_byte_for_byte(slide: Slide, tmp_path: Path) -> 
         np.testing.assert_array_equal(found, expected)
     assert (done.tiles_copied, done.tiles_encoded, done.is_exact) == (7, 0, True)
     assert done.file_bytes == path.stat().st_size < slide.path.stat().st_size  # type: ignore[union-attr]
-    assert 0.7 < estimate_bytes(slide, windows) / done.file_bytes < 1.6
+    assert 0.7 < estimate_bytes(slide, asked) / done.file_bytes < 1.6
     assert [left.name for left in tmp_path.iterdir()] == ["sparse.tif"]
 
 
@@ -89,7 +89,7 @@ def test_many_stored_tiles_are_read_as_each_is(slide: Slide) -> None:
 
 def test_other_libraries_open_it(slide: Slide, tmp_path: Path) -> None:
     path = tmp_path / "sparse.tif"
-    write_sparse(slide, path, {0: np.array([[200, 300, 90, 90]])})
+    write_sparse(slide, path, {0: windows((200, 300, 90, 90))})
     expected = np.array(slide.read_frame(slide.frame).array[200:290, 300:390], np.int16)
     with OpenSlide(str(path)) as opened, tifffile.TiffFile(path) as tiff:
         assert opened.level_count == len(tiff.series[0].levels) == len(slide.levels)
@@ -103,19 +103,19 @@ def test_other_libraries_open_it(slide: Slide, tmp_path: Path) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    windows=st.lists(
+    sides=st.lists(
         st.tuples(st.integers(-80, 200), st.integers(-80, 300), st.integers(1, 150), st.integers(1, 150)), max_size=6
     )
 )
-def test_touched_tiles_are_those_that_hold_a_pixel(windows: list[tuple[int, int, int, int]]) -> None:
+def test_touched_tiles_are_those_that_hold_a_pixel(sides: list[tuple[int, int, int, int]]) -> None:
     table = LevelTable.empty(width=250, height=130, tile_width=32, tile_height=16)
     pixels = np.zeros((130, 250), bool)
-    for row, column, height, width in windows:
+    for row, column, height, width in sides:
         pixels[max(0, row) : max(0, row + height), max(0, column) : max(0, column + width)] = True
     expected = np.zeros((table.rows, table.columns), bool)
     for row, column in itertools.product(range(table.rows), range(table.columns)):
         expected[row, column] = pixels[row * 16 : row * 16 + 16, column * 32 : column * 32 + 32].any()
-    found = touched(table, np.array(windows, np.int64).reshape(-1, 4))
+    found = touched(table, windows(*sides))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -123,10 +123,10 @@ def test_what_cannot_be_copied_is_encoded_and_said(tmp_path: Path) -> None:
     image = picture(700, 900)
     Pillow.fromarray(image).save(tmp_path / "a.jpg", quality=98)
     write_tiff(tmp_path / "b.tif", image, compression="jpeg2000")
-    windows = {0: np.array([[10, 20, 30, 600]])}
+    asked = {0: windows((10, 20, 30, 600))}
     for name in ("a.jpg", "b.tif"):
         with Slide.open(tmp_path / name, mpp=0.5) as slide:
-            done = write_sparse(slide, tmp_path / "sparse.tif", windows, quality=95)
+            done = write_sparse(slide, tmp_path / "sparse.tif", asked, quality=95)
             assert (done.tiles_copied, done.tiles_encoded, done.is_exact) == (0, 2, False)
             with Slide.open(tmp_path / "sparse.tif") as copy:
                 assert copy.mpp == pytest.approx(0.5)
@@ -139,7 +139,7 @@ def test_what_cannot_be_copied_is_encoded_and_said(tmp_path: Path) -> None:
 
 def test_slides_with_levels_of_a_scanner_keep_them(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     with Slide.open(real_data("slides/CMU-1-Small-Region.svs")) as slide:
-        done = write_sparse(slide, tmp_path / "sparse.tif", {0: np.array([[1000, 500, 400, 400]])})
+        done = write_sparse(slide, tmp_path / "sparse.tif", {0: windows((1000, 500, 400, 400))})
         assert done.is_exact
         frame = Frame(x=500, y=1000, downsample=1, shape=(400, 400), mpp=slide.mpp)
         with Slide.open(tmp_path / "sparse.tif") as copy:
@@ -160,7 +160,7 @@ def test_refused(slide: Slide, tmp_path: Path) -> None:
     assert tile is not None
     damaged.write_bytes(Path(slide.path).read_bytes().replace(tile, bytes(len(tile))))
     with Slide.open(damaged) as opened, pytest.raises(TileError, match="tile row 0, tile column 0"):
-        write_sparse(opened, tmp_path / "out.tif", {0: np.array([[0, 0, 10, 10]])})
+        write_sparse(opened, tmp_path / "out.tif", {0: windows((0, 0, 10, 10))})
     assert not (tmp_path / "out.tif").exists()
 
 
@@ -168,10 +168,10 @@ def test_tissue_windows_cover_the_tissue_on_every_level(slide: Slide) -> None:
     array = np.zeros((22, 32), bool)
     array[3, 4], array[20, 30] = True, True
     tissue = Mask(frame=Frame(x=0, y=0, downsample=32, shape=array.shape, mpp=slide.mpp), array=array)
-    windows = tissue_windows(slide, tissue)
-    assert set(windows) == {level.index for level in slide.levels}
-    assert windows[0].tolist() == [[96, 128, 32, 32], [640, 960, 32, 32]]
-    assert windows[1].tolist() == [[48, 64, 16, 16], [320, 480, 16, 16]]
+    found = tissue_windows(slide, tissue)
+    assert set(found) == {level.index for level in slide.levels}
+    assert list(found[0]) == list(windows((96, 128, 32, 32), (640, 960, 32, 32)))
+    assert list(found[1]) == list(windows((48, 64, 16, 16), (320, 480, 16, 16)))
 
 
 def test_convert_tissue_only(tmp_path: Path) -> None:

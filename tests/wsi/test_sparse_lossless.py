@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,19 +15,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from openslide import OpenSlide
 from PIL import Image as Pillow
-from slide_files import picture, through_openslide, write_tiff
+from slide_files import picture, through_openslide, windows, write_tiff
 from typer.testing import CliRunner
 
 from staging.cli import app
 from wsi.errors import SlideFormatError, TileError
 from wsi.slide import Slide
+from wsi.windows import Windows
 from wsi.writing.sparse import SparseStats, estimate_bytes, write_sparse
 
 HEIGHT, WIDTH, TILE = 256, 320, 64
 NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, ZSTD = 1, 5, 8, 32_946, 32_773, 50_000
 KINDS = [(NONE, False), *itertools.product((LZW, DEFLATE, OLD_DEFLATE, ZSTD), (False, True))]
 GREYS = {"minisblack": 1, "miniswhite": 0}
-Windows = dict[int, NDArray[np.int64]]
 Pixels = NDArray[np.uint8]
 
 
@@ -52,23 +53,23 @@ def drop_tile(path: Path, index: int) -> None:
             tag.overwrite(values)
 
 
-def touched_pixels(shape: tuple[int, int], windows: NDArray[np.int64], tile: int) -> NDArray[np.bool_]:
+def touched_pixels(shape: tuple[int, int], some: Windows, tile: int) -> NDArray[np.bool_]:
     """Which pixels lie in tiles that hold a pixel of a window, by looking at every tile."""
     wanted = np.zeros(shape, bool)
-    for row, column, height, width in windows.tolist():
-        wanted[max(0, row) : max(0, row + height), max(0, column) : max(0, column + width)] = True
+    for window in some:
+        wanted[max(0, window.row) : max(0, window.bottom), max(0, window.column) : max(0, window.right)] = True
     found = np.zeros(shape, bool)
     for row, column in itertools.product(range(0, shape[0], tile), range(0, shape[1], tile)):
         found[row : row + tile, column : column + tile] = wanted[row : row + tile, column : column + tile].any()
     return found
 
 
-def check_copy(source: Path, target: Path, windows: Windows, *, tile: int = TILE) -> None:
+def check_copy(source: Path, target: Path, asked: Mapping[int, Windows], *, tile: int = TILE) -> None:
     """The same pixels in touched tiles, white elsewhere, in our reader and in OpenSlide."""
     with Slide.open(source) as theirs, Slide.open(target) as ours:
         assert [level.shape for level in ours.levels] == [level.shape for level in theirs.levels]
         for level in theirs.levels:
-            some = windows.get(level.index, np.empty((0, 4), np.int64))
+            some = asked.get(level.index, windows())
             inside = touched_pixels(level.shape, some, tile)[:, :, None]
             stored, copied = (slide.read_frame(slide.frame_of(level.index)).array for slide in (theirs, ours))
             np.testing.assert_array_equal(copied, np.where(inside, stored, 255))
@@ -96,9 +97,9 @@ def check_bytes(source: Path, target: Path) -> int:
     return tiles
 
 
-def copy(source: Path, target: Path, windows: Windows, **options: Any) -> SparseStats:
+def copy(source: Path, target: Path, asked: Mapping[int, Windows], **options: Any) -> SparseStats:
     with Slide.open(source) as slide:
-        return write_sparse(slide, target, windows, **options)
+        return write_sparse(slide, target, asked, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}], ids=["classic", "big", "big-endian"])
@@ -112,10 +113,9 @@ def test_lossless_tiles_are_copied_byte_for_byte(
     kinds = [compressed(compression, predictor=predictor, photometric=name) for name in ("rgb", lower)]
     source, target = write_slide(tmp_path / "slide.tif", [full, half], kinds, **options), tmp_path / "sparse.tif"
     drop_tile(source, 6)  # the second of the second row: wanted, and missing
-    windows = {0: np.array([[0, 130, 100, 90], [200, 300, 99, 99]]), 1: np.array([[70, 100, 10, 60]])}
-    windows[0] = np.vstack([windows[0], [[70, 70, 4, 4]]])
-    done = copy(source, target, windows)
-    check_copy(source, target, windows)
+    asked = {0: windows((0, 130, 100, 90), (200, 300, 99, 99), (70, 70, 4, 4)), 1: windows((70, 100, 10, 60))}
+    done = copy(source, target, asked)
+    check_copy(source, target, asked)
     assert check_bytes(source, target) == done.tiles_copied == 7
     assert (done.levels, done.tiles_encoded, done.is_exact) == (2, 0, True)
     assert done.file_bytes == target.stat().st_size
@@ -130,9 +130,9 @@ def test_a_fourth_sample_stays(alpha: str, tmp_path: Path) -> None:
     image[:, :, :3] = np.minimum(image[:, :, :3], image[:, :, 3:])  # as premultiplied colours are
     source, target = tmp_path / "slide.tif", tmp_path / "sparse.tif"
     write_tiff(source, image, compression="zlib", predictor=True, extrasamples=[alpha])
-    windows = {0: np.array([[100, 100, 60, 60]])}
-    done = copy(source, target, windows)
-    check_copy(source, target, windows)
+    asked = {0: windows((100, 100, 60, 60))}
+    done = copy(source, target, asked)
+    check_copy(source, target, asked)
     assert check_bytes(source, target) == done.tiles_copied == 4
     assert done.is_exact
 
@@ -141,9 +141,9 @@ def test_levels_may_differ_in_kind(tmp_path: Path) -> None:
     full = picture(HEIGHT, WIDTH)
     kinds = [{"compression": "jpeg", "photometric": "ycbcr"}, compressed(LZW, predictor=True)]
     source, target = write_slide(tmp_path / "slide.tif", [full, full[::2, ::2].copy()], kinds), tmp_path / "sparse.tif"
-    windows = {0: np.array([[0, 0, 70, 10]]), 1: np.array([[0, 0, 10, 70]])}
-    done = copy(source, target, windows)
-    check_copy(source, target, windows)
+    asked = {0: windows((0, 0, 70, 10)), 1: windows((0, 0, 10, 70))}
+    done = copy(source, target, asked)
+    check_copy(source, target, asked)
     assert check_bytes(source, target) == done.tiles_copied == 4
     assert done.is_exact
 
@@ -163,10 +163,10 @@ positions = st.tuples(st.integers(-80, HEIGHT), st.integers(-80, WIDTH), st.inte
 def test_any_windows(
     levels: dict[int, list[tuple[int, int, int, int]]], deflated: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    windows = {level: np.array(some, np.int64).reshape(-1, 4) for level, some in levels.items()}
+    asked = {level: windows(*some) for level, some in levels.items()}
     target = tmp_path_factory.mktemp("copies") / "sparse.tif"
-    done = copy(deflated, target, windows)
-    check_copy(deflated, target, windows)
+    done = copy(deflated, target, asked)
+    check_copy(deflated, target, asked)
     assert check_bytes(deflated, target) == done.tiles_copied
 
 
@@ -179,14 +179,14 @@ def test_tiles_of_any_size_keep_their_bytes_for_any_number_of_threads(tmp_path: 
     written = []
     for workers in (1, 3):
         target = tmp_path / f"sparse{workers}.tif"
-        windows = {0: np.array([[0, 0, *image.shape[:2]]])}
-        assert copy(source, target, windows, workers=workers).is_exact
+        asked = {0: windows((0, 0, *image.shape[:2]))}
+        assert copy(source, target, asked, workers=workers).is_exact
         written.append(target.read_bytes())
     assert written[0] == written[1]
     assert check_bytes(source, target) == 6
     with Slide.open(target) as slide:
         np.testing.assert_array_equal(slide.read_frame(slide.frame).array, image)
-        assert 0.9 < estimate_bytes(slide, windows) / target.stat().st_size < 1.1
+        assert 0.9 < estimate_bytes(slide, asked) / target.stat().st_size < 1.1
 
 
 @pytest.mark.parametrize("on_bad_tile", ["raise", "white"])
@@ -206,9 +206,9 @@ def test_damage_is_refused(
         source.write_bytes(data)
     with Slide.open(source, on_bad_tile=on_bad_tile) as slide:
         with pytest.raises(TileError, match="tile row 1, tile column 2"):
-            write_sparse(slide, tmp_path / "sparse.tif", {0: np.array([[70, 130, 10, 10]])})
+            write_sparse(slide, tmp_path / "sparse.tif", {0: windows((70, 130, 10, 10))})
         assert not (tmp_path / "sparse.tif").exists()
-        done = write_sparse(slide, tmp_path / "sparse.tif", {0: np.array([[0, 0, 70, 100]])})
+        done = write_sparse(slide, tmp_path / "sparse.tif", {0: windows((0, 0, 70, 100))})
         assert done.tiles_copied == 4  # what is not wanted is not looked at
 
 
@@ -223,10 +223,10 @@ def test_what_has_no_loss_gets_none(kind: str, tmp_path: Path) -> None:
         write_tiff(source, planes, compression="lzw", predictor=True, planarconfig="separate")
     else:
         write_tiff(source, image, compression="packbits")
-    windows = {0: np.array([[500, 1000, 30, 30]])}
+    asked = {0: windows((500, 1000, 30, 30))}
     with Slide.open(source, mpp=0.5) as slide:
-        done = write_sparse(slide, target, windows, quality=5)
-        assert 0.3 < estimate_bytes(slide, windows) / (4 * 512 * 512 * 3) < 1  # four tiles, not as JPEG
+        done = write_sparse(slide, target, asked, quality=5)
+        assert 0.3 < estimate_bytes(slide, asked) / (4 * 512 * 512 * 3) < 1  # four tiles, not as JPEG
     assert (done.tiles_copied, done.tiles_encoded, done.is_exact) == (0, 4, True)
     expected = np.full_like(image, 255)
     expected[:, 512:] = image[:, 512:]
@@ -236,7 +236,7 @@ def test_what_has_no_loss_gets_none(kind: str, tmp_path: Path) -> None:
     assert stored is not None
     assert (stored.compression, stored.predictor, stored.photometric) == (DEFLATE, 2, 2)
     np.testing.assert_array_equal(through_openslide(target), expected)
-    again = copy(target, tmp_path / "again.tif", windows)  # now they can be copied
+    again = copy(target, tmp_path / "again.tif", asked)  # now they can be copied
     assert (again.tiles_copied, again.tiles_encoded, again.is_exact) == (4, 0, True)
 
 

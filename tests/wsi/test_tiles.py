@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from wsi.errors import TileError
 from wsi.geometry import Frame
 from wsi.raster import Image, Mask
 from wsi.slide import Slide
-from wsi.tiles import TilePlan, plan_to_dask, stream_tiles
+from wsi.tiles import TilePlan, stream_tiles
 
 
 class PositionSlide:
@@ -45,6 +47,10 @@ class PositionSlide:
 
     def is_missing(self, frame: Frame) -> bool:
         return (frame.x + frame.shape[1] * frame.downsample) / 4 <= self.missing_columns
+
+
+def threads_that_read() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("tile")]
 
 
 def mask_of(array: np.ndarray, *, x: float, y: float, downsample: float) -> Mask:
@@ -89,11 +95,11 @@ def test_cores_cover_every_pixel_once_and_lie_inside_their_windows(
     whole = slide.read_frame(slide.frame).array
     count = np.zeros(shape, int)
     for window in plan:
-        count[window.slices] += 1
+        count[window.core.slices] += 1
         pixels = slide.read_frame(window.frame).array
         assert pixels.shape[:2] == plan.window_shape == (core + 2 * halo, core + 2 * halo)
-        placed = whole[window.slices]
-        np.testing.assert_array_equal(pixels[window.inner][: placed.shape[0], : placed.shape[1]], placed)
+        stored = whole[window.core.slices]
+        np.testing.assert_array_equal(pixels[window.inner.slices][: stored.shape[0], : stored.shape[1]], stored)
     assert (count == 1).all()
 
 
@@ -146,7 +152,9 @@ def test_a_failing_read_ends_the_stream_with_its_own_error() -> None:
     taken: list[object] = []
     with pytest.raises(TileError, match="tile row 3, column 7"):
         taken.extend(window for window, _ in stream_tiles(slide, plan, workers=2))
+    assert len(taken) == 7  # in order: everything before the fault
     assert slide.reads < 30
+    assert not threads_that_read()
 
 
 def test_closing_ends_the_reading_and_its_threads() -> None:
@@ -156,25 +164,25 @@ def test_closing_ends_the_reading_and_its_threads() -> None:
     windows.close()
     reads = slide.reads
     assert reads <= 8
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tile")]
+    assert not threads_that_read()
+
+
+def test_reading_ahead_loads_no_dask(plain: Path) -> None:
+    code = (
+        "import sys\n"
+        "from wsi.slide import Slide\n"
+        "from wsi.tiles import TilePlan, stream_tiles\n"
+        "slide = Slide.open(sys.argv[1])\n"
+        "print(len(list(stream_tiles(slide, TilePlan.over(slide.frame, core_px=100)))), 'dask' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, plain], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["25", "False"]
 
 
 def test_no_workers_are_refused_at_once() -> None:
     slide = PositionSlide((8, 8))
     with pytest.raises(ValueError, match="worker"):
         stream_tiles(slide, TilePlan.over(slide.frame, core_px=8), workers=0)
-
-
-def test_plan_as_a_lazy_array() -> None:
-    slide = PositionSlide((70, 100))
-    plan = TilePlan.over(slide.frame, core_px=32, halo_px=4)
-    windows = plan_to_dask(slide, plan)
-    assert slide.reads == 0
-    assert windows.shape == (len(plan), 40, 40, 3)
-    assert windows.chunks[0] == (1,) * len(plan)
-    third = windows[2].compute(scheduler="synchronous")
-    assert slide.reads == 1
-    np.testing.assert_array_equal(third, slide.read_frame(plan[2].frame).array)
 
 
 def test_a_real_slides_windows_fit_together(real_data: Callable[[str], Path]) -> None:
@@ -185,6 +193,6 @@ def test_a_real_slides_windows_fit_together(real_data: Callable[[str], Path]) ->
         stitched = np.zeros_like(whole)
         for window, pixels in stream_tiles(slide, plan, workers=2):
             assert pixels is not None
-            where = stitched[window.slices]
-            where[...] = pixels[window.inner][: where.shape[0], : where.shape[1]]
+            where = stitched[window.core.slices]
+            where[...] = pixels[window.inner.slices][: where.shape[0], : where.shape[1]]
     np.testing.assert_array_equal(stitched, whole)

@@ -22,7 +22,7 @@ from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.device import equal_convolutions, lone_threads, pick_device
 from wsi.cores import usable_cores
 from wsi.errors import CheckpointError, PathologyError
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Window
 from wsi.raster import Heatmap, Mask
 from wsi.tiles import FrameSource, TilePlan, TileWindow, stream_tiles
 from wsi.tissue import covers
@@ -198,23 +198,19 @@ def _mark(
     stride: int,
 ) -> None:
     """Mark the wanted cells of a window as seen, but for those under which the slide stores no pixels."""
-    top, left = window.slices[0].start // stride, window.slices[1].start // stride
-    core = pixels[window.inner]
+    top, left = window.core.row // stride, window.core.column // stride
+    core = pixels[window.inner.slices]
     inside = wanted[top : top + core.shape[0] // stride, left : left + core.shape[1] // stride].copy()
     # pixels that are not stored read as white, so only white cells need be asked about
     height, width = inside.shape
     squares = core[: height * stride, : width * stride].reshape(height, stride, width, stride, 3)
     for row, column in np.argwhere(inside & (squares[:, 0, :, 0] == _WHITE).all(axis=2)):
         is_white = (squares[row, :, column] == _WHITE).all()
-        cell = cells.window(row=top + int(row), column=left + int(column), height=1, width=1)
-        if is_white and slide.is_missing(_finer(cell, stride)):
+        cell = cells.part(Window(row=top + int(row), column=left + int(column), height=1, width=1))
+        # at the resolution that was read, so that the slide looks at the same stored level
+        if is_white and slide.is_missing(cell.finer(stride)):
             inside[row, column] = False
     seen[top : top + height, left : left + width] = inside
-
-
-def _finer(cell: Frame, factor: int) -> Frame:
-    """The same square at the resolution that was read, so that the slide looks at the same stored level."""
-    return Frame(x=cell.x, y=cell.y, downsample=cell.downsample / factor, shape=(factor, factor), mpp=cell.mpp)
 
 
 def _blocks(window: TileWindow, pixels: _Pixels, seen: NDArray[np.bool_], checkpoint: Checkpoint) -> Iterator[_Block]:
@@ -223,7 +219,7 @@ def _blocks(window: TileWindow, pixels: _Pixels, seen: NDArray[np.bool_], checkp
     side_cells = block_cells(stride)
     block_px = side_cells * stride
     side = block_px + 2 * margin
-    top, left = window.slices[0].start // stride, window.slices[1].start // stride
+    top, left = window.core.row // stride, window.core.column // stride
     for down in range(0, pixels.shape[0] - side + 1, block_px):
         for right in range(0, pixels.shape[1] - side + 1, block_px):
             row, column = top + down // stride, left + right // stride

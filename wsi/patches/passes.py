@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.geometry import Level
 from wsi.patches.pool import SlidePool
-from wsi.patches.reading import PatchPositions, by_slide, source_windows, tile_curve
+from wsi.patches.reading import PatchPositions, by_slide, source_windows
 from wsi.slide import Slide
 
 
@@ -114,32 +113,13 @@ def _clusters(
     level, windows = source_windows(
         slide, positions.x[members], positions.y[members], downsample=downsample, size_px=positions.size_px
     )
-    patch, tile = _uses(level, windows)
+    patch, tiles = windows.tiles(level.shape, level.tile_shape)
+    touched, tile = np.unique(tiles, return_inverse=True)
     count = len(members)
-    size = count + (int(tile.max()) + 1 if tile.size else 0)
+    size = count + len(touched)
     graph = coo_array((np.ones(len(patch), np.int8), (patch, count + tile)), shape=(size, size))
     _, labels = connected_components(graph, directed=False)
-    curve = tile_curve(level, windows)
+    curve = windows.tile_order(level.tile_shape)
     by_cluster = curve[np.argsort(labels[:count][curve], kind="stable")]
     ends = np.flatnonzero(np.diff(labels[:count][by_cluster])) + 1
     return [members[some] for some in np.split(by_cluster, ends)]
-
-
-def _uses(level: Level, windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(window, tile) for every tile that a window touches; tiles are numbered from 0 without gaps."""
-    top, left = np.maximum(windows[:, 0], 0), np.maximum(windows[:, 1], 0)
-    bottom = np.minimum(windows[:, 0] + windows[:, 2], level.height)
-    right = np.minimum(windows[:, 1] + windows[:, 3], level.width)
-    inside = np.flatnonzero((top < bottom) & (left < right))
-    across = -(-level.width // level.tile_width)
-    window, key = [], []
-    for at in inside.tolist():
-        rows = np.arange(top[at] // level.tile_height, (bottom[at] - 1) // level.tile_height + 1)
-        columns = np.arange(left[at] // level.tile_width, (right[at] - 1) // level.tile_width + 1)
-        keys = (rows[:, None] * across + columns).ravel()
-        key.append(keys)
-        window.append(np.full(len(keys), at))
-    if not key:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    _, numbers = np.unique(np.concatenate(key), return_inverse=True)
-    return np.concatenate(window), numbers.astype(np.int64)

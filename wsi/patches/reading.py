@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.geometry import Level, z_order
+from wsi.geometry import Frame, Level
 from wsi.patches.pool import SlidePool
-from wsi.resample import AxisPlan, average, plan_axis
+from wsi.resample import FramePlan, average
 from wsi.slide import Slide
+from wsi.windows import Windows
 
 _GRID = 1 << 20  # positions are rounded to so many parts of a source pixel, as in wsi.resample
 _SOURCE_BYTES = 128 * 2**20  # source pixels held at a time where patches are averaged from a finer level
@@ -48,25 +50,15 @@ class PatchPositions:
         return len(self.slide)
 
 
-def level_for(slide: Slide, downsample: float) -> Level:
-    """The stored level that ``Slide.read_frame`` takes pixels of this downsample from."""
-    fitting = [level for level in slide.levels if level.downsample <= downsample * (1 + 1e-6)]
-    return fitting[-1] if fitting else slide.levels[0]
-
-
 def source_windows(
     slide: Slide, x: NDArray[np.float64], y: NDArray[np.float64], *, downsample: float, size_px: int
-) -> tuple[Level, NDArray[np.int64]]:
-    """Which stored pixels patches are made of.
-
-    Returns:
-        The level, and int64 (n, 4): row, column, height and width in px of the level.
-    """
-    level = level_for(slide, downsample)
-    ratio = downsample / level.downsample
-    rows, heights = _extents(y / level.downsample, ratio, size_px)
-    columns, widths = _extents(x / level.downsample, ratio, size_px)
-    return level, np.stack([rows, columns, heights, widths], axis=1)
+) -> tuple[Level, Windows]:
+    """Which stored pixels patches are made of: a level, and a window of it for each patch."""
+    level = slide.level_for(downsample)
+    first_rows, first_columns = level.frame.fractions(x, y)
+    rows, heights = _extents(first_rows, downsample / level.downsample, size_px)
+    columns, widths = _extents(first_columns, downsample / level.downsample, size_px)
+    return level, Windows(rows=rows, columns=columns, heights=heights, widths=widths)
 
 
 def read_patches(
@@ -101,30 +93,20 @@ def read_patches(
     if not len(x):
         return out
     level, windows = source_windows(slide, x, y, downsample=downsample, size_px=size_px)
-    height, width = (int(side) for side in windows[:, 2:].max(axis=0))
-    first_rows, first_columns = windows[:, 0], windows[:, 1]
+    windows = windows.alike()
     if _is_stored(level, x, y, downsample):
-        return slide.read_windows(
-            level.index, rows=first_rows, columns=first_columns, height=height, width=width, out=out, workers=workers
-        )
-    order = tile_curve(level, windows)
-    share = max(1, _SOURCE_BYTES // (height * width * 3))
-    source = np.empty((min(share, len(order)), height, width, 3), dtype=np.uint8)
+        return slide.read_windows(level.index, windows, out=out, workers=workers)
+    order = windows.tile_order(level.tile_shape)
+    share = max(1, _SOURCE_BYTES // (3 * math.prod(windows.shape)))
+    source = np.empty((min(share, len(order)), *windows.shape, 3), dtype=np.uint8)
     for start in range(0, len(order), share):
         some = order[start : start + share]
-        pixels = slide.read_windows(
-            level.index,
-            rows=first_rows[some],
-            columns=first_columns[some],
-            height=height,
-            width=width,
-            out=source[: len(some)],
-            workers=workers,
-        )
+        pixels = slide.read_windows(level.index, windows.take(some), out=source[: len(some)], workers=workers)
         for at, window in zip(some.tolist(), pixels, strict=True):
-            rows, columns = _plans(level, float(x[at]), float(y[at]), downsample, size_px)
-            used = window[: rows.stop - rows.start, : columns.stop - columns.start]
-            out[at] = average(np.ascontiguousarray(used), rows=rows, columns=columns)
+            patch = Frame(x=float(x[at]), y=float(y[at]), downsample=downsample, shape=(size_px, size_px), mpp=None)
+            plan = FramePlan.of(patch, source=level.downsample)
+            height, width = plan.window.shape
+            out[at] = average(np.ascontiguousarray(window[:height, :width]), plan)
     return out
 
 
@@ -180,21 +162,6 @@ def by_slide(positions: PatchPositions, indices: NDArray[np.int64]) -> Iterator[
         yield int(slides[members[0]]), float(downsamples[members[0]]), members
 
 
-def tile_curve(level: Level, windows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """An order of windows in which those of neighbouring tiles stand near each other."""
-    middle = windows[:, :2] + windows[:, 2:] // 2
-    return z_order(middle[:, 0] // level.tile_height, middle[:, 1] // level.tile_width)
-
-
-def _plans(level: Level, x: float, y: float, downsample: float, size_px: int) -> tuple[AxisPlan, AxisPlan]:
-    """Rows and columns as ``Slide.read_frame`` plans them."""
-    ratio = downsample / level.downsample
-    return (
-        plan_axis(origin=y / level.downsample, ratio=ratio, count=size_px),
-        plan_axis(origin=x / level.downsample, ratio=ratio, count=size_px),
-    )
-
-
 def _extents(origin: NDArray[np.float64], ratio: float, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First source pixel and number of source pixels of many axes at once, as ``wsi.resample.plan_axis`` plans each."""
     step = float(round(ratio)) if _is_whole(ratio) else ratio
@@ -210,5 +177,5 @@ def _is_whole(ratio: float) -> bool:
 def _is_stored(level: Level, x: NDArray[np.float64], y: NDArray[np.float64], downsample: float) -> bool:
     """Whether patches are pixels of a level as they are."""
     ratio = downsample / level.downsample
-    corners = np.rint(np.concatenate([x, y]) / level.downsample * _GRID).astype(np.int64)
+    corners = np.rint(np.concatenate(level.frame.fractions(x, y)) * _GRID).astype(np.int64)
     return _is_whole(ratio) and round(ratio) == 1 and not (corners % _GRID).any()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.geometry import Level
+from wsi.geometry import Level, Window
+from wsi.threads import do_all
+from wsi.windows import Windows
 
 MPP_RANGE_UM = (0.05, 100.0)
 """Below lies finer than light resolves, above coarser than any level 0: such values are screen resolutions."""
+
+REDUCTIONS = (8, 4, 2)
+"""By how much the tiles of some levels can be made smaller while they are decoded."""
 
 _MPP_AGREEMENT = 0.01
 
@@ -26,7 +33,7 @@ OnBadTile = Literal["raise", "white"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class BadTile:
-    """A tile that could not be decoded and was read as white: its place on the level's grid of tiles, and why."""
+    """A tile that could not be decoded and was read as white: where on the level's grid of tiles, and why."""
 
     level: int
     row: int
@@ -63,49 +70,125 @@ class StoredTiles:
     read_sound: Callable[[int, int], bytes | None]
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """One open file: its levels and their pixels. Safe to use from many threads, not across a fork.
 
+    A kind of file is a class of its own, listed in ``wsi.readers.opening``: it has the attributes, ``open``, ``read``
+    and ``close``. Everything else works as it stands here, and is overridden where a format can do better.
+
     Attributes:
+        suffixes: of its files, in lower case with the dot: how a cohort's slides are found in a folder.
+        is_photograph: such files are slides only in a folder without others: beside slides they are overviews,
+            overlays and labels.
         levels: finest first.
         mpp: um per level-0 px, None where the file does not say it believably.
         properties: plain metadata, among it ``sentinode.format``; nothing that identifies a patient.
-        bad_tiles: what was read as white because it could not be decoded, so far.
     """
 
-    @property
-    def levels(self) -> tuple[Level, ...]: ...
+    suffixes: ClassVar[frozenset[str]]
+    is_photograph: ClassVar[bool] = False
 
-    @property
-    def mpp(self) -> float | None: ...
+    levels: tuple[Level, ...]
+    mpp: float | None
+    properties: Mapping[str, str]
 
-    @property
-    def properties(self) -> Mapping[str, str]: ...
+    @classmethod
+    @abstractmethod
+    def open(cls, path: Path, head: bytes, *, on_bad_tile: OnBadTile) -> Self | None:
+        """Open a file of this kind.
 
-    @property
-    def bad_tiles(self) -> tuple[BadTile, ...]: ...
+        Args:
+            path: the file.
+            head: its first bytes, up to 16.
+            on_bad_tile: what a tile does that cannot be decoded.
 
-    def read(self, level: int, *, row: int, column: int, out: NDArray[np.uint8]) -> None:
+        Returns:
+            None where the file is of another kind: the next reader is asked.
+
+        Raises:
+            SlideFormatError: the file is of this kind, and damaged.
+            OSError: the file cannot be read.
+        """
+
+    @abstractmethod
+    def read(self, level: int, window: Window, *, out: NDArray[np.uint8]) -> None:
         """Fill an array with pixels of a level, white outside and where missing.
 
         Args:
             level: index.
-            row: of the window's first pixel, in px of the level; may lie outside.
-            column: of the same pixel.
-            out: uint8 (height, width, 3).
+            window: in px of the level; may lie outside.
+            out: uint8 (height, width, 3) of the window.
 
         Raises:
             TileError: a tile under the window cannot be decoded.
         """
-        ...
 
-    def has_pixels(self, level: int, *, row: int, column: int, height: int, width: int) -> bool:
-        """False where the whole window lies outside the level or in missing tiles."""
-        ...
-
+    @abstractmethod
     def close(self) -> None:
         """Give the file back; the reader is of no use afterwards."""
-        ...
+
+    @property
+    def bad_tiles(self) -> tuple[BadTile, ...]:
+        """What was read as white because it could not be decoded, so far."""
+        return ()
+
+    def read_many(self, level: int, windows: Windows, *, out: NDArray[np.uint8], workers: int) -> None:
+        """Fill an array with windows of one size, on several threads.
+
+        Args:
+            level: index.
+            windows: in px of the level; may lie outside.
+            out: uint8 (n, height, width, 3).
+            workers: threads.
+
+        Raises:
+            TileError: as ``read``.
+        """
+
+        def read(job: tuple[Window, NDArray[np.uint8]]) -> None:
+            self.read(level, job[0], out=job[1])
+
+        do_all(read, list(zip(windows, out, strict=True)), workers=workers, name="read")
+
+    def can_reduce(self, level: int) -> bool:
+        """Whether ``read_reduced`` can be had of a level."""
+        del level
+        return False
+
+    def read_reduced(self, level: int, factor: int, window: Window, *, out: NDArray[np.uint8]) -> None:
+        """Fill an array with pixels of a level that the decoder makes smaller, which is quicker and nearly their mean.
+
+        Args:
+            level: index; ``can_reduce`` holds for it.
+            factor: of ``REDUCTIONS``.
+            window: in px of the reduced level; may lie outside.
+            out: uint8 (height, width, 3) of the window; white outside and where missing.
+
+        Raises:
+            ValueError: the level cannot be reduced.
+            TileError: as ``read``.
+        """
+        del window, out
+        raise ValueError(f"level {level} cannot be made smaller by {factor} while it is decoded")
+
+    def has_pixels(self, level: int, window: Window) -> bool:
+        """False where the whole window lies outside the level or in missing tiles."""
+        return window.clipped(self.levels[level].shape) is not None
+
+    def stored_tiles(self, level: int) -> StoredTiles | None:
+        """The tiles of a level as they lie in the file, to be copied; None where the kind of file keeps no such."""
+        del level
+        return None
+
+    def tile_bytes(self, level: int, row: int, column: int) -> bytes | None:
+        """The tile at (row, column) of a level as a complete JPEG, None where it is missing.
+
+        Raises:
+            ValueError: the file keeps no JPEG tiles, or there is no such tile.
+            TileError: the stored bytes are no JPEG of the level's kind.
+        """
+        del level, row, column
+        raise ValueError(f"a slide of the kind {self.properties['sentinode.format']} has no JPEG tiles")
 
 
 def settle_mpp(path: str | PathLike[str], x_um: float, y_um: float) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from os import PathLike, fspath
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -12,18 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from wsi.errors import SlideFormatError, TileError
-from wsi.geometry import Level
-from wsi.readers.base import MPP_RANGE_UM, BadTile
+from wsi.geometry import Level, Window
+from wsi.readers.base import MPP_RANGE_UM, OnBadTile, Reader
+from wsi.readers.openslide import is_vendors_own
 
 MAX_PIXELS = 170_000_000
 """A larger picture is refused: it is decoded whole, at 3 bytes per px."""
 
+_MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "1")
 _UM_PER_INCH = 25_400.0
 
 
-class FlatReader:
-    """Reads one JPEG or PNG as one level; decoded whole at the first read. Safe from many threads.
+class FlatReader(Reader):
+    """Reads one JPEG or PNG as one level; decoded whole at the first read.
 
     Args:
         path: the file.
@@ -31,6 +34,9 @@ class FlatReader:
     Raises:
         SlideFormatError: no JPEG or PNG, damaged in its header, more than 8 bits a sample or more than MAX_PIXELS.
     """
+
+    suffixes = frozenset({".jpg", ".jpeg", ".png"})
+    is_photograph = True
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = fspath(path)
@@ -52,29 +58,22 @@ class FlatReader:
         self.mpp = _believable_mpp(dpi)
         self.properties: Mapping[str, str] = {"sentinode.format": kind}
 
-    @property
-    def bad_tiles(self) -> tuple[BadTile, ...]:
-        """None: a picture is read whole or not at all."""
-        return ()
+    @classmethod
+    def open(cls, path: Path, head: bytes, *, on_bad_tile: OnBadTile) -> FlatReader | None:
+        """See ``Reader.open``; a picture is read whole or not at all, whatever bad tiles do."""
+        del on_bad_tile
+        return cls(path) if head.startswith(_MAGICS) and not is_vendors_own(path) else None
 
-    def read(self, level: int, *, row: int, column: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out`` with a window; see ``wsi.readers.base.Reader``.
+    def read(self, level: int, window: Window, *, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with a window; see ``Reader.read``.
 
         Raises:
             TileError: the picture cannot be decoded.
         """
-        size, height, width = self.levels[level], *out.shape[:2]
         out[...] = 255
-        top, bottom = max(row, 0), min(row + height, size.height)
-        left, right = max(column, 0), min(column + width, size.width)
-        if top < bottom and left < right:
-            inside = self._decoded()[top:bottom, left:right]
-            out[top - row : bottom - row, left - column : right - column] = inside
-
-    def has_pixels(self, level: int, *, row: int, column: int, height: int, width: int) -> bool:
-        """False where the window lies outside the picture."""
-        size = self.levels[level]
-        return row < size.height and row + height > 0 and column < size.width and column + width > 0
+        inside = window.clipped(self.levels[level].shape)
+        if inside is not None:
+            out[inside.within(window).slices] = self._decoded()[inside.slices]
 
     def close(self) -> None:
         """Let go of the decoded pixels."""

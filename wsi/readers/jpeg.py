@@ -8,6 +8,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from wsi.geometry import Window
 from wsi.readers.structure import TiffPage
 from wsi.readers.turbo import find_turbo
 
@@ -60,7 +61,7 @@ class JpegTiles:
         simplejpeg.decode_jpeg(self.stream(data), colorspace="RGB", buffer=out)
         self._invert(out)
 
-    def decode_window(self, data: bytes, *, top: int, left: int, height: int, width: int) -> NDArray[np.uint8] | None:
+    def decode_window(self, data: bytes, window: Window) -> NDArray[np.uint8] | None:
         """Decode a window of one tile, where that costs less than the tile; None where it does not.
 
         Returns:
@@ -69,16 +70,14 @@ class JpegTiles:
         Raises:
             ValueError: the bytes are no tile of the page.
         """
-        if height * width > _LARGE_SHARE * self._shape[0] * self._shape[1]:
+        if window.height * window.width > _LARGE_SHARE * self._shape[0] * self._shape[1]:
             return None
         turbo = find_turbo()
         if turbo is None:
             return None
         stream, unit = self._complete(data)
         try:
-            pixels = turbo.decode(
-                stream, top=top, left=left, height=height, width=width, across=self._shape[1], unit=unit
-            )
+            pixels = turbo.decode(stream, window, across=self._shape[1], unit=unit)
         except ValueError:
             return None  # damaged or of a rare subsampling: decoding the whole tile decides
         self._invert(pixels)

@@ -1,4 +1,4 @@
-"""Which reader a file gets, by its first bytes."""
+"""Which reader a file gets: the first that takes it, by its first bytes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,28 @@ from urllib.parse import urlsplit
 from wsi.errors import SlideError, SlideFormatError, SlideNotFoundError
 from wsi.readers.base import OnBadTile, Reader
 from wsi.readers.flat import FlatReader
-from wsi.readers.openslide import OpenSlideReader, detect_vendor
+from wsi.readers.openslide import OpenSlideReader
 from wsi.readers.remote import RemoteSource
 from wsi.readers.scale import name_format
 from wsi.readers.source import ByteSource, FileSource
-from wsi.readers.structure import TIFF_MAGICS, read_structure, walk_structure
-from wsi.readers.tiff import TiffReader, find_readable_levels
+from wsi.readers.structure import TIFF_MAGICS, walk_structure
+from wsi.readers.tiff import TiffReader
 
-_PICTURE_MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-# TIFFs whose levels are plain tiled pages; OpenSlide's other vendors overlap tiles or keep several images in a file.
-_DIRECT_VENDORS = (None, "generic-tiff", "aperio", "philips")
+READERS: tuple[type[Reader], ...] = (TiffReader, FlatReader, OpenSlideReader)
+"""The kinds of slides, in the order in which they are asked: a new one is a file in this folder and its class here."""
+
 _DIRECT_KINDS = ("tiff", "ome-tiff", "aperio", "philips")
 _ACCEPTED = "give a tiled TIFF, SVS, DICOM or another kind of slide that OpenSlide opens, or a JPEG or PNG"
+
+
+def slide_suffixes() -> frozenset[str]:
+    """Suffixes of slides, in lower case with the dot, without those of photographs."""
+    return frozenset(suffix for kind in READERS if not kind.is_photograph for suffix in kind.suffixes)
+
+
+def photograph_suffixes() -> frozenset[str]:
+    """Suffixes of pictures that are slides only in a folder without others."""
+    return frozenset(suffix for kind in READERS if kind.is_photograph for suffix in kind.suffixes)
 
 
 def open_source(path: Path | str) -> ByteSource:
@@ -69,18 +79,11 @@ def _choose_reader(path: Path, on_bad_tile: OnBadTile) -> Reader:
         head = file.read(16)
     if not head:
         raise SlideFormatError(path, "is empty", mend="copy the slide again from its source")
-    # NDPI bends TIFF's offsets and MIRAX begins with a JPEG: both are OpenSlide's alone.
-    is_vendors_own = path.suffix.lower() in (".ndpi", ".mrxs")
-    if head.startswith(TIFF_MAGICS) and not is_vendors_own:
-        pages = read_structure(path)
-        if find_readable_levels(pages) and detect_vendor(path) in _DIRECT_VENDORS:
-            return TiffReader(path, pages, on_bad_tile=on_bad_tile)
-        return OpenSlideReader(path, on_bad_tile=on_bad_tile)
-    if head.startswith(_PICTURE_MAGICS) and not is_vendors_own:
-        return FlatReader(path)
-    if detect_vendor(path) is None:
-        raise SlideFormatError(path, "is no slide of a known kind, or damaged at its start", mend=_ACCEPTED)
-    return OpenSlideReader(path, on_bad_tile=on_bad_tile)
+    for kind in READERS:
+        reader = kind.open(path, head, on_bad_tile=on_bad_tile)
+        if reader is not None:
+            return reader
+    raise SlideFormatError(path, "is no slide of a known kind, or damaged at its start", mend=_ACCEPTED)
 
 
 def _open_remote(url: str, on_bad_tile: OnBadTile) -> Reader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from os import PathLike, fspath
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -13,8 +14,9 @@ from openslide import OpenSlide, OpenSlideError
 from PIL import Image as Pillow
 
 from wsi.errors import SlideFormatError, TileError
-from wsi.geometry import Level
-from wsi.readers.base import BadTile, OnBadTile, measure_downsample, settle_mpp
+from wsi.geometry import Level, Window
+from wsi.readers.base import BadTile, OnBadTile, Reader, measure_downsample, settle_mpp
+from wsi.readers.structure import TIFF_MAGICS
 
 _MAX_SIDE_PX = 4_000_000
 _DEFAULT_TILE_PX = 256
@@ -36,10 +38,15 @@ def detect_vendor(path: str | PathLike[str]) -> str | None:
     return vendor
 
 
-class OpenSlideReader:
-    """Reads through OpenSlide; see ``wsi.readers.base.Reader``. Safe from many threads.
+def is_vendors_own(path: Path) -> bool:
+    """Whether only OpenSlide may read it: NDPI bends TIFF's offsets, and MIRAX begins with a JPEG."""
+    return path.suffix.lower() in (".ndpi", ".mrxs")
 
-    On levels whose downsample is no whole number, OpenSlide places a window by level-0 position: pixels may be off
+
+class OpenSlideReader(Reader):
+    """Reads through OpenSlide.
+
+    On levels whose downsample is no whole number, OpenSlide takes a window by level-0 position: pixels may be off
     by up to half a level-0 px.
 
     Args:
@@ -49,6 +56,8 @@ class OpenSlideReader:
     Raises:
         SlideFormatError: OpenSlide does not know the file or refuses it.
     """
+
+    suffixes = frozenset({".ndpi", ".mrxs", ".scn", ".bif", ".dcm"})
 
     def __init__(self, path: str | PathLike[str], *, on_bad_tile: OnBadTile = "raise") -> None:
         self._path = fspath(path)
@@ -67,68 +76,73 @@ class OpenSlideReader:
         }
         self._bounds = _stored_bounds(told, self.levels[0])
 
+    @classmethod
+    def open(cls, path: Path, head: bytes, *, on_bad_tile: OnBadTile) -> OpenSlideReader | None:
+        """See ``Reader.open``; of a TIFF OpenSlide itself says why it cannot be opened."""
+        if not head.startswith(TIFF_MAGICS) and detect_vendor(path) is None:
+            return None
+        return cls(path, on_bad_tile=on_bad_tile)
+
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
-        """See ``wsi.readers.base.Reader``."""
+        """See ``Reader.bad_tiles``."""
         return tuple(sorted(self._bad.copy()))
 
-    def read(self, level: int, *, row: int, column: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out`` with a window; see ``wsi.readers.base.Reader``. White where nothing is stored.
+    def read(self, level: int, window: Window, *, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with a window; see ``Reader.read``.
 
         Raises:
             TileError: OpenSlide cannot read the window, and bad tiles are to raise.
         """
-        size, height, width = self.levels[level], *out.shape[:2]
+        size = self.levels[level]
         out[...] = 255
-        top, bottom = max(row, 0), min(row + height, size.height)
-        left, right = max(column, 0), min(column + width, size.width)
-        if top >= bottom or left >= right:
+        inside = window.clipped(size.shape)
+        if inside is None:
             return
-        inside = out[top - row : bottom - row, left - column : right - column]
+        target = out[inside.within(window).slices]
         try:
-            inside[...] = self._pixels(level, top=top, bottom=bottom, left=left, right=right)
+            target[...] = self._pixels(size, inside)
         except TileError:
             if self._on_bad_tile == "raise":
                 raise
-            self._read_around_bad(size, top=top, left=left, out=inside)
+            self._read_around_bad(size, inside, target)
 
-    def _pixels(self, level: int, *, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
-        size, slide = self.levels[level], self._slide
-        origin = round(left * size.downsample), round(top * size.downsample)
+    def _pixels(self, size: Level, window: Window) -> NDArray[np.uint8]:
+        slide, first = self._slide, size.frame.part(window)
         try:
-            pixels = slide.read_region(origin, level, (right - left, bottom - top))
+            pixels = slide.read_region((round(first.x), round(first.y)), size.index, (window.width, window.height))
         except OpenSlideError as error:
             self._reopen(slide)
             raise TileError(
                 self._path,
                 f"OpenSlide cannot read it: {error}",
-                where=f"level {level}, rows {top} to {bottom}, columns {left} to {right}",
+                where=f"level {size.index}, rows {window.row} to {window.bottom}, "
+                f"columns {window.column} to {window.right}",
                 mend="copy the slide again from its source and compare the checksum",
             ) from error
         white = Pillow.new("RGB", pixels.size, (255, 255, 255))
         white.paste(pixels, mask=pixels.getchannel("A"))
         return np.asarray(white)
 
-    def _read_around_bad(self, size: Level, *, top: int, left: int, out: NDArray[np.uint8]) -> None:
+    def _read_around_bad(self, size: Level, window: Window, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` tile by tile; a tile that OpenSlide cannot read is white and listed."""
-        bottom, right = top + out.shape[0], left + out.shape[1]
-        for tile_row in range(top // size.tile_height, -(-bottom // size.tile_height)):
-            y0, y1 = max(top, tile_row * size.tile_height), min(bottom, (tile_row + 1) * size.tile_height)
-            for tile_column in range(left // size.tile_width, -(-right // size.tile_width)):
-                x0, x1 = max(left, tile_column * size.tile_width), min(right, (tile_column + 1) * size.tile_width)
-                part = out[y0 - top : y1 - top, x0 - left : x1 - left]
-                try:
-                    part[...] = self._pixels(size.index, top=y0, bottom=y1, left=x0, right=x1)
-                except TileError as error:
-                    part[...] = 255
-                    bad = BadTile(level=size.index, row=tile_row, column=tile_column, reason=error.reason)
-                    self._bad.add(bad)
+        for (row, column), own, _ in window.cut(size.tile_shape):
+            try:
+                out[own.slices] = self._pixels(size, own.shifted(window.row, window.column))
+            except TileError as error:
+                out[own.slices] = 255
+                self._bad.add(BadTile(level=size.index, row=row, column=column, reason=error.reason))
 
-    def has_pixels(self, level: int, *, row: int, column: int, height: int, width: int) -> bool:
+    def has_pixels(self, level: int, window: Window) -> bool:
         """False where the window lies outside the level, or outside the bounds that the file gives for its pixels."""
-        size = self.levels[level]
-        left, top, right, bottom = (edge / size.downsample for edge in self._bounds)
-        return column < right and column + width > left and row < bottom and row + height > top
+        left, top, right, bottom = self._bounds
+        rows, columns = self.levels[level].frame.fractions((left, right), (top, bottom))
+        return bool(
+            window.row < rows[1]
+            and window.bottom > rows[0]
+            and window.column < columns[1]
+            and window.right > columns[0]
+        )
 
     def close(self) -> None:
         """Give the file back."""

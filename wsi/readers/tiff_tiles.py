@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import TileError
+from wsi.geometry import Window
 from wsi.readers.base import BadTile, OnBadTile, StoredTiles
 from wsi.readers.codec import TileCodec
 from wsi.readers.source import ByteSource
@@ -92,9 +93,8 @@ class TiffTiles:
         level: int,
         index: int,
         data: bytes | None,
+        part: Window,
         *,
-        top: int,
-        left: int,
         out: NDArray[np.uint8],
         once: bool = False,
     ) -> None:
@@ -104,9 +104,8 @@ class TiffTiles:
             level: index of the level.
             index: number of the tile, row by row.
             data: as ``fetch`` gave them.
-            top: first row of the part, in px of the tile.
-            left: first column of the part.
-            out: uint8 (height, width, 3), a part of the tile, in any layout of rows.
+            part: of the tile, all within it.
+            out: uint8 (height, width, 3) of the part, in any layout of rows.
             once: this tile will not be asked for again soon: nothing is to be kept.
 
         Raises:
@@ -122,12 +121,12 @@ class TiffTiles:
             self._again += (is_known - self._again) / _LATELY
         try:
             if tile is None:
-                tile = self._decode(level, index, data, top=top, left=left, out=out, once=once)
+                tile = self._decode(level, index, data, part, out=out, once=once)
         except _DAMAGE as error:
             self._settle_bad(key, error, out)
             return
         if tile is not None:
-            out[...] = tile[top : top + out.shape[0], left : left + out.shape[1]]
+            out[...] = tile[part.slices]
 
     def paste_reduced(self, level: int, index: int, data: bytes | None, *, factor: int, out: NDArray[np.uint8]) -> None:
         """Fill an array with one tile, reduced by 2, 4 or 8 within its JPEG transform; white where it is missing.
@@ -244,13 +243,12 @@ class TiffTiles:
             raise self._error((level, index), error) from error
 
     def _decode(
-        self, level: int, index: int, data: bytes | None, *, top: int, left: int, out: NDArray[np.uint8], once: bool
+        self, level: int, index: int, data: bytes | None, part: Window, *, out: NDArray[np.uint8], once: bool
     ) -> NDArray[np.uint8] | None:
         """Decode a part of a tile into ``out``, or give back the whole tile."""
         page, codec = self._pages[level], self._codecs[level]
         if data is None:
             data = self._stored(level, index)
-        height, width = out.shape[:2]
         shape = (page.tile_height, page.tile_width, 3)
         if out.shape == shape:
             if out.flags.c_contiguous:
@@ -259,9 +257,9 @@ class TiffTiles:
             once = True  # nothing of it is left to be asked for
         is_alone = once or not (self._again > _MOSTLY or self._touched.get((level, index)))
         if codec.jpeg is not None and is_alone:
-            part = codec.jpeg.decode_window(data, top=top, left=left, height=height, width=width)
-            if part is not None:
-                out[...] = part
+            pixels = codec.jpeg.decode_window(data, part)
+            if pixels is not None:
+                out[...] = pixels
                 if not once:
                     self._touched.put((level, index), True, page.tile_height * page.tile_width * 3)
                 return None

@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi.geometry import Window
+
 _DECOMPRESS, _PIXELS_RGB = 1, 0  # TJINIT_DECOMPRESS, TJPF_RGB
 _REACH_PX = 4  # how far smooth upsampling of the colours sees: one sample of them, on two or four pixels
 # what the library is called on Linux, macOS and Windows
 _INSTALLED = ("libturbojpeg.so.0", "libturbojpeg.dylib", "turbojpeg.dll")
 
 
-class _Window(ctypes.Structure):
+class _CropRegion(ctypes.Structure):
     _fields_ = (("x", ctypes.c_int), ("y", ctypes.c_int), ("w", ctypes.c_int), ("h", ctypes.c_int))
 
 
@@ -42,15 +44,13 @@ class Turbo:
         handle, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
         self._new = _function(library, "tj3Init", [ctypes.c_int], handle)
         self._header = _function(library, "tj3DecompressHeader", [handle, text, size])
-        self._crop = _function(library, "tj3SetCroppingRegion", [handle, _Window])
+        self._crop = _function(library, "tj3SetCroppingRegion", [handle, _CropRegion])
         self._decode = _function(library, "tj3Decompress8", [handle, text, size, handle, ctypes.c_int, ctypes.c_int])
         self._message = _function(library, "tj3GetErrorStr", [handle], text)
         self._destroy = _function(library, "tj3Destroy", [handle], None)
         self._idle: deque[int] = deque()
 
-    def decode(
-        self, stream: bytes, *, top: int, left: int, height: int, width: int, across: int, unit: int
-    ) -> NDArray[np.uint8]:
+    def decode(self, stream: bytes, window: Window, *, across: int, unit: int) -> NDArray[np.uint8]:
         """Decode a window of a JPEG.
 
         Smooth upsampling of the colours looks at a pixel's neighbours, and the decoder has none beyond a window's left
@@ -58,10 +58,7 @@ class Turbo:
 
         Args:
             stream: a complete JPEG stream whose size and components were checked.
-            top: first row of the window in px.
-            left: first column of the window.
-            height: rows of the window, all within the image.
-            width: columns of the window, all within the image.
+            window: all within the image.
             across: width of the whole image in px.
             unit: columns of one unit of blocks: 8 times the largest horizontal sampling factor.
 
@@ -71,13 +68,13 @@ class Turbo:
         Raises:
             ValueError: the stream is damaged, or its subsampling is none that the library crops.
         """
-        first = max(0, left - _REACH_PX) // unit * unit
-        last = min(across, left + width + _REACH_PX)
-        pixels = np.empty((height, last - first, 3), dtype=np.uint8)
+        first = max(0, window.column - _REACH_PX) // unit * unit
+        last = min(across, window.right + _REACH_PX)
+        pixels = np.empty((window.height, last - first, 3), dtype=np.uint8)
         handle = self._lend()
         failed = (
             self._header(handle, stream, len(stream))
-            or self._crop(handle, _Window(first, top, last - first, height))
+            or self._crop(handle, _CropRegion(first, window.row, last - first, window.height))
             or self._decode(handle, stream, len(stream), pixels.ctypes.data, 0, _PIXELS_RGB)
         )
         if failed:
@@ -85,7 +82,7 @@ class Turbo:
             self._destroy(handle)
             raise ValueError(reason)
         self._idle.append(handle)
-        return pixels[:, left - first : left - first + width]
+        return pixels[:, window.column - first : window.right - first]
 
     def _lend(self) -> int:
         try:

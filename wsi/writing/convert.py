@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import SlideError, SlideFormatError, TileError
-from wsi.geometry import Frame, TileGrid
+from wsi.geometry import Frame, TileGrid, Window
 from wsi.readers.base import StoredTiles
 from wsi.slide import Slide
+from wsi.threads import map_in_order
 from wsi.writing.bigtiff import BigTiff, Tags, new_bigtiff, opaque, shorts
 from wsi.writing.pyramid import check_mpp, check_tile_size, level_tags
 from wsi.writing.tile_encoding import FULL_RANGE, JPEG_TAG, ColourTiles, MaskTiles, TileKind
-from wsi.writing.tile_stream import LevelTable, map_in_order, plan_levels, store_levels
+from wsi.writing.tile_stream import LevelTable, plan_levels, store_levels
 
 MAX_SIDE_PX = 4_000_000
 """The longest side that slide readers here take for believable."""
@@ -234,8 +235,10 @@ class _Conversion:
         def read(index: tuple[int, int]) -> NDArray[np.uint8] | None:
             if slide.is_missing(grid.tile(*index)):
                 return None
-            window = frame.window(row=index[0] * size, column=index[1] * size, height=size, width=size)
-            return slide.read_frame(window).array if len(kind.shape) == 3 else _read_mask(slide, window)
+            window = Window(row=index[0] * size, column=index[1] * size, height=size, width=size)
+            if len(kind.shape) == 3:
+                return slide.read_frame(frame.part(window)).array
+            return _read_mask(slide, window)
 
         return map_in_order(read, grid, workers=self._workers)
 
@@ -249,24 +252,22 @@ class _Conversion:
                     self._on_tiles(self._done, self._total)
 
 
-def _read_mask(slide: Slide, window: Frame) -> NDArray[np.uint8]:
+def _read_mask(slide: Slide, window: Window) -> NDArray[np.uint8]:
     """The values of a window of level 0: uint8 (rows, columns), 0 where tiles are missing and beyond the edge.
 
     Slides read as white there, which in a mask would be its largest value.
     """
     level = slide.levels[0]
     out = np.zeros(window.shape, dtype=np.uint8)
-    grid = TileGrid(frame=slide.frame, tile_shape=(level.tile_height, level.tile_width))
-    top, left = round(window.y), round(window.x)
-    bottom, right = min(top + window.shape[0], level.height), min(left + window.shape[1], level.width)
-    for row in range(top // level.tile_height, -(-bottom // level.tile_height)):
-        for column in range(left // level.tile_width, -(-right // level.tile_width)):
-            if not slide.is_missing(grid.tile(row, column)):
-                rows, columns = grid.slices(row, column)
-                y0, y1 = max(rows.start, top), min(rows.stop, bottom)
-                x0, x1 = max(columns.start, left), min(columns.stop, right)
-                part = slide.frame.window(row=y0, column=x0, height=y1 - y0, width=x1 - x0)
-                out[y0 - top : y1 - top, x0 - left : x1 - left] = slide.read_frame(part).array[:, :, 0]
+    inside = window.clipped(level.shape)
+    if inside is None:
+        return out
+    target = out[inside.within(window).slices]
+    grid = TileGrid(frame=slide.frame, tile_shape=level.tile_shape)
+    for tile, own, _ in inside.cut(level.tile_shape):
+        if not slide.is_missing(grid.tile(*tile)):
+            part = slide.frame.part(own.shifted(inside.row, inside.column))
+            target[own.slices] = slide.read_frame(part).array[:, :, 0]
     return out
 
 

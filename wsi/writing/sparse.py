@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import SlideError, SlideFormatError, StorageError
-from wsi.geometry import Level, TileGrid
+from wsi.geometry import Level, TileGrid, Window
 from wsi.raster import Mask
 from wsi.readers.base import StoredTiles
 from wsi.readers.structure import read_structure
 from wsi.readers.tiff import TiffReader
 from wsi.slide import Slide
+from wsi.threads import map_in_order
+from wsi.windows import Windows
 from wsi.writing.bigtiff import BigTiff, Tags, new_bigtiff, shorts
 from wsi.writing.convert import (
     LOSSLESS_TAGS,
@@ -36,10 +38,7 @@ from wsi.writing.convert import (
 )
 from wsi.writing.pyramid import level_tags
 from wsi.writing.tile_encoding import ColourTiles
-from wsi.writing.tile_stream import LevelTable, map_in_order
-
-Windows = Mapping[int, NDArray[np.int64]]
-"""By level: int64 (n, 4), row, column, height and width in px of the level."""
+from wsi.writing.tile_stream import LevelTable
 
 _ENCODED_TILE_PX = 512
 _SAMPLED_TILES = 24
@@ -74,7 +73,7 @@ class SparseStats:
 def write_sparse(
     slide: Slide,
     path: str | PathLike[str],
-    windows: Windows,
+    windows: Mapping[int, Windows],
     *,
     quality: int = 90,
     workers: int | None = None,
@@ -96,7 +95,7 @@ def write_sparse(
     Args:
         slide: its file is only read.
         path: the file to write; an older one is replaced when the new one is complete, and not before.
-        windows: what is wanted of each level; levels that are not named are there without tiles.
+        windows: what is wanted of each level, by its index; levels that are not named are there without tiles.
         quality: of the JPEG tiles that have to be made, 1 to 100.
         workers: threads that decode and encode; by default one per usable core. The written bytes do not depend on it.
         on_tiles: called now and then with the numbers of tiles done and of all.
@@ -126,7 +125,7 @@ def write_sparse(
     )
 
 
-def tissue_windows(slide: Slide, tissue: Mask) -> dict[int, NDArray[np.int64]]:
+def tissue_windows(slide: Slide, tissue: Mask) -> dict[int, Windows]:
     """Windows that cover the tissue on every level: for ``write_sparse``.
 
     Args:
@@ -134,18 +133,18 @@ def tissue_windows(slide: Slide, tissue: Mask) -> dict[int, NDArray[np.int64]]:
         tissue: its tissue, on any grid.
     """
     rows, columns = np.nonzero(tissue.array)
-    frame = tissue.frame
-    x, y = frame.x + columns * frame.downsample, frame.y + rows * frame.downsample
+    side = tissue.frame.downsample
+    x, y = tissue.frame.positions(rows, columns)
     found = {}
     for level in slide.levels:
-        left, top = np.floor(x / level.downsample), np.floor(y / level.downsample)
-        right = np.ceil((x + frame.downsample) / level.downsample)
-        bottom = np.ceil((y + frame.downsample) / level.downsample)
-        found[level.index] = np.stack([top, left, bottom - top, right - left], axis=1).astype(np.int64)
+        first = (np.floor(along).astype(np.int64) for along in level.frame.fractions(x, y))
+        end = (np.ceil(along).astype(np.int64) for along in level.frame.fractions(x + side, y + side))
+        (top, left), (bottom, right) = first, end
+        found[level.index] = Windows(rows=top, columns=left, heights=bottom - top, widths=right - left)
     return found
 
 
-def estimate_bytes(slide: Slide, windows: Windows) -> int:
+def estimate_bytes(slide: Slide, windows: Mapping[int, Windows]) -> int:
     """About how large the sparse copy gets: the mean of some of its tiles times their number."""
     total = 0.0
     for index, some in windows.items():
@@ -163,21 +162,12 @@ def estimate_bytes(slide: Slide, windows: Windows) -> int:
     return round(total) + tables
 
 
-def touched(table: LevelTable, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
+def touched(table: LevelTable, windows: Windows) -> NDArray[np.bool_]:
     """Which tiles of a level windows touch: bool (tile rows, tile columns)."""
-    top, left = np.maximum(windows[:, 0], 0), np.maximum(windows[:, 1], 0)
-    bottom = np.minimum(windows[:, 0] + windows[:, 2], table.height)
-    right = np.minimum(windows[:, 1] + windows[:, 3], table.width)
-    inside = (top < bottom) & (left < right)
-    first_row, last_row = top[inside] // table.tile_height, (bottom[inside] - 1) // table.tile_height + 1
-    first_column, last_column = left[inside] // table.tile_width, (right[inside] - 1) // table.tile_width + 1
-    # Each window adds 1 to its tiles: written at four corners, summed up once.
-    steps = np.zeros((table.rows + 1, table.columns + 1), dtype=np.int64)
-    np.add.at(steps, (first_row, first_column), 1)
-    np.add.at(steps, (last_row, last_column), 1)
-    np.add.at(steps, (first_row, last_column), -1)
-    np.add.at(steps, (last_row, first_column), -1)
-    return np.asarray(steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0)
+    _, tiles = windows.tiles((table.height, table.width), (table.tile_height, table.tile_width))
+    found = np.zeros(table.rows * table.columns, dtype=np.bool_)
+    found[tiles] = True
+    return found.reshape(table.rows, table.columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -190,7 +180,7 @@ class _LevelPlan:
     indices: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, slide: Slide, level: Level, windows: Windows) -> _LevelPlan:
+    def of(cls, slide: Slide, level: Level, windows: Mapping[int, Windows]) -> _LevelPlan:
         stored = slide.stored_tiles(level.index)
         table = _table(level, stored)
         indices: list[tuple[int, int]] = []
@@ -221,7 +211,7 @@ class _SparseCopy:
         self._workers = workers
         self._on_tiles = on_tiles
 
-    def take(self, windows: Windows) -> None:
+    def take(self, windows: Mapping[int, Windows]) -> None:
         """Store the wanted tiles of every level, then the directories."""
         slide = self._slide
         plans = [_LevelPlan.of(slide, level, windows) for level in slide.levels]
@@ -281,8 +271,8 @@ class _SparseCopy:
         def make(index: tuple[int, int]) -> bytes | None:
             if slide.is_missing(grid.tile(*index)):
                 return None
-            row, column = index[0] * size, index[1] * size
-            return colour.encode(slide.read_window(level, row=row, column=column, height=size, width=size))
+            window = Window(row=index[0] * size, column=index[1] * size, height=size, width=size)
+            return colour.encode(slide.read_window(level, window))
 
         return map_in_order(make, plan.indices, workers=self._workers)
 

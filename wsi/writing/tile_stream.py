@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,6 @@ MAX_LEVELS = 10
 """CAMELYON's pyramids have up to ten levels."""
 
 _IN_FLIGHT = 2  # tiles begun per thread: one at work, one ready
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,24 +88,6 @@ def plan_levels(*, width: int, height: int, tile_size: int, levels: int | None =
     return tables
 
 
-def map_in_order(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], *, workers: int | None = None
-) -> Generator[_Result]:
-    """``map`` on a pool of threads, a bounded number of items ahead of the consumer; closing it ends the threads."""
-    workers = usable_cores() if workers is None else workers
-    waiting: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > _IN_FLIGHT * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
 def store_levels(
     file: BigTiff,
     levels: Sequence[LevelTable],
@@ -117,7 +97,7 @@ def store_levels(
     workers: int | None = None,
     is_first_stored: bool = True,
 ) -> StreamStats:
-    """Append the tiles of the first level and of all that follow from it; their places go into the tables.
+    """Append the tiles of the first level and of all that follow from it; where they went goes into the tables.
 
     Args:
         file: to append to.
