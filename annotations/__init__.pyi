@@ -9,6 +9,7 @@ __all__ = [
     "mask_to_polygons",
     "mask_to_smooth_polygons",
     "polygon_annotations",
+    "rasterize",
     "read_annotation_set",
     "read_annotations",
     "tumour_area",
@@ -20,6 +21,7 @@ from .annotation import Annotation, AnnotationSet, Role
 from .contours import heatmap_to_polygons, mask_to_smooth_polygons, polygon_annotations
 from .files.formats import convert_annotations, read_annotation_set, read_annotations, write_annotations
 from .masks.mask_file import write_annotation_mask
+from .painting import rasterize
 from .patches.batch import PatchBatch
 from .patches.table import PatchTable
 from .polygons import mask_to_polygons, tumour_area

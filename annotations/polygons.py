@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from annotations.annotation import Annotation
 from annotations.errors import OutsideSlideError
-from annotations.rasterize import layers
+from annotations.painting import layers
 from wsi.geometry import Window
 from wsi.raster import Mask
 

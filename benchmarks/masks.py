@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from annotations.annotation import Annotation, Role
 from annotations.files.formats import read_annotations
 from annotations.masks.mask_file import write_annotation_mask
-from annotations.rasterize import Cover, Painting
+from annotations.painting import Cover, Painting
 from wsi.geometry import Frame, Window
 
 Outline = NDArray[np.float64]

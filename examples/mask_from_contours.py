@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from annotations.files.asap import read_asap
+from annotations.painting import rasterize
 from annotations.polygons import tumour_area
-from annotations.rasterize import rasterize
 from wsi.slide import Slide
 
 

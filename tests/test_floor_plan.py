@@ -45,7 +45,7 @@ PLAN = {
     "annotations.errors": "what goes wrong with annotations and patches",
     "annotations.splines": "ASAP's curves",
     "annotations.annotation": "annotations and their roles",
-    "annotations.rasterize": "annotations painted into arrays",
+    "annotations.painting": "annotations painted into arrays",
     "annotations.polygons": "polygons: repair, measures, from masks",
     "annotations.contours": "marching squares",
     "annotations.measures": "lesions on polygons",

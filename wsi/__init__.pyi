@@ -11,6 +11,7 @@ __all__ = [
     "Slide",
     "StainJitter",
     "TilePlan",
+    "Window",
     "find_tissue",
     "overlay",
     "plan_to_dask",
@@ -26,7 +27,7 @@ __all__ = [
 from .cnn.encoders.attention import read_attention
 from .cnn.patch_loading import PatchDataset, PatchStream
 from .errors import PathologyError
-from .geometry import Frame, Level, Region, tile_order
+from .geometry import Frame, Level, Region, Window, tile_order
 from .heatmap_store import read_heatmap, write_heatmap
 from .raster import Heatmap, Image, Mask
 from .render import overlay, save_png, thumbnail

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
-from annotations.rasterize import Cover, Painting
+from annotations.painting import Cover, Painting
 from wsi.cores import usable_cores
 from wsi.geometry import Frame, TileGrid
 from wsi.threads import map_in_order

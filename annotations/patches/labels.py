@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
-from annotations.rasterize import Painting, polygon_mask
+from annotations.painting import Painting, polygon_mask
 from wsi.geometry import Frame
 
 IGNORE = 255

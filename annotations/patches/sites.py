@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
 from annotations.measures import MERGE_GAP_UM
-from annotations.rasterize import Painting, polygon_mask, probe_frame
+from annotations.painting import Painting, polygon_mask, probe_frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

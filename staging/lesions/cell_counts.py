@@ -88,7 +88,7 @@ def _outlines(table: Path, slide: str) -> dict[int, list[Annotation]]:
 
 
 def _count(slide: Slide, outlines: Sequence[Annotation], nucleus_um: float) -> int:
-    from annotations.rasterize import rasterize  # noqa: PLC0415  (slow import)
+    from annotations.painting import rasterize  # noqa: PLC0415  (slow import)
 
     if slide.mpp is None:
         raise ResolutionError(slide.path, "does not say how large its pixels are", mend="give it with --slide-mpp")

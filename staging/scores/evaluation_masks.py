@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 
 from annotations.annotation import Annotation, Role
 from annotations.files.asap import read_asap
-from annotations.rasterize import Painting
+from annotations.painting import Painting
 from staging.errors import CohortError
 from staging.lesions.mask_values import tumour_value_of
 from staging.scores.froc import LEVEL, LEVEL_0_UM, EvaluationMask, evaluation_mask, grown_px

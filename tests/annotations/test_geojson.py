@@ -17,8 +17,8 @@ from annotations.annotation import GROUP_ROLES, HOLE_GROUP, HOLE_OF, Annotation,
 from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError, UnknownGroupError
 from annotations.files.geojson import PART_OF, Feature, read_geojson, read_geojson_set, write_geojson
 from annotations.files.geojson_features import features_of
+from annotations.painting import rasterize
 from annotations.polygons import to_geometry, tumour_area
-from annotations.rasterize import rasterize
 from wsi.geometry import Frame
 
 HOLED = shapely.Polygon(

@@ -17,7 +17,7 @@ from openslide import OpenSlide
 from annotations.annotation import Annotation, Role
 from annotations.files.asap import read_asap
 from annotations.masks.mask_file import MASK_VALUES, write_annotation_mask
-from annotations.rasterize import Painting, polygon_mask
+from annotations.painting import Painting, polygon_mask
 from wsi.errors import StorageError
 from wsi.geometry import Frame, Window
 from wsi.slide import Slide

@@ -16,8 +16,8 @@ from scipy.spatial.distance import pdist
 from annotations.annotation import Annotation, Role
 from annotations.files.asap import read_asap
 from annotations.measures import measure_lesions
+from annotations.painting import rasterize
 from annotations.polygons import tumour_area
-from annotations.rasterize import rasterize
 from staging.lesions.finding import lesions_of_mask
 from wsi.geometry import Frame
 

@@ -13,11 +13,11 @@ import zarr
 
 from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError, SamplingError
+from annotations.painting import Painting, rasterize
 from annotations.patches.batch import PatchBatch, Shares, draw_patches
 from annotations.patches.labels import IGNORE, LabelRule, PatchLabels
 from annotations.patches.sites import find_sites
 from annotations.patches.zarr_store import read_patches, write_patches
-from annotations.rasterize import Painting, rasterize
 from wsi.errors import ResolutionError
 from wsi.geometry import Frame
 from wsi.patches.reading import read_patches as read_many

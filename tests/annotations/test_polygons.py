@@ -18,6 +18,7 @@ from scipy.spatial.distance import pdist
 from annotations.annotation import Annotation, Role
 from annotations.errors import OutsideSlideError
 from annotations.files.asap import read_asap
+from annotations.painting import polygon_mask, rasterize
 from annotations.polygons import (
     BEYOND_EDGE_PX,
     check_within,
@@ -26,7 +27,6 @@ from annotations.polygons import (
     to_geometry,
     tumour_area,
 )
-from annotations.rasterize import polygon_mask, rasterize
 from wsi.geometry import Frame
 from wsi.raster import Mask
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from annotations.annotation import Annotation, Role
+from annotations.painting import rasterize
 from annotations.patches.batch import HARD, DrawnPatch, draw_patches
 from annotations.patches.labels import IGNORE, LabelRule, PatchLabels
 from annotations.patches.table import PatchTable, read_table
-from annotations.rasterize import rasterize
 from staging.cli import app
 from staging.cohorts.camelyon import StageTable, find_slides
 from staging.errors import ConfigurationError

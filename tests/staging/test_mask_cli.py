@@ -24,7 +24,7 @@ from annotations.errors import (
     UnknownGroupError,
 )
 from annotations.files.asap import write_asap
-from annotations.rasterize import Painting
+from annotations.painting import Painting
 from staging.commands.mask import mask
 from staging.errors import ConfigurationError
 from wsi.errors import PathologyError, ResolutionError, SlideError, SlideNotFoundError, StorageError

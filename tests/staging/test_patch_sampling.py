@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 from annotations.annotation import Annotation
 from annotations.errors import PatchStoreError
 from annotations.files.formats import read_annotations
+from annotations.painting import layers
 from annotations.patches.batch import Shares, draw_patches
 from annotations.patches.labels import LabelRule, PatchLabels
 from annotations.patches.sparse_store import read_pixels, read_store, store_slide
 from annotations.patches.table import PatchTable, read_table
 from annotations.patches.zarr_store import read_patches
-from annotations.rasterize import layers
 from staging.cli import app
 from staging.cohorts.camelyon import StageTable, find_slides
 from staging.errors import CohortError, ConfigurationError

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
 from annotations.files.asap import read_asap
-from annotations.rasterize import Cover, Painting, layers, polygon_mask, rasterize
+from annotations.painting import Cover, Painting, layers, polygon_mask, rasterize
 from wsi.geometry import Frame, Window
 
 Points = list[tuple[float, float]]
