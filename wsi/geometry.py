@@ -109,15 +109,18 @@ class Window:
 
     def intersection(self, other: Window) -> Window | None:
         """The common pixels, None where there are none."""
-        row, column = max(self.row, other.row), max(self.column, other.column)
-        bottom, right = min(self.bottom, other.bottom), min(self.right, other.right)
-        if row >= bottom or column >= right:
-            return None
-        return Window(row=row, column=column, height=bottom - row, width=right - column)
+        common = self.within(other).clipped(other.shape)
+        return None if common is None else common.shifted(other.row, other.column)
 
     def clipped(self, shape: tuple[int, int]) -> Window | None:
-        """What of it lies on an array of (rows, columns), None where nothing does."""
-        return self.intersection(Window.whole(shape))
+        """What of it lies on an array of (rows, columns), None where nothing does; the window itself where all does."""
+        row, column = max(self.row, 0), max(self.column, 0)
+        height, width = min(self.bottom, shape[0]) - row, min(self.right, shape[1]) - column
+        if height < 1 or width < 1:
+            return None
+        if height == self.height and width == self.width:
+            return self
+        return Window(row=row, column=column, height=height, width=width)
 
     def shifted(self, rows: int, columns: int) -> Window:
         """The window so many pixels further down and to the right."""
@@ -162,14 +165,18 @@ class Window:
             For each of ``tiles``: its (row, column), and twice what of the window lies in it: counted from the window's
             first pixel, and from the tile's.
         """
-        height, width = tile_shape
+        (height, width), bottom, right = tile_shape, self.bottom, self.right
         pieces = []
-        for row, column in self.tiles(tile_shape):
-            y, x = row * height, column * width
-            top, left = max(self.row, y), max(self.column, x)
-            down, across = min(self.bottom, y + height) - top, min(self.right, x + width) - left
-            own = Window(row=top - self.row, column=left - self.column, height=down, width=across)
-            pieces.append(((row, column), own, Window(row=top - y, column=left - x, height=down, width=across)))
+        for row in range(self.row // height, -(-bottom // height)):
+            y = row * height
+            top = max(self.row, y)
+            down = min(bottom, y + height) - top
+            for column in range(self.column // width, -(-right // width)):
+                x = column * width
+                left = max(self.column, x)
+                across = min(right, x + width) - left
+                own = Window(row=top - self.row, column=left - self.column, height=down, width=across)
+                pieces.append(((row, column), own, Window(row=top - y, column=left - x, height=down, width=across)))
         return pieces
 
 

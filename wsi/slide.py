@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -111,7 +110,7 @@ class Slide:
     def frame_of(self, level: int | Level) -> Frame:
         """A stored level, whole."""
         stored = self.levels[level] if isinstance(level, int) else level
-        return replace(stored.frame, mpp=self.mpp)
+        return Frame(x=0.0, y=0.0, downsample=stored.downsample, shape=stored.shape, mpp=self.mpp)
 
     def frame_at(self, mpp: float) -> Frame:
         """The whole slide with pixels of ``mpp`` um; the last row and column may overhang.

@@ -95,11 +95,11 @@ class TiffReader(Reader):
             TileError: a tile under the window cannot be decoded; names path, level, tile row and tile column.
         """
         inside = window.clipped(self.levels[level].shape)
-        if inside != window:
+        if inside is not window:
             out[...] = 255
         if inside is None:
             return
-        target = out[inside.within(window).slices]
+        target = out if inside is window else out[inside.within(window).slices]
         for own, part, index, data in self._fetched(level, inside, self.levels[level].tile_shape):
             self._tiles.paste(level, index, data, part, out=target[own.slices])
 

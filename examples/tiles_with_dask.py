@@ -1,0 +1,37 @@
+"""A number for every tile of tissue, computed by worker processes through Dask.
+
+Run: python examples/tiles_with_dask.py SLIDE [MPP]
+
+MPP is what one pixel is to be, in um. docs/dask.md tells when this pays and what is sent where.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, LocalCluster
+
+from wsi.slide import Slide
+from wsi.tiles import TilePlan, plan_to_dask
+from wsi.tissue import find_tissue
+
+
+def main(path: Path, mpp: float) -> None:
+    """Print how dark the tissue is, and where it is darkest."""
+    with (
+        Slide.open(path) as slide,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        plan = TilePlan.over(slide.frame_at(mpp), core_px=128, mask=find_tissue(slide))
+        tiles: Any = plan_to_dask(slide, plan)  # nothing is read yet
+        means = tiles.mean(axis=(1, 2, 3)).compute()  # of each tile only its mean comes back
+        darkest = plan[int(means.argmin())].frame
+        print(f"{len(plan)} tiles of {128 * mpp:g} um on {len(client.ncores())} processes: mean {means.mean():.1f}")
+        print(f"the darkest lies at x {darkest.x:.0f}, y {darkest.y:.0f}: mean {means.min():.1f}")
+
+
+if __name__ == "__main__":  # worker processes import this file
+    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 2.0)
