@@ -33,6 +33,8 @@ from wsi.inputs import open_regular
 
 CROSSING = "outlines that cross themselves become their areas"
 """A loss: see ``losses``."""
+SUFFIXES = frozenset({".xml", ".geojson", ".json"})
+"""By which annotation files are told from slides and masks."""
 
 _LEADING = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from staging.commands.options import SlideMpp
+from staging.commands.options import SlideMpp, TileSize
+from staging.errors import ConfigurationError
 
-_ANNOTATIONS = (".xml", ".geojson", ".json")
-_SLIDES = (".tif", ".tiff", ".btf")
 _TILE_PX = 512
 
 
@@ -29,9 +30,7 @@ def convert(
     ] = None,
     slide_mpp: SlideMpp = None,
     quality: Annotated[int, typer.Option(help="JPEG quality of the tiles that are made.", min=1, max=100)] = 80,
-    tile_size: Annotated[
-        int, typer.Option(help="Side of the tiles that are made, a multiple of 16.", min=16)
-    ] = _TILE_PX,
+    tile_size: TileSize = _TILE_PX,
     *,
     reencode: Annotated[
         bool, typer.Option("--reencode", help="Decode and encode JPEG tiles, too, in place of copying them.")
@@ -47,71 +46,42 @@ def convert(
 
     Example: sentinode convert slide.svs slide.tif
     """
-    if Path(source).suffix.lower() in _ANNOTATIONS:
-        from annotations.files.formats import convert_annotations  # noqa: PLC0415  (slow import)
+    from annotations.files.formats import SUFFIXES, convert_annotations  # noqa: PLC0415  (slow import)
 
+    if Path(source).suffix.lower() in SUFFIXES:
         typer.echo(json.dumps(convert_annotations(Path(source), Path(target))))
         return
 
     from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
     from wsi.slide import Slide  # noqa: PLC0415
-    from wsi.writing.convert import convert_slide  # noqa: PLC0415
-
-    _check(source, target, tile_size=tile_size)
-    start = time.perf_counter()
-    if tissue_only:
-        _check_tissue_only(mpp, reencode=reencode, tile_size=tile_size)
-        stats = _keep_tissue(source, target, slide_mpp=slide_mpp, quality=quality)
-        typer.echo(json.dumps({"output": target, **stats, "seconds": round(time.perf_counter() - start, 3)}))
-        return
-    with Slide.open(source, mpp=slide_mpp) as slide, CohortProgress(1, verb="slides converted") as progress:
-        done = convert_slide(
-            slide,
-            target,
-            mpp=mpp,
-            tile_size=tile_size,
-            quality=quality,
-            reencode=reencode,
-            on_tiles=lambda number, total: progress.tiles(slide.name, number, total),
-        )
-        progress.slide(slide.name)
-    typer.echo(
-        json.dumps(
-            {
-                "output": target,
-                "levels": done.levels,
-                "tiles_copied": done.tiles_copied,
-                "tiles_encoded": done.tiles_encoded,
-                "bytes": done.file_bytes,
-                "seconds": round(time.perf_counter() - start, 3),
-            }
-        )
-    )
-
-
-def _keep_tissue(source: str, target: str, *, slide_mpp: float | None, quality: int) -> dict[str, Any]:
-    """Copy the tiles that hold tissue, on every level."""
-    from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
-    from wsi.slide import Slide  # noqa: PLC0415
     from wsi.tissue import find_tissue  # noqa: PLC0415
+    from wsi.writing.convert import convert_slide  # noqa: PLC0415
     from wsi.writing.sparse import tissue_windows, write_sparse  # noqa: PLC0415
 
+    _check_names(source, target)
+    if tissue_only:
+        _check_tissue_only(mpp, reencode=reencode, tile_size=tile_size)
+    start = time.perf_counter()
     with Slide.open(source, mpp=slide_mpp) as slide, CohortProgress(1, verb="slides converted") as progress:
-        done = write_sparse(
-            slide,
-            target,
-            tissue_windows(slide, find_tissue(slide)),
-            quality=quality,
-            on_tiles=lambda number, total: progress.tiles(slide.name, number, total),
-        )
+        news = partial(progress.tiles, slide.name)
+        if tissue_only:
+            windows = tissue_windows(slide, find_tissue(slide))
+            done = asdict(write_sparse(slide, target, windows, quality=quality, on_tiles=news))
+        else:
+            done = asdict(
+                convert_slide(
+                    slide,
+                    target,
+                    mpp=mpp,
+                    tile_size=tile_size,
+                    quality=quality,
+                    reencode=reencode,
+                    on_tiles=news,
+                )
+            )
         progress.slide(slide.name)
-    return {
-        "levels": done.levels,
-        "tiles_copied": done.tiles_copied,
-        "tiles_encoded": done.tiles_encoded,
-        "exact": done.is_exact,
-        "bytes": done.file_bytes,
-    }
+    told = {{"is_exact": "exact", "file_bytes": "bytes"}.get(name, name): value for name, value in done.items()}
+    typer.echo(json.dumps({"output": target, **told, "seconds": round(time.perf_counter() - start, 3)}))
 
 
 def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> None:
@@ -120,8 +90,6 @@ def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> 
     Raises:
         ConfigurationError: what is asked for would make other tiles of them.
     """
-    from staging.errors import ConfigurationError  # noqa: PLC0415
-
     if mpp is not None or reencode or tile_size != _TILE_PX:
         option = "--reencode" if reencode else "--mpp" if mpp is not None else "--tile-size"
         raise ConfigurationError(
@@ -129,20 +97,16 @@ def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> 
         )
 
 
-def _check(source: str, target: str, *, tile_size: int) -> None:
+def _check_names(source: str, target: str) -> None:
     """What would come out must have a name that readers take for a TIFF and must not replace what went in.
 
     Raises:
-        ConfigurationError: it has not, or the size of a tile is none that TIFF allows.
+        ConfigurationError: it has not.
     """
-    from staging.errors import ConfigurationError  # noqa: PLC0415
-    from wsi.writing.convert import is_same_file  # noqa: PLC0415  (slow import)
+    from wsi.writing.convert import TIFF_SUFFIXES, is_same_file  # noqa: PLC0415  (slow import)
 
-    if Path(target).suffix.lower() not in _SLIDES:
-        raise ConfigurationError(target, "is no name for a TIFF", mend=f"let it end in one of {', '.join(_SLIDES)}")
+    if Path(target).suffix.lower() not in TIFF_SUFFIXES:
+        known = ", ".join(TIFF_SUFFIXES)
+        raise ConfigurationError(target, "is no name for a TIFF", mend=f"let it end in one of {known}")
     if is_same_file(source, target):
         raise ConfigurationError(target, "is the slide that is to be converted", mend="name another file")
-    if tile_size % 16 or tile_size > 4096:
-        raise ConfigurationError(
-            None, f"--tile-size {tile_size} is no multiple of 16 up to 4096", mend="take 256, 512 or 1024"
-        )

@@ -7,8 +7,23 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.errors import ConfigurationError
 from staging.lesions.labels import ITC_MAX_UM
 from staging.lesions.settings import PEAK
+
+
+def _whole_tiles(tile_size: int) -> int:
+    """The side of a tile, which TIFF has in multiples of 16 px.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if tile_size % 16 or tile_size > 4096:
+        raise ConfigurationError(
+            None, f"--tile-size {tile_size} is no multiple of 16 up to 4096", mend="take 256, 512 or 1024"
+        )
+    return tile_size
+
 
 SlideMpp = Annotated[
     float | None,
@@ -23,6 +38,10 @@ OnBadTile = Annotated[
 ]
 Model = Annotated[
     Path, typer.Option("--model", "-m", help="A checkpoint written by sentinode train.", show_default=False)
+]
+TileSize = Annotated[
+    int,
+    typer.Option(help="Side of the tiles that are made, a multiple of 16.", min=16, callback=_whole_tiles),
 ]
 Device = Annotated[str, typer.Option(help="Where the network runs: auto, cpu or cuda.")]
 Workers = Annotated[

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from annotations.files.formats import read_annotation_set
+from annotations.measures import measure_lesions
 from staging.csv_rows import csv_text
 from staging.lesions.components import bands_of
 from staging.lesions.finding import measure_heatmap, measure_mask
@@ -17,8 +19,6 @@ from wsi.errors import ResolutionError
 from wsi.heatmap_store import read_heatmap
 from wsi.raster import Mask
 from wsi.slide import Slide
-
-DRAWN = frozenset({".xml", ".geojson", ".json"})
 
 SHAPE_COLUMNS = (
     "slide",
@@ -115,9 +115,6 @@ def measure_drawing(path: Path, *, mpp: float | None, merge_gap_um: float, small
         AnnotationError: it cannot be read.
         ResolutionError: it does not say its resolution and none was given.
     """
-    from annotations.files.formats import read_annotation_set  # noqa: PLC0415  (slow import)
-    from annotations.measures import measure_lesions  # noqa: PLC0415
-
     drawn = read_annotation_set(path)
     known = mpp or drawn.mpp
     if known is None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from annotations.files.formats import SUFFIXES
 from staging.errors import CohortError, DuplicateSlideError
 from staging.lesions.files import (
-    DRAWN,
     MeasuredFile,
     measure_drawing,
     measure_heatmap_file,
@@ -95,7 +95,7 @@ def measure_files(
         gap, smallest = settings.merge_gap_um.value, settings.smallest_um.value
         if _is_heatmap(path):
             found[path.stem] = measure_heatmap_file(path, settings, with_holes_filled=with_holes_filled)
-        elif path.suffix.lower() in DRAWN:
+        elif path.suffix.lower() in SUFFIXES:
             found[path.stem] = measure_drawing(path, mpp=mpp, merge_gap_um=gap, smallest_um=smallest)
         else:
             found[path.stem] = measure_mask_file(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError
-from annotations.files.formats import read_annotations
+from annotations.files.formats import SUFFIXES, read_annotations
 from annotations.patches.batch import HardChoice, Shares, draw_patches
 from annotations.patches.labels import LabelRule
 from annotations.patches.splits import Split
@@ -32,7 +32,6 @@ from wsi.store import digest_of, provenance_of
 from wsi.tissue import find_tissue
 
 _CELLS_OFF = 2
-_SUFFIXES = (".xml", ".geojson", ".json")
 _STRATEGIES: Mapping[str, Shares] = MappingProxyType(
     {"lesion": Shares(), "uniform": Shares(border=0, near=0, background=0, turns="area"), "border": Shares(border=1)}
 )
@@ -257,7 +256,7 @@ def _annotation_files(folder: Path) -> dict[str, Path]:
     """Annotation files by the lower-case name of their slide."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _SUFFIXES:
+        if path.suffix.lower() in SUFFIXES:
             other = found.setdefault(path.stem.lower(), path)
             if other != path:
                 raise CohortError(folder, f"{other.name} and {path.name} are of one slide", mend="remove one of them")

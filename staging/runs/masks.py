@@ -1,0 +1,100 @@
+"""Masks of many annotation files: each file with its slide, a bad one named, the others going on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from annotations.masks.drawing import MaskJob, MaskRecipe, draw_mask
+from staging.cohorts.camelyon import find_slides
+from staging.errors import ConfigurationError
+from staging.runs.cluster import TileNews, each
+from wsi.errors import PathologyError, StorageError
+from wsi.store import storage
+from wsi.writing.convert import TIFF_SUFFIXES, is_same_file
+
+
+def mask_jobs(
+    files: Sequence[Path], output: Path, *, slide: Path | None = None, slides: Path | None = None, recipe: MaskRecipe
+) -> list[MaskJob]:
+    """What has to be drawn; nothing is read or written yet.
+
+    Args:
+        files: annotation files.
+        output: the mask, or a folder of ``NAME_mask.tif``.
+        slide: of the only file.
+        slides: a folder that holds a slide of each file's name.
+        recipe: how every mask is made.
+
+    Raises:
+        ConfigurationError: several masks would have one name, or one would replace what it is made from.
+        CohortError: there are no slides in the folder.
+    """
+    if slide is not None and len(files) > 1:
+        raise ConfigurationError(None, f"--slide is one and the files are {len(files)}", mend="use --slides FOLDER")
+    targets = _targets(files, output)
+    named = {} if slides is None else {found.name.lower(): found.path for found in find_slides(slides)}
+    jobs = [
+        MaskJob(
+            annotation_file=file,
+            slide=slide or named.get(file.stem.lower()),
+            slides=slides,
+            target=target,
+            recipe=recipe,
+        )
+        for file, target in zip(files, targets, strict=True)
+    ]
+    for job in jobs:
+        for source in (job.annotation_file, job.slide):
+            if source is not None and is_same_file(source, job.target):
+                raise ConfigurationError(job.target, "is read for the mask", mend="name another output")
+    return jobs
+
+
+def draw_masks(
+    jobs: Sequence[MaskJob], *, workers: int, on_tiles: TileNews
+) -> Iterator[tuple[MaskJob, dict[str, Any] | str]]:
+    """Draw all masks and yield each as it ends, with what draw_mask tells or with what is wrong in one line.
+
+    Args:
+        jobs: what to draw.
+        workers: processes.
+        on_tiles: receives (name of the file, tiles done, tiles in all).
+
+    Raises:
+        PathologyError: the only mask failed.
+        StorageError: the output side failed.
+    """
+    for folder in {job.target.parent for job in jobs}:
+        with storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    for job, outcome in each(draw_mask, jobs, workers=workers, on_tiles=on_tiles):
+        if isinstance(outcome, StorageError) or (isinstance(outcome, BaseException) and len(jobs) == 1):
+            raise outcome
+        yield job, _line(job, outcome) if isinstance(outcome, BaseException) else outcome
+
+
+def _line(job: MaskJob, error: BaseException) -> str:
+    known = isinstance(error, PathologyError)
+    text = str(error) if known else f"{job.annotation_file}: {type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def _targets(files: Sequence[Path], output: Path) -> list[Path]:
+    """Where each mask goes: OUTPUT, where that is a TIFF's name; ``OUTPUT/<name>_mask.tif`` otherwise."""
+    if output.suffix.lower() in TIFF_SUFFIXES and not output.is_dir():
+        if len(files) > 1:
+            raise ConfigurationError(output, f"is one file and the masks are {len(files)}", mend="name a folder")
+        return [output]
+    if output.is_file():
+        known = ", ".join(TIFF_SUFFIXES)
+        raise ConfigurationError(
+            output, "is neither a folder nor the name of a TIFF", mend=f"use a folder or one of {known}"
+        )
+    seen: dict[str, Path] = {}
+    for file in files:
+        twin = seen.setdefault(file.stem.lower(), file)
+        if twin is not file:
+            raise ConfigurationError(file, f"its mask would have the name of that of {twin}", mend="rename one of them")
+    return [output / f"{file.stem}_mask.tif" for file in files]
