@@ -25,6 +25,7 @@ from staging.runs.bars import CohortProgress
 from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe
 from wsi.cnn.calibration import area_under_curve
+from wsi.cnn.method import Method
 from wsi.cnn.training import train
 from wsi.patches.feeding import HeldPatches
 
@@ -78,17 +79,12 @@ def phantom_patches(work: Path) -> PatchSet:
 def fit(drawn: PatchSet, images: NDArray[np.uint8], is_tumour: NDArray[np.bool_], passes: int) -> torch.nn.Module:
     """A network of synthetic patches and of real ones, each shown several times."""
     targets = np.broadcast_to(is_tumour[:, None, None].astype(np.uint8), images.shape[:3])
-    result = train(
-        HeldPatches(
-            np.concatenate([drawn.images, *[images] * REAL_TIMES]),
-            np.concatenate([drawn.targets, *[targets] * REAL_TIMES]),
-        ),
+    patches = HeldPatches(
+        np.concatenate([drawn.images, *[images] * REAL_TIMES]),
+        np.concatenate([drawn.targets, *[targets] * REAL_TIMES]),
         mpp=MPP,
-        epochs=passes,
-        held_out=0,
-        device="cpu",
     )
-    return result.checkpoint.network
+    return train(patches, Method(epochs=passes), judges=0, device="cpu").checkpoint.network
 
 
 def report(what: str, network: torch.nn.Module, images: NDArray[np.uint8], is_tumour: NDArray[np.bool_]) -> None:

@@ -6,7 +6,7 @@ sides. Everything is kept, and a second call goes on where the first ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from staging.runs.bars import CohortProgress
 from staging.runs.cohort import CohortResult, run_cohort
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage
-from staging.training.fitting import FitRecipe, LabelledCohort, fit, run_configuration
+from staging.training.labelled_cohort import LabelledCohort
+from staging.training.recipe import CohortRecipe
+from staging.training.rounds import TrainingNews, run_training
 from wsi.store import atomic_text, json_text
 
 
@@ -73,10 +75,10 @@ def cross_validate(
     folds: Sequence[Fold],
     output: Path,
     *,
-    recipe: FitRecipe,
+    recipe: CohortRecipe,
     workers: int,
     nodes: int = 5,
-    say: Callable[[str], None],
+    news: TrainingNews,
 ) -> dict[str, Any]:
     """For every fold train on all others, run the held-out slides and score their patients.
 
@@ -87,7 +89,7 @@ def cross_validate(
         recipe: how the networks are made.
         workers: processes.
         nodes: slides a patient must have to be staged.
-        say: hears of each step.
+        news: hears of each step.
 
     Returns:
         What score.json holds: ``kappa`` over all patients that were staged, ``folds`` (kappa, patients and slide
@@ -106,8 +108,8 @@ def cross_validate(
     unscored: dict[str, str] = {}
     quarantined: dict[str, str] = {}
     for number, fold in enumerate(folds, start=1):
-        say(f"{number}/{len(folds)} {fold.name}: {len(fold.held_out)} slides held out")
-        result = _one(cohort, fold, output / fold.name, recipe=recipe, workers=workers, nodes=nodes, say=say)
+        news.say(f"{number}/{len(folds)} {fold.name}: {len(fold.held_out)} slides held out")
+        result = _one(cohort, fold, output / fold.name, recipe=recipe, workers=workers, nodes=nodes, news=news)
         stages |= result.staging.stages
         found = {analysis.slide: analysis.label for analysis in result.analyses}
         labels |= found
@@ -126,28 +128,23 @@ def _one(
     fold: Fold,
     output: Path,
     *,
-    recipe: FitRecipe,
+    recipe: CohortRecipe,
     workers: int,
     nodes: int,
-    say: Callable[[str], None],
+    news: TrainingNews,
 ) -> CohortResult:
     held_out = {_patient(slide) for slide in fold.held_out}
     training = [slide for slide in cohort.slides if _patient(slide) not in held_out]
     if not training:
         raise CohortError(fold.held_out[0].path, f"is in {fold.name}, beside which there is nothing to train on")
-    model = fit(
-        replace(cohort, slides=training),
-        output,
-        recipe,
-        workers=workers,
-        say=lambda text: say(f"    {text}"),
-    )
+    model = output / "model.safetensors"
+    run_training(recipe.plan(replace(cohort, slides=training), model, workers=workers), news=news)
     with CohortProgress(len(fold.held_out)) as progress:
         return run_cohort(
             fold.held_out,
             output / "results",
             model=model,
-            config=run_configuration(model, recipe, nodes=nodes),
+            config=recipe.run_configuration(model, nodes=nodes),
             reference=cohort.reference,
             workers=workers,
             device=recipe.device,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,9 @@ from staging.cohorts.camelyon import find_slides, read_stage_table
 from staging.phantom import generate_cohort
 from staging.runs.bars import CohortProgress
 from staging.runs.cohort import CohortResult, run_cohort
-from staging.training.fitting import FitRecipe, LabelledCohort, fit, run_configuration
+from staging.training.labelled_cohort import LabelledCohort
+from staging.training.recipe import CohortRecipe
+from staging.training.rounds import TrainingNews, run_training
 
 TRAINING_CENTRES = (0, 1, 2, 3)
 TEST_CENTRES = (0, 1, 2, 3, 4)
@@ -24,8 +25,6 @@ class DemoPlan:
         seed: of everything; the test cohort has another one derived from it.
         training_patients, test_patients: of five slides each; centre 4 is in the test only.
         mpp: um per pixel of the synthetic slides.
-        first_epochs: passes of the first network, whose mistakes become training patches.
-        epochs: passes of the final one.
         workers: processes.
     """
 
@@ -33,12 +32,10 @@ class DemoPlan:
     training_patients: int = 12
     test_patients: int = 10
     mpp: float = 2.0
-    first_epochs: int = 3
-    epochs: int = 11
     workers: int = 2
 
 
-def run_demo(output: Path, plan: DemoPlan, *, say: Callable[[str], None]) -> CohortResult:
+def run_demo(output: Path, plan: DemoPlan, *, news: TrainingNews) -> CohortResult:
     """Make both cohorts, the patches, the checkpoint and the run below ``output``.
 
     The run sees the test slides only; their truth enters in the score and nowhere else.
@@ -47,26 +44,26 @@ def run_demo(output: Path, plan: DemoPlan, *, say: Callable[[str], None]) -> Coh
         PathologyError: a step failed.
     """
     training, test = output / "training", output / "test"
-    say("1/4 drawing the training patients")
+    news.say("1/4 drawing the training patients")
     _cohort(training, plan.training_patients, TRAINING_CENTRES, plan.seed, plan)
-    say("2/4 drawing the test patients: another seed, and one centre that training never sees")
+    news.say("2/4 drawing the test patients: another seed, and one centre that training never sees")
     _cohort(test, plan.test_patients, TEST_CENTRES, plan.seed + 1_000_003, plan)
-    say("3/4 making the network")
+    news.say("3/4 making the network: a first one, the positions where it errs, and the final one")
     cohort = LabelledCohort(
         slides=find_slides([training / "images"]),
         annotations=training / "annotations",
         reference=read_stage_table(training / "stage_labels.csv"),
     )
-    recipe = FitRecipe(seed=plan.seed, first_epochs=plan.first_epochs, epochs=plan.epochs)
-    model = fit(cohort, output, recipe, workers=plan.workers, say=lambda text: say(f"    {text}"))
-    say("4/4 running the test patients")
+    recipe, model = CohortRecipe(seed=plan.seed, device="cpu"), output / "model.safetensors"
+    run_training(recipe.plan(cohort, model, workers=plan.workers), news=news)
+    news.say("4/4 running the test patients")
     slides = find_slides([test / "images"])
     with CohortProgress(len(slides)) as progress:
         return run_cohort(
             slides,
             output / "results",
             model=model,
-            config=run_configuration(model, recipe),
+            config=recipe.run_configuration(model),
             reference=read_stage_table(test / "stage_labels.csv"),
             workers=plan.workers,
             device="cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from wsi.cnn.device_augmentation import Augmentation
 from wsi.cnn.method import Method
 from wsi.cnn.network import Architecture, Layer
 from wsi.cnn.training import Training, train
-from wsi.patches.feeding import HeldPatches
+from wsi.patches.feeding import HeldPatches, TrainingPatches
 
 TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
 
@@ -36,10 +37,17 @@ def patches(count: int = 40, side: int = 40) -> tuple[np.ndarray, np.ndarray]:
     return (235 - dark).astype(np.uint8), is_tumour.astype(np.uint8)
 
 
-def fit(**changes: Any) -> Training:
-    images, targets = patches()
-    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 3, "batch": 10, "device": "cpu"}
-    return train(HeldPatches(images, targets), groups=np.arange(40) % 10, **settled | changes)
+def fit(source: TrainingPatches | None = None, method: Method | None = None, **changes: Any) -> Training:
+    """Train on some patches, or forty of ten patients; changes of the method, or of train's other arguments."""
+    names = {field.name for field in fields(Method)}
+    of_method = {name: value for name, value in changes.items() if name in names}
+    others = {name: value for name, value in changes.items() if name not in names}
+    settled: dict[str, Any] = {"network": TINY, "device": "cpu"}
+    if source is None:
+        images, targets = patches()
+        source = HeldPatches(images, targets, mpp=2.0, patients=np.arange(40) % 10)
+    method = replace(method or Method(), **{"epochs": 3, "batch": 10} | of_method)
+    return train(source, method, **settled | others)
 
 
 METHODS = {"plain": Method(), "everything": EVERYTHING, "fp16": FP16}

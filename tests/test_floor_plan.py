@@ -162,7 +162,7 @@ def test_imports_only_what_stands_above(name: str) -> None:
         ("annotations.files.asap", "def f():\n    from staging.lesions import labels"),
         ("wsi.readers.tiff", "from wsi.slide import Slide"),
         ("staging.lesions.labels", "import staging.stages.pn"),
-        ("staging.scores.kappa", "from staging.training import fitting"),
+        ("staging.scores.kappa", "from staging.training import rounds"),
         ("staging.scores.kappa", "from wsi.nowhere import x"),
     ],
 )

@@ -129,7 +129,7 @@ def draw_patches(
     shares: Shares | None = None,
     mistakes: Heatmap | None = None,
     count_hard: int = 0,
-    hard_choice: HardChoice = "even",
+    hard_choice: HardChoice = "worst",
     rule: LabelRule | None = None,
 ) -> Iterator[DrawnPatch]:
     """Draw the places of labelled patches on one slide.

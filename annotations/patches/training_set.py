@@ -39,19 +39,15 @@ class TrainingSet:
     """Patches of several sources.
 
     Attributes:
-        patches: with their pixels.
-        mpp: um per pixel.
-        patients: text (n,), whose each patch is.
-        validation: bool (n,), which ones the split gives to validation; all False where it gives none.
+        patches: with their pixels, mpp and patients.
+        judges: patients whom the split gives to ``validation``.
         left_out: patients whose patches were left out: those of the split ``test``, or of the fold left out.
         pixels: where the pixels are read.
         groups: what groups of annotations mean beyond the known ones, by all sources together.
     """
 
     patches: TrainingPatches
-    mpp: float
-    patients: NDArray[np.str_]
-    validation: NDArray[np.bool_]
+    judges: frozenset[str]
     left_out: frozenset[str]
     pixels: PatchPixels
     groups: Mapping[str, Role]
@@ -101,7 +97,7 @@ def open_training_set(
 
     Raises:
         PatchStoreError: a source is incomplete or damaged, its slides or contours have changed since, or they differ in
-            size or resolution.
+            size or resolution, or in what a patient is for.
         FoldError: the folds and ``fold`` do not go together.
         PathologyError: a slide or its contours cannot be read.
     """
@@ -109,20 +105,26 @@ def open_training_set(
     _check_alike(sources)
     if fold is not None and not any(_folds(source.splits) for source in sources):
         raise FoldError(None, f"there are no folds, and so no fold {fold}", mend="leave --fold out")
-    patients = np.concatenate([source.patients for source in sources])
     left_out = frozenset[str]().union(*(source.left_out for source in sources))
-    mixed = sorted(left_out & set(patients.tolist()))
-    if mixed:
-        raise PatchStoreError(
-            None, f"{mixed[0]} is left out of one source and not of another", mend="draw them with one split"
+    judges, others = (
+        frozenset(
+            patient
+            for source in sources
+            for patient in source.patients[(source.splits == VALIDATION) == is_judge].tolist()
         )
+        for is_judge in (True, False)
+    )
+    for one, two, what in (
+        (left_out, judges | others, "is left out of one source and not of another"),
+        (judges, others, "is of the split validation in one source and not in another"),
+    ):
+        if one & two:
+            raise PatchStoreError(None, f"{min(one & two)} {what}", mend="draw them with one split")
     pixels = JoinedPixels([source.pixels for source in sources])
     targets = PatchTargets.joined(source.targets for source in sources)
     return TrainingSet(
         patches=_patches(pixels, targets, sources, HELD_BYTES if held_bytes is None else held_bytes, workers),
-        mpp=sources[0].mpp,
-        patients=patients,
-        validation=np.concatenate([source.splits == VALIDATION for source in sources]),
+        judges=judges,
         left_out=left_out,
         pixels=pixels,
         groups={name: role for source in sources for name, role in source.groups.items()},
@@ -132,14 +134,17 @@ def open_training_set(
 def _patches(
     pixels: JoinedPixels, targets: PatchTargets, sources: Sequence[_Source], held_bytes: int, workers: int | None
 ) -> TrainingPatches:
-    count, side = len(pixels), pixels.size_px
+    count, side, mpp = len(pixels), pixels.size_px, sources[0].mpp
+    patients = np.concatenate([source.patients for source in sources])
     if count * side**2 * 4 > held_bytes:
         digest = hashlib.sha256("".join(source.digest for source in sources).encode()).hexdigest()
-        return StreamedPatches(pixels, targets, record={"patches_sha256": digest}, workers=workers)
+        return StreamedPatches(
+            pixels, targets, mpp=mpp, patients=patients, record={"patches_sha256": digest}, workers=workers
+        )
     images = np.empty((count, side, side, 3), np.uint8)
     everything = np.arange(count)
     pixels.read(everything, out=images, workers=workers or usable_cores())
-    return HeldPatches(images, targets(everything))
+    return HeldPatches(images, targets(everything), mpp=mpp, patients=patients)
 
 
 def _opened(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:

@@ -53,7 +53,9 @@ def cross_validate(
     from staging.cross_validation import cross_validate as validate  # noqa: PLC0415
     from staging.cross_validation import folds_by_centre, folds_by_patient  # noqa: PLC0415
     from staging.errors import CohortError, ConfigurationError  # noqa: PLC0415
-    from staging.training.fitting import FitRecipe, LabelledCohort  # noqa: PLC0415
+    from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
+    from staging.training.recipe import CohortRecipe  # noqa: PLC0415
+    from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     if leave_one_centre_out and folds is not None:
@@ -61,7 +63,7 @@ def cross_validate(
     if not annotations.is_dir():
         raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
     found = find_slides(slides)
-    recipe = FitRecipe(
+    recipe = CohortRecipe(
         seed=seed,
         mpp=mpp,
         size_px=size,
@@ -71,15 +73,12 @@ def cross_validate(
         slide_mpp=slide_mpp,
         device=device,
     )
-    record = validate(
-        LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference)),
-        folds_by_centre(found) if folds is None else folds_by_patient(found, folds),
-        output,
-        recipe=recipe,
-        workers=workers or usable_cores(),
-        nodes=nodes,
-        say=lambda text: typer.echo(text, err=True),
-    )
+    cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
+    parts = folds_by_centre(found) if folds is None else folds_by_patient(found, folds)
+    with TrainingProgress() as progress:
+        record = validate(
+            cohort, parts, output, recipe=recipe, workers=workers or usable_cores(), nodes=nodes, news=progress
+        )
     if record["patients"]:
         typer.echo(kappa_table(record), err=True)
     typer.echo(json.dumps({"score": str(output / "score.json"), **record}, ensure_ascii=False))

@@ -27,6 +27,7 @@ def demo(
     from staging.commands.results import kappa_table  # noqa: PLC0415
     from staging.demo import DemoPlan, run_demo  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415
+    from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415  (slow import)
 
     if output.exists():
@@ -36,7 +37,8 @@ def demo(
     output.mkdir(parents=True)
     (output / MARK).touch()
     plan = DemoPlan(seed=seed, workers=workers or usable_cores())
-    result = run_demo(output, plan, say=lambda text: typer.echo(text, err=True))
+    with TrainingProgress() as progress:
+        result = run_demo(output, plan, news=progress)
     if result.score is not None:
         typer.echo(kappa_table(result.score))
     typer.echo(f"report: {output / 'results' / 'report.html'}")

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import Device, OnBadTile, Workers
+from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers
+from staging.lesions.settings import SMALLEST_UM
 
 
 def train(
@@ -67,14 +68,17 @@ def train(
         int, typer.Option(help="So often false positives are looked for, and the network trained anew.", min=0)
     ] = 0,
     slides: Annotated[
-        list[Path] | None, typer.Option(help="Training slides, for --rounds.", show_default=False)
+        list[Path] | None,
+        typer.Option(help="The patches' slides: for --rounds, and to learn the peak of lesions.", show_default=False),
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option("--annotations", "-a", help="Their contours, for --rounds.", show_default=False)
+        Path | None, typer.Option("--annotations", "-a", help="Their contours.", show_default=False)
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option("--reference", "-r", help="Their labels, for --rounds.", show_default=False)
+        Path | None, typer.Option("--reference", "-r", help="Their labels, as stage_labels.csv.", show_default=False)
     ] = None,
+    smallest_um: Smallest = SMALLEST_UM,
+    slide_mpp: SlideMpp = None,
     hard: Annotated[int, typer.Option(help="False positives per slide and round.", min=1)] = 24,
     tensorboard: Annotated[
         Path | None, typer.Option(help="A folder for TensorBoard's events.", show_default=False)
@@ -94,49 +98,57 @@ def train(
 
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
+    from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
-    from staging.training.rounds import MiningPlan, TrainingPlan, run_training  # noqa: PLC0415
+    from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
+    from staging.training.mining import MiningPlan  # noqa: PLC0415
+    from staging.training.rounds import TrainingPlan, run_training  # noqa: PLC0415
     from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
-    from wsi.cnn.ranks import is_first_process  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.device_augmentation import Augmentation  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.method import Method  # noqa: PLC0415
+    from wsi.cnn.ranks import is_first_process  # noqa: PLC0415
 
-    mining = None
-    if rounds:
-        if not slides or annotations is None or reference is None:
-            raise ConfigurationError(
-                None, "rounds need the training slides", mend="give --slides, --annotations and --reference"
-            )
-        mining = MiningPlan(
-            rounds=rounds,
-            slides=tuple(slides),
-            annotations=annotations,
-            reference=reference,
-            hard=hard,
-            workers=workers,
+    cohort = None
+    if slides and annotations is not None and reference is not None:
+        cohort = LabelledCohort(
+            slides=find_slides(slides), annotations=annotations, reference=read_stage_table(reference)
+        )
+    elif rounds or slides or annotations is not None or reference is not None:
+        raise ConfigurationError(
+            None,
+            "rounds need the training slides" if rounds else "the peak is learnt from slides whose labels are known",
+            mend="give --slides, --annotations and --reference",
         )
     if not average < 1:
         raise ConfigurationError(None, f"a mean keeps less than all of itself, got {average}", mend="try 0.999")
     plan = TrainingPlan(
         patches=tuple(patches),
-        fold=fold,
-        on_bad_tile=on_bad_tile,
         output=output,
+        method=Method(
+            epochs=epochs,
+            batch=batch,
+            seed=seed,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            augmentation=Augmentation() if augment == "full" else None,
+            average=average,
+            patience=patience,
+            temperature=temperature,
+            precision=precision,
+            compiler="inductor" if compiled else None,
+        ),
+        held_out=held_out,
         network=network,
         start=start,
-        epochs=epochs,
-        batch=batch,
-        seed=seed,
+        cohort=cohort,
+        mining=MiningPlan(rounds=rounds, hard=hard) if rounds else None,
+        fold=fold,
+        on_bad_tile=on_bad_tile,
+        smallest_um=smallest_um,
+        slide_mpp=slide_mpp,
         device=device,
-        learning_rate=learning_rate,
-        held_out=held_out,
-        schedule=schedule,
-        average=average,
-        patience=patience,
-        temperature=temperature,
-        precision=precision,
-        full_augmentation=augment == "full",
-        compiled=compiled,
+        workers=workers,
         tensorboard=tensorboard,
-        mining=mining,
     )
     with TrainingProgress(is_silent=not is_first_process()) as progress:
         made = run_training(plan, news=progress)

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from staging.cohorts.camelyon import SlideFile
 from staging.lesions.finding import find_lesions
 from staging.runs.cluster import TileNews, each
 from wsi.slide import Slide
 from wsi.tissue import find_tissue
+
+_LOWEST = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,33 +23,55 @@ class _Negative:
     model: Path
     smallest_um: float
     slide_mpp: float | None
+    device: str
+    threads: int
 
 
 def calibrate_peak(
-    slides: Sequence[SlideFile], model: Path, *, smallest_um: float, workers: int, slide_mpp: float | None = None
+    slides: Sequence[SlideFile],
+    model: Path,
+    *,
+    smallest_um: float,
+    slide_mpp: float | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    threads: int = 1,
 ) -> float:
-    """The highest probability that a network gives to any false lesion on slides without tumour.
+    """The lowest probability that no false lesion on slides without tumour reaches.
+
+    At this peak a run on the same slides finds no lesion: it is the next float32 above the highest probability of any.
+    (A GPU agrees with the CPU to rounding only: this holds for the kind of device that the peak was learnt on.)
 
     Args:
         slides: negative ones, from the training or a held-out cohort, never from the test.
         model: the checkpoint.
         smallest_um: shorter lesions are noise and do not count.
-        workers: processes.
         slide_mpp: um per level-0 px in place of what the files say.
+        device: where the network runs.
+        workers: processes.
+        threads: of each.
 
     Returns:
-        0.5 to 1.
+        0.5 to 1. It is 1 where a false lesion has a probability of 1 itself: no peak that lets any tumour through
+        tells that one from tumour.
 
     Raises:
         PathologyError: whatever is wrong with a slide or the checkpoint.
     """
-    highest = 0.5
-    tasks = [_Negative(slide=slide, model=model, smallest_um=smallest_um, slide_mpp=slide_mpp) for slide in slides]
+    highest = 0.0
+    tasks = [
+        _Negative(
+            slide=slide, model=model, smallest_um=smallest_um, slide_mpp=slide_mpp, device=device, threads=threads
+        )
+        for slide in slides
+    ]
     for _, outcome in each(_highest, tasks, workers=workers, on_tiles=_ignore):
         if isinstance(outcome, BaseException):
             raise outcome
         highest = max(highest, outcome)
-    return round(highest, 6)
+    # heatmaps are float32: this is exact in whichever of the two types it is compared
+    above = float(np.nextafter(np.float32(highest), np.float32(np.inf)))
+    return min(1.0, max(_LOWEST, above))
 
 
 def _highest(task: _Negative, _: TileNews) -> float:
@@ -54,7 +80,7 @@ def _highest(task: _Negative, _: TileNews) -> float:
 
     checkpoint = load_checkpoint(task.model)
     with Slide.open(task.slide.path, mpp=task.slide_mpp) as slide:
-        heatmap = infer(slide, checkpoint, tissue=find_tissue(slide), device="cpu", workers=1)
+        heatmap = infer(slide, checkpoint, tissue=find_tissue(slide), device=task.device, workers=task.threads)
     lesions, _masks = find_lesions(heatmap, threshold=checkpoint.threshold, smallest_um=task.smallest_um)
     return max((lesion.probability for lesion in lesions), default=0.0)
 

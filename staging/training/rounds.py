@@ -1,4 +1,4 @@
-"""One call of ``sentinode train``: rounds of training and of looking for mistakes, and all that is written."""
+"""The one way networks are made: rounds of training and of looking for mistakes, the peak, and all that is written."""
 
 from __future__ import annotations
 
@@ -6,102 +6,84 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from annotations.errors import FoldError
-from annotations.patches.table import read_table
-from staging.cohorts.camelyon import find_slides, read_stage_table
 from staging.errors import ConfigurationError
-from staging.runs.bars import CohortProgress
-from staging.training.sampling import sample_cohort
-from staging.training.sources import PatchRecipe, described
+from staging.lesions.settings import SMALLEST_UM, with_peak
+from staging.training.labelled_cohort import LabelledCohort
+from staging.training.mining import MiningPlan
+from staging.training.peak import calibrate_peak
+from staging.training.sources import PatchRecipe
 from wsi.cores import usable_cores
 from wsi.errors import OutputInUseError
 from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
-from wsi.store import json_text, storage
+from wsi.store import storage
 
 if TYPE_CHECKING:
     from annotations.patches.training_set import TrainingSet
+    from wsi.cnn.checkpoint import Checkpoint
+    from wsi.cnn.method import Method
+    from wsi.cnn.network import CellGeometry
     from wsi.cnn.ranks import Ranks
     from wsi.cnn.training import Epoch, Training
     from wsi.cnn.training_log import TrainingLog
 
-_LEARNING_RATE, _RESNET_LEARNING_RATE = 4e-3, 1e-3
-_WRITTEN = r"safetensors|progress|csv|parquet|learning\.png|calibration\.png"
-_EASY = 1  # normal patch per slide beside the mistakes: a slide without any still gives one
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MiningPlan:
-    """Where false positives are looked for between the rounds.
-
-    Attributes:
-        rounds: how often: after each the network is trained anew on all patches.
-        slides: of the training cohort.
-        annotations: directory of their contours.
-        reference: table that says which are negative.
-        hard: patches per slide and round.
-        workers: processes.
-    """
-
-    rounds: int
-    slides: tuple[Path, ...]
-    annotations: Path
-    reference: Path
-    hard: int
-    workers: int | None
+_WRITTEN = r"safetensors|progress|csv|(patches\.)?parquet|learning\.png|calibration\.png"
+_MADE_FROM = "made_from"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """What is trained and how.
+    """What a network is trained on, how, and what is written.
 
     Attributes:
-        patches: stores and tables, joined; what their split calls ``test`` is left out, ``validation`` judges.
-        fold: which fold is left out, where patients were split into folds.
-        on_bad_tile: whether a tile that cannot be decoded ends the training, or is white and told.
+        patches: stores and tables, joined; or the recipe by which patches are drawn from the cohort first. What their
+            split calls ``test`` is left out, ``validation`` judges.
         output: the checkpoint. Beside it lie ``.csv``, ``.learning.png`` and ``.calibration.png``, while training runs
-            ``.progress``, and of the rounds of mining ``.round1.safetensors`` and ``.round1.zarr``.
+            ``.progress``, of the rounds of mining ``.round1.safetensors`` and ``.round1.parquet``, and the patches that
+            were drawn first, ``.patches.parquet``.
+        method: how.
+        held_out: share of the patients who judge, where no split names them.
         network: a name among ``wsi.cnn.architectures.NETWORKS``; the start's where there is a start.
         start: checkpoint to go on from.
-        epochs, batch, seed, device, learning_rate, held_out: as for ``wsi.cnn.training.train``.
-        schedule, average, patience, temperature, precision: as for ``wsi.cnn.method.Method``.
-        full_augmentation: all variations, on the device, in place of turns, stains and focus on the CPU.
-        compiled: use torch.compile.
-        tensorboard: folder for its events.
+        cohort: labelled slides: patches are drawn from them, mistakes are looked for on them, and the peak is learnt
+            from negative ones. None for none.
         mining: rounds of hard negatives; None for none.
+        fold: which fold is left out, where patients were split into folds.
+        on_bad_tile: whether a tile that cannot be decoded ends the training, or is white and told.
+        smallest_um: shorter lesions do not count for the peak.
+        slide_mpp: um per level-0 px of the cohort's slides in place of what the files say.
+        device: what computes.
+        workers: processes that read the cohort's slides; None chooses.
+        tensorboard: folder for its events.
+        made_from: where given, it tells what the checkpoint is made from: one that is there and says the same is kept.
     """
 
-    patches: tuple[Path, ...]
-    fold: int | None
-    on_bad_tile: OnBadTile
+    patches: tuple[Path, ...] | PatchRecipe
     output: Path
-    network: str
-    start: Path | None
-    epochs: int
-    batch: int
-    seed: int
-    device: str
-    learning_rate: float | None
+    method: Method
     held_out: float
-    schedule: Literal["one-cycle", "cosine"]
-    average: float
-    patience: int | None
-    temperature: bool
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    full_augmentation: bool
-    compiled: bool
-    tensorboard: Path | None
-    mining: MiningPlan | None
+    network: str = "small"
+    start: Path | None = None
+    cohort: LabelledCohort | None = None
+    mining: MiningPlan | None = None
+    fold: int | None = None
+    on_bad_tile: OnBadTile = "raise"
+    smallest_um: float = SMALLEST_UM
+    slide_mpp: float | None = None
+    device: str = "auto"
+    workers: int | None = None
+    tensorboard: Path | None = None
+    made_from: str | None = None
 
 
 class TrainingNews(Protocol):
@@ -115,18 +97,18 @@ class TrainingNews(Protocol):
 
 
 def run_training(plan: TrainingPlan, *, news: TrainingNews) -> dict[str, Any]:
-    """Train, look for mistakes, train again; write the checkpoint, the log and the pictures.
+    """Draw or open patches, train, look for mistakes, train again, calibrate, learn the peak; write what was made.
 
     Args:
         plan: what is trained.
-        news: hears of each pass; where several processes train, each has its own, and only the first should speak.
+        news: hears of each step; where several processes train, each has its own, and only the first should speak.
 
     Returns:
         What was made, for JSON.
 
     Raises:
         ConfigurationError: the patches do not suit the network or the start, are given twice, or lack a class; the
-            output is a folder.
+            output is a folder; no slide of the cohort is of a patient that is learnt from.
         OutputInUseError: another call writes this checkpoint.
         StorageError: the output side refuses.
         PathologyError: training diverges; a store, a slide or the checkpoint to start from is not good.
@@ -136,6 +118,9 @@ def run_training(plan: TrainingPlan, *, news: TrainingNews) -> dict[str, Any]:
     _check(plan)
     with joined(plan.device) as (ranks, _), ExitStack() as held:
         ranks.first_alone(lambda: held.enter_context(_alone(plan.output)))
+        if _is_made(plan):
+            news.say("the network is there already")
+            return {"model": str(plan.output)}
         return _Rounds(plan, ranks, news).go()
 
 
@@ -144,219 +129,231 @@ class _Rounds:
 
     def __init__(self, plan: TrainingPlan, ranks: Ranks, news: TrainingNews) -> None:
         self._plan, self._ranks, self._news = plan, ranks, news
-        self._sources = list(plan.patches)
-        self._judges: tuple[str, ...] | None = None  # the patients whom the first round held out
+        self._drawn = _beside(plan.output, ".patches.parquet")
+        self._sources = [self._drawn] if isinstance(plan.patches, PatchRecipe) else [*plan.patches]
+        self._judges: tuple[str, ...] | None = None  # those of the first round
 
     def go(self) -> dict[str, Any]:
         """All rounds; what was made, for JSON."""
-        plan, progress = self._plan, list[Path]()
-        rounds = 0 if plan.mining is None else plan.mining.rounds
-        for number in range(rounds):
-            target = _beside(plan.output, f".round{number + 1}.safetensors")
-            progress.append(_beside(target, ".progress"))
-            self._news.say(f"round {number + 1} of {rounds + 1}")
+        plan, mining = self._plan, self._plan.mining
+        rounds, epochs = (range(0), None) if mining is None else (range(1, 1 + mining.rounds), mining.epochs)
+        targets = [*(_beside(plan.output, f".round{number}.safetensors") for number in rounds), plan.output]
+        self._ranks.first_alone(partial(self._draw, targets[0]))
+        for number, target in zip(rounds, targets, strict=False):
+            self._news.say(f"round {number} of {len(targets)}")
             mistakes = target.with_suffix(".parquet")
-            if self._ranks.is_first and not progress[-1].exists():
-                with storage(mistakes):
-                    mistakes.unlink(missing_ok=True)  # of another network, from an earlier call
-            found, result = self._train(target)
-            self._ranks.first_alone(partial(self._mine, target, mistakes, found, plan.seed + number + 1))
+            self._forget(mistakes, target)
+            found, result = self._train(target, epochs=epochs)
+            self._write(target, result)
+            self._ranks.first_alone(partial(self._mine, target, mistakes, found, result, plan.method.seed + number))
             self._sources.append(mistakes)
-            self._judges = result.held_out
+            self._judges = result.judges
         if rounds:
-            self._news.say(f"round {rounds + 1} of {rounds + 1}")
-        progress.append(_beside(plan.output, ".progress"))
+            self._news.say(f"round {len(targets)} of {len(targets)}")
         found, result = self._train(plan.output)
+        about: dict[str, Any] = {} if plan.made_from is None else {_MADE_FROM: plan.made_from}
+        self._ranks.first_alone(lambda: about.update(self._peak(found, result.checkpoint)))
+        self._write(plan.output, result, about)
         if self._ranks.is_first:
-            for path in progress:
-                path.unlink(missing_ok=True)
-        best = result.history[result.best]
+            for target in targets:
+                _beside(target, ".progress").unlink(missing_ok=True)
         return {
             "model": str(plan.output),
             "patches": len(found.patches),
             "streamed": found.is_streamed,
-            "mpp": found.mpp,
+            "mpp": found.patches.mpp,
             "network": plan.network if plan.start is None else None,
-            "held_out": list(result.held_out),
+            "held_out": list(result.judges),
             "left_out": sorted(found.left_out),
             "bad_tiles": len(found.bad_tiles),
-            "held_out_auc": best.validation_auc,
+            "held_out_auc": result.history[result.best].judges_auc,
             "temperature": result.checkpoint.temperature,
+            **about,
         }
 
-    def _train(self, target: Path) -> tuple[TrainingSet, Training]:
-        """Train on all sources, write the checkpoint and its pictures."""
+    def _draw(self, first: Path) -> None:
+        """Draw the patches, where none are given."""
+        plan = self._plan
+        if isinstance(plan.patches, PatchRecipe) and plan.cohort is not None:
+            self._forget(self._drawn, first)
+            self._news.say("drawing labelled patches")
+            plan.cohort.draw(self._drawn, plan.patches, workers=plan.workers or usable_cores(), verb="slides sampled")
+
+    def _forget(self, table: Path, target: Path) -> None:
+        """Remove patches that an earlier call left, unless it left the training of this target, too."""
+        if self._ranks.is_first and not _beside(target, ".progress").exists():
+            with storage(table):
+                table.unlink(missing_ok=True)
+
+    def _train(self, target: Path, *, epochs: int | None = None) -> tuple[TrainingSet, Training]:
+        """Train on all sources."""
         from annotations.patches.training_set import open_training_set  # noqa: PLC0415  (loads torch)
-        from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415
         from wsi.cnn.training_log import TrainingLog  # noqa: PLC0415
 
-        log = TrainingLog(_beside(target, ".csv"), tensorboard=self._plan.tensorboard) if self._ranks.is_first else None
+        plan = self._plan
+        log = TrainingLog(_beside(target, ".csv"), tensorboard=plan.tensorboard) if self._ranks.is_first else None
         try:
             found = open_training_set(
                 self._sources,
-                fold=self._plan.fold,
-                on_bad_tile=self._plan.on_bad_tile,
+                fold=plan.fold,
+                on_bad_tile=plan.on_bad_tile,
                 workers=max(1, usable_cores() // self._ranks.on_machine),
             )
         except FoldError as error:
             raise ConfigurationError(error.path, error.reason, mend=error.mend) from error
         where = "read from the slides while the network learns" if found.is_streamed else "held in memory"
-        self._news.say(f"{len(found.patches)} patches of {len(np.unique(found.patients))} patients, {where}")
-        result = _fit(found, self._plan, target, judges=self._judges, log=log, news=self._news)
-        if self._plan.held_out and not result.held_out:
+        patients = len(np.unique(found.patches.patients))
+        self._news.say(f"{len(found.patches)} patches of {patients} patients, {where}")
+        method = plan.method if epochs is None else replace(plan.method, epochs=epochs)
+        result = _fit(found, plan, method, target, judges=self._judges, log=log, news=self._news)
+        if plan.held_out and not result.judges:
             self._news.say("nobody could be held out: the last pass is kept, and its probabilities are not calibrated")
         for slide, bad in found.bad_tiles:
             self._news.say(
                 f"{slide}: level {bad.level}, tile row {bad.row}, column {bad.column} is white: {bad.reason}"
             )
-        if self._ranks.is_first:
-            save_checkpoint(target, result.checkpoint)
-            _draw(target, result)
         return found, result
 
-    def _mine(self, model: Path, output: Path, found: TrainingSet, seed: int) -> None:
-        """Places where the network most takes normal tissue for tumour, on slides of patients it has learnt from."""
-        from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+    def _mine(self, model: Path, output: Path, found: TrainingSet, result: Training, seed: int) -> None:
+        plan = self._plan
+        if plan.mining is not None and plan.cohort is not None:
+            plan.mining.search(
+                plan.cohort,
+                output,
+                model=model,
+                found=found,
+                judges=result.judges,
+                seed=seed,
+                slide_mpp=plan.slide_mpp,
+                device=plan.device,
+                workers=plan.workers,
+            )
+
+    def _peak(self, found: TrainingSet, checkpoint: Checkpoint) -> dict[str, Any]:
+        """What the checkpoint's provenance says of its peak, learnt from negative slides of known patients."""
+        from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415  (loads torch)
         from wsi.cnn.device import shared_out  # noqa: PLC0415
 
-        plan = self._plan.mining
-        if plan is None:
-            return
-        workers, threads = shared_out(self._plan.device, plan.workers)
-        learnt = {*found.patients.tolist()} - {*load_checkpoint(model).provenance["held_out"]}
-        slides = [slide for slide in find_slides(plan.slides) if (slide.patient or slide.name) in learnt]
-        if not slides:
-            raise ConfigurationError(
-                plan.slides[0],
-                "is of no patient whom the network has learnt from",
-                mend="give the slides of the patches",
-            )
-        recipe = PatchRecipe(
-            mpp=found.mpp,
-            size_px=found.patches.size_px,
-            tumour=0,
-            normal=_EASY,
-            seed=seed,
-            hard=plan.hard,
-            hard_choice="worst",
-            groups=found.groups,
-            model=model,
-            device=self._plan.device,
+        plan = self._plan
+        if plan.cohort is None:
+            return {}
+        negatives = plan.cohort.of({*found.patches.patients.tolist()}).negatives().slides
+        if not negatives:
+            self._news.say("no slide of these patients is labelled negative: the peak is not learnt")
+            return {}
+        model = _folder(plan.output) / plan.output.name
+        save_checkpoint(model, checkpoint)
+        workers, threads = shared_out(plan.device, plan.workers)
+        peak = calibrate_peak(
+            negatives,
+            model,
+            smallest_um=plan.smallest_um,
+            slide_mpp=plan.slide_mpp,
+            device=plan.device,
+            workers=workers,
             threads=threads,
         )
-        if output.exists() and read_table(output).about.get("recipe") == json.loads(json_text(described(recipe))):
-            return
-        with CohortProgress(len(slides), verb="slides searched", tiles=False) as progress:
-            sample_cohort(
-                slides,
-                plan.annotations,
-                read_stage_table(plan.reference),
-                output,
-                recipe=recipe,
-                workers=workers,
-                news=progress,
-            )
+        self._news.say(f"a lesion must reach {peak:.4f}: nothing on {len(negatives)} negative slides does")
+        return with_peak({}, peak)
+
+    def _write(self, target: Path, result: Training, about: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint and its pictures."""
+        from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415  (loads torch)
+        from wsi.cnn.curves import calibration_picture, learning_picture  # noqa: PLC0415
+        from wsi.render import save_png  # noqa: PLC0415
+
+        if self._ranks.is_first:
+            checkpoint = result.checkpoint
+            save_checkpoint(target, replace(checkpoint, provenance={**checkpoint.provenance, **(about or {})}))
+            save_png(_beside(target, ".learning.png"), learning_picture(result))
+            save_png(_beside(target, ".calibration.png"), calibration_picture(result))
 
 
 def _fit(
     found: TrainingSet,
     plan: TrainingPlan,
+    method: Method,
     target: Path,
     *,
     judges: Sequence[str] | None,
     log: TrainingLog | None,
     news: TrainingNews,
 ) -> Training:
-    from wsi.cnn.device_augmentation import Augmentation  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.method import Method  # noqa: PLC0415
-    from wsi.cnn.network import Architecture  # noqa: PLC0415
+    from wsi.cnn.resuming import Progress  # noqa: PLC0415  (loads torch)
     from wsi.cnn.training import train  # noqa: PLC0415
-
-    method = Method(
-        schedule=plan.schedule,
-        augmentation=Augmentation() if plan.full_augmentation else None,
-        average=plan.average,
-        patience=plan.patience,
-        temperature=plan.temperature,
-        precision=plan.precision,
-        compiler="inductor" if plan.compiled else None,
-    )
-    network = _network(plan, found)
-    usual = _LEARNING_RATE if isinstance(network["architecture"], Architecture) else _RESNET_LEARNING_RATE
+    from wsi.cnn.training_data import UnfitPatchesError  # noqa: PLC0415
 
     def note(epoch: Epoch) -> None:
         if log is not None:
             log.note(epoch)
         news.say(str(epoch))
 
+    drawn = plan.held_out if judges is None else judges
     try:
         return train(
             found.patches,
-            mpp=found.mpp,
-            groups=found.patients,
-            epochs=plan.epochs,
-            batch=plan.batch,
-            seed=plan.seed,
+            method,
+            network=_network(plan, found),
+            judges=found.judges or drawn,
             device=plan.device,
-            **network,
-            learning_rate=plan.learning_rate or usual,
-            held_out=plan.held_out,
-            validation=_validation(found, judges),
-            method=method,
-            resume=_beside(target, ".progress"),
+            resume=Progress(_beside(target, ".progress")),
             on_epoch=note,
             on_step=news.step,
         )
-    except ValueError as error:
-        if type(error) is not ValueError:
-            raise
-        raise ConfigurationError(plan.patches[0], str(error), mend="draw other patches") from error
+    except UnfitPatchesError as error:
+        raise ConfigurationError(_named(plan), error.reason, mend="draw other patches") from error
 
 
-def _validation(found: TrainingSet, judges: Sequence[str] | None) -> NDArray[np.bool_] | None:
-    """Which patches judge: those of the split, or of the first round's held-out patients; None to draw patients."""
-    if found.validation.any():
-        return found.validation
-    return None if judges is None else np.isin(found.patients, judges)
-
-
-def _network(plan: TrainingPlan, found: TrainingSet) -> dict[str, Any]:
-    """Architecture and checkpoint to start from, as train takes them."""
+def _network(plan: TrainingPlan, found: TrainingSet) -> CellGeometry | Checkpoint:
+    """What training begins with."""
     from wsi.cnn.architectures import NETWORKS  # noqa: PLC0415  (loads torch)
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415
 
     start = None if plan.start is None else load_checkpoint(plan.start)
     architecture = NETWORKS[plan.network] if start is None else start.architecture
-    if start is not None and start.mpp != found.mpp:
+    if start is not None and start.mpp != found.patches.mpp:
         raise ConfigurationError(
             plan.start,
-            f"looks at {start.mpp} um/px, the patches have {found.mpp}",
+            f"looks at {start.mpp} um/px, the patches have {found.patches.mpp}",
             mend="draw patches with its --mpp, or import it with theirs",
+        )
+    if architecture.classes != 2:
+        raise ConfigurationError(
+            plan.start,
+            f"tells {architecture.classes} classes apart, training tells normal from tumour",
+            mend="give a checkpoint of two classes",
         )
     if found.patches.size_px < architecture.receptive_field_px:
         raise ConfigurationError(
-            plan.patches[0],
+            _named(plan),
             f"its patches of {found.patches.size_px} px are smaller than the {architecture.receptive_field_px} px that "
             "one cell of the network sees",
             mend=f"draw them with --size {-(-architecture.receptive_field_px // 64) * 64} or take a smaller network",
         )
-    return {"architecture": architecture, "start": start}
+    return architecture if start is None else start
 
 
-def _draw(target: Path, result: Training) -> None:
-    from wsi.cnn.curves import calibration_picture, learning_picture  # noqa: PLC0415  (loads torch)
-    from wsi.render import save_png  # noqa: PLC0415
+def _named(plan: TrainingPlan) -> Path | None:
+    """The patches that an error names."""
+    return None if isinstance(plan.patches, PatchRecipe) else plan.patches[0]
 
-    save_png(_beside(target, ".learning.png"), learning_picture(result))
-    save_png(_beside(target, ".calibration.png"), calibration_picture(result))
+
+def _is_made(plan: TrainingPlan) -> bool:
+    """Whether an earlier call has made this checkpoint from the same."""
+    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+
+    if plan.made_from is None or not plan.output.is_file():
+        return False
+    return load_checkpoint(plan.output).provenance.get(_MADE_FROM) == plan.made_from
 
 
 def _check(plan: TrainingPlan) -> None:
     """Find out before hours of training what would end it."""
     if plan.output.is_dir():
         raise ConfigurationError(plan.output, "is a folder", mend="name the checkpoint's file, model.safetensors")
-    resolved = [path.resolve() for path in plan.patches]
-    twice = next((path for path, real in zip(plan.patches, resolved, strict=True) if resolved.count(real) > 1), None)
+    given = () if isinstance(plan.patches, PatchRecipe) else plan.patches
+    resolved = [path.resolve() for path in given]
+    twice = next((path for path, real in zip(given, resolved, strict=True) if resolved.count(real) > 1), None)
     if twice is not None:
         raise ConfigurationError(twice, "is given twice", mend="name each store once")
 
@@ -367,7 +364,7 @@ def _alone(output: Path) -> Iterator[None]:
 
     Other checkpoints of the same directory may be trained at the same time.
     """
-    folder = output.with_name(f".{_beside(output, '.training').name}")
+    folder = _folder(output)
     with ExitStack() as held:
         try:
             held.enter_context(OutputLock(folder))
@@ -383,6 +380,11 @@ def _alone(output: Path) -> Iterator[None]:
             yield
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder(output: Path) -> Path:
+    """What is held and written while an output is made."""
+    return output.with_name(f".{_beside(output, '.training').name}")
 
 
 def _is_mine(folder: Path) -> bool:

@@ -73,7 +73,7 @@ class PatchRecipe:
     strategy: Literal["lesion", "uniform", "border"] = "lesion"
     rule: LabelRule = field(default_factory=LabelRule)
     hard: int = 0
-    hard_choice: HardChoice = "even"
+    hard_choice: HardChoice = "worst"
     model: Path | None = None
     heatmaps: Path | None = None
     split: Split | None = None

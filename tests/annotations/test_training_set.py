@@ -77,9 +77,9 @@ def test_every_form_gives_the_drawn_patches(folder: Path, name: str, held_bytes:
     np.testing.assert_array_equal(images, read_positions(table.positions(folder), np.arange(len(table)), SlidePool()))
     np.testing.assert_allclose((targets == 1).mean(axis=(1, 2)), table["tumour_fraction"])
     np.testing.assert_array_equal(targets, read_patches(folder / "store.zarr").targets)
-    assert found.patients.tolist() == table["patient"].tolist()
-    assert (found.mpp, found.patches.size_px, found.left_out) == (8.0, 112, frozenset())
-    assert not found.validation.any()
+    assert found.patches.patients.tolist() == table["patient"].tolist()
+    assert (found.patches.mpp, found.patches.size_px, found.left_out) == (8.0, 112, frozenset())
+    assert not found.judges
 
 
 def test_groups_of_ones_own_go_with_the_patches(folder: Path, tmp_path: Path) -> None:
@@ -122,8 +122,11 @@ def test_patients_of_the_test_are_left_out(folder: Path) -> None:
     path = split_of(folder, "split.parquet", dict(zip(names, ("test", "validation", "train"), strict=True)))
     found = open_training_set([path])
     assert found.left_out == {names[0]}
-    assert set(found.patients.tolist()) == set(names[1:])
-    np.testing.assert_array_equal(found.validation, found.patients == names[1])
+    assert set(found.patches.patients.tolist()) == set(names[1:])
+    assert found.judges == {names[1]}
+    other = split_of(folder, "other.parquet", dict(zip(names, ("test", "train", "train"), strict=True)))
+    with pytest.raises(PatchStoreError, match=f"{names[1]} is of the split validation in one source and not in anoth"):
+        open_training_set([path, other])
     with pytest.raises(PatchStoreError, match=f"{names[0]} is left out of one source"):
         open_training_set([path, folder / "table.parquet"])
     only = split_of(folder, "only.parquet", dict.fromkeys(names, "test"))

@@ -15,12 +15,24 @@ from staging.cohorts.camelyon import SlideFile, find_slides, read_stage_table
 from staging.cross_validation import Fold, cross_validate, folds_by_centre, folds_by_patient
 from staging.errors import CohortError, MissingPatientError
 from staging.phantom import generate_cohort
-from staging.training.fitting import FitRecipe, LabelledCohort
+from staging.training.labelled_cohort import LabelledCohort
+from staging.training.recipe import CohortRecipe
+from staging.training.training_progress import TrainingProgress
 
 MPP = 8.0
-RECIPE = FitRecipe(
-    seed=1, mpp=MPP, size_px=112, tumour=6, normal=4, hard=2, first_epochs=2, epochs=2, negatives=2, smallest_um=60.0
-)
+RECIPE = CohortRecipe(seed=1, mpp=MPP, size_px=112, tumour=6, normal=4, hard=2, first_epochs=2, epochs=2, device="cpu")
+SILENCE = TrainingProgress(is_silent=True)
+
+
+class Told(TrainingProgress):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        super().__init__(is_silent=True)
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def slide(patient: int, node: int = 0) -> SlideFile:
@@ -70,9 +82,9 @@ def labelled(folder: Path) -> LabelledCohort:
 
 
 def test_the_whole_protocol_and_its_second_call(cohort: Path, tmp_path: Path) -> None:
-    whole, said = labelled(cohort), list[str]()
+    whole, told = labelled(cohort), Told()
     folds = folds_by_centre(whole.slides)
-    record = cross_validate(whole, folds, tmp_path / "out", recipe=RECIPE, workers=1, say=said.append)
+    record = cross_validate(whole, folds, tmp_path / "out", recipe=RECIPE, workers=1, news=told)
     assert record["patients"] == 4
     assert list(record["folds"]) == ["CWZ", "UMCU"]
     assert record["slides"] == 20
@@ -81,10 +93,10 @@ def test_the_whole_protocol_and_its_second_call(cohort: Path, tmp_path: Path) ->
     assert set(read_stage_table(tmp_path / "out" / "stages.csv").stages) == {one.patient for one in whole.slides}
     models = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
     assert len(models) == 2
-    again = cross_validate(whole, folds, tmp_path / "out", recipe=RECIPE, workers=1, say=said.append)
+    again = cross_validate(whole, folds, tmp_path / "out", recipe=RECIPE, workers=1, news=told)
     assert again == record
     assert {path: path.stat().st_mtime_ns for path in models} == models
-    assert said.count("    the network is there already") == 2
+    assert told.said.count("the network is there already") == 2
 
 
 def test_nothing_is_trained_where_the_cohort_is_wrong(cohort: Path, tmp_path: Path) -> None:
@@ -92,19 +104,24 @@ def test_nothing_is_trained_where_the_cohort_is_wrong(cohort: Path, tmp_path: Pa
     both = Fold(name="all", held_out=tuple(whole.slides))
     with pytest.raises(CohortError, match="in all and in again"):
         cross_validate(
-            whole, [both, Fold(name="again", held_out=both.held_out[:1])], tmp_path, recipe=RECIPE, workers=1, say=print
+            whole,
+            [both, Fold(name="again", held_out=both.held_out[:1])],
+            tmp_path,
+            recipe=RECIPE,
+            workers=1,
+            news=SILENCE,
         )
     with pytest.raises(CohortError, match="nothing to train on"):
-        cross_validate(whole, [both], tmp_path, recipe=RECIPE, workers=1, say=print)
+        cross_validate(whole, [both], tmp_path, recipe=RECIPE, workers=1, news=SILENCE)
     negative = labelled(cohort)
     empty = tmp_path / "none"
     empty.mkdir()
     bare = LabelledCohort(slides=negative.slides, annotations=empty, reference=negative.reference)
     with pytest.raises(CohortError, match="contours for none of the"):
-        cross_validate(bare, folds_by_centre(whole.slides), tmp_path, recipe=RECIPE, workers=1, say=print)
+        cross_validate(bare, folds_by_centre(whole.slides), tmp_path, recipe=RECIPE, workers=1, news=SILENCE)
     stranger = Fold(name="stranger", held_out=(slide(77),))
     with pytest.raises(MissingPatientError, match="patient_077"):
-        cross_validate(whole, [stranger], tmp_path, recipe=RECIPE, workers=1, say=print)
+        cross_validate(whole, [stranger], tmp_path, recipe=RECIPE, workers=1, news=SILENCE)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from staging.training.training_progress import TrainingProgress
 from wsi.cnn.architectures import NETWORKS
 from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi.cnn.method import Method
+from wsi.cnn.resuming import Progress
 from wsi.cnn.training import Epoch, train
 from wsi.errors import CheckpointError, PathologyError
 from wsi.patches.feeding import HeldPatches
@@ -138,13 +139,10 @@ def test_a_killed_call_goes_on_and_another_does_not(folder: Path, tmp_path: Path
     store = read_patches(folder / "patches.zarr")
     with pytest.raises(KeyboardInterrupt):
         train(
-            HeldPatches(store.images, store.targets),
-            mpp=store.mpp,
-            groups=store.patients,
-            epochs=2,
+            HeldPatches(store.images, store.targets, mpp=store.mpp, patients=store.patients),
+            Method(epochs=2, temperature=True),
             device="cpu",
-            method=Method(temperature=True),
-            resume=tmp_path / "model.progress",
+            resume=Progress(tmp_path / "model.progress"),
             on_epoch=interrupt,
         )
     assert "other settings: epochs" in refused(CheckpointError, *command, "--epochs", "3")
@@ -190,7 +188,9 @@ def test_patches_of_one_class_are_wrong_usage(tmp_path: Path) -> None:
         kinds=("normal",) * count,
     )
     write_patches(tmp_path / "p.zarr", [batch])
-    assert "hold no tumour cell" in refused(ConfigurationError, "train", tmp_path / "p.zarr", "-o", tmp_path / "m")
+    line = refused(ConfigurationError, "train", tmp_path / "p.zarr", "-o", tmp_path / "m")
+    assert line.startswith(str(tmp_path / "p.zarr"))
+    assert "hold no tumour cell" in line
 
 
 def test_progress_is_told_in_lines_where_nobody_watches(

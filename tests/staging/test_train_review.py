@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,20 +21,20 @@ from annotations.patches.batch import PatchBatch
 from annotations.patches.zarr_store import read_patches, write_patches
 from staging import cli
 from staging.errors import ConfigurationError
-from staging.training.rounds import TrainingPlan, _alone, _fit
-from staging.training.training_progress import TrainingProgress
+from staging.training.rounds import TrainingPlan, _alone, _network
 from wsi.cnn import learner as learning
 from wsi.cnn.architectures import NETWORKS
 from wsi.cnn.checkpoint import Checkpoint, save_checkpoint
 from wsi.cnn.curves import learning_picture
 from wsi.cnn.learner import DivergedError, Learner
 from wsi.cnn.method import Method
+from wsi.cnn.network import Architecture
 from wsi.cnn.ranks import Ranks
+from wsi.cnn.resuming import Progress
 from wsi.cnn.training_data import TrainingData
 from wsi.errors import OutputInUseError, PathologyError
 from wsi.lock import OutputLock
 from wsi.patches.feeding import HeldPatches
-from wsi.stain import StainJitter
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +64,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("rate", [1e6, 1e30])
 def test_what_diverges_is_an_error_and_leaves_no_progress(tmp_path: Path, method: Method, rate: float) -> None:
     with pytest.raises(DivergedError, match=r"training has diverged: .* lower learning rate"):
-        fit(learning_rate=rate, method=method, held_out=0.0, resume=tmp_path / "progress", resume_every=1)
+        fit(learning_rate=rate, method=method, judges=0, resume=Progress(tmp_path / "progress", every=1))
     assert not list(tmp_path.iterdir())
-    fit(resume=tmp_path / "progress")
+    fit(resume=Progress(tmp_path / "progress"))
 
 
 def test_a_pass_whose_judgement_is_not_finite_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -81,25 +80,24 @@ def test_a_pass_whose_judgement_is_not_finite_is_not_kept(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Learner, "margins", margins)
     result = fit()
-    assert result.history[0].validation_loss == np.inf
-    assert result.history[0].validation_auc is None
+    assert result.history[0].judges_loss == np.inf
+    assert result.history[0].judges_auc is None
     assert result.best > 0
     assert learning_picture(result).std() > 1
     calls, odd = 0, 99
     with pytest.raises(DivergedError, match="what the network says is no finite number"):
-        fit(resume=tmp_path / "progress")
+        fit(resume=Progress(tmp_path / "progress"))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_picture_tells_held_out_patients_of_one_class_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("wsi.cnn.curves._write", lambda _draw, _where, text, *_, **__: told.append(text))
-    groups = np.arange(40) % 10
-    learning_picture(fit(validation=groups == 0))
+    learning_picture(fit(judges=["0"]))
     assert "held-out patients show one class only" in told
     assert "nothing was held out" not in told
     told.clear()
-    learning_picture(fit(held_out=0.0))
+    learning_picture(fit(judges=0))
     assert "nothing was held out" in told
 
 
@@ -179,16 +177,8 @@ class Together:
 @pytest.mark.parametrize("batch", [16, 8])
 def test_gradients_are_added_in_one_layout_also_by_who_has_none(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     images, targets = patches()
-    data = TrainingData.split(
-        HeldPatches(images, targets),
-        groups=None,
-        share=0.0,
-        validation=None,
-        architecture=TINY,
-        jitter=StainJitter(),
-        seed=0,
-        rng=np.random.default_rng(0),
-    )
+    source = HeldPatches(images, targets, mpp=2.0)
+    data = TrainingData.split(source, judges=0, architecture=TINY, rng=np.random.default_rng(0))
     network, ranks = TINY.build(mean=(0, 0, 0), std=(1, 1, 1), seed=0), Together()
     whole = Learner._gradients
 
@@ -201,12 +191,11 @@ def test_gradients_are_added_in_one_layout_also_by_who_has_none(monkeypatch: pyt
         learner = Learner(
             network,
             data,
-            method=Method(),
+            method=Method(learning_rate=1e-3),
             device=torch.device("cpu"),
             pool=pool,
             ranks=ranks,  # type: ignore[arg-type]
             steps=3,
-            learning_rate=1e-3,
         )
         chosen = np.arange(batch)
         learner.step(chosen, images[chosen[learner.owners(batch) == 1]], iter([1, 2]), 0)
@@ -244,6 +233,33 @@ def test_what_would_end_a_training_is_told_at_once(store: Path, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+class BugError(ValueError):
+    """A fault of the program, not of the patches."""
+
+
+@pytest.mark.parametrize("bug", [ValueError("shapes (3,) and (4,) do not fit"), BugError("odd")])
+def test_other_faults_are_not_taken_for_the_patches(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bug: ValueError
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise bug
+
+    command = ["train", str(store), "-o", str(tmp_path / "m"), "--device", "cpu", "--epochs", "1"]
+    for step in ("wsi.cnn.training_data._class_weights", "wsi.cnn.learner.Learner.step"):
+        with monkeypatch.context() as patched:
+            patched.setattr(step, fail)
+            assert CliRunner().invoke(cli.app, command).exception is bug
+
+
+def test_a_start_of_three_classes_is_at_fault_itself(store: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    three = Architecture(TINY.layers, classes=3).build().eval()
+    save_checkpoint(start, Checkpoint(network=three, mpp=8.0, class_names=("normal", "tumour", "other")))
+    done = CliRunner().invoke(cli.app, ["train", str(store), "-o", str(tmp_path / "m"), "--start", str(start)])
+    assert type(done.exception) is ConfigurationError
+    assert str(done.exception).startswith(f"{start}: tells 3 classes apart")
+
+
 def test_it_is_told_that_nobody_could_be_held_out(store: Path, tmp_path: Path) -> None:
     whole = read_patches(store)
     one = whole.patients == "patient_1"
@@ -272,13 +288,6 @@ def test_a_start_has_the_learning_rate_of_its_network(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: str, expected: float
 ) -> None:
     """Not that of ``--network``, which a start is given in place of."""
-
-    class Reached(Exception):  # noqa: N818  (no error)
-        pass
-
-    def note(*_: Any, **named: Any) -> None:
-        raise Reached(named["learning_rate"])
-
     start = tmp_path / "start.safetensors"
     save_checkpoint(start, Checkpoint(network=NETWORKS[network].build().eval(), mpp=8.0))
     plans: list[TrainingPlan] = []
@@ -287,14 +296,14 @@ def test_a_start_has_the_learning_rate_of_its_network(
         plans.append(plan)
 
     monkeypatch.setattr("staging.training.rounds.run_training", keep)
-    assert CliRunner().invoke(cli.app, ["train", "p", "-o", str(tmp_path / "m"), "--start", str(start)]).exit_code == 0
-    monkeypatch.setattr("wsi.cnn.training.train", note)
-    found: Any = SimpleNamespace(
-        patches=SimpleNamespace(size_px=448), mpp=8.0, patients=np.array(["a"]), validation=np.zeros(1, bool)
-    )
-    for plan, rate in ((plans[0], expected), (replace(plans[0], learning_rate=0.5), 0.5)):
-        with pytest.raises(Reached, match=f"^{rate}$"):
-            _fit(found, plan, tmp_path / "m", judges=None, log=None, news=TrainingProgress(is_silent=True))
+    command = ["train", "p", "-o", str(tmp_path / "m"), "--start", str(start)]
+    for options in ([], ["--learning-rate", "0.5"]):
+        assert CliRunner().invoke(cli.app, [*command, *options]).exit_code == 0
+    found: Any = SimpleNamespace(patches=SimpleNamespace(size_px=448, mpp=8.0))
+    for plan, rate in zip(plans, (expected, 0.5), strict=True):
+        begun = _network(plan, found)
+        assert isinstance(begun, Checkpoint)
+        assert plan.method.learning_rate_of(begun.architecture) == rate
 
 
 def test_a_lock_that_was_taken_away_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

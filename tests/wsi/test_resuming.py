@@ -15,7 +15,7 @@ from two_processes import started_twice
 
 from wsi.cnn.checkpoint import Checkpoint, load_checkpoint
 from wsi.cnn.method import Method
-from wsi.cnn.resuming import load_progress, save_progress
+from wsi.cnn.resuming import Progress, load_progress, save_progress
 from wsi.cnn.training import Epoch
 from wsi.errors import CheckpointError
 
@@ -24,6 +24,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import small_training, wsi.cnn.training as training
+from wsi.cnn.resuming import Progress
 write, count = training.save_progress, 0
 def save_progress(*arguments):
     global count
@@ -32,7 +33,7 @@ def save_progress(*arguments):
     if count == {writings}:
         os.kill(os.getpid(), signal.SIGKILL)
 training.save_progress = save_progress
-small_training.fit(method=small_training.METHODS[{name!r}], resume=Path({path!r}), resume_every=1)
+small_training.fit(method=small_training.METHODS[{name!r}], resume=Progress(Path({path!r}), every=1))
 """
 
 
@@ -45,7 +46,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, name: str, writin
     left = path.read_bytes()
     told: list[Epoch] = []
     undisturbed = fit(method=METHODS[name])
-    resumed = fit(method=METHODS[name], resume=path, on_epoch=told.append, workers=1)
+    resumed = fit(method=METHODS[name], resume=Progress(path), on_epoch=told.append, workers=1)
     assert resumed.checkpoint.digest == undisturbed.checkpoint.digest
     assert resumed.history == undisturbed.history == tuple(told)
     assert resumed.best == undisturbed.best
@@ -54,15 +55,15 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, name: str, writin
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
-    first = fit(resume=tmp_path / "progress")
+    first = fit(resume=Progress(tmp_path / "progress"))
     before = (tmp_path / "progress").read_bytes()
-    again = fit(resume=tmp_path / "progress")
+    again = fit(resume=Progress(tmp_path / "progress"))
     assert again.checkpoint.digest == first.checkpoint.digest
     assert (tmp_path / "progress").read_bytes() == before
 
 
 def test_how_often_is_written_has_no_influence(tmp_path: Path) -> None:
-    often = fit(resume=tmp_path / "often", resume_every=1, method=EVERYTHING)
+    often = fit(resume=Progress(tmp_path / "often", every=1), method=EVERYTHING)
     assert often.checkpoint.digest == fit(method=EVERYTHING).checkpoint.digest
 
 
@@ -71,36 +72,36 @@ def test_how_often_is_written_has_no_influence(tmp_path: Path) -> None:
     [({"seed": 1}, "held_out, seed"), ({"epochs": 4}, "epochs"), ({"method": Method(average=0.5)}, "method")],
 )
 def test_progress_of_other_settings_is_refused(tmp_path: Path, changes: dict[str, Any], names: str) -> None:
-    fit(resume=tmp_path / "progress")
+    fit(resume=Progress(tmp_path / "progress"))
     with pytest.raises(CheckpointError, match=f"other settings: {names}") as caught:
-        fit(**{"resume": tmp_path / "progress"} | changes)
+        fit(**{"resume": Progress(tmp_path / "progress")} | changes)
     assert str(tmp_path / "progress") in str(caught.value)
 
 
 def test_damaged_progress_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "progress"
-    fit(resume=path)
+    fit(resume=Progress(path))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="no progress of a training"):
-        fit(resume=path)
+        fit(resume=Progress(path))
     path.write_bytes(b"\x80\x04 pickle")
     with pytest.raises(CheckpointError, match="no progress of a training"):
-        fit(resume=path)
+        fit(resume=Progress(path))
     safetensors.torch.save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="no progress of a training"):
-        fit(resume=path)
+        fit(resume=Progress(path))
 
 
 def test_progress_without_its_tensors_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "progress"
-    fit(resume=path)
+    fit(resume=Progress(path))
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys() if "running_mean" not in name}  # noqa: SIM118
     safetensors.torch.save_file(tensors, path, metadata=metadata)
     with pytest.raises(CheckpointError, match="no progress of this training"):
-        fit(resume=path)
+        fit(resume=Progress(path))
 
 
 def test_progress_comes_back(tmp_path: Path) -> None:
@@ -117,8 +118,9 @@ import sys
 sys.path.insert(0, {tests!r})
 import os, small_training
 from pathlib import Path
+from wsi.cnn.resuming import Progress
 from wsi.cnn.checkpoint import save_checkpoint
-result = small_training.fit(method=small_training.EVERYTHING, batch=20, resume=Path({path!r}) / "progress")
+result = small_training.fit(method=small_training.EVERYTHING, batch=20, resume=Progress(Path({path!r}) / "progress"))
 save_checkpoint(Path({path!r}) / ("rank" + os.environ["RANK"]), result.checkpoint)
 """
 

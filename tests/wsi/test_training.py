@@ -5,20 +5,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_training
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
+from small_training import TINY
 
 from wsi.cnn.augmentation import _softened, augment, cell_targets
 from wsi.cnn.calibration import area_under_curve
-from wsi.cnn.network import SMALL, Architecture, Layer
-from wsi.cnn.training import Training, train
+from wsi.cnn.network import SMALL, Architecture
+from wsi.cnn.training import Training
+from wsi.cnn.training_data import UnfitPatchesError
 from wsi.patches.feeding import HeldPatches
 from wsi.stain import StainJitter
-
-TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
 
 
 def test_blur_is_the_binomial_one_with_a_repeated_border() -> None:
@@ -54,10 +55,10 @@ def textures(count: int, seed: int, side: int = 48) -> tuple[np.ndarray, np.ndar
     return np.clip(235 - dark + stain, 0, 255).astype(np.uint8), is_tumour.astype(np.uint8)
 
 
-def fit(**changes: Any) -> Training:
+def fit(mpp: float = 2.0, **changes: Any) -> Training:
     images, targets = textures(96, 0)
-    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 6, "batch": 8, "device": "cpu"}
-    return train(HeldPatches(images, targets), groups=np.arange(96) % 12, **settled | changes)
+    source = HeldPatches(images, targets, mpp=mpp, patients=np.arange(96) % 12)
+    return small_training.fit(source, **{"epochs": 6, "batch": 8} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +75,9 @@ def test_training_learns_a_texture_that_colour_does_not_tell(trained: Training) 
     margin = (logits[:, 1] - logits[:, 0]).numpy()[looked_at]
     assert roc_auc_score(truth[looked_at], margin) > 0.97
     best = trained.history[trained.best]
-    assert best.validation_auc is not None
-    assert best.validation_auc > 0.97
-    assert best.validation_loss == min(epoch.validation_loss or 9 for epoch in trained.history)
+    assert best.judges_auc is not None
+    assert best.judges_auc > 0.97
+    assert best.judges_loss == min(epoch.judges_loss or 9 for epoch in trained.history)
     assert trained.checkpoint.threshold == 0.5
 
 
@@ -88,12 +89,12 @@ def test_training_repeats_bit_for_bit(trained: Training) -> None:
 
 
 def test_training_goes_on_from_a_checkpoint(trained: Training) -> None:
-    further = fit(start=trained.checkpoint, epochs=1, learning_rate=1e-5)
+    further = fit(network=trained.checkpoint, epochs=1, learning_rate=1e-5)
     assert further.history[0].loss < 0.5 * trained.history[0].loss
     assert further.checkpoint.provenance["start"] == trained.checkpoint.digest
     assert further.checkpoint.network.mean == trained.checkpoint.network.mean
-    with pytest.raises(ValueError, match="another architecture"):
-        fit(start=trained.checkpoint, mpp=1.0)
+    with pytest.raises(ValueError, match=r"looks at 2.0 um/px, the patches have 1.0"):
+        fit(network=trained.checkpoint, mpp=1.0)
 
 
 def test_training_leaves_the_global_random_state_alone() -> None:
@@ -104,11 +105,16 @@ def test_training_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_patients_are_held_out_whole(trained: Training) -> None:
+def test_patients_judge_whole(trained: Training) -> None:
     record = trained.checkpoint.provenance
-    assert trained.held_out == tuple(record["held_out"])
-    assert 1 <= len(trained.held_out) < 12
+    assert trained.judges == tuple(record["held_out"])
+    assert 1 <= len(trained.judges) < 12
     json.dumps(record, allow_nan=False)
+    named = fit(judges={"3", "1"}, epochs=1)
+    assert named.judges == ("1", "3")
+    of_them = np.isin(np.arange(96) % 12, (1, 3))
+    cells = cell_targets(textures(96, 0)[1][of_them], TINY)
+    np.testing.assert_array_equal(named.truth, cells[cells != 255] == 1)
 
 
 def test_every_epoch_is_told() -> None:
@@ -119,27 +125,28 @@ def test_every_epoch_is_told() -> None:
     assert "held-out AUC" in told[1]
 
 
-def test_without_held_out_patients_the_last_epoch_is_kept() -> None:
-    result = fit(held_out=0, epochs=2)
+@pytest.mark.parametrize("nobody", [0, ()])
+def test_without_judges_the_last_epoch_is_kept(nobody: Any) -> None:
+    result = fit(judges=nobody, epochs=2)
     assert result.best == 1
-    assert result.held_out == ()
-    assert result.history[0].validation_loss is None
+    assert result.judges == ()
+    assert result.history[0].judges_loss is None
 
 
 def test_what_is_not_looked_at_counts_in_no_loss() -> None:
     images, targets = textures(40, 3)
     targets[:, :, 24:] = 255
     assert (cell_targets(targets, TINY)[:, :, 6:] == 255).all()
-    result = train(HeldPatches(images, targets), mpp=2, architecture=TINY, epochs=8, batch=8, device="cpu")
-    assert result.history[-1].validation_auc is not None
-    assert result.history[-1].validation_auc > 0.95
+    result = small_training.fit(HeldPatches(images, targets, mpp=2.0), epochs=8, batch=8)
+    assert result.history[-1].judges_auc is not None
+    assert result.history[-1].judges_auc > 0.95
     # a batch in which nothing is looked at is no reason to fail
     targets[5:] = 255
-    train(HeldPatches(images, targets), mpp=2, architecture=TINY, epochs=1, batch=2, held_out=0, device="cpu")
+    small_training.fit(HeldPatches(images, targets, mpp=2.0), epochs=1, batch=2, judges=0)
 
 
 def test_a_calibrated_threshold_lies_within_its_bounds() -> None:
-    assert 0.3 <= fit(epochs=1, calibrate=True).checkpoint.threshold <= 0.8
+    assert 0.3 <= fit(epochs=1, threshold=True).checkpoint.threshold <= 0.8
 
 
 @settings(max_examples=40, deadline=None)
@@ -172,25 +179,39 @@ IMAGES, TARGETS = textures(8, 0)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": IMAGES.astype(np.float32)}, "uint8"),
-        ({"images": IMAGES[:, :40]}, "side"),
-        ({"targets": TARGETS[:, :40]}, "targets are uint8"),
+        ({"images": IMAGES[:, :5, :5], "targets": TARGETS[:, :5, :5]}, "patches of 5 px are smaller"),
         ({"targets": TARGETS * 7}, r"got \[7\]"),
         ({"targets": TARGETS * 0}, "no tumour cell"),
         ({"targets": np.maximum(TARGETS, 1)}, "no normal cell"),
-        ({"groups": np.arange(3)}, "groups"),
-        ({"validation": np.arange(8)}, "validation needs bool"),
-        ({"validation": np.arange(8) < 3, "groups": np.arange(8) // 2}, "1 is learned from and validated on"),
+        ({"network": SMALL}, "smaller than the receptive field"),
+    ],
+)
+def test_patches_that_nothing_can_be_learnt_from_have_an_error_of_their_own(
+    changes: dict[str, Any], message: str
+) -> None:
+    images, targets = (changes.pop(name, array) for name, array in (("images", IMAGES), ("targets", TARGETS)))
+    with pytest.raises(UnfitPatchesError, match=message):
+        small_training.fit(HeldPatches(images, targets, mpp=2.0), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": IMAGES.astype(np.float32)}, "uint8"),
+        ({"images": IMAGES[:, :40]}, "side"),
+        ({"targets": TARGETS[:, :40]}, "targets are uint8"),
+        ({"patients": np.arange(3)}, "patients need shape"),
+        ({"judges": ["99"]}, "99 is to judge and has no patch"),
         ({"epochs": 0}, "epoch"),
         ({"batch": 0}, "epoch"),
-        ({"held_out": 1.0}, "held-out"),
-        ({"architecture": SMALL}, "smaller than the receptive field"),
-        ({"architecture": Architecture(TINY.layers, classes=3)}, "two classes"),
+        ({"judges": 1.0}, "held-out"),
+        ({"network": Architecture(TINY.layers, classes=3)}, "two classes"),
     ],
 )
 def test_training_refuses_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
-    pixels = {name: changes.get(name, array) for name, array in (("images", IMAGES), ("targets", TARGETS))}
-    others = {name: change for name, change in changes.items() if name not in pixels}
-    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "device": "cpu"}
-    with pytest.raises(ValueError, match=message):
-        train(HeldPatches(**pixels), **settled | others)
+    given = {"images": IMAGES, "targets": TARGETS, "patients": None}
+    of_patches: dict[str, Any] = {name: changes.get(name, array) for name, array in given.items()}
+    others = {name: change for name, change in changes.items() if name not in of_patches}
+    with pytest.raises(ValueError, match=message) as caught:
+        small_training.fit(HeldPatches(**of_patches, mpp=2.0), **others)
+    assert not isinstance(caught.value, UnfitPatchesError)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import optimize
 from sklearn.metrics import log_loss
-from small_training import TINY, fit, patches
+from small_training import fit, patches
 
 from wsi.cnn import learner
 from wsi.cnn.architectures import NETWORKS
@@ -24,7 +24,6 @@ from wsi.cnn.device_augmentation import Augmentation
 from wsi.cnn.method import Method
 from wsi.cnn.ranks import Ranks, is_first_process, joined
 from wsi.cnn.schedule import pace
-from wsi.cnn.training import train
 from wsi.cnn.training_log import TrainingLog
 from wsi.errors import PathologyError
 from wsi.patches.feeding import HeldPatches
@@ -56,9 +55,9 @@ def test_cosine_rises_and_falls(steps: int, warm_up: float) -> None:
 
 
 def test_the_mean_of_weights_is_kept() -> None:
-    start = fit(epochs=1, batch=40, held_out=0).checkpoint
+    start = fit(epochs=1, batch=40, judges=0).checkpoint
     last, mean = (
-        fit(start=start, epochs=1, batch=40, held_out=0, method=Method(average=average)).checkpoint.network.weights()
+        fit(network=start, epochs=1, batch=40, judges=0, method=Method(average=average)).checkpoint.network.weights()
         for average in (0.0, 0.9)
     )
     begun = start.network.weights()
@@ -73,15 +72,8 @@ def test_the_mean_of_weights_is_kept() -> None:
 def test_training_ends_early_when_it_grows_no_better() -> None:
     images, targets = patches()
     noise = (np.random.default_rng(1).random(len(targets)) < 0.5).astype(np.uint8)[:, None, None]
-    result = train(
-        HeldPatches(images, np.broadcast_to(noise, targets.shape).copy()),
-        mpp=2.0,
-        architecture=TINY,
-        epochs=40,
-        batch=10,
-        device="cpu",
-        method=Method(patience=2),
-    )
+    source = HeldPatches(images, np.broadcast_to(noise, targets.shape).copy(), mpp=2.0)
+    result = fit(source, epochs=40, patience=2)
     assert len(result.history) < 40
     assert result.best == len(result.history) - 3
     assert result.checkpoint.provenance["method"] == {"patience": "2"}
@@ -90,8 +82,8 @@ def test_training_ends_early_when_it_grows_no_better() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_learns(precision: Any) -> None:
     result = fit(epochs=6, method=Method(precision=precision))
-    assert result.history[result.best].validation_auc is not None
-    assert (result.history[result.best].validation_auc or 0) > 0.95
+    assert result.history[result.best].judges_auc is not None
+    assert (result.history[result.best].judges_auc or 0) > 0.95
     assert all(array.dtype == np.float32 for array in result.checkpoint.network.weights().values())
 
 
@@ -99,7 +91,7 @@ def test_half_precision_that_runs_over_leaves_the_batch_out(monkeypatch: pytest.
     monkeypatch.setattr(learner, "_FIRST_SCALE", 2.0**30)
     result = fit(epochs=8, method=Method(precision="fp16"))
     assert all(np.isfinite(array).all() for array in result.checkpoint.network.weights().values())
-    assert (result.history[-1].validation_auc or 0) > 0.9
+    assert (result.history[-1].judges_auc or 0) > 0.9
 
 
 def test_compiled_and_plain_are_alike() -> None:
@@ -109,7 +101,7 @@ def test_compiled_and_plain_are_alike() -> None:
 
 def test_full_augmentation_learns() -> None:
     result = fit(epochs=6, method=Method(augmentation=Augmentation(), schedule="cosine", average=0.9))
-    assert (result.history[result.best].validation_auc or 0) > 0.95
+    assert (result.history[result.best].judges_auc or 0) > 0.95
 
 
 def test_a_residual_network_is_trained_from_a_start(tmp_path: Path) -> None:
@@ -117,17 +109,9 @@ def test_a_residual_network_is_trained_from_a_start(tmp_path: Path) -> None:
     images = rng.integers(0, 256, (4, 436, 436, 3), dtype=np.uint8)
     targets = np.repeat(np.array([0, 1, 0, 1], np.uint8), 436 * 436).reshape(4, 436, 436)
     start = Checkpoint(network=NETWORKS["resnet18"].build(seed=1).eval(), mpp=0.5)
-    result = train(
-        HeldPatches(images, targets),
-        mpp=0.5,
-        architecture=start.architecture,
-        start=start,
-        epochs=1,
-        batch=4,
-        held_out=0,
-        device="cpu",
-        method=Method(schedule="cosine"),
-    )
+    source = HeldPatches(images, targets, mpp=0.5)
+    result = fit(source, network=start, epochs=1, batch=4, judges=0, schedule="cosine")
+    assert result.checkpoint.provenance["learning_rate"] == 1e-3
     save_checkpoint(tmp_path / "m", result.checkpoint)
     loaded = load_checkpoint(tmp_path / "m")
     before, after = start.network.weights(), loaded.network.weights()
@@ -219,7 +203,7 @@ def test_pictures_show_curves() -> None:
         assert picture.dtype == np.uint8
         assert (picture == blue).all(axis=2).sum() > 50
         assert (picture == orange).all(axis=2).sum() > 50
-    bare = fit(held_out=0, epochs=1)
+    bare = fit(judges=0, epochs=1)
     assert not (calibration_picture(bare) == blue).all(axis=2).any()
     assert learning_picture(bare).shape == learning.shape
 
@@ -231,9 +215,9 @@ def test_the_log_holds_every_pass(tmp_path: Path) -> None:
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     for row, epoch in zip(rows, result.history, strict=True):
         assert float(row["loss"]) == pytest.approx(epoch.loss, abs=1e-6)
-        assert float(row["held_out_auc"]) == pytest.approx(epoch.validation_auc, abs=1e-6)
+        assert float(row["held_out_auc"]) == pytest.approx(epoch.judges_auc, abs=1e-6)
     log = TrainingLog(tmp_path / "bare.csv")
-    fit(on_epoch=log.note, held_out=0, epochs=1)
+    fit(on_epoch=log.note, judges=0, epochs=1)
     assert (tmp_path / "bare.csv").read_text().splitlines()[1].endswith(",,")
 
 

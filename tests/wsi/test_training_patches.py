@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_training
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,9 +22,10 @@ from two_processes import started_twice
 from annotations.patches.targets import PatchTargets
 from wsi.cnn.augmentation import cell_targets
 from wsi.cnn.checkpoint import load_checkpoint
-from wsi.cnn.training import Training, train
+from wsi.cnn.resuming import Progress
+from wsi.cnn.training import Training
 from wsi.patches.blocks import BlockReader, JoinedPixels, block_of
-from wsi.patches.feeding import HeldPatches, StreamedPatches
+from wsi.patches.feeding import StreamedPatches
 from wsi.patches.passes import PassPlan
 from wsi.readers.base import BadTile
 
@@ -68,7 +70,8 @@ def streamed(images: NDArray[np.uint8], targets: NDArray[np.uint8] | None = None
     if targets is not None:
         held.put(np.arange(len(images)), targets)
     clusters = changes.pop("clusters", ())
-    return StreamedPatches(ArrayPixels(images, clusters), held, **{"record": {"patches_sha256": "x"}, **changes})
+    settled: dict[str, Any] = {"mpp": 2.0, "record": {"patches_sha256": "x"}}
+    return StreamedPatches(ArrayPixels(images, clusters), held, **settled | changes)
 
 
 # --- the order of a pass
@@ -132,7 +135,7 @@ def test_groups_come_in_their_order(parts: list[list[int]], block: int, workers:
 
 def test_windows_are_bounded_and_read_by_tiles() -> None:
     pixels = ArrayPixels(numbered(60), [3] * 19)
-    source = StreamedPatches(pixels, PatchTargets.normal(60, 2), record={}, block=10)
+    source = StreamedPatches(pixels, PatchTargets.normal(60, 2), mpp=2.0, record={}, block=10)
     order = np.random.default_rng(0).permutation(60)
     assert len(list(source.images([order[start : start + 4] for start in range(0, 60, 4)]))) == 15
     assert {len(read) for read in pixels.reads} == {8, 4}
@@ -153,7 +156,7 @@ def test_a_failure_in_reading_is_told() -> None:
         def read(self, indices: NDArray[np.int64], *, out: NDArray[np.uint8], workers: int) -> None:
             raise OSError(f"gone: {indices.size} for {out.shape} on {workers}")
 
-    source = StreamedPatches(Broken(numbered(4)), PatchTargets.normal(4, 2), record={})
+    source = StreamedPatches(Broken(numbered(4)), PatchTargets.normal(4, 2), mpp=2.0, record={})
     with pytest.raises(OSError, match="gone"):
         list(source.images([np.arange(4)]))
 
@@ -201,22 +204,20 @@ def test_a_window_fits_its_budget() -> None:
 # --- training
 
 
-def fit(**changes: Any) -> Training:
+def fit(block: int = 20, **changes: Any) -> Training:
     images, targets = patches()
-    source = streamed(images, targets, clusters=[3] * 13, block=changes.pop("block", 20), workers=1)
-    settled: dict[str, Any] = {"mpp": 2.0, "architecture": TINY, "epochs": 3, "batch": 10, "device": "cpu"}
-    return train(source, groups=np.arange(40) % 10, **settled | changes)
+    patients = np.arange(40) % 10
+    source = streamed(images, targets, patients=patients, clusters=[3] * 13, block=block, workers=1)
+    return small_training.fit(source, **changes)
 
 
 def test_streamed_patches_are_learnt_as_held_ones_are() -> None:
-    images, targets = patches()
-    found, held = fit(epochs=8), HeldPatches(images, targets)
-    other = train(held, groups=np.arange(40) % 10, mpp=2.0, architecture=TINY, epochs=8, batch=10, device="cpu")
-    assert found.held_out == other.held_out
+    found, other = fit(epochs=8), small_training.fit(epochs=8)
+    assert found.judges == other.judges
     assert found.checkpoint.network.mean == other.checkpoint.network.mean
     assert found.checkpoint.network.std == other.checkpoint.network.std
     np.testing.assert_array_equal(found.truth, other.truth)
-    assert (found.history[found.best].validation_auc or 0) > 0.95
+    assert (found.history[found.best].judges_auc or 0) > 0.95
     assert found.checkpoint.provenance["patches_sha256"] == "x"
 
 
@@ -224,7 +225,7 @@ def test_margins_are_those_of_the_held_out_patches() -> None:
     images, targets = patches()
     for block in (4, 20):
         found = fit(epochs=1, block=block)
-        shown = np.isin(np.arange(40) % 10, [int(name) for name in found.held_out])
+        shown = np.isin(np.arange(40) % 10, [int(name) for name in found.judges])
         with torch.inference_mode():
             logits = found.checkpoint.network(torch.from_numpy(images[shown]).permute(0, 3, 1, 2))
         np.testing.assert_allclose(found.margins, (logits[:, 1] - logits[:, 0]).flatten().numpy(), atol=1e-4)
@@ -236,6 +237,7 @@ import os, signal, sys
 sys.path[:0] = [{tests!r}, {own!r}]
 from pathlib import Path
 import small_training, test_training_patches, wsi.cnn.training as training
+from wsi.cnn.resuming import Progress
 write, count = training.save_progress, 0
 def save_progress(*arguments):
     global count
@@ -244,7 +246,7 @@ def save_progress(*arguments):
     if count == {writings}:
         os.kill(os.getpid(), signal.SIGKILL)
 training.save_progress = save_progress
-test_training_patches.fit(method=small_training.EVERYTHING, resume=Path({path!r}), resume_every=1)
+test_training_patches.fit(method=small_training.EVERYTHING, resume=Progress(Path({path!r}), every=1))
 """
 
 
@@ -257,7 +259,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, writings: int) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     undisturbed = fit(method=EVERYTHING)
-    resumed = fit(method=EVERYTHING, resume=path, workers=1)
+    resumed = fit(method=EVERYTHING, resume=Progress(path), workers=1)
     assert resumed.checkpoint.digest == undisturbed.checkpoint.digest
     assert resumed.history == undisturbed.history
 

@@ -45,12 +45,12 @@ def learning_picture(training: Training) -> NDArray[np.uint8]:
     passes = training.history
     best = training.best
     losses = [_Curve(name="training, augmented", points=_points([one.loss for one in passes]), ink=_ORANGE)]
-    if passes[best].validation_loss is not None:
-        held_out = _points([one.validation_loss for one in passes])
+    if passes[best].judges_loss is not None:
+        held_out = _points([one.judges_loss for one in passes])
         losses.insert(0, _Curve(name="held out", points=held_out, ink=_BLUE))
     finite = [value for curve in losses for value in curve.points[:, 1].tolist() if math.isfinite(value)]
     highest = _nice(max(finite, default=1.0))
-    areas = [_Curve(name="held out", points=_points([one.validation_auc for one in passes]), ink=_BLUE)]
+    areas = [_Curve(name="held out", points=_points([one.judges_auc for one in passes]), ink=_BLUE)]
     lowest = min((float(value) for value in areas[0].points[:, 1]), default=0.0)
     left = _plot(
         losses,
@@ -63,9 +63,7 @@ def learning_picture(training: Training) -> NDArray[np.uint8]:
     )
     notes = "of the cells of held-out patients"
     if not len(areas[0].points):
-        notes = (
-            "nothing was held out" if passes[best].validation_loss is None else "held-out patients show one class only"
-        )
+        notes = "nothing was held out" if passes[best].judges_loss is None else "held-out patients show one class only"
     right = _plot(
         areas,
         title="area under the ROC curve",

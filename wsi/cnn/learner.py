@@ -61,8 +61,7 @@ class Learner:
         device: what computes.
         pool: threads that compute alone.
         ranks: this process among those that train together.
-        steps: of the whole run.
-        learning_rate: the highest one.
+        steps: of the whole training.
     """
 
     def __init__(
@@ -75,7 +74,6 @@ class Learner:
         pool: ThreadPoolExecutor,
         ranks: Ranks,
         steps: int,
-        learning_rate: float,
     ) -> None:
         network.to(device)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -86,8 +84,9 @@ class Learner:
         self._weights = torch.tensor(data.class_weights, dtype=torch.float32, device=device)
         self._copies: list[DenseNetwork] = []
         self._parameters = list(network.parameters())
-        self._adam = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=method.weight_decay)
-        self._steps, self._highest = steps, learning_rate
+        self._highest = method.learning_rate_of(data.architecture)
+        self._adam = torch.optim.AdamW(self._parameters, lr=self._highest, weight_decay=method.weight_decay)
+        self._steps = steps
         self._done = 0
         self._dtype = _autocast(method, device)
         self._scale = _FIRST_SCALE if self._dtype == torch.float16 else 1.0
@@ -259,8 +258,8 @@ class Learner:
         targets = data.patches.targets(chosen)
         if self._method.augmentation is None:
             rng = np.random.default_rng(shard.seed)
-            return augment(shard.images, targets, data.architecture, data.jitter, rng)
-        seeds = np.stack([np.full_like(chosen, data.seed), np.full_like(chosen, shard.number), chosen], axis=1)
+            return augment(shard.images, targets, data.architecture, self._method.jitter, rng)
+        seeds = np.stack([np.full_like(chosen, self._method.seed), np.full_like(chosen, shard.number), chosen], axis=1)
         draws = self._method.augmentation.draw(seeds.astype(np.int64))
         turns = self._method.augmentation.turn_of(draws)
         labels = np.stack([turned(target, turn) for target, turn in zip(targets, turns, strict=True)])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from wsi.cnn.device_augmentation import Augmentation
+from wsi.cnn.network import Architecture, CellGeometry
 from wsi.cnn.schedule import ScheduleName
+from wsi.stain import StainJitter
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+
+_LEARNING_RATE, _RESNET_LEARNING_RATE = 4e-3, 1e-3
+_TOLD_APART = frozenset({"seed", "epochs", "batch", "learning_rate"})  # numbers that a checkpoint tells on their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,31 +21,48 @@ class Method:
     """How a network is trained.
 
     Attributes:
+        epochs: passes over the patches; but for the patience the only limit, so that a faster machine gives no other
+            network.
+        batch: patches per step, of all processes together.
+        seed: of the weights, the judges, the order and the augmentation.
+        learning_rate: the highest of the schedule; None takes 0.004 for plain stacks of layers, 0.001 for residual
+            networks.
         schedule: of the learning rate, see ``schedule.pace``.
         warm_up: share of the steps in which the cosine schedule rises.
         weight_decay: of AdamW.
+        jitter: how far stains are moved on the CPU.
         augmentation: how patches are varied, on the device; None turns, stains and focuses them on the CPU.
         average: the weights that are judged and kept are a running mean of those of all steps, of which so much is
             kept in a step (0.999; less in the first steps); 0 keeps the last ones.
-        patience: training ends when so many passes in a row were not better on the held-out groups; None never ends it.
-        temperature: divide the logits by what makes the held-out probabilities likeliest.
+        patience: training ends when so many passes in a row were not better by the judges; None never ends it.
+        temperature: divide the logits by what makes the probabilities of the judges' cells likeliest.
+        threshold: choose the threshold (0.30 to 0.80) with the highest Dice on the judges' cells, unless 0.5 is within
+            0.005 of it; otherwise the threshold is 0.5.
         precision: of the convolutions: ``auto`` is bf16 on a GPU that has it (Ampere and later), else fp32. fp16 scales
             its loss.
         compiler: backend of ``torch.compile`` (``inductor``), None for none. It pays on a GPU with many steps; on a
             CPU it was found to be no faster.
     """
 
+    epochs: int = 12
+    batch: int = 16
+    seed: int = 0
+    learning_rate: float | None = None
     schedule: ScheduleName = "one-cycle"
     warm_up: float = 0.05
     weight_decay: float = 1e-2
+    jitter: StainJitter = field(default_factory=StainJitter)
     augmentation: Augmentation | None = None
     average: float = 0.0
     patience: int | None = None
     temperature: bool = False
+    threshold: bool = False
     precision: Precision = "auto"
     compiler: str | None = None
 
     def __post_init__(self) -> None:
+        if min(self.epochs, self.batch) < 1:
+            raise ValueError(f"training needs at least one epoch and one patch per step: {self.epochs}, {self.batch}")
         if self.schedule not in ("one-cycle", "cosine"):
             raise ValueError(f"a schedule is one-cycle or cosine, got {self.schedule!r:.40}")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
@@ -50,9 +72,13 @@ class Method:
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is at least one pass, got {self.patience}")
 
+    def learning_rate_of(self, architecture: CellGeometry) -> float:
+        """The highest learning rate: as given, or the usual one of the architecture."""
+        usual = _LEARNING_RATE if isinstance(architecture, Architecture) else _RESNET_LEARNING_RATE
+        return self.learning_rate or usual
+
     def to_json(self) -> dict[str, Any]:
         """For the provenance: what differs from the defaults, as text."""
         usual = Method()
-        return {
-            name: str(getattr(self, name)) for name in self.__slots__ if getattr(self, name) != getattr(usual, name)
-        }
+        names = [name for name in self.__slots__ if name not in _TOLD_APART]
+        return {name: str(getattr(self, name)) for name in names if getattr(self, name) != getattr(usual, name)}

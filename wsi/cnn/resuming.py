@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,36 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from wsi.errors import CheckpointError
-from wsi.store import atomic_bytes
+from wsi.store import atomic_bytes, storage
 
 _KEY = "sentinode training"
 _MEND = "remove the file to begin anew"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The file that a killed training goes on from, bit for bit on the CPU.
+
+    Attributes:
+        path: where it is written while training goes on; where it is there already, training goes on from it.
+        every: steps between two writings; every pass ends with one, too.
+    """
+
+    path: Path
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"at least one step lies between two writings, got {self.every}")
+
+    def discard(self) -> None:
+        """Begin anew.
+
+        Raises:
+            StorageError: the file system refuses.
+        """
+        with storage(self.path):
+            self.path.unlink(missing_ok=True)
 
 
 def save_progress(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,13 @@ from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.device import lone_threads
 from wsi.cnn.learner import DivergedError, Learner, diverged
 from wsi.cnn.method import Method
-from wsi.cnn.network import SMALL, CellGeometry
+from wsi.cnn.network import SMALL, CellGeometry, DenseNetwork
 from wsi.cnn.ranks import Ranks, joined
-from wsi.cnn.resuming import load_progress, save_progress
-from wsi.cnn.training_data import TrainingData
+from wsi.cnn.resuming import Progress, load_progress, save_progress
+from wsi.cnn.training_data import Judges, TrainingData
 from wsi.cores import usable_cores
 from wsi.errors import CheckpointError
 from wsi.patches.feeding import TrainingPatches
-from wsi.stain import StainJitter
-from wsi.store import storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +36,22 @@ class Epoch:
     Attributes:
         number, epochs: this pass, counted from 1, and how many there will be.
         loss: mean over this pass's augmented patches, both classes counting equally.
-        validation_loss, validation_auc: on the cells of held-out groups; None where nothing is held out, the AUC also
-            where they show one class only. Infinite, and None, where the network says what is no finite number.
+        judges_loss, judges_auc: on the cells of the patients who judge; None where nobody does, the AUC also where
+            they show one class only. Infinite, and None, where the network says what is no finite number.
     """
 
     number: int
     epochs: int
     loss: float
-    validation_loss: float | None
-    validation_auc: float | None
+    judges_loss: float | None
+    judges_auc: float | None
 
     def __str__(self) -> str:
         text = f"epoch {self.number}/{self.epochs}: loss {self.loss:.4f}"
-        if self.validation_loss is not None:
-            text += f", held-out loss {self.validation_loss:.4f}"
-        if self.validation_auc is not None:
-            text += f", held-out AUC {self.validation_auc:.4f}"
+        if self.judges_loss is not None:
+            text += f", held-out loss {self.judges_loss:.4f}"
+        if self.judges_auc is not None:
+            text += f", held-out AUC {self.judges_auc:.4f}"
         return text
 
 
@@ -65,10 +62,10 @@ class Training:
     Attributes:
         checkpoint: of the best pass.
         history: one Epoch per pass.
-        best: which of them: the lowest validation loss, the last one where nothing was held out.
-        held_out: names of the groups held out for validation.
-        margins: float64 (m,), of the held-out cells that were looked at, by the best pass, before any temperature:
-            logit of tumour minus logit of normal.
+        best: which of them: the lowest loss of the judges, the last one where nobody judges.
+        judges: names of the patients who judged.
+        margins: float64 (m,), of the judges' cells that were looked at, by the best pass, before any temperature: logit
+            of tumour minus logit of normal.
         truth: bool (m,), whether those cells are tumour.
         class_weights: float64 (2,), of a normal and a tumour cell in the loss.
     """
@@ -76,7 +73,7 @@ class Training:
     checkpoint: Checkpoint
     history: tuple[Epoch, ...]
     best: int
-    held_out: tuple[str, ...]
+    judges: tuple[str, ...]
     margins: NDArray[np.float64]
     truth: NDArray[np.bool_]
     class_weights: NDArray[np.float64]
@@ -84,25 +81,13 @@ class Training:
 
 def train(
     patches: TrainingPatches,
+    method: Method | None = None,
     *,
-    mpp: float,
-    groups: NDArray[Any] | None = None,
-    epochs: int = 12,
-    batch: int = 16,
-    seed: int = 0,
+    network: CellGeometry | Checkpoint = SMALL,
+    judges: Judges = 0.2,
     device: str = "auto",
     workers: int | None = None,
-    architecture: CellGeometry = SMALL,
-    start: Checkpoint | None = None,
-    learning_rate: float = 4e-3,
-    jitter: StainJitter | None = None,
-    held_out: float = 0.2,
-    validation: NDArray[np.bool_] | None = None,
-    calibrate: bool = False,
-    method: Method | None = None,
-    resume: Path | None = None,
-    resume_every: int = 100,
-    provenance: Mapping[str, Any] | None = None,
+    resume: Progress | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Training:
@@ -113,95 +98,67 @@ def train(
     Args:
         patches: HeldPatches or StreamedPatches. A cell takes the class of the four pixels around its centre, and is not
             looked at where they differ.
-        mpp: um per pixel of the patches.
-        groups: (n,) the patient of each image: a patient is either trained on or validated on. None: each image is
-            its own group.
-        epochs: passes over the training patches; but for the method's patience the only limit, so that a faster
-            machine gives no other network.
-        batch: images per step, of all processes together.
-        seed: of the weights, the split, the order and the augmentation.
+        method: how; None takes the defaults.
+        network: an architecture, or a checkpoint of the patches' mpp to go on from: its architecture, weights and
+            normalisation are taken.
+        judges: patients by whom the passes are judged, by name, or the share of them that is drawn; 0 for nobody.
         device: auto, cpu or cuda.
         workers: threads on a CPU, without influence on the result; None takes this process's share of the
             usable cores.
-        architecture: of the network.
-        start: a checkpoint to go on from, of the same architecture and mpp; its weights and normalisation are taken.
-        learning_rate: the highest of the schedule.
-        jitter: how far stains are moved; None takes StainJitter's defaults. An augmentation of ``method`` has its own.
-        held_out: share of the groups that is validated on; 0 for none.
-        validation: bool (n,), which patches are validated on, in place of a share; whole groups.
-        calibrate: choose the threshold (0.30 to 0.80) with the highest Dice on the held-out cells, unless 0.5 is
-            within 0.005 of it; otherwise the threshold is 0.5.
-        method: schedule, augmentation, averaging, early end, precision; None takes the defaults.
-        resume: a file that is written while training goes on. Where it is there already, training goes on from it,
-            and on the CPU ends with the same bytes as if it had never been killed.
-        resume_every: steps between two writings; every pass ends with one, too.
-        provenance: added to the checkpoint's; values that JSON can hold.
+        resume: goes on where a killed training was.
         on_epoch: called after each pass; for those made before a resumption at once.
         on_step: called after each batch with the patches that this pass has learnt from and those of the whole pass.
 
     Raises:
-        ValueError: shapes or values do not fit, or the training groups lack one of the two classes.
+        UnfitPatchesError: the patches are too small, or lack one of the two classes where they are learnt from.
+        ValueError: values do not fit.
         CheckpointError: the file to resume from is damaged or of other settings.
         StorageError: the file to resume from cannot be written.
         DivergedError: a loss or a weight is not finite; the file to resume from is gone, as it would lead there again.
         PathologyError: the device is not there, or its memory is too small.
     """
-    if min(epochs, batch, resume_every) < 1:
-        raise ValueError(f"training needs at least one epoch and one image per step, got {epochs}, {batch}")
-    if start is not None and (start.architecture, start.mpp) != (architecture, mpp):
-        raise ValueError("the checkpoint to go on from has another architecture or mpp")
-    method, rng = method or Method(), np.random.default_rng(seed)
-    data = TrainingData.split(
-        patches,
-        groups=groups,
-        share=held_out,
-        validation=validation,
-        architecture=architecture,
-        jitter=jitter or StainJitter(),
-        seed=seed,
-        rng=rng,
-    )
-    mean, std = data.moments() if start is None else (start.network.mean, start.network.std)
-    network = architecture.build(mean=mean, std=std, seed=seed)
-    if start is not None:
-        network.fill(start.network.weights())
+    start = network if isinstance(network, Checkpoint) else None
+    architecture = network.architecture if isinstance(network, Checkpoint) else network
+    if start is not None and start.mpp != patches.mpp:
+        raise ValueError(f"the checkpoint to go on from looks at {start.mpp} um/px, the patches have {patches.mpp}")
+    method = method or Method()
+    rng, learning_rate = np.random.default_rng(method.seed), method.learning_rate_of(architecture)
+    data = TrainingData.split(patches, judges=judges, architecture=architecture, rng=rng)
     record: dict[str, Any] = {
-        "seed": seed,
-        "epochs": epochs,
-        "batch": batch,
+        "seed": method.seed,
+        "epochs": method.epochs,
+        "batch": method.batch,
         "learning_rate": learning_rate,
         "start": None if start is None else start.digest,
         "images": len(patches),
-        "held_out": list(data.held_out),
+        "held_out": list(data.judges),
         **patches.record,
         "torch": str(torch.__version__),
     }
-    if method != Method():
+    if method.to_json():
         record["method"] = method.to_json()
-    size = min(batch, len(data.learning))
+    size = min(method.batch, len(data.learning))
     with (
         joined(device) as (ranks, target),
         lone_threads(workers or max(1, usable_cores() // ranks.on_machine), "train") as pool,
     ):
         learner = Learner(
-            network,
+            _begun(data, start, seed=method.seed),
             data,
             method=method,
             device=target,
             pool=pool,
             ranks=ranks,
-            steps=epochs * (len(data.learning) // size),
-            learning_rate=learning_rate,
+            steps=method.epochs * (len(data.learning) // size),
         )
         asked = record | {
-            "mpp": mpp,
+            "mpp": patches.mpp,
             "architecture": architecture.to_json(),
-            "jitter": asdict(data.jitter),
             "processes": ranks.world,
             "device": target.type,
         }
-        course = _Course(learner, data, rng, epochs=epochs, size=size, rank=ranks.rank)
-        progress = _Progress(path=resume, every=resume_every, asked=asked, ranks=ranks)
+        course = _Course(learner, data, rng, epochs=method.epochs, size=size, rank=ranks.rank)
+        progress = _OwnProgress(file=resume, asked=asked, ranks=ranks)
         try:
             course.go(
                 progress=progress,
@@ -212,60 +169,70 @@ def train(
         except DivergedError:
             progress.discard()
             raise
-        network = learner.judged
-        network.load_state_dict(course.kept)
+        kept = learner.judged
+        kept.load_state_dict(course.kept)
         margins = learner.margins(data.shown)
     cells = data.cells[data.shown]
     looked_at = cells != IGNORE
     margins, truth = margins.reshape(cells.shape)[looked_at], cells[looked_at] == 1
     if method.temperature:
-        network.temperature = best_temperature(truth, margins, data.class_weights)
-    chosen = course.history[course.best]
-    told = {"best_epoch": course.best + 1, "validation_auc": chosen.validation_auc}
+        kept.temperature = best_temperature(truth, margins, data.class_weights)
+    best = course.history[course.best]
+    told = {"best_epoch": best.number, "validation_auc": best.judges_auc, "validation_loss": best.judges_loss}
     checkpoint = Checkpoint(
-        network=network.cpu().eval(),
-        mpp=mpp,
-        threshold=best_threshold(truth, margins / network.temperature) if calibrate else 0.5,
-        provenance=record | told | {"validation_loss": chosen.validation_loss} | dict(provenance or {}),
+        network=kept.cpu().eval(),
+        mpp=patches.mpp,
+        threshold=best_threshold(truth, margins / kept.temperature) if method.threshold else 0.5,
+        provenance=record | told,
     )
     return Training(
         checkpoint=checkpoint,
         history=tuple(course.history),
         best=course.best,
-        held_out=data.held_out,
+        judges=data.judges,
         margins=margins,
         truth=truth,
         class_weights=data.class_weights,
     )
 
 
+def _begun(data: TrainingData, start: Checkpoint | None, *, seed: int) -> DenseNetwork:
+    """The network before its first step."""
+    if start is None:
+        mean, std = data.moments()
+        return data.architecture.build(mean=mean, std=std, seed=seed)
+    network = start.architecture.build(mean=start.network.mean, std=start.network.std, seed=seed)
+    network.fill(start.network.weights())
+    return network
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Progress:
-    """The file that a killed training goes on from.
+class _OwnProgress:
+    """The file that this training goes on from.
 
     Attributes:
-        path: None for none.
-        every: steps between two writings.
+        file: None for none.
         asked: what the file has to be of.
         ranks: the first process writes, all of them read.
     """
 
-    path: Path | None
-    every: int
+    file: Progress | None
     asked: Mapping[str, Any]
     ranks: Ranks
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        return None if self.path is None else load_progress(self.path, self.asked)
+        return None if self.file is None else load_progress(self.file.path, self.asked)
+
+    def is_due(self, steps: int) -> bool:
+        return self.file is not None and steps % self.file.every == 0
 
     def save(self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-        if self.path is not None and self.ranks.is_first:
-            save_progress(self.path, tensors, {"run": dict(self.asked), **record})
+        if self.file is not None and self.ranks.is_first:
+            save_progress(self.file.path, tensors, {"run": dict(self.asked), **record})
 
     def discard(self) -> None:
-        if self.path is not None and self.ranks.is_first:
-            with storage(self.path):
-                self.path.unlink(missing_ok=True)
+        if self.file is not None and self.ranks.is_first:
+            self.file.discard()
 
 
 class _Course:
@@ -284,7 +251,7 @@ class _Course:
     def go(
         self,
         *,
-        progress: _Progress,
+        progress: _OwnProgress,
         patience: int | None,
         on_epoch: Callable[[Epoch], None],
         on_step: Callable[[int, int], None],
@@ -297,16 +264,16 @@ class _Course:
             self._learn(progress, on_step)
             epoch = self._judge()
             self.history.append(epoch)
-            if epoch.validation_loss is None or len(self.history) == 1 or self._is_better(epoch.validation_loss):
+            if epoch.judges_loss is None or len(self.history) == 1 or self._is_better(epoch.judges_loss):
                 self.best = len(self.history) - 1
                 self.kept = copy.deepcopy(dict(self._learner.judged.state_dict()))
             self._losses = []
             self._save(progress, self._rng.bit_generator.state)
             on_epoch(epoch)
-        if self.history[self.best].validation_loss == math.inf:
+        if self.history[self.best].judges_loss == math.inf:
             raise diverged("what the network says")
 
-    def _learn(self, progress: _Progress, on_step: Callable[[int, int], None]) -> None:
+    def _learn(self, progress: _OwnProgress, on_step: Callable[[int, int], None]) -> None:
         """One pass, but for the batches of it that are done already."""
         began = self._rng.bit_generator.state
         seeds = iter(lambda: int(self._rng.integers(2**63)), -1)
@@ -318,7 +285,7 @@ class _Course:
             for number, (chosen, pixels) in enumerate(zip(batches[done:], images, strict=True), done + 1):
                 self._losses.append(self._learner.step(chosen, pixels, seeds, len(self.history)))
                 on_step(number * size, len(batches) * size)
-                if number % progress.every == 0 and number < len(batches):
+                if progress.is_due(number) and number < len(batches):
                     self._save(progress, began)
         self._learner.settle()
 
@@ -337,19 +304,19 @@ class _Course:
             number=len(self.history) + 1,
             epochs=self._epochs,
             loss=float(np.mean(self._losses)),
-            validation_loss=loss,
-            validation_auc=area,
+            judges_loss=loss,
+            judges_auc=area,
         )
 
     def _is_better(self, loss: float) -> bool:
-        before = self.history[self.best].validation_loss
+        before = self.history[self.best].judges_loss
         return before is None or loss < before
 
     def _is_over(self, patience: int | None) -> bool:
         return patience is not None and len(self.history) - 1 - self.best >= patience
 
-    def _save(self, progress: _Progress, began: Mapping[str, Any]) -> None:
-        if progress.path is None:
+    def _save(self, progress: _OwnProgress, began: Mapping[str, Any]) -> None:
+        if progress.file is None:
             return
         tensors, learner = self._learner.state()
         record = {
@@ -361,7 +328,7 @@ class _Course:
         }
         progress.save(tensors | {f"best/{name}": value for name, value in self.kept.items()}, record)
 
-    def _take(self, progress: _Progress) -> None:
+    def _take(self, progress: _OwnProgress) -> None:
         found = progress.load()
         if found is None:
             return
@@ -377,7 +344,9 @@ class _Course:
             }
         except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(
-                progress.path, "is no progress of this training", mend="remove the file to begin anew"
+                None if progress.file is None else progress.file.path,
+                "is no progress of this training",
+                mend="remove the file to begin anew",
             ) from error
 
 

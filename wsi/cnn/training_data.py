@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi.cnn.augmentation import IGNORE, cell_targets
 from wsi.cnn.network import CellGeometry
+from wsi.errors import PathologyError
 from wsi.patches.feeding import TrainingPatches
-from wsi.stain import StainJitter
+
+Judges: TypeAlias = float | Collection[str]
+"""Who judges a network and is never learnt from: a share of the patients, drawn by chance, or their names."""
 
 _LOOKED_AT = 8192  # patches of which colours are measured, at most
 _TOGETHER = 64
+
+
+class UnfitPatchesError(PathologyError, ValueError):
+    """Nothing can be learnt from these patches; others are needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,11 +34,9 @@ class TrainingData:
         cells: uint8 (n, i, j), the class of each output cell, before any augmentation: 0 normal, 1 tumour, 255 not
             looked at.
         class_weights: float64 (2,), with which both classes count half of what is learned.
-        learning, shown: indices of the patches that are learned from and of those that judge.
-        held_out: names of the groups of the latter.
+        learning, shown: indices of the patches that are learned from and of those of the judges.
+        judges: names of the patients who judge.
         architecture: of the network.
-        jitter: how far stains are moved.
-        seed: of the augmentation.
     """
 
     patches: TrainingPatches
@@ -39,58 +44,42 @@ class TrainingData:
     class_weights: NDArray[np.float64]
     learning: NDArray[np.int64]
     shown: NDArray[np.int64]
-    held_out: tuple[str, ...]
+    judges: tuple[str, ...]
     architecture: CellGeometry
-    jitter: StainJitter
-    seed: int
 
     @classmethod
     def split(
-        cls,
-        patches: TrainingPatches,
-        *,
-        groups: NDArray[Any] | None,
-        share: float,
-        validation: NDArray[np.bool_] | None,
-        architecture: CellGeometry,
-        jitter: StainJitter,
-        seed: int,
-        rng: np.random.Generator,
+        cls, patches: TrainingPatches, *, judges: Judges, architecture: CellGeometry, rng: np.random.Generator
     ) -> TrainingData:
-        """Hold groups out, and weigh the classes of the others.
+        """Hold the judges' patches out, and weigh the classes of the others.
 
         Args:
             patches: all.
-            groups: (n,) the group of each patch; None makes each its own.
-            share: of the groups that is held out, 0 for none.
-            validation: bool (n,), which patches are held out, in place of a share.
+            judges: names of patients, or the share of them that is drawn; 0 for none.
             architecture: of the network.
-            jitter: how far stains are moved.
-            seed: of the augmentation.
-            rng: draws the groups.
+            rng: draws the judges.
 
         Raises:
-            ValueError: shapes or values do not fit, a group stands on both sides, or what is learned from lacks one of
-                the two classes.
+            UnfitPatchesError: patches are too small, hold an unknown class, or lack one of the two where they are
+                learned from.
+            ValueError: a judge has no patch, the share is none, or the architecture does not tell two classes apart.
         """
         cells = _cells(patches, architecture)
-        names = np.arange(len(patches)).astype(str) if groups is None else np.asarray(groups).astype(str)
-        if names.shape != (len(patches),):
-            raise ValueError(f"groups need shape ({len(patches)},), got {names.shape}")
-        if validation is None:
-            validation = _held_out(names, cells, share, rng)
-        _check_apart(names, validation)
-        learning = np.flatnonzero(~validation)
+        names = patches.patients
+        chosen = _drawn(names, cells, judges, rng) if isinstance(judges, float | int) else np.unique([*judges])
+        strangers = np.setdiff1d(chosen, names)
+        if strangers.size:
+            raise ValueError(f"{strangers[0]} is to judge and has no patch")
+        shown = np.isin(names, chosen)
+        learning = np.flatnonzero(~shown)
         return cls(
             patches=patches,
             cells=cells,
             class_weights=_class_weights(cells[learning]),
             learning=learning,
-            shown=np.flatnonzero(validation),
-            held_out=tuple(np.unique(names[validation]).tolist()),
+            shown=np.flatnonzero(shown),
+            judges=tuple(np.unique(names[shown]).tolist()),
             architecture=architecture,
-            jitter=jitter,
-            seed=seed,
         )
 
     def moments(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -111,7 +100,7 @@ def blocks_of(chosen: NDArray[np.int64], size: int) -> Sequence[NDArray[np.int64
 def _cells(patches: TrainingPatches, architecture: CellGeometry) -> NDArray[np.uint8]:
     """The cells' targets, uint8 (n, i, j)."""
     if patches.size_px < architecture.receptive_field_px:
-        raise ValueError(f"images of {patches.size_px} px are smaller than the receptive field")
+        raise UnfitPatchesError(None, f"patches of {patches.size_px} px are smaller than the receptive field")
     if architecture.classes != 2:
         raise ValueError(f"training tells normal from tumour: two classes, not {architecture.classes}")
     count = architecture.cells(patches.size_px)
@@ -120,23 +109,15 @@ def _cells(patches: TrainingPatches, architecture: CellGeometry) -> NDArray[np.u
         targets = patches.targets(chosen)
         odd = set(np.flatnonzero(np.bincount(targets.ravel(), minlength=256)).tolist()) - {0, 1, IGNORE}
         if odd:
-            raise ValueError(f"targets are 0, 1 or {IGNORE}, got {sorted(odd)}")
+            raise UnfitPatchesError(None, f"targets are 0, 1 or {IGNORE}, got {sorted(odd)}")
         cells[chosen] = cell_targets(targets, architecture)
     return cells
 
 
-def _check_apart(names: NDArray[np.str_], validation: NDArray[np.bool_]) -> None:
-    if validation.dtype != bool or validation.shape != names.shape:
-        raise ValueError(f"validation needs bool of shape {names.shape}, got {validation.dtype} {validation.shape}")
-    both = np.intersect1d(names[validation], names[~validation])
-    if both.size:
-        raise ValueError(f"{both[0]} is learned from and validated on")
-
-
-def _held_out(
+def _drawn(
     names: NDArray[np.str_], cells: NDArray[np.uint8], share: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Which images are validated on: bool (n,). Groups with and without tumour are drawn apart, in the same share."""
+) -> NDArray[np.str_]:
+    """Who judges. Patients with and without tumour are drawn apart, in the same share."""
     if not 0 <= share < 1:
         raise ValueError(f"the held-out share lies in 0..1, got {share}")
     sick = np.unique(names[(cells == 1).any(axis=(1, 2))])
@@ -144,7 +125,7 @@ def _held_out(
     for stratum in (sick, np.setdiff1d(np.unique(names), sick)):
         count = min(max(1, round(share * len(stratum))), len(stratum) - 1) if share else 0
         chosen.append(rng.permutation(stratum)[: max(0, count)])
-    return np.isin(names, np.concatenate(chosen))
+    return np.concatenate(chosen)
 
 
 def _class_weights(cells: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -152,7 +133,7 @@ def _class_weights(cells: NDArray[np.uint8]) -> NDArray[np.float64]:
     counts = np.array([np.count_nonzero(cells == 0), np.count_nonzero(cells == 1)])
     if not counts.all():
         missing = "normal" if not counts[0] else "tumour"
-        raise ValueError(f"the training patches hold no {missing} cell")
+        raise UnfitPatchesError(None, f"the training patches hold no {missing} cell")
     weights: NDArray[np.float64] = counts.sum() / (2 * counts)
     return weights
 

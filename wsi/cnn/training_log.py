@@ -41,11 +41,11 @@ class TrainingLog:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_HEADER)
         for row in self._rows:
-            numbers = (row.loss, row.validation_loss, row.validation_auc)
+            numbers = (row.loss, row.judges_loss, row.judges_auc)
             writer.writerow([row.number, *("" if number is None else f"{number:.6f}" for number in numbers)])
         atomic_text(self._path, text.getvalue())
         if self._board is not None:
-            values = dict(zip(_HEADER[1:], (epoch.loss, epoch.validation_loss, epoch.validation_auc), strict=True))
+            values = dict(zip(_HEADER[1:], (epoch.loss, epoch.judges_loss, epoch.judges_auc), strict=True))
             for name, value in values.items():
                 if value is not None:
                     self._board.add_scalar(name, value, epoch.number)

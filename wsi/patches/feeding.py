@@ -28,6 +28,16 @@ class TrainingPatches(Protocol):
         ...
 
     @property
+    def mpp(self) -> float:
+        """Um per pixel."""
+        ...
+
+    @property
+    def patients(self) -> NDArray[np.str_]:
+        """Text (n,): whom each patch is of; a patient is either learnt from or judges."""
+        ...
+
+    @property
     def record(self) -> Mapping[str, Any]:
         """What tells these patches from all others; values that JSON can hold."""
         ...
@@ -63,22 +73,42 @@ class HeldPatches:
     Args:
         images: uint8 (n, side, side, 3), RGB.
         targets: uint8 (n, side, side): 0 normal, 1 tumour, 255 not looked at.
+        mpp: um per pixel.
+        patients: (n,), whom each patch is of; None makes each its own.
 
     Raises:
         ValueError: the shapes or types do not fit.
     """
 
-    def __init__(self, images: NDArray[np.uint8], targets: NDArray[np.uint8]) -> None:
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        targets: NDArray[np.uint8],
+        *,
+        mpp: float,
+        patients: NDArray[Any] | None = None,
+    ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
             raise ValueError(f"images are uint8 (n, side, side, 3), got {images.dtype} {images.shape}")
         if targets.dtype != np.uint8 or targets.shape != images.shape[:3]:
             raise ValueError(f"targets are uint8 {images.shape[:3]}, got {targets.dtype} {targets.shape}")
         self._images, self._targets = images, targets
+        self._mpp, self._patients = mpp, _names(patients, len(images))
 
     @property
     def size_px(self) -> int:
         """Side of the patches."""
         return int(self._images.shape[1])
+
+    @property
+    def mpp(self) -> float:
+        """Um per pixel."""
+        return self._mpp
+
+    @property
+    def patients(self) -> NDArray[np.str_]:
+        """Text (n,)."""
+        return self._patients
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -117,12 +147,15 @@ class StreamedPatches:
     Args:
         pixels: where they are read.
         targets: gives uint8 (n, side, side) for some of them.
+        mpp: um per pixel.
+        patients: (n,), whom each patch is of; None makes each its own.
         record: what tells these patches from all others; values that JSON can hold.
         block: patches read together; by default as many as fit into 96 MiB, 1,024 at most.
         workers: threads that decode; by default all usable cores.
 
     Raises:
         SlideError: a slide cannot be opened.
+        ValueError: there are not as many patients as patches.
     """
 
     def __init__(
@@ -130,11 +163,14 @@ class StreamedPatches:
         pixels: PatchPixels,
         targets: Callable[[Indices], NDArray[np.uint8]],
         *,
+        mpp: float,
+        patients: NDArray[Any] | None = None,
         record: Mapping[str, Any],
         block: int | None = None,
         workers: int | None = None,
     ) -> None:
         self._pixels, self._targets, self._record = pixels, targets, dict(record)
+        self._mpp, self._patients = mpp, _names(patients, len(pixels))
         self._block = block or block_of(pixels.size_px, _BLOCK_BYTES)
         self._plan = pixels.plan()
         self._order = np.empty(len(pixels), np.int64)
@@ -145,6 +181,16 @@ class StreamedPatches:
     def size_px(self) -> int:
         """Side of the patches."""
         return self._pixels.size_px
+
+    @property
+    def mpp(self) -> float:
+        """Um per pixel."""
+        return self._mpp
+
+    @property
+    def patients(self) -> NDArray[np.str_]:
+        """Text (n,)."""
+        return self._patients
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -192,6 +238,13 @@ class StreamedPatches:
                 ends = np.cumsum([len(part) for part in group])[:-1]
                 for order in np.split(block.order, ends):
                     yield block.pixels[order]
+
+
+def _names(patients: NDArray[Any] | None, count: int) -> NDArray[np.str_]:
+    names = np.arange(count).astype(str) if patients is None else np.asarray(patients).astype(str)
+    if names.shape != (count,):
+        raise ValueError(f"patients need shape ({count},), got {names.shape}")
+    return names
 
 
 def _together(parts: Iterable[Indices], most: int) -> Iterator[list[Indices]]:

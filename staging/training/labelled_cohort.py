@@ -1,0 +1,70 @@
+"""Slides whose labels are known: what patches are drawn from, and what mistakes and the peak are looked for on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from annotations.patches.table import read_table
+from staging.cohorts.camelyon import SlideFile, StageTable
+from staging.cohorts.errata import EXCLUDED
+from staging.cohorts.names import slide_key
+from staging.lesions.labels import SlideLabel
+from staging.runs.bars import CohortProgress
+from staging.training.sampling import sample_cohort
+from staging.training.sources import PatchRecipe, described
+from wsi.store import json_text
+
+NEGATIVES = 24
+"""Negative slides that are looked at, at most: each costs an inference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledCohort:
+    """Slides, what is drawn on them and how they are labelled.
+
+    Attributes:
+        slides: where they lie.
+        annotations: directory of their contours, ``<slide>.xml`` or ``.geojson``.
+        reference: their labels.
+    """
+
+    slides: Sequence[SlideFile]
+    annotations: Path
+    reference: StageTable
+
+    def of(self, patients: Collection[str]) -> Self:
+        """The slides of some patients; a slide whose name tells none is its own patient."""
+        return replace(self, slides=[slide for slide in self.slides if (slide.patient or slide.name) in patients])
+
+    def negatives(self) -> Self:
+        """At most NEGATIVES of the slides that are labelled negative, spread over the patients.
+
+        Slides that are known to be wrong are left out.
+        """
+        labels = {slide_key(name): label for name, label in self.reference.labels.items()}
+        known = [slide for slide in self.slides if slide.name.lower() not in EXCLUDED]
+        found = [slide for slide in known if labels.get(slide_key(slide.name)) is SlideLabel.NEGATIVE]
+        return replace(self, slides=found[:: max(1, len(found) // NEGATIVES)][:NEGATIVES])
+
+    def draw(self, output: Path, recipe: PatchRecipe, *, workers: int, verb: str) -> None:
+        """Draw patches as a table; one that is there and was drawn by the same recipe is kept.
+
+        Args:
+            output: the table, ``.parquet``.
+            recipe: what to draw.
+            workers: processes.
+            verb: what is done to the slides, for the bar.
+
+        Raises:
+            PathologyError: see ``sample_cohort``.
+        """
+        if output.exists() and read_table(output).about.get("recipe") == json.loads(json_text(described(recipe))):
+            return
+        with CohortProgress(len(self.slides), verb=verb, tiles=False) as progress:
+            sample_cohort(
+                self.slides, self.annotations, self.reference, output, recipe=recipe, workers=workers, news=progress
+            )

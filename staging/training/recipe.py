@@ -1,0 +1,111 @@
+"""How the demonstration and the cross-validation make a network: of a labelled cohort alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from staging.errors import CohortError
+from staging.lesions.labels import SizeRule
+from staging.lesions.settings import SMALLEST_UM, peak_of
+from staging.runs.config import RunConfig
+from staging.training.labelled_cohort import LabelledCohort
+from staging.training.mining import MiningPlan
+from staging.training.rounds import TrainingPlan
+from staging.training.sources import PatchRecipe
+from wsi.stain import StainJitter
+from wsi.store import digest_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortRecipe:
+    """A first network, the positions where it errs on negative slides, and the final network.
+
+    Attributes:
+        seed: of the patches, the weights and their order.
+        mpp: um per pixel at which the network looks.
+        size_px: side of the patches.
+        tumour, normal: patches per slide.
+        hard: patches per negative slide where the first network takes normal tissue for tumour.
+        first_epochs: passes of the first network.
+        epochs: passes of the final one.
+        smallest_um: shorter lesions are noise.
+        slide_mpp: um per level-0 px in place of what the files say.
+        device: where the network is trained, looks for its mistakes, and runs.
+    """
+
+    seed: int = 0
+    mpp: float = 2.0
+    size_px: int = 192
+    tumour: int = 28
+    normal: int = 16
+    hard: int = 24
+    first_epochs: int = 3
+    epochs: int = 11
+    smallest_um: float = SMALLEST_UM
+    slide_mpp: float | None = None
+    device: str = "auto"
+
+    def plan(self, cohort: LabelledCohort, output: Path, *, workers: int) -> TrainingPlan:
+        """The training of a cohort.
+
+        Args:
+            cohort: what to learn from; nobody judges.
+            output: the checkpoint. One that is there and was made from the same is kept.
+            workers: processes that read slides.
+
+        Raises:
+            CohortError: there is no negative slide, or none with contours.
+        """
+        from wsi.cnn.method import Method  # noqa: PLC0415  (loads torch)
+
+        if not cohort.negatives().slides:
+            raise CohortError(cohort.annotations, "goes with no slide that is labelled negative", mend="add some")
+        if not any((cohort.annotations / f"{slide.name}.xml").is_file() for slide in cohort.slides):
+            raise CohortError(
+                cohort.annotations,
+                f"has contours for none of the {len(cohort.slides)} slides to train on",
+                mend="give the contours of slides with tumour, or take fewer folds",
+            )
+        return TrainingPlan(
+            patches=PatchRecipe(
+                mpp=self.mpp,
+                size_px=self.size_px,
+                tumour=self.tumour,
+                normal=self.normal,
+                seed=self.seed,
+                slide_mpp=self.slide_mpp,
+            ),
+            cohort=cohort,
+            output=output,
+            method=Method(
+                epochs=self.epochs,
+                seed=self.seed,
+                jitter=StainJitter(sigma=0.15, strength=0.25, hue=0.1, bias=0.04, exposure=0.03),
+            ),
+            held_out=0,
+            mining=MiningPlan(epochs=self.first_epochs, hard=self.hard, only_negatives=True),
+            smallest_um=self.smallest_um,
+            slide_mpp=self.slide_mpp,
+            device=self.device,
+            workers=workers,
+            made_from=digest_of({"recipe": asdict(self), "slides": [slide.name for slide in cohort.slides]}),
+        )
+
+    def run_configuration(self, model: Path, *, nodes: int = 5) -> RunConfig:
+        """The configuration with which a checkpoint of this recipe is run.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+
+        checkpoint = load_checkpoint(model)
+        return RunConfig(
+            model=checkpoint.digest,
+            threshold=checkpoint.threshold,
+            peak=peak_of(checkpoint.provenance),
+            mpp=self.slide_mpp,
+            rule=SizeRule(smallest_um=self.smallest_um),
+            nodes=nodes,
+        )
