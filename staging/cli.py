@@ -28,6 +28,7 @@ from staging.commands import (
     submission,
     tissue,
     train,
+    verify,
 )
 from wsi.errors import OutputExistsError, OutputInUseError, PathologyError, StorageError
 
@@ -55,6 +56,7 @@ app.command("review")(review.review)
 app.add_typer(score.app, name="score")
 app.add_typer(submission.app, name="submission")
 app.command("phantom")(phantom.phantom)
+app.command("verify")(verify.verify)
 app.command("convert")(convert.convert)
 app.command("mask")(mask.mask)
 app.command("patches")(patches.patches)

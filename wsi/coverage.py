@@ -14,9 +14,6 @@ from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.tissue import covers
 
-TOLERANCE = 0.005
-"""The share of the tissue that may go unseen: where stored tiles end, a pixel of the overview is partly tissue."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
@@ -39,7 +36,7 @@ class Coverage:
         """Of the tissue that was looked at, 0 to 1; 0 without tissue, as nothing was seen."""
         return self.looked_mm2 / self.tissue_mm2 if self.tissue_mm2 else 0.0
 
-    def is_whole(self, tolerance: float = TOLERANCE) -> bool:
+    def is_whole(self, tolerance: float) -> bool:
         """Whether at most this share of the tissue went unseen."""
         return self.share >= 1 - tolerance
 

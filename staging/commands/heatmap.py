@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.options import Device, Model, OnBadTile, SlideMpp, SlideSource
+from staging.commands.options import AllowPartial, Device, Model, OnBadTile, SlideMpp, SlideSource, Tolerance
+from staging.lesions.settings import COVERAGE_TOLERANCE
 
 
 def heatmap(
@@ -26,14 +27,19 @@ def heatmap(
     device: Device = "auto",
     slide_mpp: SlideMpp = None,
     on_bad_tile: OnBadTile = "raise",
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
+    *,
+    allow_partial: AllowPartial = False,
 ) -> None:
-    """Run the network over a slide's tissue and store the heatmap with its place on the slide.
+    """Run the network over a slide's tissue and store the heatmap with its position on the slide.
+
+    Exit code 3: more of the tissue went unseen than may.
 
     Example: sentinode heatmap slide.tif --model model.safetensors -o slide.zarr --overlay slide.png
     """
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.inference import infer  # noqa: PLC0415
+    from wsi.cnn.looking import look  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
     from wsi.heatmap_store import write_heatmap  # noqa: PLC0415
     from wsi.render import overlay as draw  # noqa: PLC0415  (slow import)
@@ -44,7 +50,7 @@ def heatmap(
 
     checkpoint = load_checkpoint(model)
     with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened, CohortProgress(1) as progress:
-        found = infer(
+        found, coverage = look(
             opened,
             checkpoint,
             tissue=find_tissue(opened),
@@ -53,7 +59,7 @@ def heatmap(
             on_tiles=lambda done, total: progress.tiles(opened.name, done, total),
         )
         made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
-        write_heatmap(output, found, made_from)
+        write_heatmap(output, found, made_from, coverage=coverage)
         if tiff is not None:
             write_heatmap_tiff(tiff, found)
         if overlay is not None:
@@ -69,7 +75,11 @@ def heatmap(
                 "um_per_cell": found.frame.pixel_um,
                 "maximum": round(float(found.array.max()), 4),
                 "bad_tiles": [asdict(tile) for tile in bad],
-                "tissue_mm2": round(float(found.tissue.sum()) * found.frame.pixel_um**2 / 1e6, 4),
+                "coverage": coverage.to_json(),
             }
         )
     )
+    if not coverage.is_whole(coverage_tolerance):
+        typer.echo(f"sentinode: {slide}: only {coverage}", err=True)
+        if not allow_partial:
+            raise typer.Exit(3)

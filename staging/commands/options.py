@@ -36,6 +36,15 @@ OnBadTile = Annotated[
     Literal["raise", "white"],
     typer.Option(help="A tile that cannot be decoded ends the slide, or is white and reported."),
 ]
+AllowPartial = Annotated[
+    bool,
+    typer.Option(
+        "--allow-partial", help="Label slides of which too much tissue went unseen, and say so; else quarantined."
+    ),
+]
+Tolerance = Annotated[
+    float, typer.Option(help="Share of a slide's tissue that may go unseen (missing or bad tiles).", min=0, max=1)
+]
 Model = Annotated[
     Path, typer.Option("--model", "-m", help="A checkpoint written by sentinode train.", show_default=False)
 ]

@@ -8,8 +8,20 @@ from typing import Annotated
 import typer
 
 from annotations.measures import MERGE_GAP_UM
-from staging.commands.options import Device, MergeGap, Model, OnBadTile, Peak, SlideMpp, Smallest, Threshold, Workers
-from staging.lesions.settings import SMALLEST_UM
+from staging.commands.options import (
+    AllowPartial,
+    Device,
+    MergeGap,
+    Model,
+    OnBadTile,
+    Peak,
+    SlideMpp,
+    Smallest,
+    Threshold,
+    Tolerance,
+    Workers,
+)
+from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
 
 EXIT_QUARANTINED = 3
 
@@ -37,6 +49,17 @@ def run(
         float,
         typer.Option(help="Give up when more than this share of the slides failed (and ten or more).", min=0, max=1),
     ] = 0.10,
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
+    *,
+    allow_partial: AllowPartial = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the digests of what an earlier call left, and not only its sizes.",
+            show_default="up to 1 GiB",
+        ),
+    ] = None,
 ) -> None:
     """Make heatmaps, lesions, labels, stages, a score and a report; a second call goes on where the first ended.
 
@@ -66,6 +89,8 @@ def run(
         rule=SizeRule(smallest_um=smallest_um),
         nodes=nodes,
         on_bad_tile=on_bad_tile,
+        coverage_tolerance=coverage_tolerance,
+        allow_partial=allow_partial,
     )
     processes, threads = shared_out(device, workers)
     with CohortProgress(len(found)) as progress:
@@ -79,6 +104,7 @@ def run(
             threads=threads,
             device=device,
             max_failures=max_failures,
+            digests=verify,
             news=progress,
         )
     typer.echo(summary(result, output))

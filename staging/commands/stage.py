@@ -40,14 +40,17 @@ def stage(
     from staging.cohorts.camelyon import read_label_table, write_stage_table  # noqa: PLC0415  (slow import)
     from staging.cohorts.names import patient_of  # noqa: PLC0415  (slow import)
     from staging.cohorts.node_tables import read_label_probabilities, read_node_sites, tnm_stages  # noqa: PLC0415
+    from staging.lesions.tables import read_partial  # noqa: PLC0415
     from staging.stages.pn import parse_slide_name, stage_patients, stage_probabilities  # noqa: PLC0415
 
     table = read_label_table(labels)
-    staging = stage_patients(table, expected_nodes=nodes)
+    partial = read_partial(labels)
+    staging = stage_patients(table, partial=partial, expected_nodes=nodes)
     staged = {name: label for name, label in table.items() if patient_of(name) in staging.stages}
     record: dict[str, Any] = {
         "stages": str(output),
         "patients": len(staging.stages),
+        "at_least": sorted(staging.at_least),
         "unscored": {one.patient: one.reason for one in staging.unscored},
     }
     shares = read_label_probabilities(labels)
@@ -63,6 +66,8 @@ def stage(
         tnm, reasons = tnm_stages(staged, read_node_sites(sites))
         record |= {"tnm": {patient: stage.value for patient, stage in tnm.items()}, "tnm_unsupported": reasons}
     write_stage_table(output, staging.stages, table)
+    for patient in sorted(staging.at_least):
+        typer.echo(f"sentinode: at least {staging.stages[patient].value}: {patient}: seen in part", err=True)
     for one in staging.unscored:
         typer.echo(f"sentinode: not staged: {one.patient}: {one.reason}", err=True)
     typer.echo(json.dumps(record))

@@ -18,6 +18,8 @@ THRESHOLD = 0.5
 PEAK = 0.9
 """Taken for a checkpoint that does not say its own."""
 SMALLEST_UM = 60.0
+COVERAGE_TOLERANCE = 0.005
+"""Share of the tissue that may go unseen: where stored tiles end, a pixel of the overview is partly tissue."""
 """Shorter lesions are noise."""
 NUCLEUS_UM = 6.5
 """In sections: lymphocytes have nuclei of 5 um, metastases of 7 to 9 um (seen on level 0 of CAMELYON slides)."""

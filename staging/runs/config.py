@@ -11,8 +11,7 @@ from typing import Any
 from annotations.measures import MERGE_GAP_UM
 from staging.errors import ConfigurationError
 from staging.lesions.labels import SizeRule
-from staging.lesions.settings import SMALLEST_UM
-from wsi.coverage import TOLERANCE
+from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
 from wsi.inputs import read_json
 from wsi.readers.base import OnBadTile
 from wsi.store import digest_of
@@ -48,7 +47,7 @@ class RunConfig:
     rule: SizeRule = field(default_factory=lambda: SizeRule(smallest_um=SMALLEST_UM))
     nodes: int = 5
     on_bad_tile: OnBadTile = "raise"
-    coverage_tolerance: float = TOLERANCE
+    coverage_tolerance: float = COVERAGE_TOLERANCE
     allow_partial: bool = False
 
     def to_json(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from staging.runs.config import RunConfig, slide_provenance
 from staging.runs.deaths import marked
 from staging.runs.records import FOLDER, artefact_paths, heatmap_path, read_record, write_record
 from staging.runs.slide_fault import step
-from wsi.coverage import Coverage, measure_coverage, without_unread
+from wsi.coverage import Coverage
 from wsi.errors import ArtefactError, CheckpointError, SlideError
 from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
 from wsi.raster import Heatmap, Mask
@@ -133,25 +133,20 @@ def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles:
                 return read_heatmap(path), coverage
         except ArtefactError as error:
             log.warning("%s: %s: made again", task.name, error)
-    from wsi.cnn.inference import infer  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.looking import look  # noqa: PLC0415  (loads torch)
 
     with step("tissue", slide=task.name, path=task.path):
         tissue = find_tissue(slide)
         log.info("%s: %.1f mm2 of tissue", task.name, tissue_area_um2(tissue) / 1e6)
     with step("heatmap", slide=task.name, path=task.path):
-        checkpoint = _checkpoint(task.model, task.config.model)
-        heatmap = infer(
+        heatmap, coverage = look(
             slide,
-            checkpoint,
+            _checkpoint(task.model, task.config.model),
             tissue=tissue,
             device=task.device,
             workers=task.threads,
             on_tiles=lambda done, total: on_tiles(task.name, done, total),
         )
-        downsample = slide.frame_at(checkpoint.mpp).downsample
-        heatmap = without_unread(heatmap, slide, downsample=downsample)
-        looked = Mask(frame=heatmap.frame, array=heatmap.tissue)
-        coverage = measure_coverage(slide, tissue, looked, downsample=downsample)
     write_heatmap(path, heatmap, made_from, coverage=coverage, is_own=True)
     return heatmap, coverage
 

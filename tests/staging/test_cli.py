@@ -235,6 +235,6 @@ def test_the_steps_give_what_the_run_gives(tmp_path: Path) -> None:
     assert (stepped / "lesions.csv").read_bytes() == (out / "lesions.csv").read_bytes()
     sentinode("label", stepped / "lesions.csv", "--slides", out / "heatmaps", "-o", stepped / "labels.csv")
     first, second = ((path / "labels.csv").read_text().splitlines() for path in (stepped, out))
-    assert [line.rsplit(",", 1)[0] for line in first] == [line.rsplit(",", 1)[0] for line in second]
+    assert [line.split(",")[:4] for line in first] == [line.split(",")[:4] for line in second]
     sentinode("stage", stepped / "labels.csv", "-o", stepped / "stages.csv")
     assert (stepped / "stages.csv").read_bytes() == (out / "stages.csv").read_bytes()

@@ -78,7 +78,7 @@ def test_both_areas_and_both_counts_are_those_of_the_tiles(
         assert found.tissue_mm2 == pytest.approx(24 * tile_mm2)
         assert found.looked_mm2 == pytest.approx((24 - len(under & (missing | bad))) * tile_mm2)
         assert (found.missing_tiles, found.bad_tiles) == (len(under & missing), len(under & bad))
-        assert found.is_whole() is (found.looked_mm2 == found.tissue_mm2)
+        assert found.is_whole(0.005) is (found.looked_mm2 == found.tissue_mm2)
         assert Coverage.from_json(found.to_json()) == found
         cells = unread(slide, looked.frame, downsample=1.0)
         expected = np.zeros(cells.shape, bool)
@@ -89,8 +89,8 @@ def test_both_areas_and_both_counts_are_those_of_the_tiles(
 
 def test_the_tolerance_is_a_share_of_the_tissue() -> None:
     found = Coverage(tissue_mm2=200.0, looked_mm2=199.0)
-    assert found.is_whole()
-    assert not Coverage(tissue_mm2=200.0, looked_mm2=198.9).is_whole()
+    assert found.is_whole(0.005)
+    assert not Coverage(tissue_mm2=200.0, looked_mm2=198.9).is_whole(0.005)
     assert Coverage(tissue_mm2=200.0, looked_mm2=100.0).is_whole(0.5)
     assert not Coverage(tissue_mm2=0.0, looked_mm2=0.0).is_whole(0.5)  # nothing was seen
 

@@ -1,0 +1,30 @@
+"""``sentinode verify``: whether what was published is still true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    output: Annotated[
+        Path, typer.Argument(help="The output of run, features, patches or heatmap.", show_default=False)
+    ],
+) -> None:
+    """Compare every file of an output with the size and sha256 it had when it was made; nothing is changed.
+
+    Exit code 0: all is as it was made; 1: something is not; a second call of run makes it again.
+
+    Example: sentinode verify results
+    """
+    from staging.runs.verifying import verify_output  # noqa: PLC0415  (slow import)
+
+    found = verify_output(output)
+    for name, reasons in found.broken.items():
+        typer.echo(f"sentinode: {name}: {'; '.join(reasons)}", err=True)
+    typer.echo(json.dumps({"artefacts": found.artefacts, "broken": found.broken}))
+    if found.broken:
+        raise typer.Exit(1)

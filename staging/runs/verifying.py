@@ -1,0 +1,42 @@
+"""An output looked through: whether everything in it is still as it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from staging.errors import CohortError
+from staging.runs.config import RECORD
+from staging.runs.records import FOLDER, read_record
+from wsi.errors import ArtefactError
+from wsi.store import DONE, verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """How many artefacts an output holds, and what is wrong with which of them."""
+
+    artefacts: int
+    broken: dict[str, tuple[str, ...]]
+
+
+def verify_output(output: Path) -> Verified:
+    """Compare size and sha256 of every file of a run, or of all artefacts (heatmaps, features, patches) in a folder.
+
+    Raises:
+        CohortError: the folder holds neither.
+    """
+    if (output / RECORD).is_file() and (output / FOLDER).is_dir():
+        names = sorted(path.stem for path in (output / FOLDER).glob("*.json"))
+        found = {name: read_record(output, name, None, digests=True).broken for name in names}
+        return Verified(artefacts=len(names), broken={name: broken for name, broken in found.items() if broken})
+    artefacts = [output] if (output / DONE).is_file() else sorted(path.parent for path in output.glob(f"*/{DONE}"))
+    if not artefacts:
+        raise CohortError(output, "holds nothing that sentinode has published", mend="name the output of a command")
+    broken: dict[str, tuple[str, ...]] = {}
+    for artefact in artefacts:
+        try:
+            verify(artefact)
+        except ArtefactError as error:
+            broken[artefact.name] = (f"{Path(error.path or artefact).relative_to(artefact)} {error.reason}",)
+    return Verified(artefacts=len(artefacts), broken=broken)
