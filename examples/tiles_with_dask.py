@@ -13,9 +13,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
-from wsi.slide import Slide
-from wsi.tiles import TilePlan, plan_to_dask
-from wsi.tissue import find_tissue
+from wsi import Slide, TilePlan, find_tissue, plan_to_dask
 
 
 def main(path: Path, mpp: float) -> None:

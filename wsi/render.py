@@ -40,8 +40,18 @@ def thumbnail(slide: Slide, *, max_px: int = 1200) -> Image:
     Raises:
         TileError: a tile is damaged.
     """
-    frame = slide.frame
-    return slide.read_frame(frame.resampled(max(1.0, max(frame.shape) / max_px)), exact=False)
+    height, width = slide.frame.shape
+    downsample = max(1.0, max(height, width) / max_px)
+    return slide.read_frame(
+        Frame(
+            x=slide.frame.x,
+            y=slide.frame.y,
+            downsample=downsample,
+            shape=(math.ceil(height / downsample), math.ceil(width / downsample)),
+            mpp=slide.mpp,
+        ),
+        exact=False,
+    )
 
 
 def overlay(image: Image, heatmap: Heatmap, *, threshold: float, outlines: Iterable[Mask] = ()) -> NDArray[np.uint8]:
