@@ -40,6 +40,7 @@ PLAN = {
     "wsi.heatmap_store": "heatmaps on disk",
     "wsi.tiles": "tile plans",
     "wsi.render": "pictures of slides",
+    "wsi.charts": "curves and bars as pictures",
     "wsi.cnn": "networks: everything that computes with torch",
     "wsi.cnn.encoders": "encoders made elsewhere, their features, attention heads",
     "annotations.errors": "what goes wrong with annotations and patches",

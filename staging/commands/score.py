@@ -169,20 +169,13 @@ def auc(
     )
     record = result.to_json()
     if picture is not None:
-        from staging.scores.pictures import curve_picture  # noqa: PLC0415
+        from staging.scores.pictures import roc_picture  # noqa: PLC0415
 
         note = (
             f"area {with_interval(record['auc'], record['delong'])} (DeLong), {result.whole.positives} positive and "
             f"{result.whole.negatives} negative slides"
         )
-        drawn = curve_picture(
-            [("ROC", result.whole.curve)],
-            title="Slides with metastasis: ROC curve",
-            axes=("false positive rate", "true positive rate"),
-            x_ticks=(0, 0.2, 0.4, 0.6, 0.8, 1),
-            notes=[note],
-            diagonal=True,
-        )
+        drawn = roc_picture(result.whole.curve, notes=[note])
         _save(picture, drawn)
     _show(record)
 
@@ -253,19 +246,18 @@ def froc(
     if table:
         typer.echo(froc_text(record), err=True)
     if picture is not None:
-        from staging.scores.pictures import curve_picture  # noqa: PLC0415
+        from staging.scores.pictures import froc_picture  # noqa: PLC0415
 
         note = (
             f"score {with_interval(record['froc_score'], record['interval'])}, corrected "
             f"{record['corrected']['froc_score']:.4f}; {record['lesions']} lesions, {record['slides']} slides"
         )
-        drawn = curve_picture(
-            [("official", result.official.points()), ("corrected", result.corrected.points())],
-            title="Lesions: FROC curve",
-            axes=("false positives per slide", "sensitivity"),
-            x_ticks=(0.125, *record["rates"]),
+        drawn = froc_picture(
+            result.official.points(),
+            result.corrected.points(),
+            rates=record["rates"],
+            sensitivities=record["sensitivities"],
             notes=[note],
-            marks=list(zip(record["rates"], record["sensitivities"], strict=True)),
         )
         _save(picture, drawn)
     _show(record)
