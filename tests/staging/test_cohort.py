@@ -9,26 +9,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tifffile
 from slide_files import forget_tiles
 
 from staging.cohorts.camelyon import SlideFile, find_slides, read_stage_table
 from staging.errors import ConfigurationError, MissingPatientError, TooManyFailuresError
+from staging.lesions.finding import find_lesions
 from staging.lesions.labels import SizeRule
-from staging.lesions.settings import peak_of, with_peak
+from staging.lesions.settings import peak_of, settings_of, with_peak
 from staging.lesions.tables import read_partial
 from staging.phantom import generate_cohort
 from staging.runs.cohort import CohortResult, run_cohort
 from staging.runs.config import RunConfig
 from staging.runs.deaths import mark_path
 from staging.training.peak import calibrate_peak
-from wsi.cnn.checkpoint import load_checkpoint, save_checkpoint
+from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wsi.cnn.inference import infer
 from wsi.errors import CheckpointError, OutputInUseError, StorageError
+from wsi.raster import Heatmap, Mask
+from wsi.slide import Slide
+from wsi.tissue import find_tissue
 
 MPP = 8.0
 
@@ -316,17 +323,58 @@ def test_a_slide_without_resolution_is_quarantined_until_it_is_given(
     assert run(slides, tmp_path / "b", model, config=configuration(model, mpp=16.0)).failures == ()
 
 
-def test_the_learnt_peak_is_the_lowest_that_clears_the_negative_slides(
+def heatmap_of(slide: SlideFile, model: Path) -> Heatmap:
+    with Slide.open(slide.path) as opened:
+        return infer(opened, load_checkpoint(model), tissue=find_tissue(opened), device="cpu", workers=1)
+
+
+def just_below(peak: float) -> float:
+    return float(np.nextafter(np.float32(peak), np.float32(0)))
+
+
+def test_at_the_learnt_peak_no_lesion_of_the_negative_slide_survives(cohort: Path, model: Path) -> None:
+    """Each slide on its own: a peak that were rounded would keep its lesion on every second one."""
+    slides = find_slides([cohort / "images"])
+    for slide in slides:
+        peak, heatmap = calibrate_peak([slide], model, smallest_um=0.0), heatmap_of(slide, model)
+        assert 0.5 < peak < 1
+        assert find_lesions(heatmap, threshold=0.5, peak=peak)[0] == ()
+        assert find_lesions(heatmap, threshold=0.5, peak=just_below(peak))[0] != ()
+        # as float32, too: NumPy compares a heatmap with a number in the heatmap's type
+        assert not (heatmap.array >= peak).any()
+    assert len(slides) == 10
+
+
+def test_the_learnt_peak_is_the_same_in_the_checkpoint_the_configuration_and_the_run(
     cohort: Path, model: Path, tmp_path: Path
 ) -> None:
-    slides = find_slides([cohort / "images"])[:2]
-    peak = calibrate_peak(slides, model, smallest_um=0.0, workers=1)
-    assert 0.5 < peak <= 1.0
-    for name, shift, expected in (("at", 0.0, True), ("above", 1e-5, False)):
-        config = configuration(model, peak=peak - 1e-6 + shift)
-        result = run(slides, tmp_path / name, model, config=config)
-        assert any(analysis.lesions for analysis in result.analyses) == expected
-    assert peak_of(with_peak({"seed": 1}, peak)) == peak
+    slides = find_slides([cohort / "images"])[:4]
+    peak = calibrate_peak(slides, model, smallest_um=60.0, workers=2)
+    assert peak == max(calibrate_peak([slide], model, smallest_um=60.0) for slide in slides)
+    checkpoint = load_checkpoint(model)
+    learnt = tmp_path / "learnt.safetensors"
+    save_checkpoint(learnt, replace(checkpoint, provenance=with_peak(checkpoint.provenance, peak)))
+    assert peak_of(load_checkpoint(learnt).provenance) == peak
+    for name, limit, expected in (("at", peak, False), ("below", just_below(peak), True)):
+        result = run(slides, tmp_path / name, learnt, config=configuration(learnt, peak=limit))
+        assert any(analysis.lesions for analysis in result.analyses) is expected
+        assert json.loads((tmp_path / name / "run.json").read_text())["peak"] == limit
+        heatmap = next((tmp_path / name / "heatmaps").iterdir())
+        assert settings_of(heatmap, options={}).peak.value == limit
+
+
+@pytest.mark.parametrize(("highest", "expected"), [(0.0, 0.5), (0.3, 0.5), (1.0, 1.0)])
+def test_the_learnt_peak_lets_some_tumour_through(
+    cohort: Path, model: Path, monkeypatch: pytest.MonkeyPatch, highest: float, expected: float
+) -> None:
+    """Where even a false lesion is certain, no peak is of use that is higher than every probability."""
+
+    def certain(_slide: Slide, _model: Checkpoint, *, tissue: Mask, **_: Any) -> Heatmap:
+        values = np.where(tissue.array, np.float32(highest), np.float32(0))
+        return Heatmap(frame=tissue.frame, array=values, tissue=tissue.array)
+
+    monkeypatch.setattr("wsi.cnn.inference.infer", certain)
+    assert calibrate_peak(find_slides([cohort / "images"])[:1], model, smallest_um=0.0) == expected
 
 
 def a_slide_without_its_finest_tiles(cohort: Path, folder: Path) -> Path:

@@ -208,6 +208,15 @@ def disc_shares(diameter: float, offset: tuple[float, float]) -> NDArray[np.floa
     return shares
 
 
+@pytest.mark.parametrize("peak", [0.75, float(np.float32(0.9)), 1.0])
+def test_a_lesion_exactly_at_the_peak_is_kept(peak: float) -> None:
+    heatmap = heatmap_of(np.array([[0.0, peak, 0.6]]))
+    (lesion,), _ = find_lesions(heatmap, threshold=0.5, peak=peak)
+    assert lesion.probability == peak
+    above = float(np.nextafter(np.float32(peak), np.float32(2)))
+    assert find_lesions(heatmap, threshold=0.5, peak=above)[0] == ()
+
+
 @pytest.mark.parametrize("diameter", [3.0, 6.0, 12.5, 25.0, 60.0])
 def test_discs_are_measured_without_bias(diameter: float) -> None:
     rng = np.random.default_rng(7)
