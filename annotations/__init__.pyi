@@ -12,6 +12,7 @@ __all__ = [
     "rasterize",
     "read_annotation_set",
     "read_annotations",
+    "read_patch_table",
     "tumour_area",
     "write_annotation_mask",
     "write_annotations",
@@ -23,5 +24,5 @@ from .files.formats import convert_annotations, read_annotation_set, read_annota
 from .masks.mask_file import write_annotation_mask
 from .painting import rasterize
 from .patches.batch import PatchBatch
-from .patches.table import PatchTable
+from .patches.table import PatchTable, read_patch_table
 from .polygons import mask_to_polygons, tumour_area

@@ -23,7 +23,7 @@ from patches import table_of_corners  # the script beside this one
 
 from annotations.annotation import Annotation, AnnotationSet, Role
 from annotations.files.formats import write_annotations
-from annotations.patches.table import write_table
+from annotations.patches.table import write_patch_table
 from wsi.slide import Slide
 
 PATIENTS = 10
@@ -46,7 +46,7 @@ def table(path: Path, count: int, folder: Path) -> Path:
         }
         patients = np.array([f"p{number % PATIENTS}" for number in range(count)], dtype=object)
         columns = {**found.columns, "patient": patients}
-        write_table(
+        write_patch_table(
             folder / "patches.parquet", replace(found, columns=columns, about={"sources": {slide.name: source}})
         )
     return folder / "patches.parquet"

@@ -14,12 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsi import Slide, StainJitter, Window, find_tissue, save_png
 from wsi.cnn.device_augmentation import Augmentation
-from wsi.geometry import Window
-from wsi.render import save_png
-from wsi.slide import Slide
-from wsi.stain import StainJitter
-from wsi.tissue import find_tissue
 
 SIDE_PX = 192
 VARIED = 6

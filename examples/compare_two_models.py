@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from staging.cohorts.camelyon import read_stage_table
-from staging.scores.patients import compare_submissions
+from staging import compare_submissions, read_stage_table
 
 
 def main(reference: Path, one: Path, other: Path) -> None:

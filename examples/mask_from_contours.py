@@ -8,15 +8,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from annotations.files.asap import read_asap
-from annotations.painting import rasterize
-from annotations.polygons import tumour_area
-from wsi.slide import Slide
+from annotations import rasterize, read_annotations, tumour_area
+from wsi import Slide
 
 
 def main(slide_path: Path, xml: Path) -> None:
     """Print the tumour area by polygons and by pixels."""
-    annotations = read_asap(xml)
+    annotations = read_annotations(xml)
     with Slide.open(slide_path) as slide:
         frame = slide.frame_at(4.0)
         mask = rasterize(annotations, frame)

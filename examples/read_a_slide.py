@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from wsi.slide import Slide
-from wsi.tissue import find_tissue, tissue_area_um2
+from wsi import Slide, find_tissue, tissue_area_um2
 
 
 def main(path: Path) -> None:

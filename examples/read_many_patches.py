@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi.geometry import Region, tile_order
-from wsi.slide import Slide
+from wsi import Region, Slide, tile_order
 
 
 def main(path: Path) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from staging.cohorts.camelyon import read_stage_table
+from staging import kappa_by_centre, read_stage_table, score_kappa
 from staging.cohorts.submission import Task, check_submission, require_complete
-from staging.scores.patients import kappa_by_centre, score_kappa
 from staging.scores.pictures import confusion_picture
-from wsi.render import save_png
+from wsi import save_png
 
 
 def main(reference: Path, submission: Path, picture: Path) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from staging.cohorts.camelyon import StageTable, read_label_table, read_stage_table
-from staging.scores.patients import score_kappa
-from staging.stages.pn import stage_patients
+from staging import StageTable, read_label_table, read_stage_table, score_kappa, stage_patients
 
 
 def main(labels: Path, reference: Path) -> None:

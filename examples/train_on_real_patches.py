@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from annotations.patches.zarr_store import PatchSet, read_patches
-from staging.cohorts.camelyon import StageTable, find_slides
+from staging import StageTable, find_slides
 from staging.phantom import plan_cohort, render_slide
 from staging.runs.bars import CohortProgress
 from staging.training.sampling import sample_cohort

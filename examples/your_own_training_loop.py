@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from annotations.patches.table import read_table
-from wsi.cnn.patch_loading import PatchStream
+from annotations import read_patch_table
+from wsi import PatchStream
 
 
 def main(path: Path, passes: int = 2) -> None:
     """Print the loss and the share of patches told rightly, pass by pass."""
-    table = read_table(path)
+    table = read_patch_table(path)
     table = table.rows((table["split"] == "train") & (table["class"] != "unknown"))
     stream = PatchStream(table.positions(path.parent), table.labels, batch=16, seed=0)
     torch.manual_seed(0)

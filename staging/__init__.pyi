@@ -9,6 +9,7 @@ __all__ = [
     "find_lesions",
     "find_slides",
     "generate_cohort",
+    "kappa_by_centre",
     "lesions_of_mask",
     "quadratic_kappa",
     "read_label_table",
@@ -30,6 +31,6 @@ from .runs.cohort import run_cohort
 from .runs.config import RunConfig
 from .scores.kappa import quadratic_kappa
 from .scores.lesion_task import score_folders
-from .scores.patients import compare_submissions, score_kappa
+from .scores.patients import compare_submissions, kappa_by_centre, score_kappa
 from .scores.slides import score_auc
 from .stages.pn import PatientStage, stage_patient, stage_patients

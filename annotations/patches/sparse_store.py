@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from annotations.errors import PatchStoreError
 from annotations.files.formats import read_annotations
 from annotations.patches.labels import PatchLabels
-from annotations.patches.table import PatchTable, located, read_table, write_table
+from annotations.patches.table import PatchTable, located, read_patch_table, write_patch_table
 from wsi.geometry import Frame
 from wsi.patches.pool import SlidePool
 from wsi.patches.reading import read_positions, source_windows
@@ -86,7 +86,7 @@ def finish_store(folder: Path, table: PatchTable, done: Mapping[str, Mapping[str
     """
     files = {name: sparse_name(name) for name in table.files}
     about = {**table.about, "store": {name: dict(done[name]) for name in sorted(done)}}
-    write_table(folder / TABLE, replace(table, files=files, about=about))
+    write_patch_table(folder / TABLE, replace(table, files=files, about=about))
 
 
 def read_store(folder: str | Path) -> PatchTable:
@@ -104,7 +104,7 @@ def read_store(folder: str | Path) -> PatchTable:
             f"is no complete patch store: it has no {TABLE}",
             mend="make it with sentinode patches; a second call goes on",
         )
-    table = read_table(folder / TABLE)
+    table = read_patch_table(folder / TABLE)
     if "store" not in table.about:
         raise PatchStoreError(
             folder, "is an export for other tools: its slides lie elsewhere", mend="make patches without --format"

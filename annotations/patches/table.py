@@ -222,7 +222,7 @@ def join_tables(tables: Sequence[PatchTable]) -> PatchTable:
     return replace(tables[0], columns=columns, files=files)
 
 
-def write_table(path: str | Path, table: PatchTable) -> None:
+def write_patch_table(path: str | Path, table: PatchTable) -> None:
     """Write a table as Parquet; whole or absent, equal tables give equal bytes.
 
     Raises:
@@ -250,13 +250,13 @@ def table_bytes(table: PatchTable) -> bytes:
     ]
     metadata = {_KEY: json.dumps(about, sort_keys=True).encode()}
     data = BytesIO()
-    parquet.write_table(
+    parquet.write_patch_table(
         pa.table(arrays, names=list(COLUMNS)).replace_schema_metadata(metadata), data, compression="zstd"
     )
     return data.getvalue()
 
 
-def read_table(path: str | Path) -> PatchTable:
+def read_patch_table(path: str | Path) -> PatchTable:
     """Read a table that write_table wrote.
 
     Raises:
@@ -270,7 +270,7 @@ def read_table(path: str | Path) -> PatchTable:
         raise PatchStoreError(path, "there is no such table", mend="make it with sentinode patches")
     try:
         # One thread and no mapping: nothing of it is left over when the process forks.
-        found = parquet.read_table(path, use_threads=False, memory_map=False)
+        found = parquet.read_patch_table(path, use_threads=False, memory_map=False)
         about = json.loads((found.schema.metadata or {})[_KEY])
         if about["version"] != _VERSION:
             raise PatchStoreError(path, f"has the unknown version {about['version']}", mend="update sentinode")

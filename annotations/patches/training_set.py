@@ -20,7 +20,7 @@ from annotations.files.formats import read_annotations
 from annotations.patches.labels import PatchLabels
 from annotations.patches.sparse_store import TABLE, paint_targets, read_store
 from annotations.patches.splits import FOLD, TEST, VALIDATION
-from annotations.patches.table import located, read_table, table_bytes
+from annotations.patches.table import located, read_patch_table, table_bytes
 from annotations.patches.targets import PatchTargets
 from annotations.patches.zarr_store import open_store
 from wsi.cores import usable_cores
@@ -155,7 +155,7 @@ def _opened(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
 
 def _of_table(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
     folder = path.parent if path.is_file() else path
-    table = read_table(path if path.is_file() else path / TABLE)
+    table = read_patch_table(path if path.is_file() else path / TABLE)
     if "store" in table.about:
         table = read_store(folder)
     facts: Mapping[str, Any] = table.about.get("store") or table.about.get("sources") or {}

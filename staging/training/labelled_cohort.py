@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from annotations.patches.table import read_table
+from annotations.patches.table import read_patch_table
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.cohorts.errata import EXCLUDED
 from staging.cohorts.names import slide_key
@@ -62,7 +62,7 @@ class LabelledCohort:
         Raises:
             PathologyError: see ``sample_cohort``.
         """
-        if output.exists() and read_table(output).about.get("recipe") == json.loads(json_text(described(recipe))):
+        if output.exists() and read_patch_table(output).about.get("recipe") == json.loads(json_text(described(recipe))):
             return
         with CohortProgress(len(self.slides), verb=verb, tiles=False) as progress:
             sample_cohort(

@@ -20,7 +20,7 @@ from annotations.patches.contact_sheet import contact_sheet, pick_examples, thum
 from annotations.patches.exports import export_hdf5, export_images, export_webdataset, images_of
 from annotations.patches.labels import PatchLabels
 from annotations.patches.sparse_store import TABLE, finish_store, paint_targets, patch_windows, sparse_name, store_slide
-from annotations.patches.table import PatchTable, read_table, write_table
+from annotations.patches.table import PatchTable, read_patch_table, write_patch_table
 from annotations.patches.zarr_store import STORE_KIND, write_patches
 from staging.errors import ConfigurationError
 from staging.runs.cluster import TileNews
@@ -131,7 +131,7 @@ def check_output(output: PatchOutput) -> None:
         raise ConfigurationError(path, "is there and is no store of patches", mend="name another output")
     if form is PatchFormat.TABLE:
         try:
-            read_table(path)
+            read_patch_table(path)
         except PatchStoreError as error:
             raise ConfigurationError(path, "is there and is no patch table", mend="name another output") from error
         if (path.parent / ".parts" / _NOTE).exists():
@@ -238,14 +238,14 @@ def finish(output: PatchOutput, table: PatchTable, done: Mapping[str, Mapping[st
         }
         finish_store(output.path, table, facts)
     elif output.form is PatchFormat.TABLE:
-        write_table(output.path, table)
+        write_patch_table(output.path, table)
     elif output.form is PatchFormat.ZARR:
         names = sorted(set(table["slide"].tolist()))
         write_patches(
             output.path, [_batch(output, table.rows(table["slide"] == name), name) for name in names], drawn=table
         )
     else:
-        write_table(output.path / TABLE, table)
+        write_patch_table(output.path / TABLE, table)
     # Folders keep their records: a second call finds everything done.
     if not output.form.is_folder:
         shutil.rmtree(output.work, ignore_errors=True)

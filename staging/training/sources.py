@@ -15,7 +15,7 @@ from annotations.files.formats import SUFFIXES, read_annotations
 from annotations.patches.batch import HardChoice, Shares, draw_patches
 from annotations.patches.labels import LabelRule
 from annotations.patches.splits import Split
-from annotations.patches.table import PatchTable, read_table, table_of, write_table
+from annotations.patches.table import PatchTable, read_patch_table, table_of, write_patch_table
 from annotations.polygons import check_within
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.cohorts.errata import EXCLUDED, is_partly_annotated
@@ -218,7 +218,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             about={"digest": digest},
             groups=recipe.groups,
         )
-    write_table(kept, table)
+    write_patch_table(kept, table)
     return table
 
 
@@ -234,7 +234,7 @@ def _kept(path: Path, digest: str) -> PatchTable | None:
     if not path.is_file():
         return None
     try:
-        table = read_table(path)
+        table = read_patch_table(path)
     except PatchStoreError:
         return None
     return table if table.about.get("digest") == digest else None

@@ -15,7 +15,7 @@ from annotations.errors import PatchStoreError, SamplingError
 from annotations.patches.batch import KINDS
 from annotations.patches.labels import LabelRule
 from annotations.patches.splits import Split, k_fold, leave_centre_out, split_by_patient
-from annotations.patches.table import COLUMNS, PatchTable, join_tables, read_table, write_table
+from annotations.patches.table import COLUMNS, PatchTable, join_tables, read_patch_table, write_patch_table
 
 
 def made_up(count: int = 20, *, slides: tuple[str, ...] = ("p1_é", "p2_b"), rule: str = "centre") -> PatchTable:
@@ -49,23 +49,23 @@ def made_up(count: int = 20, *, slides: tuple[str, ...] = ("p1_é", "p2_b"), rul
 
 def test_a_table_comes_back(tmp_path: Path) -> None:
     table = made_up(rule="area:0.3")
-    write_table(tmp_path / "t.parquet", table)
-    found = read_table(tmp_path / "t.parquet")
+    write_patch_table(tmp_path / "t.parquet", table)
+    found = read_patch_table(tmp_path / "t.parquet")
     for name in COLUMNS:
         np.testing.assert_array_equal(found[name], table[name])
         assert found[name].dtype == table[name].dtype
     assert (found.rule, found.files, found.about) == (table.rule, table.files, table.about)
     assert (found.size_px, found.mpp, len(found)) == (256, 0.5, 20)
-    write_table(tmp_path / "again.parquet", found)
+    write_patch_table(tmp_path / "again.parquet", found)
     assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "t.parquet").read_bytes()
-    write_table(tmp_path / "none.parquet", table.rows(np.zeros(20, bool)))
-    assert len(read_table(tmp_path / "none.parquet")) == 0
+    write_patch_table(tmp_path / "none.parquet", table.rows(np.zeros(20, bool)))
+    assert len(read_patch_table(tmp_path / "none.parquet")) == 0
 
 
 def test_what_every_parquet_reader_sees(tmp_path: Path) -> None:
     from pyarrow import parquet  # noqa: PLC0415
 
-    write_table(tmp_path / "t.parquet", made_up())
+    write_patch_table(tmp_path / "t.parquet", made_up())
     schema = parquet.read_schema(tmp_path / "t.parquet")
     assert schema.names == list(COLUMNS)
     assert [str(schema.field(name).type) for name in ("slide", "x", "level")] == ["string", "double", "int32"]
@@ -101,15 +101,15 @@ def test_damaged_tables_are_refused(tmp_path: Path, damage: str) -> None:
         import pyarrow as pa  # noqa: PLC0415
         from pyarrow import parquet  # noqa: PLC0415
 
-        parquet.write_table(pa.table({"x": [1, 2]}), path)
+        parquet.write_patch_table(pa.table({"x": [1, 2]}), path)
     elif damage == "kind":
         table["kind"][0] = "guess"
-        write_table(path, table)
+        write_patch_table(path, table)
     elif damage != "none":
-        write_table(path, table)
+        write_patch_table(path, table)
         path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:-50])
     with pytest.raises(PatchStoreError, match=r"t\.parquet"):
-        read_table(path)
+        read_patch_table(path)
 
 
 @pytest.mark.parametrize("text", ["any", "centre", "area:0.5"])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from annotations.annotation import Role
 from annotations.errors import PatchStoreError, UnknownGroupError
-from annotations.patches.table import PatchTable, read_table, write_table
+from annotations.patches.table import PatchTable, read_patch_table, write_patch_table
 from annotations.patches.training_set import TrainingSet, open_training_set
 from annotations.patches.zarr_store import read_patches
 from staging.cli import app
@@ -55,9 +55,9 @@ def draw(folder: Path, output: Path, **changes: Any) -> None:
 
 def split_of(folder: Path, name: str, splits: dict[str, str]) -> Path:
     """The table with other splits, by patient, beside it."""
-    table = read_table(folder / "table.parquet")
+    table = read_patch_table(folder / "table.parquet")
     path = folder / name
-    write_table(path, table.with_split(np.array([splits[patient] for patient in table["patient"].tolist()])))
+    write_patch_table(path, table.with_split(np.array([splits[patient] for patient in table["patient"].tolist()])))
     return path
 
 
@@ -72,7 +72,7 @@ def everything(found: TrainingSet) -> tuple[np.ndarray, np.ndarray]:
 def test_every_form_gives_the_drawn_patches(folder: Path, name: str, held_bytes: int) -> None:
     found = open_training_set([folder / name], held_bytes=held_bytes)
     assert found.is_streamed is (held_bytes == 0)
-    table = read_table(folder / "table.parquet")
+    table = read_patch_table(folder / "table.parquet")
     images, targets = everything(found)
     np.testing.assert_array_equal(images, read_positions(table.positions(folder), np.arange(len(table)), SlidePool()))
     np.testing.assert_allclose((targets == 1).mean(axis=(1, 2)), table["tumour_fraction"])
@@ -118,7 +118,7 @@ def test_what_is_learnt_is_told_from_all_else(folder: Path) -> None:
 
 
 def test_patients_of_the_test_are_left_out(folder: Path) -> None:
-    names = sorted(set(read_table(folder / "table.parquet")["patient"].tolist()))
+    names = sorted(set(read_patch_table(folder / "table.parquet")["patient"].tolist()))
     path = split_of(folder, "split.parquet", dict(zip(names, ("test", "validation", "train"), strict=True)))
     found = open_training_set([path])
     assert found.left_out == {names[0]}
@@ -147,7 +147,7 @@ def test_a_zarr_store_keeps_its_split(folder: Path, tmp_path: Path) -> None:
 
 
 def test_folds_are_named(folder: Path) -> None:
-    names = sorted(set(read_table(folder / "table.parquet")["patient"].tolist()))
+    names = sorted(set(read_patch_table(folder / "table.parquet")["patient"].tolist()))
     path = split_of(folder, "folds.parquet", {name: f"fold-{at}" for at, name in enumerate(names)})
     assert open_training_set([path], fold=2).left_out == {names[2]}
     with pytest.raises(PatchStoreError, match=r"into 3 folds .*--fold"):
@@ -161,13 +161,13 @@ def test_folds_are_named(folder: Path) -> None:
 
 
 def test_changed_sources_are_refused(folder: Path, tmp_path: Path) -> None:
-    table = read_table(folder / "table.parquet")
+    table = read_patch_table(folder / "table.parquet")
     sources = {name: dict(fact) for name, fact in table.about["sources"].items()}
     drawn = next(name for name, fact in sources.items() if fact["contours"])
 
     def saved(name: str, **changes: Any) -> Path:
         about = {**table.about, "sources": {**sources, name: {**sources[name], **changes}}}
-        write_table(tmp_path / "t.parquet", replace(table, about=about))
+        write_patch_table(tmp_path / "t.parquet", replace(table, about=about))
         return tmp_path / "t.parquet"
 
     with pytest.raises(PatchStoreError, match="has changed since patches were drawn"):
@@ -176,7 +176,7 @@ def test_changed_sources_are_refused(folder: Path, tmp_path: Path) -> None:
         open_training_set([saved(drawn, contours_sha256="0")])
     with pytest.raises(PatchStoreError, match=r"gone\.xml: cannot be read"):
         open_training_set([saved(drawn, contours=str(tmp_path / "gone.xml"))])
-    write_table(tmp_path / "t.parquet", replace(table, about={}))
+    write_patch_table(tmp_path / "t.parquet", replace(table, about={}))
     with pytest.raises(PatchStoreError, match="does not say where its contours lie"):
         open_training_set([tmp_path / "t.parquet"])
 
@@ -189,8 +189,8 @@ def test_what_cannot_be_joined_is_refused(folder: Path, tmp_path: Path) -> None:
         open_training_set([])
     with pytest.raises(PatchStoreError, match="no complete patch store"):
         open_training_set([tmp_path])
-    mixed = doubled(read_table(folder / "table.parquet"))
-    write_table(tmp_path / "mixed.parquet", mixed)
+    mixed = doubled(read_patch_table(folder / "table.parquet"))
+    write_patch_table(tmp_path / "mixed.parquet", mixed)
     with pytest.raises(PatchStoreError, match="patches of one size_px are wanted, found 56, 112"):
         open_training_set([tmp_path / "mixed.parquet"])
 
@@ -203,7 +203,7 @@ def doubled(table: PatchTable) -> PatchTable:
 def test_training_on_a_split_table_streams_and_leaves_the_test_out(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = sorted(set(read_table(folder / "table.parquet")["patient"].tolist()))
+    names = sorted(set(read_patch_table(folder / "table.parquet")["patient"].tolist()))
     path = split_of(folder, "run.parquet", dict(zip(names, ("train", "validation", "test"), strict=True)))
     monkeypatch.setattr("annotations.patches.training_set.HELD_BYTES", 0)
     model = tmp_path / "model.safetensors"
@@ -218,7 +218,7 @@ def test_training_on_a_split_table_streams_and_leaves_the_test_out(
 def test_a_damaged_tile_ends_training_or_is_told(folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(folder / "sparse", store)
-    table = read_table(store / "patches.parquet")
+    table = read_patch_table(store / "patches.parquet")
     name = str(table["slide"][0])
     data = bytearray((store / table.files[name]).read_bytes())
     with Slide.open(store / table.files[name]) as slide:
@@ -231,7 +231,7 @@ def test_a_damaged_tile_ends_training_or_is_told(folder: Path, tmp_path: Path) -
     (store / table.files[name]).write_bytes(bytes(data))
     facts = {slide: dict(fact) for slide, fact in table.about["store"].items()}
     facts[name]["fingerprint"] = Slide(store / table.files[name]).fingerprint()
-    write_table(store / "patches.parquet", replace(table, about={**table.about, "store": facts}))
+    write_patch_table(store / "patches.parquet", replace(table, about={**table.about, "store": facts}))
     with pytest.raises(TileError, match="tile row"):
         everything(open_training_set([store]))
     found = open_training_set([store], on_bad_tile="white", held_bytes=0)

@@ -18,7 +18,7 @@ from annotations.annotation import Annotation, Role
 from annotations.painting import rasterize
 from annotations.patches.batch import HARD, DrawnPatch, draw_patches
 from annotations.patches.labels import IGNORE, LabelRule, PatchLabels
-from annotations.patches.table import PatchTable, read_table
+from annotations.patches.table import PatchTable, read_patch_table
 from staging.cli import app
 from staging.cohorts.camelyon import StageTable, find_slides
 from staging.errors import ConfigurationError
@@ -345,7 +345,7 @@ def test_the_worst_do_not_depend_on_the_workers(images: Path, cohort: Path, tmp_
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
     # nothing of them is drawn by chance
     sampled(images, cohort, tmp_path / "other.parquet", seed=4)
-    first, other = read_table(tmp_path / "1.parquet"), read_table(tmp_path / "other.parquet")
+    first, other = read_patch_table(tmp_path / "1.parquet"), read_patch_table(tmp_path / "other.parquet")
     for column in ("x", "y"):
         hard, normal = first["kind"] == HARD, first["kind"] == "normal"
         np.testing.assert_array_equal(first[column][hard], other[column][other["kind"] == HARD])
@@ -377,7 +377,7 @@ def test_the_command_line_takes_the_worst(images: Path, cohort: Path, tmp_path: 
         hard = ("--hard", "8", "--heatmaps", cohort / "heatmaps")
         done = CliRunner().invoke(app, command(images, cohort, output, *hard, *options), catch_exceptions=False)
         assert done.exit_code == 0, done.stderr
-        found[name] = [probabilities(read_table(output), slide) for slide in NAMES]
+        found[name] = [probabilities(read_patch_table(output), slide) for slide in NAMES]
     assert found["default"] == found["worst"] != found["even"]
     for worst, even in zip(found["default"], found["even"], strict=True):
         assert worst == sorted(worst, reverse=True)

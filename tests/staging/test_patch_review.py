@@ -22,7 +22,7 @@ from annotations.patches.contact_sheet import contact_sheet, pick_examples, thum
 from annotations.patches.exports import images_of
 from annotations.patches.labels import LabelRule
 from annotations.patches.splits import Split
-from annotations.patches.table import COLUMNS, read_table
+from annotations.patches.table import COLUMNS, read_patch_table
 from annotations.patches.zarr_store import read_patches, write_patches
 from staging.cli import app
 from staging.cohorts.camelyon import StageTable, find_slides
@@ -147,7 +147,7 @@ def test_heatmaps_of_another_slide_are_refused(
     recipe = replace(RECIPE, hard=2, heatmaps=tmp_path / "heatmaps")
     if message is None:
         run(cohort, tmp_path / "t.parquet", recipe)
-        assert read_table(tmp_path / "t.parquet").counts("kind")["hard"] == 6
+        assert read_patch_table(tmp_path / "t.parquet").counts("kind")["hard"] == 6
         return
     with pytest.raises(CohortError, match=message):
         run(cohort, tmp_path / "t.parquet", recipe)
@@ -155,7 +155,7 @@ def test_heatmaps_of_another_slide_are_refused(
 
 def test_labels_go_with_slides_in_any_case(cohort: Path, tmp_path: Path) -> None:
     run(cohort, tmp_path / "t.parquet")
-    assert read_table(tmp_path / "t.parquet").counts("slide")[NAMES[1]] == 4
+    assert read_patch_table(tmp_path / "t.parquet").counts("slide")[NAMES[1]] == 4
     two = StageTable(labels={NAMES[1]: SlideLabel.NEGATIVE, NAMES[1].upper(): SlideLabel.MACRO})
     with pytest.raises(CohortError, match="has two labels"):
         run(cohort, tmp_path / "t.parquet", labels=two)
@@ -241,7 +241,7 @@ def test_the_resolution_may_be_given_after_it_was_asked_for(tmp_path: Path) -> N
     with pytest.raises(ResolutionError):
         run(tmp_path, tmp_path / "out")
     run(tmp_path, tmp_path / "out", replace(RECIPE, slide_mpp=0.5))
-    assert len(read_table(tmp_path / "out" / "patches.parquet")) > 0
+    assert len(read_patch_table(tmp_path / "out" / "patches.parquet")) > 0
 
 
 # --- killed calls and full disks ------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ with Slide.open(table.files[name]) as slide:
 
 def test_few_large_patches_are_read_at_a_time(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(cohort, tmp_path / "t.parquet", replace(RECIPE, tumour=0, normal=10))
-    table = read_table(tmp_path / "t.parquet")
+    table = read_patch_table(tmp_path / "t.parquet")
     rows = table.rows(table["slide"] == NAMES[1])
     asked: list[int] = []
 
@@ -372,7 +372,7 @@ def test_a_store_is_written_shard_by_shard(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_sheet_is_the_same_from_thumbnails(cohort: Path, tmp_path: Path) -> None:
     run(cohort, tmp_path / "t.parquet")
-    table = read_table(tmp_path / "t.parquet")
+    table = read_patch_table(tmp_path / "t.parquet")
     examples = pick_examples(table)
     rng = np.random.default_rng(0)
     images = {title: list(rng.integers(0, 256, (len(rows), 64, 64, 3), np.uint8)) for title, rows in examples.items()}
@@ -428,7 +428,7 @@ def test_zarr_holds_the_whole_table_and_the_rule(cohort: Path, tmp_path: Path) -
         values = stored[name][...]
         names = stored[name].attrs.get("names")
         found = values if names is None else np.array(names)[values]
-        assert found.tolist() == read_table(tmp_path / "t.parquet")[name].tolist()
+        assert found.tolist() == read_patch_table(tmp_path / "t.parquet")[name].tolist()
 
 
 def test_slides_left_out_are_told_and_not_waited_for(

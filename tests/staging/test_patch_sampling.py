@@ -24,7 +24,7 @@ from annotations.painting import layers
 from annotations.patches.batch import Shares, draw_patches
 from annotations.patches.labels import LabelRule, PatchLabels
 from annotations.patches.sparse_store import read_pixels, read_store, store_slide
-from annotations.patches.table import PatchTable, read_table
+from annotations.patches.table import PatchTable, read_patch_table
 from annotations.patches.zarr_store import read_patches
 from staging.cli import app
 from staging.cohorts.camelyon import StageTable, find_slides
@@ -139,7 +139,7 @@ def test_only_sound_slides_are_drawn_from(cohort: Path, tmp_path: Path) -> None:
         "patient_023_node_4": "it has no annotations and is not labelled negative",
         "tumor_010": "not all of its tumour is drawn",
     }
-    table = read_table(tmp_path / "t.parquet")
+    table = read_patch_table(tmp_path / "t.parquet")
     assert table.counts("slide", "class") == {
         "patient_001_node_0/normal": 8,
         "patient_001_node_0/tumour": 12,
@@ -155,7 +155,7 @@ def test_only_sound_slides_are_drawn_from(cohort: Path, tmp_path: Path) -> None:
 def test_classes_centres_and_slides_are_balanced(cohort: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, per_class=24, rule=LabelRule(kind="centre"))
     run(cohort, tmp_path / "t.parquet", recipe)
-    table = read_table(tmp_path / "t.parquet")
+    table = read_patch_table(tmp_path / "t.parquet")
     assert table.counts("class") == {"normal": 24, "tumour": 24}
     # An ITC slide of centre 1 counts as much as a macro one of centre 0; two slides of a centre share its part.
     assert table.counts("centre", "class") == {f"{c}/{k}": 12 for c in (0, 1) for k in ("normal", "tumour")}
@@ -234,7 +234,7 @@ def test_exports_bring_the_table_but_are_no_store(cohort: Path, tmp_path: Path, 
     if form == "hdf5":
         pytest.importorskip("h5py")
     run(cohort, tmp_path / form, replace(RECIPE, tumour=2, normal=2), form=form)
-    table = read_table(tmp_path / form / "patches.parquet")
+    table = read_patch_table(tmp_path / form / "patches.parquet")
     suffix = {"webdataset": "tar", "hdf5": "h5", "jpeg": "jpg"}.get(form, form)
     files = list((tmp_path / form).rglob(f"*.{suffix}"))
     assert len(files) == (3 if form in {"webdataset", "hdf5"} else len(table) == 10 and 10)
@@ -251,7 +251,7 @@ def test_hard_negatives_lie_where_a_heatmap_errs(cohort: Path, tmp_path: Path) -
         write_heatmap(tmp_path / "heatmaps" / f"{name}.zarr", heatmap, {})
     recipe = replace(RECIPE, tumour=0, normal=0, hard=5, heatmaps=tmp_path / "heatmaps")
     run(cohort, tmp_path / "t.parquet", recipe)
-    table = read_table(tmp_path / "t.parquet")
+    table = read_patch_table(tmp_path / "t.parquet")
     assert table.counts("slide", "kind", "class") == {
         f"patient_{name}/hard/normal": 5 for name in ("001_node_0", "001_node_1", "022_node_0")
     }
@@ -430,7 +430,7 @@ def test_every_part_of_the_tumour_alike(cohort: Path, tmp_path: Path) -> None:
             workers=1,
             news=Listener(),
         )
-        table: PatchTable = read_table(tmp_path / f"{strategy}.parquet")
+        table: PatchTable = read_patch_table(tmp_path / f"{strategy}.parquet")
         if strategy == "border":
             assert set(table["kind"]) == {"border"}
         return Counter(table["lesion"].tolist())

@@ -13,7 +13,7 @@ from two_processes import started_twice
 from typer.testing import CliRunner
 
 from annotations.patches.batch import PatchBatch
-from annotations.patches.table import read_table
+from annotations.patches.table import read_patch_table
 from annotations.patches.zarr_store import read_patches, write_patches
 from staging.cli import app
 from staging.errors import ConfigurationError
@@ -94,7 +94,7 @@ def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path
     assert done.returncode == 0, done.stderr
     told, first = json.loads(done.stdout), load_checkpoint(tmp_path / "model.round1.safetensors")
     assert len(first.provenance["held_out"]) == 1
-    mined = read_table(tmp_path / "model.round1.parquet")
+    mined = read_patch_table(tmp_path / "model.round1.parquet")
     patches = read_patches(folder / "patches.zarr")
     assert told["patches"] == len(patches.images) + len(mined)
     assert not set(mined["patient"].tolist()) & set(first.provenance["held_out"])
