@@ -250,7 +250,7 @@ def table_bytes(table: PatchTable) -> bytes:
     ]
     metadata = {_KEY: json.dumps(about, sort_keys=True).encode()}
     data = BytesIO()
-    parquet.write_patch_table(
+    parquet.write_table(
         pa.table(arrays, names=list(COLUMNS)).replace_schema_metadata(metadata), data, compression="zstd"
     )
     return data.getvalue()
@@ -270,7 +270,7 @@ def read_patch_table(path: str | Path) -> PatchTable:
         raise PatchStoreError(path, "there is no such table", mend="make it with sentinode patches")
     try:
         # One thread and no mapping: nothing of it is left over when the process forks.
-        found = parquet.read_patch_table(path, use_threads=False, memory_map=False)
+        found = parquet.read_table(path, use_threads=False, memory_map=False)
         about = json.loads((found.schema.metadata or {})[_KEY])
         if about["version"] != _VERSION:
             raise PatchStoreError(path, f"has the unknown version {about['version']}", mend="update sentinode")

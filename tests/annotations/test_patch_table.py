@@ -101,7 +101,7 @@ def test_damaged_tables_are_refused(tmp_path: Path, damage: str) -> None:
         import pyarrow as pa  # noqa: PLC0415
         from pyarrow import parquet  # noqa: PLC0415
 
-        parquet.write_patch_table(pa.table({"x": [1, 2]}), path)
+        parquet.write_table(pa.table({"x": [1, 2]}), path)
     elif damage == "kind":
         table["kind"][0] = "guess"
         write_patch_table(path, table)

@@ -291,10 +291,10 @@ import resource
 from pathlib import Path
 import numpy as np
 from annotations.patches.exports import export_hdf5
-from annotations.patches.table import read_table
+from annotations.patches.table import read_patch_table
 from wsi.errors import StorageError
 from wsi.slide import Slide
-table = read_table({str(tmp_path / "t.parquet")!r})
+table = read_patch_table({str(tmp_path / "t.parquet")!r})
 name = {NAMES[1]!r}
 rows = table.rows(table["slide"] == name)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

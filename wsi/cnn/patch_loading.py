@@ -6,7 +6,7 @@ positions, and every process opens its own slides, a bounded number at a time.
 
 Example: a training loop without any extracted patch::
 
-    table = read_table("patches.parquet")                     # of annotations.patches.table
+    table = read_patch_table("patches.parquet")                     # of annotations
     table = table.rows(table["split"] == "train")
     stream = PatchStream(table.places(), table.labels, batch=64)
     for epoch in range(20):
