@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.options import Device, SlideMpp, Smallest, Workers
+from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Workers
 from staging.lesions.settings import SMALLEST_UM
+from staging.stages.pn import EXPECTED_NODES
 
 EXIT_QUARANTINED = 3
 
@@ -37,7 +38,7 @@ def cross_validate(
     first_epochs: Annotated[int, typer.Option(help="Passes of the first one, whose mistakes are learnt.", min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Of patches, weights and order.", min=0)] = 0,
     smallest_um: Smallest = SMALLEST_UM,
-    nodes: Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)] = 5,
+    nodes: Nodes = EXPECTED_NODES,
     slide_mpp: SlideMpp = None,
     device: Device = "auto",
     workers: Workers = None,
@@ -49,10 +50,10 @@ def cross_validate(
     Example: sentinode cross-validate images -a annotations -r stage_labels.csv -o folds --leave-one-centre-out
     """
     from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
-    from staging.commands.results import kappa_table  # noqa: PLC0415
     from staging.cross_validation import cross_validate as validate  # noqa: PLC0415
     from staging.cross_validation import folds_by_centre, folds_by_patient  # noqa: PLC0415
     from staging.errors import CohortError, ConfigurationError  # noqa: PLC0415
+    from staging.scores.texts import stage_text  # noqa: PLC0415
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.recipe import CohortRecipe  # noqa: PLC0415
     from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
@@ -80,7 +81,7 @@ def cross_validate(
             cohort, parts, output, recipe=recipe, workers=workers or usable_cores(), nodes=nodes, news=progress
         )
     if record["patients"]:
-        typer.echo(kappa_table(record), err=True)
+        typer.echo(stage_text(record), err=True)
     typer.echo(json.dumps({"score": str(output / "score.json"), **record}, ensure_ascii=False))
     if record["quarantined"]:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -24,9 +24,9 @@ def demo(
 
     Example: sentinode demo --output demo --seed 0
     """
-    from staging.commands.results import kappa_table  # noqa: PLC0415
     from staging.demo import DemoPlan, run_demo  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415
+    from staging.scores.texts import stage_text  # noqa: PLC0415
     from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415  (slow import)
 
@@ -40,7 +40,7 @@ def demo(
     with TrainingProgress() as progress:
         result = run_demo(output, plan, news=progress)
     if result.score is not None:
-        typer.echo(kappa_table(result.score))
+        typer.echo(stage_text(result.score))
     typer.echo(f"report: {output / 'results' / 'report.html'}")
     if result.failures:
         raise typer.Exit(3)

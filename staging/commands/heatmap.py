@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -37,49 +36,26 @@ def heatmap(
 
     Example: sentinode heatmap slide.tif --model model.safetensors -o slide.zarr --overlay slide.png
     """
-    from staging.runs.bars import CohortProgress  # noqa: PLC0415
-    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.looking import look  # noqa: PLC0415
+    from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
+    from staging.runs.single_heatmap import make_heatmap  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
-    from wsi.heatmap_store import write_heatmap  # noqa: PLC0415
-    from wsi.render import overlay as draw  # noqa: PLC0415  (slow import)
-    from wsi.render import save_png, thumbnail  # noqa: PLC0415
-    from wsi.slide import Slide  # noqa: PLC0415
-    from wsi.tissue import find_tissue  # noqa: PLC0415
-    from wsi.writing.heatmap_file import write_heatmap_tiff  # noqa: PLC0415
 
-    checkpoint = load_checkpoint(model)
-    with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened, CohortProgress(1) as progress:
-        found, coverage = look(
-            opened,
-            checkpoint,
-            tissue=find_tissue(opened),
+    with CohortProgress(1) as progress:
+        made = make_heatmap(
+            slide,
+            output,
+            model=model,
+            picture=overlay,
+            tiff=tiff,
             device=device,
-            workers=threads or usable_cores(),
-            on_tiles=lambda done, total: progress.tiles(opened.name, done, total),
+            threads=threads or usable_cores(),
+            slide_mpp=slide_mpp,
+            on_bad_tile=on_bad_tile,
+            on_tiles=progress.tiles,
         )
-        made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
-        write_heatmap(output, found, made_from, coverage=coverage)
-        if tiff is not None:
-            write_heatmap_tiff(tiff, found)
-        if overlay is not None:
-            save_png(overlay, draw(thumbnail(opened), found, threshold=checkpoint.threshold))
-        progress.slide(opened.name)
-        bad = opened.bad_tiles
-    typer.echo(
-        json.dumps(
-            {
-                "heatmap": str(output),
-                "rows": found.frame.shape[0],
-                "columns": found.frame.shape[1],
-                "um_per_cell": found.frame.pixel_um,
-                "maximum": round(float(found.array.max()), 4),
-                "bad_tiles": [asdict(tile) for tile in bad],
-                "coverage": coverage.to_json(),
-            }
-        )
-    )
-    if not coverage.is_whole(coverage_tolerance):
-        typer.echo(f"sentinode: {slide}: only {coverage}", err=True)
+        progress.slide(Path(slide).stem)
+    typer.echo(json.dumps(made.to_json()))
+    if not made.coverage.is_whole(coverage_tolerance):
+        typer.echo(f"sentinode: {slide}: only {made.coverage}", err=True)
         if not allow_partial:
             raise typer.Exit(3)

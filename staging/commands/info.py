@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from wsi.slide import Slide
 
 
 def info(
@@ -30,7 +33,7 @@ def info(
         typer.echo(json.dumps(facts) if as_json else _table(facts))
 
 
-def _facts(slide: Any) -> dict[str, Any]:  # noqa: ANN401  (Slide, imported late)
+def _facts(slide: Slide) -> dict[str, Any]:
     return {
         "path": str(slide.path),
         "format": slide.properties.get("sentinode.format"),

@@ -57,6 +57,7 @@ Workers = Annotated[
     int | None,
     typer.Option(help="Processes; the results do not depend on it.", min=1, show_default="one per core"),
 ]
+Nodes = Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)]
 Threshold = Annotated[
     float | None,
     typer.Option(help="Lesions are outlined at this probability.", min=0.01, max=0.99, show_default="the checkpoint's"),

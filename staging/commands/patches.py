@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from staging.commands.options import Device, SlideMpp, Workers
+from staging.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from annotations.patches.labels import LabelRule
@@ -190,8 +191,6 @@ def patches(
 
 def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Path]:
     """Slides and annotations, also where these were given as the last argument."""
-    from staging.errors import ConfigurationError  # noqa: PLC0415
-
     if annotations is not None:
         return slides, annotations
     if len(slides) < 2 or not slides[-1].is_dir():
@@ -204,7 +203,6 @@ def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Pa
 def _parsed(label: str, split: str | None) -> tuple[LabelRule, Split | None]:
     from annotations.patches.labels import LabelRule  # noqa: PLC0415  (slow import)
     from annotations.patches.splits import Split  # noqa: PLC0415
-    from staging.errors import ConfigurationError  # noqa: PLC0415
 
     try:
         rule = LabelRule.parse(label)
@@ -223,8 +221,6 @@ def _check_hard(hard: int, choice: str | None, model: Path | None, heatmaps: Pat
     Raises:
         ConfigurationError: options that need each other, or exclude each other.
     """
-    from staging.errors import ConfigurationError  # noqa: PLC0415
-
     given = (model is not None) + (heatmaps is not None)
     if hard and given != 1:
         raise ConfigurationError(None, "--hard needs --model or --heatmaps, one of them", mend="give one")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.options import Workers
+from staging.errors import ConfigurationError
 
 
 def phantom(
@@ -27,7 +28,6 @@ def phantom(
     """
     import json  # noqa: PLC0415
 
-    from staging.errors import ConfigurationError  # noqa: PLC0415
     from staging.phantom import generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
@@ -59,8 +59,6 @@ def parse_centres(text: str) -> tuple[int, ...]:
     Raises:
         ConfigurationError: something else than centres 0 to 4.
     """
-    from staging.errors import ConfigurationError  # noqa: PLC0415
-
     parts = [part.strip() for part in text.split(",")]
     if not all(part in {"0", "1", "2", "3", "4"} for part in parts):
         raise ConfigurationError(None, f"--centres {text!r} is no list of centres", mend="give for example 0,1,2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from staging.commands.options import (
     Device,
     MergeGap,
     Model,
+    Nodes,
     OnBadTile,
     Peak,
     SlideMpp,
@@ -22,6 +24,7 @@ from staging.commands.options import (
     Workers,
 )
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
+from staging.stages.pn import EXPECTED_NODES
 
 EXIT_QUARANTINED = 3
 
@@ -42,7 +45,7 @@ def run(
     peak: Peak = None,
     merge_gap_um: MergeGap = MERGE_GAP_UM,
     smallest_um: Smallest = SMALLEST_UM,
-    nodes: Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)] = 5,
+    nodes: Nodes = EXPECTED_NODES,
     slide_mpp: SlideMpp = None,
     on_bad_tile: OnBadTile = "raise",
     max_failures: Annotated[
@@ -68,7 +71,6 @@ def run(
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
     from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
-    from staging.commands.results import summary  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
@@ -107,6 +109,7 @@ def run(
             digests=verify,
             news=progress,
         )
-    typer.echo(summary(result, output))
+    record = {"report": str(output / "report.html"), **result.to_json()}
+    typer.echo(json.dumps(record, ensure_ascii=False))
     if result.failures:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from staging.scores.texts import centre_text, comparison_text, confusion_text, froc_text, with_interval
+from staging.scores.texts import froc_text, label_text, stage_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,41 +65,23 @@ def kappa(
     Example: sentinode score kappa stage_labels.csv stages.csv --against other.csv
     """
     from staging.cohorts.camelyon import read_stage_table  # noqa: PLC0415  (slow import)
-    from staging.scores.patients import (  # noqa: PLC0415
-        compare_submissions,
-        kappa_by_centre,
-        score_kappa,
+    from staging.scores.patients import score_stages  # noqa: PLC0415
+
+    score = score_stages(
+        read_stage_table(reference),
+        read_stage_table(submission, submission=True),
+        against=None if against is None else read_stage_table(against, submission=True),
+        permutations=permutations,
+        resamples=resamples,
+        seed=seed,
     )
-
-    truth, claimed = read_stage_table(reference), read_stage_table(submission, submission=True)
-    result = score_kappa(truth, claimed, resamples=resamples, seed=seed)
-    centres = kappa_by_centre(truth, claimed, resamples=resamples, seed=seed)
-    record = result.to_json()
-    record["centres"] = {
-        name: {key: one.to_json()[key] for key in ("kappa", "interval", "patients", "confusion")}
-        for name, one in centres.items()
-    }
-    if against is not None:
-        record["against"] = compare_submissions(
-            truth,
-            claimed,
-            read_stage_table(against, submission=True),
-            permutations=permutations,
-            resamples=resamples,
-            seed=seed,
-        ).to_json()
+    record = score.to_json()
     if table:
-        summary = f"quadratic kappa {with_interval(record['kappa'], record['interval'])}, {result.patients} patients"
-        text = confusion_text(result.stages, result.confusion)
-        texts = [text, "", summary, centre_text(record["centres"])]
-        if against is not None:
-            texts.append(comparison_text(record["against"], against.name))
-        typer.echo("\n".join(texts), err=True)
+        typer.echo(stage_text(record, against="" if against is None else against.name), err=True)
     if picture is not None:
-        from staging.scores.pictures import confusion_picture  # noqa: PLC0415
+        from staging.scores.pictures import stage_picture  # noqa: PLC0415
 
-        note = f"quadratic kappa {with_interval(record['kappa'], record['interval'])}, {result.patients} patients"
-        _save(picture, confusion_picture(result.confusion, result.stages, title="pN-stage", notes=[note]))
+        _save(picture, stage_picture(score))
     _show(record)
 
 
@@ -122,15 +104,14 @@ def labels(
     from staging.cohorts.camelyon import read_label_table  # noqa: PLC0415  (slow import)
     from staging.scores.slides import score_labels  # noqa: PLC0415
 
-    record = score_labels(read_label_table(reference), read_label_table(submission), source=submission).to_json()
-    summary = f"accuracy {with_interval(record['accuracy'], record['accuracy_interval'])}, {record['slides']} slides"
+    score = score_labels(read_label_table(reference), read_label_table(submission), source=submission)
+    record = score.to_json()
     if table:
-        typer.echo(f"{confusion_text(record['labels'], record['confusion'])}\n\n{summary}", err=True)
+        typer.echo(label_text(record), err=True)
     if picture is not None:
-        from staging.scores.pictures import confusion_picture  # noqa: PLC0415
+        from staging.scores.pictures import label_picture  # noqa: PLC0415
 
-        drawn = confusion_picture(record["confusion"], record["labels"], title="slide label", notes=[summary])
-        _save(picture, drawn)
+        _save(picture, label_picture(score))
     _show(record)
 
 
@@ -159,7 +140,7 @@ def auc(
     from staging.cohorts.references import read_predictions, read_truth  # noqa: PLC0415  (slow import)
     from staging.scores.slides import score_auc  # noqa: PLC0415
 
-    result = score_auc(
+    score = score_auc(
         read_truth(reference),
         read_predictions(predictions),
         with_errata=not all_slides,
@@ -167,17 +148,11 @@ def auc(
         seed=seed,
         source=predictions,
     )
-    record = result.to_json()
     if picture is not None:
         from staging.scores.pictures import roc_picture  # noqa: PLC0415
 
-        note = (
-            f"area {with_interval(record['auc'], record['delong'])} (DeLong), {result.whole.positives} positive and "
-            f"{result.whole.negatives} negative slides"
-        )
-        drawn = roc_picture(result.whole.curve, notes=[note])
-        _save(picture, drawn)
-    _show(record)
+        _save(picture, roc_picture(score))
+    _show(score.to_json())
 
 
 @app.command()
@@ -230,7 +205,7 @@ def froc(
     from staging.cohorts.references import read_normal_slides  # noqa: PLC0415
     from staging.scores.lesion_task import score_folders  # noqa: PLC0415  (slow import)
 
-    result = score_folders(
+    score = score_folders(
         masks,
         detections,
         normal_slides=frozenset() if normal_list is None else read_normal_slides(normal_list),
@@ -242,24 +217,13 @@ def froc(
         resamples=resamples,
         seed=seed,
     )
-    record = result.to_json()
+    record = score.to_json()
     if table:
         typer.echo(froc_text(record), err=True)
     if picture is not None:
         from staging.scores.pictures import froc_picture  # noqa: PLC0415
 
-        note = (
-            f"score {with_interval(record['froc_score'], record['interval'])}, corrected "
-            f"{record['corrected']['froc_score']:.4f}; {record['lesions']} lesions, {record['slides']} slides"
-        )
-        drawn = froc_picture(
-            result.official.points(),
-            result.corrected.points(),
-            rates=record["rates"],
-            sensitivities=record["sensitivities"],
-            notes=[note],
-        )
-        _save(picture, drawn)
+        _save(picture, froc_picture(score))
     _show(record)
 
 

@@ -57,6 +57,20 @@ class CohortResult:
     staging: Staging
     score: dict[str, Any] | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps: what was staged, and what could not be."""
+        score = self.score or {}
+        return {
+            "slides": len(self.analyses),
+            "quarantined": {failure.slide: str(failure) for failure in self.failures},
+            "stages": {patient: stage.value for patient, stage in self.staging.stages.items()},
+            "remade": {one.slide: list(one.remade) for one in self.analyses if one.remade},
+            "at_least": sorted(self.staging.at_least),
+            "unscored": {one.patient: one.reason for one in self.staging.unscored},
+            "kappa": score.get("kappa"),
+            "interval": score.get("interval"),
+        }
+
 
 def run_cohort(
     slides: Sequence[SlideFile],

@@ -12,6 +12,7 @@ from annotations.measures import MERGE_GAP_UM
 from staging.errors import ConfigurationError
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
+from staging.stages.pn import EXPECTED_NODES
 from wsi.inputs import read_json
 from wsi.readers.base import OnBadTile
 from wsi.store import digest_of
@@ -31,12 +32,12 @@ class RunConfig:
         threshold: a lesion is outlined at this probability.
         peak: and counts as a lesion when its highest probability reaches this one. Two thresholds (hysteresis), since a
             network that is trained on as much tumour as normal tissue calls too much of a slide faintly suspicious.
-        merge_gap_um: deposits closer than this are one lesion (75 um: the CAMELYON16 evaluation).
+        merge_gap_um: deposits closer than this are one lesion.
         rule: the size limits of ITC, micro and macro, and of what is noise.
         on_bad_tile: whether a tile that cannot be decoded ends its slide ("raise") or is white and reported ("white").
         coverage_tolerance: the share of a slide's tissue that may go unseen.
         allow_partial: label slides of which more went unseen, and say so, in place of quarantining them.
-        nodes: how many slides a patient must have to be staged (CAMELYON17: 5).
+        nodes: how many slides a patient must have to be staged.
     """
 
     model: str
@@ -45,7 +46,7 @@ class RunConfig:
     mpp: float | None = None
     merge_gap_um: float = MERGE_GAP_UM
     rule: SizeRule = field(default_factory=lambda: SizeRule(smallest_um=SMALLEST_UM))
-    nodes: int = 5
+    nodes: int = EXPECTED_NODES
     on_bad_tile: OnBadTile = "raise"
     coverage_tolerance: float = COVERAGE_TOLERANCE
     allow_partial: bool = False

@@ -2,11 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from staging.cohorts.camelyon import StageTable
 from staging.cohorts.names import CENTRES, centre_of_patient
 from staging.errors import MissingPatientError, TableError, listed
 from staging.scores.kappa import KappaComparison, KappaScore, compare, score
 from staging.stages.pn import PatientStage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageScore:
+    """Stages against a reference.
+
+    Attributes:
+        whole: of all patients.
+        centres: of the patients of each centre.
+        against: the difference to another submission, where there is one.
+    """
+
+    whole: KappaScore
+    centres: Mapping[str, KappaScore]
+    against: KappaComparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps, without nan."""
+        record = self.whole.to_json()
+        record["centres"] = {
+            name: {key: one.to_json()[key] for key in ("kappa", "interval", "patients", "confusion")}
+            for name, one in self.centres.items()
+        }
+        return record if self.against is None else record | {"against": self.against.to_json()}
+
+
+def score_stages(
+    reference: StageTable,
+    submission: StageTable,
+    *,
+    against: StageTable | None = None,
+    permutations: int = 10_000,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> StageScore:
+    """Score stages as a whole and centre by centre, and compare them with another submission.
+
+    Raises:
+        TableError: the reference has no patient.
+        MissingPatientError: a submission lacks patients of the reference.
+    """
+    return StageScore(
+        whole=score_kappa(reference, submission, resamples=resamples, seed=seed),
+        centres=kappa_by_centre(reference, submission, resamples=resamples, seed=seed),
+        against=None
+        if against is None
+        else compare_submissions(
+            reference, submission, against, permutations=permutations, resamples=resamples, seed=seed
+        ),
+    )
 
 
 def kappa_by_centre(

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from staging.scores.lesion_task import FrocScore
+from staging.scores.patients import StageScore
+from staging.scores.slides import LabelScore, SlideRocScore
+from staging.scores.texts import froc_line, label_line, roc_line, stage_line
 from wsi import charts
 from wsi.charts import Axis, Canvas, Curve
 
@@ -16,6 +20,18 @@ _SHARES = charts.even_ticks(0, 1)
 _LOWEST_RATE = 0.125
 """Where the axis of false positives begins: half of the lowest rate that is scored."""
 _BENDS = 200
+
+
+def stage_picture(score: StageScore) -> NDArray[np.uint8]:
+    """The confusion matrix of stages."""
+    record = score.to_json()
+    return confusion_picture(record["confusion"], record["stages"], title="pN-stage", notes=[stage_line(record)])
+
+
+def label_picture(score: LabelScore) -> NDArray[np.uint8]:
+    """The confusion matrix of slide labels."""
+    record = score.to_json()
+    return confusion_picture(record["confusion"], record["labels"], title="slide label", notes=[label_line(record)])
 
 
 def confusion_picture(
@@ -51,56 +67,38 @@ def confusion_picture(
     return canvas.finished()
 
 
-def roc_picture(curve: NDArray[np.float64], *, notes: Sequence[str] = ()) -> NDArray[np.uint8]:
-    """A ROC curve and the line of guessing.
-
-    Args:
-        curve: float64 (n, 2), false and true positive rate.
-        notes: lines below the title.
-
-    Returns:
-        uint8 (rows, columns, 3).
-    """
+def roc_picture(score: SlideRocScore) -> NDArray[np.uint8]:
+    """The ROC curve of slides and the line of guessing: uint8 (rows, columns, 3)."""
     return charts.curve_chart(
-        [Curve(points=curve)],
+        [Curve(points=score.whole.curve)],
         title="Slides with metastasis: ROC curve",
-        notes=notes,
+        notes=[roc_line(score.to_json())],
         x=Axis(name="false positive rate", ticks=_SHARES),
         y=Axis(name="true positive rate", ticks=_SHARES),
         has_diagonal=True,
     )
 
 
-def froc_picture(
-    official: NDArray[np.float64],
-    corrected: NDArray[np.float64],
-    *,
-    rates: Sequence[float],
-    sensitivities: Sequence[float],
-    notes: Sequence[str] = (),
-) -> NDArray[np.uint8]:
-    """Two FROC curves over the logarithm of false positives per slide, with dots where the score is read off.
+def froc_picture(score: FrocScore) -> NDArray[np.uint8]:
+    """Both FROC curves over the logarithm of false positives per slide, with dots where the score is read off.
 
-    Args:
-        official: float64 (n, 2), false positives per slide and sensitivity; prolonged to the highest rate.
-        corrected: likewise.
-        rates: at which the score is read off, rising.
-        sensitivities: of the official curve there.
-        notes: lines below the title.
+    They are prolonged to the highest rate.
 
     Returns:
         uint8 (rows, columns, 3).
     """
+    record = score.to_json()
+    rates = record["rates"]
     ticks = (_LOWEST_RATE, *rates)
-    dots = np.stack([np.array(rates), np.array(sensitivities)], axis=1)
+    dots = np.stack([np.array(rates), np.array(record["sensitivities"])], axis=1)
     return charts.curve_chart(
         [
-            Curve(points=_bent(official, ticks), name="official", dots=dots),
+            Curve(points=_bent(score.official.points(), ticks), name="official", dots=dots),
             # wider: it shows on both sides where the two agree
-            Curve(points=_bent(corrected, ticks), name="corrected", ink=charts.ORANGE, width=8),
+            Curve(points=_bent(score.corrected.points(), ticks), name="corrected", ink=charts.ORANGE, width=8),
         ],
         title="Lesions: FROC curve",
-        notes=notes,
+        notes=[froc_line(record)],
         x=Axis(name="false positives per slide", ticks=ticks, is_log=True),
         y=Axis(name="sensitivity", ticks=_SHARES),
     )

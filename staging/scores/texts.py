@@ -1,4 +1,4 @@
-"""Scores as plain text for people: confusion matrices and the list of lesions."""
+"""Scores as plain text for people: one line each, confusion matrices and the list of lesions."""
 
 from __future__ import annotations
 
@@ -22,6 +22,52 @@ def confusion_text(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> 
         for name, row in zip(names, confusion, strict=True)
     ]
     return "\n".join(lines)
+
+
+def stage_line(record: Mapping[str, Any]) -> str:
+    """The kappa of stages, its interval and the number of patients."""
+    return f"quadratic kappa {with_interval(record['kappa'], record['interval'])}, {record['patients']} patients"
+
+
+def label_line(record: Mapping[str, Any]) -> str:
+    """The accuracy of labels, its interval and the number of slides."""
+    return f"accuracy {with_interval(record['accuracy'], record['accuracy_interval'])}, {record['slides']} slides"
+
+
+def roc_line(record: Mapping[str, Any]) -> str:
+    """The area under a ROC curve, its interval and the numbers of slides."""
+    return (
+        f"area {with_interval(record['auc'], record['delong'])} (DeLong), {record['positives']} positive and "
+        f"{record['negatives']} negative slides"
+    )
+
+
+def froc_line(record: Mapping[str, Any]) -> str:
+    """The FROC score, its interval, the corrected one and the numbers of lesions and slides."""
+    return (
+        f"score {with_interval(record['froc_score'], record['interval'])}, corrected "
+        f"{record['corrected']['froc_score']:.4f}; {record['lesions']} lesions, {record['slides']} slides"
+    )
+
+
+def stage_text(record: Mapping[str, Any], *, against: str = "") -> str:
+    """The confusion matrix of stages and their kappa; where they are scored, each centre's and the comparison.
+
+    Args:
+        record: as a score's to_json gives it.
+        against: the name of the other submission.
+    """
+    lines = [confusion_text(record["stages"], record["confusion"]), "", stage_line(record)]
+    if "centres" in record:
+        lines.append(centre_text(record["centres"]))
+    if "against" in record:
+        lines.append(comparison_text(record["against"], against))
+    return "\n".join(lines)
+
+
+def label_text(record: Mapping[str, Any]) -> str:
+    """The confusion matrix of labels and their accuracy."""
+    return f"{confusion_text(record['labels'], record['confusion'])}\n\n{label_line(record)}"
 
 
 def centre_text(kappas: Mapping[str, Mapping[str, Any]]) -> str:

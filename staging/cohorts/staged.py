@@ -1,0 +1,93 @@
+"""Patients staged from a table of slide labels, with the probabilities and the full category that tables allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from staging.cohorts.camelyon import read_label_table, write_stage_table
+from staging.cohorts.names import patient_of
+from staging.cohorts.node_tables import read_label_probabilities, read_node_sites, tnm_stages
+from staging.lesions.tables import read_partial
+from staging.stages.pn import EXPECTED_NODES, PatientStage, Staging, stage_patients, stage_probabilities
+from staging.stages.tnm import TnmStage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedTable:
+    """What a table of labels says of its patients.
+
+    Attributes:
+        path: the table that was written.
+        staging: stages and unscored patients.
+        probabilities: of each stage by patient; None where the table has none of labels.
+        tnm: full category by patient; None where sites were not given.
+        tnm_unsupported: why other patients have none.
+    """
+
+    path: Path
+    staging: Staging
+    probabilities: Mapping[str, Mapping[PatientStage, float]] | None = None
+    tnm: Mapping[str, TnmStage] | None = None
+    tnm_unsupported: Mapping[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps."""
+        record: dict[str, Any] = {
+            "stages": str(self.path),
+            "patients": len(self.staging.stages),
+            "at_least": sorted(self.staging.at_least),
+            "unscored": {one.patient: one.reason for one in self.staging.unscored},
+        }
+        if self.probabilities is not None:
+            record["probabilities"] = {
+                patient: {stage.value: round(share, 9) for stage, share in shares.items()}
+                for patient, shares in self.probabilities.items()
+            }
+        if self.tnm is not None:
+            record["tnm"] = {patient: stage.value for patient, stage in self.tnm.items()}
+            record["tnm_unsupported"] = dict(self.tnm_unsupported or {})
+        return record
+
+
+def stage_table(
+    labels: Path, output: Path, *, expected_nodes: int = EXPECTED_NODES, sites: Path | None = None
+) -> StagedTable:
+    """Stage every patient of a table of labels, and write the table of stages in the organisers' form.
+
+    Args:
+        labels: as read_label_table takes it; it may hold the probability of each label.
+        output: the table of stages.
+        expected_nodes: slides per patient.
+        sites: as read_node_sites takes it.
+
+    Raises:
+        TableError: a table cannot be read.
+        StorageError: the output cannot be written.
+    """
+    table = read_label_table(labels)
+    staging = stage_patients(table, partial=read_partial(labels), expected_nodes=expected_nodes)
+    staged = {name: label for name, label in table.items() if patient_of(name) in staging.stages}
+    shares = read_label_probabilities(labels)
+    tnm, unsupported = (None, None) if sites is None else tnm_stages(staged, read_node_sites(sites))
+    write_stage_table(output, staging.stages, table)
+    return StagedTable(
+        path=output,
+        staging=staging,
+        probabilities=None if shares is None else _stage_probabilities(shares, staging),
+        tnm=tnm,
+        tnm_unsupported=unsupported,
+    )
+
+
+def _stage_probabilities(
+    shares: Mapping[str, tuple[float, ...]], staging: Staging
+) -> dict[str, dict[PatientStage, float]]:
+    of_patient: dict[str, list[tuple[float, ...]]] = {}
+    for slide, of_label in shares.items():
+        patient = patient_of(slide)
+        if patient in staging.stages:
+            of_patient.setdefault(patient, []).append(of_label)
+    return {patient: stage_probabilities(nodes) for patient, nodes in of_patient.items()}

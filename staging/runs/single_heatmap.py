@@ -1,0 +1,94 @@
+"""The heatmap of one slide, and what may be written beside it: a picture and a TIFF."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from staging.runs.cluster import TileNews
+from wsi.coverage import Coverage
+from wsi.heatmap_store import write_heatmap
+from wsi.raster import Heatmap
+from wsi.readers.base import BadTile, OnBadTile
+from wsi.render import overlay, save_png, thumbnail
+from wsi.slide import Slide
+from wsi.tissue import find_tissue
+from wsi.writing.heatmap_file import write_heatmap_tiff
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MadeHeatmap:
+    """A heatmap, where it was written, how much of the tissue it saw, and the tiles that read as white."""
+
+    path: Path
+    heatmap: Heatmap
+    coverage: Coverage
+    bad_tiles: tuple[BadTile, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dumps."""
+        frame = self.heatmap.frame
+        return {
+            "heatmap": str(self.path),
+            "rows": frame.shape[0],
+            "columns": frame.shape[1],
+            "um_per_cell": frame.pixel_um,
+            "maximum": round(float(self.heatmap.array.max()), 4),
+            "bad_tiles": [asdict(tile) for tile in self.bad_tiles],
+            "coverage": self.coverage.to_json(),
+        }
+
+
+def make_heatmap(
+    slide: str,
+    output: Path,
+    *,
+    model: Path,
+    picture: Path | None = None,
+    tiff: Path | None = None,
+    device: str = "auto",
+    threads: int = 1,
+    slide_mpp: float | None = None,
+    on_bad_tile: OnBadTile = "raise",
+    on_tiles: TileNews,
+) -> MadeHeatmap:
+    """Run a network over the tissue of a slide.
+
+    Args:
+        slide: its path or URL.
+        output: the heatmap, a Zarr folder.
+        model: the checkpoint.
+        picture: the heatmap over the slide, as PNG.
+        tiff: the heatmap as a pyramidal float32 TIFF.
+        device: where the network runs.
+        threads: that read.
+        slide_mpp: um per level-0 px in place of what the file says.
+        on_bad_tile: whether a tile that cannot be decoded ends it, or is white.
+        on_tiles: receives (slide name, tiles done, tiles in all).
+
+    Raises:
+        SlideError: the slide cannot be read.
+        CheckpointError: the model cannot be used.
+        StorageError: an output cannot be written.
+    """
+    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.looking import look  # noqa: PLC0415
+
+    checkpoint = load_checkpoint(model)
+    with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened:
+        heatmap, coverage = look(
+            opened,
+            checkpoint,
+            tissue=find_tissue(opened),
+            device=device,
+            workers=threads,
+            on_tiles=lambda done, total: on_tiles(opened.name, done, total),
+        )
+        made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
+        write_heatmap(output, heatmap, made_from, coverage=coverage)
+        if tiff is not None:
+            write_heatmap_tiff(tiff, heatmap)
+        if picture is not None:
+            save_png(picture, overlay(thumbnail(opened), heatmap, threshold=checkpoint.threshold))
+        return MadeHeatmap(path=output, heatmap=heatmap, coverage=coverage, bad_tiles=opened.bad_tiles)
