@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from wsi.inputs import open_regular
+
 _HEADER_BYTES = 2**17
 # (0020,000E) SeriesInstanceUID in little-endian transfer syntax with its type written out, as slides are stored
 _SERIES = re.compile(rb"\x20\x00\x0e\x00UI(..)", re.DOTALL)
@@ -16,7 +18,7 @@ def read_series(path: Path) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEADER_BYTES)
     found = _SERIES.search(head) if head[128:132] == b"DICM" else None
     if found is None:

@@ -62,7 +62,7 @@ class FlatReader(Reader):
     def open(cls, path: Path, head: bytes, *, on_bad_tile: OnBadTile) -> FlatReader | None:
         """See ``Reader.open``; a picture is read whole or not at all, whatever bad tiles do."""
         del on_bad_tile
-        return cls(path) if head.startswith(_MAGICS) and not is_vendors_own(path) else None
+        return cls(path) if head.startswith(_MAGICS) and not is_vendors_own(path, head) else None
 
     def read(self, level: int, window: Window, *, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with a window; see ``Reader.read``.

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from wsi.errors import SlideError, SlideFormatError, SlideNotFoundError
+from wsi.inputs import open_regular
 from wsi.readers.base import OnBadTile, Reader
 from wsi.readers.flat import FlatReader
 from wsi.readers.openslide import OpenSlideReader
@@ -75,7 +76,7 @@ def open_reader(path: Path | str, on_bad_tile: OnBadTile = "raise") -> Reader:
 def _choose_reader(path: Path, on_bad_tile: OnBadTile) -> Reader:
     if path.is_dir():
         raise SlideFormatError(path, "is a directory, not a slide", mend=_ACCEPTED)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(16)
     if not head:
         raise SlideFormatError(path, "is empty", mend="copy the slide again from its source")

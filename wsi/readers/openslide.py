@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from wsi.errors import SlideFormatError, TileError
 from wsi.geometry import Level, Window
 from wsi.readers.base import BadTile, OnBadTile, Reader, measure_downsample, settle_mpp
-from wsi.readers.structure import TIFF_MAGICS
+from wsi.readers.structure import TIFF_MAGICS, check_ndpi, is_ndpi, read_structure
 
 _MAX_SIDE_PX = 4_000_000
 _DEFAULT_TILE_PX = 256
@@ -38,9 +38,12 @@ def detect_vendor(path: str | PathLike[str]) -> str | None:
     return vendor
 
 
-def is_vendors_own(path: Path) -> bool:
-    """Whether only OpenSlide may read it: NDPI bends TIFF's offsets, and MIRAX begins with a JPEG."""
-    return path.suffix.lower() in (".ndpi", ".mrxs")
+def is_vendors_own(path: Path, head: bytes) -> bool:
+    """Whether only OpenSlide may read it: NDPI bends TIFF's offsets, and MIRAX begins with a JPEG.
+
+    What a file is follows from its content: a TIFF that is called .mrxs is a TIFF, and is NDPI only with NDPI's tag.
+    """
+    return is_ndpi(path) if head.startswith(TIFF_MAGICS) else path.suffix.lower() == ".mrxs"
 
 
 class OpenSlideReader(Reader):
@@ -79,8 +82,12 @@ class OpenSlideReader(Reader):
     @classmethod
     def open(cls, path: Path, head: bytes, *, on_bad_tile: OnBadTile) -> OpenSlideReader | None:
         """See ``Reader.open``; of a TIFF OpenSlide itself says why it cannot be opened."""
-        if not head.startswith(TIFF_MAGICS) and detect_vendor(path) is None:
-            return None
+        if not head.startswith(TIFF_MAGICS):
+            return None if detect_vendor(path) is None else cls(path, on_bad_tile=on_bad_tile)
+        if is_ndpi(path):
+            check_ndpi(path)
+        else:
+            read_structure(path)
         return cls(path, on_bad_tile=on_bad_tile)
 
     @property

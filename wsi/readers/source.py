@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import Protocol
 
+from wsi.inputs import open_regular
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -54,12 +56,13 @@ class FileSource:
         path: the file.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is no regular file.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.name = fspath(path)
-        self._fd = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        with open_regular(path) as file:
+            self._fd = os.dup(file.fileno())
         self._close = weakref.finalize(self, os.close, self._fd)
         self.size = os.fstat(self._fd).st_size
 

@@ -21,6 +21,8 @@ from wsi.readers.source import ByteSource, FileSource
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How classic and big TIFF begin, in either byte order."""
 
+_NDPI_FLAG = 65420  # as OpenSlide tells NDPI from other TIFFs
+
 MAX_PAGES = 4096
 MAX_SIDE_PX = 4_000_000
 MAX_TILE_SIDE_PX = 4096
@@ -125,6 +127,34 @@ def walk_structure(source: ByteSource) -> tuple[TiffPage, ...]:
     return tuple(_Walker(source).chain())
 
 
+def is_ndpi(path: str | PathLike[str]) -> bool:
+    """Whether a TIFF is Hamamatsu's: a classic one whose first directory holds NDPI's format flag.
+
+    Raises:
+        SlideFormatError: its first directory is damaged.
+        OSError: the file cannot be read.
+    """
+    source = FileSource(path)
+    try:
+        return _Walker(source).is_ndpi()
+    finally:
+        source.close()
+
+
+def check_ndpi(path: str | PathLike[str]) -> None:
+    """Check the directories of an NDPI file, whose links are of 8 bytes, before OpenSlide sees them.
+
+    Raises:
+        SlideFormatError: a directory points back, asks for more than the file holds, or claims an absurd size.
+        OSError: the file cannot be read.
+    """
+    source = FileSource(path)
+    try:
+        _Walker(source, next_link="Q").check()
+    finally:
+        source.close()
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     kind: int
@@ -136,7 +166,8 @@ class _Entry:
 class _Walker:
     """Walks the directories of one open file."""
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, *, next_link: str | None = None) -> None:
+        self._next_link = next_link
         self._path = source.name
         self._source = source
         self._size = source.size
@@ -172,6 +203,26 @@ class _Walker:
             yield self._page(entries, index, where, subs)
             offset, index = following, index + 1
 
+    def is_ndpi(self) -> bool:
+        """Whether the first directory holds NDPI's format flag."""
+        return not self._is_big and self._first != 0 and _NDPI_FLAG in self._directory(self._first, "directory 0")[0]
+
+    def check(self) -> None:
+        """Follow the chain and measure what C libraries make room for; what the pixels are is left to them."""
+        offset, index = self._first, 0
+        while offset:
+            where = f"directory {index}"
+            if index >= MAX_PAGES:
+                raise self._error(f"has more than {MAX_PAGES} directories", where)
+            entries, offset = self._directory(offset, where)
+            width, height = self._integer(entries, 256, where), self._integer(entries, 257, where)
+            if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
+                raise self._error(f"claims an image of {width} x {height} px", where)
+            for count in self._integers(entries, 279, where, most=MAX_SIDE_PX):
+                if count > self._size:
+                    raise self._error(f"claims a strip of {count} bytes", where)
+            index += 1
+
     def _error(self, reason: str, where: str) -> SlideFormatError:
         return SlideFormatError(self._path, reason, where=where, mend=_MEND)
 
@@ -192,13 +243,14 @@ class _Walker:
             raise self._error("has directories that point back to themselves", where)
         self._seen.add(offset)
         head, entry, link = ("Q", "HHQ", "Q") if self._is_big else ("H", "HHI", "I")
+        next_link = self._next_link or link
         field = struct.calcsize("=" + link)
         (number,) = struct.unpack(self._order + head, self._bytes(offset, struct.calcsize("=" + head), where))
         if not 1 <= number <= MAX_TAGS:
             raise self._error(f"has a directory of {number} entries", where)
         start = offset + struct.calcsize("=" + head)
         step = struct.calcsize("=" + entry) + field
-        data = self._bytes(start, number * step + field, where)
+        data = self._bytes(start, number * step + struct.calcsize("=" + next_link), where)
         entries = {}
         for index in range(number):
             tag, kind, count = struct.unpack_from(self._order + entry, data, index * step)
@@ -211,7 +263,7 @@ class _Walker:
                 if inline > self._size - nbytes:
                     raise self._error(f"is truncated or damaged: tag {tag} needs {nbytes} bytes at {inline}", where)
             entries[tag] = _Entry(kind, count, inline, nbytes)
-        return entries, struct.unpack_from(self._order + link, data, number * step)[0]
+        return entries, struct.unpack_from(self._order + next_link, data, number * step)[0]
 
     def _values(self, entry: _Entry, where: str) -> NDArray[np.generic]:
         data = self._bytes(entry.offset, entry.nbytes, where)

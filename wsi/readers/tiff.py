@@ -76,7 +76,7 @@ class TiffReader(Reader):
     @classmethod
     def open(cls, path: Path, head: bytes, *, on_bad_tile: OnBadTile) -> TiffReader | None:
         """See ``Reader.open``; TIFFs that only OpenSlide reads are of another kind."""
-        if not head.startswith(TIFF_MAGICS) or is_vendors_own(path):
+        if not head.startswith(TIFF_MAGICS) or is_vendors_own(path, head):
             return None
         pages = read_structure(path)
         if not _find_readable_levels(pages) or detect_vendor(path) not in _DIRECT_VENDORS:
