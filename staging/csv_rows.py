@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from staging.errors import ConflictError, TableError, UnknownLabelError
+from wsi.errors import plain
 from wsi.inputs import MOST_BYTES, read_text
 
 # float() takes '1_00', Arabic digits, 'nan' and 'infinity'; a table means plain decimals.
@@ -50,6 +51,16 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def csv_for_people(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV that is opened in a spreadsheet: no text begins a formula, and none holds a control character."""
+    return csv_text(header, ([_harmless(cell) if isinstance(cell, str) else cell for cell in row] for row in rows))
+
+
+def _harmless(cell: str) -> str:
+    shown = plain(cell)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
 
 
 class Entries(Generic[_Value]):

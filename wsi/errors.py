@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from os import PathLike, fspath
 from typing import Any
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]+://)(?:[^/@\s]*@)?([^\s?#]*)(?:[?#]\S*?(?=[:,.;)]*(?:\s|$)))?", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """Text whose URLs are without user, password, query (signatures) and fragment."""
+    return _URL.sub(r"\1\2", text) if "://" in text else text
+
+
+def plain(text: str) -> str:
+    """Text that can be shown and logged: control characters and bytes that are not UTF-8 are written as escapes."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        one
+        if one.isprintable() or unicodedata.category(one) == "Zs"
+        else one.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for one in text
+    )
 
 
 class PathologyError(Exception):
@@ -33,7 +54,7 @@ class PathologyError(Exception):
     def __str__(self) -> str:
         where = ", ".join(part for part in (self.path, self.where) if part)
         text = f"{where}: {self.reason}" if where else self.reason
-        return f"{text} ({self.mend})" if self.mend else text
+        return plain(without_secrets(f"{text} ({self.mend})" if self.mend else text))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.path, self.reason, self.where, self.mend)

@@ -23,16 +23,6 @@ _CAMELYON16 = re.compile(r"(normal|tumor)_([0-9]{3})")
 _LAST_OF_RUMC = {"normal": 100, "tumor": 70}
 
 
-def plain(text: str) -> str:
-    """Text that can be shown and stored: control characters and bytes that are no UTF-8 are written as escapes."""
-    return "".join(
-        one.encode("unicode_escape", "surrogatepass").decode("ascii")
-        if unicodedata.category(one) in ("Cc", "Cs", "Cf", "Zl", "Zp")
-        else one
-        for one in text
-    )
-
-
 def name_fault(name: str) -> str | None:
     """Why artefacts cannot be named after a slide, or None; names of files end at 255 bytes, and ours are longer."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsi.errors import without_secrets
+
 if TYPE_CHECKING:
     from wsi.slide import Slide
 
@@ -35,7 +37,7 @@ def info(
 
 def _facts(slide: Slide) -> dict[str, Any]:
     return {
-        "path": str(slide.path),
+        "path": without_secrets(str(slide.path)),
         "format": slide.properties.get("sentinode.format"),
         "width": slide.levels[0].width,
         "height": slide.levels[0].height,

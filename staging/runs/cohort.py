@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
-from staging.cohorts.names import name_fault, patient_of, plain
-from staging.csv_rows import csv_text
+from staging.cohorts.names import name_fault, patient_of
+from staging.csv_rows import csv_for_people, csv_text
 from staging.errors import MissingPatientError, TooManyFailuresError
 from staging.lesions.tables import label_table, lesion_table
 from staging.runs.analysis import SlideAnalysis
@@ -23,7 +23,7 @@ from staging.runs.slide_fault import Failure, quarantine_table
 from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide
 from staging.scores.patients import score_kappa
 from staging.stages.pn import Staging, stage_patients
-from wsi.errors import CheckpointError, StorageError
+from wsi.errors import CheckpointError, StorageError, plain
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, sweep
 
@@ -190,11 +190,11 @@ def _conclude(
     atomic_text(output / "labels.csv", label_table(lesions, config.rule, coverages=coverages))
     atomic_text(output / "quarantine.csv", quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
-    atomic_text(output / "bad_tiles.csv", csv_text(("slide", "level", "tile_row", "tile_column", "reason"), bad))
+    atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))
     partly = ((patient, f"at least {staging.stages[patient].value}") for patient in sorted(staging.at_least))
     atomic_text(output / "at_least.csv", csv_text(("patient", "stage"), partly))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
-    atomic_text(output / "unscored.csv", csv_text(("patient", "reason"), unscored))
+    atomic_text(output / "unscored.csv", csv_for_people(("patient", "reason"), unscored))
     staged = {slide: label for slide, label in labels.items() if patient_of(slide) in staging.stages}
     write_stage_table(output / "stages.csv", staging.stages, staged)
     score = _score(staging, reference) if reference is not None else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from staging.cohorts.names import centre_name, slide_key
-from staging.csv_rows import csv_text
+from staging.csv_rows import csv_for_people
 from staging.errors import CohortError
 from staging.lesions.labels import SizeRule, SlideLabel
 from wsi.geometry import Region
@@ -170,7 +170,7 @@ def review_table(disagreements: Sequence[Disagreement]) -> str:
         )
         for one in disagreements
     )
-    return csv_text(COLUMNS, rows)
+    return csv_for_people(COLUMNS, rows)
 
 
 def _disagreement(

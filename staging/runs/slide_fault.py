@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from staging.csv_rows import csv_text
+from staging.csv_rows import csv_for_people
 from staging.errors import StagingError
 from wsi.errors import CheckpointError, PathologyError, StorageError
 
@@ -42,7 +42,7 @@ class Failure:
 def quarantine_table(failures: Iterable[Failure]) -> str:
     """quarantine.csv: one row per slide that could not be worked on."""
     rows = ((one.slide, one.path, one.step, one.reason) for one in failures)
-    return csv_text(("slide", "path", "step", "reason"), rows)
+    return csv_for_people(("slide", "path", "step", "reason"), rows)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from staging.cohorts.names import centre_name, slide_key
 from staging.cohorts.references import read_normal_slides, read_patients, read_predictions, read_truth
+from staging.csv_rows import csv_for_people
 from staging.errors import ConflictError, TableError, UnknownLabelError
 
 
@@ -143,3 +145,13 @@ def test_patients(table: Write) -> None:
     for text, reason in (("a,\n", "line 1: the row 'a,' is not"), ("", "has no row of a slide")):
         with pytest.raises(TableError, match=reason):
             read_patients(table(text))
+
+
+def test_a_table_for_people_holds_no_formula_and_no_control_character(tmp_path: Path) -> None:
+    cells = ["=1+1", "+x", "-x", "@x", "a\x1b[31m", "a\nb", "caf\udce9", "plain - text", 3, -1.5]
+    path = tmp_path / "t.csv"
+    path.write_text(csv_for_people(("cell",), [[cell] for cell in cells]), encoding="utf-8")
+    found = [row[0] for row in csv.reader(path.open(encoding="utf-8"))][1:]
+    assert found == [
+        *("'=1+1", "'+x", "'-x", "'@x", r"a\x1b[31m", r"a\nb", r"caf\udce9", "plain - text", "3", "-1.5"),
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import multiprocessing
 import re
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from slide_files import picture, write_tiff
+from typer.testing import CliRunner
 
+from staging.cli import app
 from wsi.errors import SlideError, SlideFormatError, SlideNotFoundError, TileError
 from wsi.geometry import Region, Window
 from wsi.slide import Slide
@@ -241,3 +245,56 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "obstore", None)
     with pytest.raises(SlideError, match=r"sentinode\[cloud\]"):
         Slide.open("s3://bucket/slide.tif")
+
+
+class GuardedServer(WebServer):
+    """Answers GET alone, and only with the signature in the query and the right user."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.RequestHandlerClass = _GuardedHandler
+
+
+class _GuardedHandler(_Handler):
+    def _answer(self, *, with_body: bool) -> None:
+        login = base64.b64encode(b"user:pass word").decode()
+        path, _, query = self.path.partition("?")
+        if not with_body or query != "X-Sig=a%2Fb&n=1" or self.headers["Authorization"] != f"Basic {login}":
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.path = path
+        super()._answer(with_body=with_body)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[GuardedServer]:
+    write_tiff(tmp_path / "slide.tif", picture())
+    server = GuardedServer(tmp_path)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def test_a_signed_url_of_a_server_that_refuses_head_is_read(guarded: GuardedServer, tmp_path: Path) -> None:
+    url = guarded.url("slide.tif").replace("://", "://user:pass%20word@") + "?X-Sig=a%2Fb&n=1"
+    with Slide.open(url) as slide, Slide.open(tmp_path / "slide.tif") as local:
+        assert slide.name == "slide"
+        assert slide.fingerprint() == local.fingerprint()
+        np.testing.assert_array_equal(slide.read_frame(slide.frame).array, local.read_frame(local.frame).array)
+
+
+def test_no_secret_of_a_url_is_printed(guarded: GuardedServer) -> None:
+    good = guarded.url("slide.tif").replace("://", "://user:pass%20word@") + "?X-Sig=a%2Fb&n=1"
+    bare = guarded.url("slide.tif")
+    done = CliRunner().invoke(app, ["info", good, "--json"])
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["path"] == bare
+    for url in (good + "0", good.replace("slide.tif", "none.tif"), good.replace("pass", "wrong")):
+        with pytest.raises(SlideError) as caught:
+            Slide.open(url)
+        text = str(caught.value) + done.output
+        assert "127.0.0.1" in text
+        for secret in ("user", "pass", "wrong", "Sig", "a%2Fb", "n=1"):
+            assert secret not in text
