@@ -73,7 +73,7 @@ def check(
         Path | None,
         typer.Option(
             "--expect",
-            help="What must be in it: a list, a table such as stage_labels.csv or reference.csv, or a folder of slides.",
+            help="What it must contain: a list, a table (stage_labels.csv, reference.csv) or a folder of slides.",
             show_default=False,
         ),
     ] = None,
