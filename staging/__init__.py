@@ -1,4 +1,4 @@
-"""From lesions to kappa. The names below are loaded when they are first used; see ``__init__.pyi``."""
+"""From lesions to kappa. Public names are loaded on first use; see ``__init__.pyi``."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""``python -m staging``: the command line without its script."""
+"""``python -m staging``: the same as ``sentinode``."""
 
 from __future__ import annotations
 

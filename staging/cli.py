@@ -1,4 +1,4 @@
-"""The command ``sentinode``: subcommands, and how errors end."""
+"""The command ``sentinode``: its subcommands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; every foreseen error is one line on stderr and an exit code."""
+    """Run the command line; every expected error is one line on stderr and an exit code."""
     try:
         app()
     except StorageError as error:
@@ -91,7 +91,7 @@ def main() -> None:
 
         _end(error, EXIT_USAGE if isinstance(error, ConfigurationError | OutputExistsError) else EXIT_FATAL)
     except BrokenPipeError:
-        # the reader of stdout has left (head, less): not an error; silence the interpreter's own flush
+        # the reader of stdout has exited (head, less): not an error; silence the interpreter's own flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FATAL)
 

@@ -1,7 +1,7 @@
-"""How well the whole road does on slides it was not trained on: train, run and score, fold by fold.
+"""How well the whole pipeline does on unseen slides: train, run and score, fold by fold.
 
 A fold is a medical centre (leave one centre out) or a share of the patients. Slides of a patient are never on both
-sides. Everything is kept, and a second call goes on where the first ended.
+sides. Everything is kept, and a second call resumes where the first ended.
 """
 
 from __future__ import annotations
@@ -27,42 +27,44 @@ from wsi.store import atomic_text, json_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """One part of the cohort: its name and the slides that are held out with it."""
+    """One part of the cohort: its name and the slides held out with it."""
 
     name: str
     held_out: tuple[SlideFile, ...]
 
 
 def folds_by_centre(slides: Sequence[SlideFile]) -> tuple[Fold, ...]:
-    """One fold per medical centre of CAMELYON17, in the centres' order.
+    """Make one fold per medical centre of CAMELYON17, in the centres' order.
 
     Raises:
-        CohortError: a slide's name does not tell its patient, or all are of one centre.
+        CohortError: a slide's name does not give its patient, or all are of one centre.
     """
     by_centre: dict[int, list[SlideFile]] = {}
     for slide in slides:
         centre = centre_of_patient(_patient(slide))
         if centre is None:
-            raise CohortError(slide.path, "does not tell its centre", mend="use --folds, which goes by patient")
+            raise CohortError(
+                slide.path, "has a name that does not give its centre", mend="use --folds, which splits by patient"
+            )
         by_centre.setdefault(centre, []).append(slide)
     folds = tuple(Fold(name=CENTRES[centre], held_out=tuple(found)) for centre, found in sorted(by_centre.items()))
     if len(folds) < 2:
-        raise CohortError(slides[0].path, "is of the only centre there is", mend="use --folds, which goes by patient")
+        raise CohortError(slides[0].path, "is of the only centre", mend="use --folds, which splits by patient")
     return folds
 
 
 def folds_by_patient(slides: Sequence[SlideFile], folds: int) -> tuple[Fold, ...]:
-    """Equal shares of the patients; neighbours by name, who are often of one centre, go to different folds.
+    """Make folds of equal shares of the patients; neighbours by name, often of one centre, go to different folds.
 
     Raises:
-        CohortError: a slide's name does not tell its patient, or there are fewer patients than folds.
+        CohortError: a slide's name does not give its patient, or there are fewer patients than folds.
         ValueError: fewer than two folds.
     """
     if folds < 2:
         raise ValueError(f"a cross-validation needs at least 2 folds, got {folds}")
     patients = sorted({_patient(slide) for slide in slides})
     if len(patients) < folds:
-        raise CohortError(None, f"{len(patients)} patients do not make {folds} folds", mend="take fewer folds")
+        raise CohortError(None, f"{len(patients)} patients are too few for {folds} folds", mend="use fewer folds")
     part = {patient: index % folds for index, patient in enumerate(patients)}
     return tuple(
         Fold(name=f"fold_{number}", held_out=tuple(slide for slide in slides if part[_patient(slide)] == number))
@@ -80,19 +82,19 @@ def cross_validate(
     nodes: int = 5,
     news: TrainingNews,
 ) -> dict[str, Any]:
-    """For every fold train on all others, run the held-out slides and score their patients.
+    """For every fold, train on all others, run the held-out slides and score their patients.
 
     Args:
-        cohort: all slides with their contours and labels; its stages are the reference.
-        folds: what is held out together.
-        output: a folder per fold, ``stages.csv`` of all patients, ``score.json``.
+        cohort: all slides with their annotations and labels; its stages are the reference.
+        folds: the slides held out together.
+        output: gets a folder per fold, ``stages.csv`` of all patients, ``score.json``.
         recipe: how the networks are made.
-        workers: processes.
-        nodes: slides a patient must have to be staged.
-        news: hears of each step.
+        workers: number of processes.
+        nodes: number of slides a patient needs to be staged.
+        news: receives progress.
 
     Returns:
-        What score.json holds: ``kappa`` over all patients that were staged, ``folds`` (kappa, patients and slide
+        The contents of score.json: ``kappa`` over all staged patients, ``folds`` (kappa, patients and slide
         accuracy of each), ``unscored``, ``quarantined``.
 
     Raises:
@@ -136,7 +138,7 @@ def _one(
     held_out = {_patient(slide) for slide in fold.held_out}
     training = [slide for slide in cohort.slides if _patient(slide) not in held_out]
     if not training:
-        raise CohortError(fold.held_out[0].path, f"is in {fold.name}, beside which there is nothing to train on")
+        raise CohortError(fold.held_out[0].path, f"is in {fold.name}, which leaves nothing to train on")
     model = output / "model.safetensors"
     run_training(recipe.plan(replace(cohort, slides=training), model, workers=workers), news=news)
     with CohortProgress(len(fold.held_out)) as progress:
@@ -153,7 +155,7 @@ def _one(
 
 
 def _part(reference: StageTable, stages: dict[str, PatientStage], labels: dict[str, SlideLabel]) -> dict[str, Any]:
-    """Kappa over the patients that were staged, and how many slides have the reference's label."""
+    """Score kappa over the staged patients, and how many slides have the reference's label."""
     asked = StageTable(stages={patient: reference.stages[patient] for patient in stages}, path=reference.path)
     score = score_kappa(asked, StageTable(stages=stages)).to_json() if stages else {"kappa": None, "patients": 0}
     known = [slide for slide in labels if slide in reference.labels]
@@ -180,5 +182,7 @@ def _check_reference(cohort: LabelledCohort, folds: Sequence[Fold]) -> None:
 
 def _patient(slide: SlideFile) -> str:
     if slide.patient is None:
-        raise CohortError(slide.path, "does not tell its patient", mend="name slides like patient_000_node_0.tif")
+        raise CohortError(
+            slide.path, "has a name that does not give its patient", mend="name slides like patient_000_node_0.tif"
+        )
     return slide.patient

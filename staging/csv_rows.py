@@ -24,12 +24,12 @@ _Value = TypeVar("_Value")
 
 
 def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
-    """Read a CSV: (line number from 1, cells without spaces around them) of every row that is not blank.
+    """Read a CSV: (line number from 1, cells without surrounding spaces) of every row that is not blank.
 
     LF, CRLF or CR ends a line; a byte order mark is skipped.
 
     Raises:
-        TableError: missing, unreadable, no UTF-8 text or no CSV.
+        TableError: missing, unreadable, not UTF-8 text or not CSV.
     """
     path = Path(path)
     lines = _text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -40,12 +40,12 @@ def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
         return tuple((reader.line_num, cells) for row in reader if any(cells := tuple(cell.strip() for cell in row)))
     except csv.Error as error:
         raise TableError(
-            path, f"is no CSV: {error}", where=f"line {reader.line_num}", mend="save it as CSV with commas"
+            path, f"is not a CSV: {error}", where=f"line {reader.line_num}", mend="save it as CSV with commas"
         ) from error
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A CSV with a header and LF line ends."""
+    """Format a CSV with a header and LF line ends."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -64,7 +64,7 @@ def _harmless(cell: str) -> str:
 
 
 class Entries(Generic[_Value]):
-    """What the rows of a table say of each name, with the lines that say so."""
+    """The value of each name in a table, with the line it came from."""
 
     def __init__(self, path: Path) -> None:
         self.values: dict[str, _Value] = {}
@@ -72,10 +72,10 @@ class Entries(Generic[_Value]):
         self._lines: dict[str, int] = {}
 
     def add(self, line: int, name: str, value: _Value, *, last_wins: bool = False) -> None:
-        """Take a row; where rows of one name differ the last one wins, or they are an error.
+        """Add a row; if rows of one name differ, the last one wins or they are an error.
 
         Raises:
-            ConflictError: an earlier row says otherwise.
+            ConflictError: an earlier row has a different value.
         """
         earlier = self.values.get(name, value)
         if earlier != value and not last_wins:
@@ -91,7 +91,7 @@ class Entries(Generic[_Value]):
 
 @contextmanager
 def in_line(path: Path, line: int) -> Iterator[None]:
-    """Say in which line of a table a label is none of the known ones."""
+    """Name the line of a table that has an unknown label."""
     try:
         yield
     except UnknownLabelError as error:
@@ -99,7 +99,7 @@ def in_line(path: Path, line: int) -> Iterator[None]:
 
 
 def decimal(text: str) -> float | None:
-    """The number that a plain decimal writes; None where the text is no such number or too large for one."""
+    """Parse a plain decimal; None if the text is not one or is too large."""
     if not _DECIMAL.fullmatch(text):
         return None
     value = float(text)

@@ -1,4 +1,4 @@
-"""The main job on a synthetic cohort: train on some patients, run on others of another seed, score."""
+"""The main job on a synthetic cohort: train on some patients, run on others of a different seed, score."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class DemoPlan:
     """How large the demonstration is.
 
     Attributes:
-        seed: of everything; the test cohort has another one derived from it.
-        training_patients, test_patients: of five slides each; centre 4 is in the test only.
+        seed: of everything; the test cohort has a seed derived from it.
+        training_patients, test_patients: of five slides each; centre 4 is in the test cohort only.
         mpp: um per pixel of the synthetic slides.
-        workers: processes.
+        workers: number of processes.
     """
 
     seed: int = 0
@@ -36,9 +36,9 @@ class DemoPlan:
 
 
 def run_demo(output: Path, plan: DemoPlan, *, news: TrainingNews) -> CohortResult:
-    """Make both cohorts, the patches, the checkpoint and the run below ``output``.
+    """Make both cohorts, the patches, the checkpoint and the run in ``output``.
 
-    The run sees the test slides only; their truth enters in the score and nowhere else.
+    The run sees only the test slides; their truth is used for the score and nowhere else.
 
     Raises:
         PathologyError: a step failed.
@@ -46,9 +46,9 @@ def run_demo(output: Path, plan: DemoPlan, *, news: TrainingNews) -> CohortResul
     training, test = output / "training", output / "test"
     news.say("1/4 drawing the training patients")
     _cohort(training, plan.training_patients, TRAINING_CENTRES, plan.seed, plan)
-    news.say("2/4 drawing the test patients: another seed, and one centre that training never sees")
+    news.say("2/4 drawing the test patients: a different seed, and one centre never seen in training")
     _cohort(test, plan.test_patients, TEST_CENTRES, plan.seed + 1_000_003, plan)
-    news.say("3/4 making the network: a first one, the positions where it errs, and the final one")
+    news.say("3/4 training the network: a first one, hard negatives where it errs, and the final one")
     cohort = LabelledCohort(
         slides=find_slides([training / "images"]),
         annotations=training / "annotations",

@@ -10,7 +10,7 @@ _MOST_NAMED = 8
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message: of many the first eight, and how many more there are."""
+    """List names for a message: the first eight, and how many more there are."""
     every = list(names)
     rest = len(every) - _MOST_NAMED
     return ", ".join(every[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
@@ -21,15 +21,15 @@ class StagingError(PathologyError):
 
 
 class TableError(StagingError, ValueError):
-    """A CSV table cannot be read as what it is given for; ``place`` names the line."""
+    """A CSV table is not of the expected form; ``where`` is the line."""
 
 
 class UnknownLabelError(TableError):
-    """A text is none of the known slide labels or patient stages; the mend lists them."""
+    """A text is not a known slide label or patient stage; the mend lists the known ones."""
 
 
 class ConflictError(TableError):
-    """A table says two different things of one patient or slide; ``place`` names both lines."""
+    """A table says two different things about one patient or slide; ``where`` names both lines."""
 
 
 class MissingPatientError(TableError):
@@ -37,15 +37,15 @@ class MissingPatientError(TableError):
 
 
 class SlideNameError(StagingError, ValueError):
-    """The name of a slide does not say which patient and node it is."""
+    """The name of a slide does not give its patient and node."""
 
 
 class CohortError(StagingError):
-    """The slides of a cohort cannot be told from where they lie."""
+    """The files of a cohort are missing, duplicated or do not belong together."""
 
 
 class NoSlidesError(CohortError, FileNotFoundError):
-    """There is no slide where slides were to be."""
+    """There are no slides where slides were expected."""
 
 
 class PackedSlidesError(CohortError, ValueError):
@@ -53,16 +53,16 @@ class PackedSlidesError(CohortError, ValueError):
 
 
 class DuplicateSlideError(CohortError, ValueError):
-    """Two slides of a cohort have the same name, so that their results would overwrite each other."""
+    """Two slides of a cohort have the same name: their results would overwrite each other."""
 
 
 class ConfigurationError(StagingError, ValueError):
-    """What was asked for contradicts itself, the cohort or an output made earlier: wrong usage, nothing was touched."""
+    """A request contradicts itself, the cohort or an earlier output: wrong usage, nothing was touched."""
 
 
 class TooManyFailuresError(StagingError, RuntimeError):
-    """So many slides failed that the fault lies elsewhere than in single slides."""
+    """So many slides failed that single slides cannot be the cause."""
 
 
 class UnsupportedStageError(StagingError, ValueError):
-    """The staging rules name no single category for what is known of a patient."""
+    """The staging rules give no single category for what is known about a patient."""

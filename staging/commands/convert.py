@@ -29,20 +29,20 @@ def convert(
         typer.Option(help="Resample to this many um per pixel.", min=0.01, max=1000, show_default="the slide's own"),
     ] = None,
     slide_mpp: SlideMpp = None,
-    quality: Annotated[int, typer.Option(help="JPEG quality of the tiles that are made.", min=1, max=100)] = 80,
+    quality: Annotated[int, typer.Option(help="JPEG quality of encoded tiles.", min=1, max=100)] = 80,
     tile_size: TileSize = _TILE_PX,
     *,
     reencode: Annotated[
-        bool, typer.Option("--reencode", help="Decode and encode JPEG tiles, too, in place of copying them.")
+        bool, typer.Option("--reencode", help="Decode and re-encode JPEG tiles instead of copying them.")
     ] = False,
     tissue_only: Annotated[
-        bool, typer.Option("--tissue-only", help="Keep only the tiles with tissue; all others read as white.")
+        bool, typer.Option("--tissue-only", help="Keep only the tiles with tissue; everything else reads as white.")
     ] = False,
 ) -> None:
     """Write any readable slide as a tiled pyramidal BigTIFF, or annotations in another format.
 
     JPEG tiles are copied without loss. Label, macro and thumbnail images and the vendor's description are left out.
-    What was done is printed as JSON.
+    Prints what was done as JSON.
 
     Example: sentinode convert slide.svs slide.tif
     """
@@ -85,10 +85,10 @@ def convert(
 
 
 def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> None:
-    """Tiles are kept as they are or not at all.
+    """Refuse options that change the tiles which --tissue-only keeps as they are.
 
     Raises:
-        ConfigurationError: what is asked for would make other tiles of them.
+        ConfigurationError: an option would change them.
     """
     if mpp is not None or reencode or tile_size != _TILE_PX:
         option = "--reencode" if reencode else "--mpp" if mpp is not None else "--tile-size"
@@ -98,15 +98,15 @@ def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> 
 
 
 def _check_names(source: str, target: str) -> None:
-    """What would come out must have a name that readers take for a TIFF and must not replace what went in.
+    """Refuse a target that readers would not take for a TIFF, or that would overwrite the source.
 
     Raises:
-        ConfigurationError: it has not.
+        ConfigurationError: the target is one of these.
     """
     from wsi.writing.convert import TIFF_SUFFIXES, is_same_file  # noqa: PLC0415  (slow import)
 
     if Path(target).suffix.lower() not in TIFF_SUFFIXES:
         known = ", ".join(TIFF_SUFFIXES)
-        raise ConfigurationError(target, "is no name for a TIFF", mend=f"let it end in one of {known}")
+        raise ConfigurationError(target, "is not the name of a TIFF", mend=f"use one of the suffixes {known}")
     if is_same_file(source, target):
-        raise ConfigurationError(target, "is the slide that is to be converted", mend="name another file")
+        raise ConfigurationError(target, "is the slide to be converted", mend="name another file")

@@ -30,20 +30,22 @@ def cross_validate(
         bool, typer.Option("--leave-one-centre-out", help="One fold per medical centre; the default.")
     ] = False,
     folds: Annotated[
-        int | None, typer.Option(help="So many folds of patients in place of centres.", min=2, show_default=False)
+        int | None, typer.Option(help="Number of folds of patients, instead of centres.", min=2, show_default=False)
     ] = None,
-    mpp: Annotated[float, typer.Option(help="um per pixel at which the network looks.", min=0.1, max=16)] = 2.0,
+    mpp: Annotated[float, typer.Option(help="um per pixel of the network's input.", min=0.1, max=16)] = 2.0,
     size: Annotated[int, typer.Option(help="Side of a training patch in px.", min=32, max=1024)] = 192,
-    epochs: Annotated[int, typer.Option(help="Passes of the final network.", min=1)] = 11,
-    first_epochs: Annotated[int, typer.Option(help="Passes of the first one, whose mistakes are learnt.", min=1)] = 3,
-    seed: Annotated[int, typer.Option(help="Of patches, weights and order.", min=0)] = 0,
+    epochs: Annotated[int, typer.Option(help="Epochs of the final network.", min=1)] = 11,
+    first_epochs: Annotated[
+        int, typer.Option(help="Epochs of the first network, which finds the hard patches.", min=1)
+    ] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of patches, weights and order.", min=0)] = 0,
     smallest_um: Smallest = SMALLEST_UM,
     nodes: Nodes = EXPECTED_NODES,
     slide_mpp: SlideMpp = None,
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Train on all centres but one, run and score the one left out, for each in turn; a second call goes on.
+    """Train on all centres but one, run and score the one left out, for each in turn; a second call resumes.
 
     Prints kappa over all patients and per fold as JSON; the table goes to stderr.
 
@@ -60,7 +62,7 @@ def cross_validate(
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     if leave_one_centre_out and folds is not None:
-        raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give one")
+        raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give only one")
     if not annotations.is_dir():
         raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
     found = find_slides(slides)

@@ -1,4 +1,4 @@
-"""``sentinode demo``: the whole road on synthetic slides."""
+"""``sentinode demo``: the whole pipeline on synthetic slides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory; an earlier demo in it is replaced.")
     ] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Another seed, other patients.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="A different seed gives different patients.", min=0)] = 0,
     workers: Workers = None,
 ) -> None:
     """Train on synthetic patients, run on others, score: slides to heatmaps, labels, stages and a kappa.
@@ -32,7 +32,7 @@ def demo(
 
     if output.exists():
         if any(output.iterdir()) and not (output / MARK).exists():
-            raise ConfigurationError(output, "holds something else than a demo", mend="name a new directory")
+            raise ConfigurationError(output, "holds something other than a demo", mend="name a new directory")
         shutil.rmtree(output)
     output.mkdir(parents=True)
     (output / MARK).touch()

@@ -1,4 +1,4 @@
-"""``sentinode features``: the tiles of slides as features of an encoder made elsewhere."""
+"""``sentinode features``: features of slide tiles from a third-party encoder."""
 
 from __future__ import annotations
 
@@ -29,31 +29,37 @@ def features(
     mpp: Annotated[float, typer.Option(help="um per px of the tiles.", min=0.05, max=64, show_default=False)],
     size: Annotated[int, typer.Option(help="Side of a tile in px.", min=8, max=4096, show_default=False)],
     stride: Annotated[
-        int | None, typer.Option(help="From tile to tile in px.", min=1, show_default="the size: no overlap")
+        int | None, typer.Option(help="Distance from tile to tile in px.", min=1, show_default="the size: no overlap")
     ] = None,
-    mean: Annotated[Three, typer.Option(help="Of red, green, blue, pixels 0 to 1.")] = (0.485, 0.456, 0.406),
-    std: Annotated[Three, typer.Option(help="Likewise; 1 1 1 with mean 0 0 0 changes nothing.")] = (
+    mean: Annotated[Three, typer.Option(help="Mean of red, green and blue, for pixels from 0 to 1.")] = (
+        0.485,
+        0.456,
+        0.406,
+    ),
+    std: Annotated[Three, typer.Option(help="Their standard deviations; 1 1 1 with mean 0 0 0 changes nothing.")] = (
         0.229,
         0.224,
         0.225,
     ),
-    precision: Annotated[Literal["float16", "float32"], typer.Option(help="How features are stored.")] = "float16",
+    precision: Annotated[
+        Literal["float16", "float32"], typer.Option(help="Type in which features are stored.")
+    ] = "float16",
     trust_model: Annotated[
         bool,
         typer.Option(
             "--trust-model",
-            help="Also load TorchScript, and .pt2 files with unknown parts: loading them can run code they hold.",
+            help="Also load TorchScript, and .pt2 files with unknown parts: loading these can run code they contain.",
         ),
     ] = False,
     workers: Workers = None,
-    batch: Annotated[int | None, typer.Option(help="Tiles encoded at a time.", min=1, show_default="chosen")] = None,
+    batch: Annotated[int | None, typer.Option(help="Tiles per batch.", min=1, show_default="chosen")] = None,
     device: Device = "auto",
     slide_mpp: SlideMpp = None,
     on_bad_tile: OnBadTile = "raise",
 ) -> None:
-    """Encode the tissue of slides tile by tile; a second call goes on where the first ended.
+    """Encode the tissue of slides tile by tile; a second call resumes where the first ended.
 
-    Pixels are given to the encoder as (value / 255 - mean) / std. Exit code 0: all slides good; 3: some quarantined.
+    The encoder receives (value / 255 - mean) / std. Exit code 0: all slides good; 3: some quarantined.
 
     Example: sentinode features CAMELYON16/training -e uni.pt2 --mpp 0.5 --size 224 -o features
     """

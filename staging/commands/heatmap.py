@@ -1,4 +1,4 @@
-"""``sentinode heatmap``: the probability of metastasis all over one slide."""
+"""``sentinode heatmap``: the probability of metastasis across one slide."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def heatmap(
     output: Annotated[Path, typer.Option("--output", "-o", help="The heatmap, a Zarr folder.", show_default=False)],
     model: Model,
     overlay: Annotated[
-        Path | None, typer.Option(help="Also draw it over the slide, as PNG.", show_default=False)
+        Path | None, typer.Option(help="Also draw it over the slide as a PNG.", show_default=False)
     ] = None,
     tiff: Annotated[
         Path | None, typer.Option(help="Also write it as a pyramidal float32 TIFF.", show_default=False)
@@ -32,7 +32,7 @@ def heatmap(
 ) -> None:
     """Run the network over a slide's tissue and store the heatmap with its position on the slide.
 
-    Exit code 3: more of the tissue went unseen than may.
+    Exit code 3: more tissue went unseen than is allowed.
 
     Example: sentinode heatmap slide.tif --model model.safetensors -o slide.zarr --overlay slide.png
     """

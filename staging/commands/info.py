@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def info(
     slides: Annotated[
         list[str],
-        typer.Argument(metavar="SLIDE...", help="Slide files, or URLs of them (s3://, https://).", show_default=False),
+        typer.Argument(metavar="SLIDE...", help="Slide files or their URLs (s3://, https://).", show_default=False),
     ],
     *,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per slide in place of a table.")
+        bool, typer.Option("--json", help="Print one JSON object per slide instead of a table.")
     ] = False,
 ) -> None:
     """Show a slide's format, size, resolution and levels.

@@ -18,7 +18,7 @@ def label(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            help="lesions.csv, as lesions or run write it. With --apply: the folder of heatmaps. With --train: the "
+            help="lesions.csv from lesions or run. With --apply: the folder of heatmaps. With --train: the "
             "folder of heatmaps and the table of true labels.",
             show_default=False,
         ),
@@ -35,7 +35,7 @@ def label(
     cells: Annotated[
         Path | None,
         typer.Option(
-            help="Directory of the slides: count the nuclei of lesions up to 0.2 mm; more than 200 make micro.",
+            help="Directory of slides: count the nuclei of lesions up to 0.2 mm; more than 200 make it micro.",
             show_default=False,
         ),
     ] = None,
@@ -46,22 +46,22 @@ def label(
         typer.Option("--apply", help="Label by this model instead of by size.", metavar="MODEL.json"),
     ] = None,
     kind: Annotated[
-        Literal["forest", "boosting"], typer.Option(help="With --train: random forest or gradient boosting.")
+        Literal["forest", "boosting"], typer.Option(help="With --train: a random forest or gradient boosting.")
     ] = "forest",
-    trees: Annotated[int, typer.Option(help="With --train: how many trees.", min=1, max=10_000)] = 300,
+    trees: Annotated[int, typer.Option(help="With --train: number of trees.", min=1, max=10_000)] = 300,
     split: Annotated[
         Literal["patients", "centres"],
-        typer.Option(help="With --train: what cross-validation holds out: patients, or one centre after the other."),
+        typer.Option(help="With --train: what cross-validation holds out: patients, or one centre at a time."),
     ] = "patients",
-    folds: Annotated[int, typer.Option(help="With --train: folds over patients.", min=2)] = 5,
-    seed: Annotated[int, typer.Option(help="With --train: of trees and folds.")] = 0,
+    folds: Annotated[int, typer.Option(help="With --train: number of folds of patients.", min=2)] = 5,
+    seed: Annotated[int, typer.Option(help="With --train: seed of trees and folds.")] = 0,
     *,
     train: Annotated[bool, typer.Option("--train", help="Train a model on labelled slides.")] = False,
 ) -> None:
-    """Label every slide by its largest lesion: over 2 mm macro, over 0.2 mm micro, else itc. Or learn the label.
+    """Label every slide by its largest lesion: over 2 mm macro, over 0.2 mm micro, else itc; or by a learned model.
 
-    A slide without lesions has no row in lesions.csv; name the heatmaps so that it is not forgotten. The rule that was
-    applied stands in the result and, beside the labels, in labels.rule.json.
+    A slide without lesions has no row in lesions.csv; give --slides so that it is labelled, too. The rule that was
+    applied is printed, and written beside the labels as labels.rule.json.
 
     Example: sentinode label lesions/lesions.csv --slides results/heatmaps -o labels.csv
 
@@ -73,11 +73,15 @@ def label(
     if train and apply is not None:
         raise ConfigurationError(None, "--train and --apply exclude each other", mend="train first, then apply")
     if len(inputs) != wanted:
-        what = "the folder of heatmaps and the table of labels" if train else "one table, or one folder with --apply"
-        raise ConfigurationError(None, f"got {len(inputs)} paths where {what} is wanted", mend="see --help")
+        what = (
+            "the folder of heatmaps and the table of labels are"
+            if train
+            else "one table, or one folder with --apply, is"
+        )
+        raise ConfigurationError(None, f"got {len(inputs)} paths; {what} needed", mend="see --help")
     if (train or apply is not None) and (cells is not None or slides is not None):
         raise ConfigurationError(
-            None, "--cells and --slides belong to labels by size", mend="leave them out, or --train and --apply"
+            None, "--cells and --slides are for labels by size", mend="leave them out, or leave out --train and --apply"
         )
     if train:
         from staging.learned_labels.labelling import train_on_heatmaps  # noqa: PLC0415  (slow import)

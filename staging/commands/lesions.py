@@ -19,7 +19,7 @@ def lesions(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Heatmaps of run or heatmap (.zarr), masks (TIFF, PNG), annotations (.xml, .geojson).",
+            help="Heatmaps from run or heatmap (.zarr), masks (TIFF, PNG) or annotations (.xml, .geojson).",
             show_default=False,
         ),
     ],
@@ -29,7 +29,7 @@ def lesions(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Lesions of a heatmap are outlined at this probability.",
+            help="Probability at which lesions of a heatmap are outlined.",
             min=0.01,
             max=0.99,
             show_default=f"{_ELSE} {THRESHOLD:g}",
@@ -38,7 +38,7 @@ def lesions(
     peak: Annotated[
         float | None,
         typer.Option(
-            help="A lesion's highest probability in a heatmap must reach this.",
+            help="Probability that a lesion's highest cell must reach.",
             min=0,
             max=1,
             show_default=f"{_ELSE} {PEAK:g}",
@@ -64,19 +64,21 @@ def lesions(
     ] = None,
     value: Annotated[
         int | None,
-        typer.Option(help="Of a mask's tumour pixels.", min=1, max=255, show_default="255 or 1 where no other occurs"),
+        typer.Option(
+            help="Value of tumour pixels in a mask.", min=1, max=255, show_default="255 or 1 if it is the only one"
+        ),
     ] = None,
-    level: Annotated[int, typer.Option(help="Of a mask's pyramid.", min=0)] = 0,
+    level: Annotated[int, typer.Option(help="Pyramid level of a mask.", min=0)] = 0,
     slide_mpp: SlideMpp = None,
     *,
     fill_holes: Annotated[
-        bool, typer.Option("--fill-holes", help="Holes in heatmaps and masks count as tumour.")
+        bool, typer.Option("--fill-holes", help="Count holes in heatmaps and masks as tumour.")
     ] = False,
 ) -> None:
-    """Find lesions, measure them in um and write two tables, and GeoJSON and ASAP XML outlines per heatmap.
+    """Find lesions and measure them in um; write two tables, and GeoJSON and ASAP XML outlines per heatmap.
 
-    lesions.csv is what label takes; lesion_features.csv has all measures. A heatmap below the run that made it takes
-    that run's settings; the result tells each setting and its source.
+    lesions.csv is the input of label; lesion_features.csv has all measurements. A heatmap inside the output of a run
+    takes that run's settings; the printed JSON gives each setting and its source.
 
     Example: sentinode lesions results/heatmaps -o lesions
     """

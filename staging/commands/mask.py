@@ -21,7 +21,7 @@ def mask(
     annotations: Annotated[
         list[str],
         typer.Argument(
-            metavar="XML...", help="ASAP XML, ImageScope XML or GeoJSON; also quoted patterns.", show_default=False
+            metavar="XML...", help="ASAP XML, ImageScope XML or GeoJSON files, or quoted patterns.", show_default=False
         ),
     ],
     output: Annotated[
@@ -30,29 +30,27 @@ def mask(
     ],
     slide: Annotated[Path | None, typer.Option(help="The slide that was annotated.", show_default=False)] = None,
     slides: Annotated[
-        Path | None, typer.Option(help="A folder that holds a slide of each file's name.", show_default=False)
+        Path | None, typer.Option(help="A folder with a slide named like each file.", show_default=False)
     ] = None,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="WIDTH HEIGHT", help="Level 0 in px, in place of a slide.", show_default=False),
+        typer.Option(metavar="WIDTH HEIGHT", help="Size of level 0 in px, instead of a slide.", show_default=False),
     ] = None,
     mpp: Annotated[
         float | None,
-        typer.Option(help="um per level-0 px: with --size, or for slides that do not say it.", min=0.01, max=100),
+        typer.Option(help="um per level-0 px: with --size, or for slides that do not state it.", min=0.01, max=100),
     ] = None,
     out_mpp: Annotated[
         float | None, typer.Option(help="um per pixel of the mask.", min=0.01, max=1000, show_default="level 0")
     ] = None,
-    out_level: Annotated[
-        int | None, typer.Option(help="Let the mask have the grid of this level of the slide.", min=0)
-    ] = None,
+    out_level: Annotated[int | None, typer.Option(help="Use the grid of this slide level for the mask.", min=0)] = None,
     values: Annotated[
         Literal["0/255", "asap", "0/1"],
-        typer.Option(help="Background/tumour; asap: 0 background, 1 tumour, 2 cut out of it."),
+        typer.Option(help="Values of background/tumour; asap: 0 background, 1 tumour, 2 cut out of it."),
     ] = "0/255",
     reduce: Annotated[
         Literal["max", "centre"],
-        typer.Option(help="A coarse pixel is tumour where any level-0 px is, or where its centre is."),
+        typer.Option(help="A coarse pixel is tumour if any of its level-0 px is, or if its centre is."),
     ] = "max",
     groups: Annotated[
         str | None,
@@ -60,16 +58,16 @@ def mask(
     ] = None,
     tile_size: TileSize = 512,
     compression: Annotated[
-        Literal["deflate", "lzw", "zstd"], typer.Option(help="Deflate opens everywhere; zstd is the quickest.")
+        Literal["deflate", "lzw", "zstd"], typer.Option(help="Deflate opens everywhere; zstd is the fastest.")
     ] = "deflate",
     workers: Workers = None,
     *,
-    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="No outline of tumour is no error.")] = False,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Accept files without tumour outlines.")] = False,
 ) -> None:
-    """Paint annotations as a pyramidal mask TIFF with the values of CAMELYON16 (0/255), of ASAP (0/1/2) or 0/1.
+    """Paint annotations as a pyramidal mask TIFF with the values of CAMELYON16 (0/255), ASAP (0/1/2) or 0/1.
 
-    One line of JSON per mask: its size, um per px, tumour in px and mm2. With several files a bad one is named and the
-    others go on; the exit code is then 3.
+    Prints one line of JSON per mask: size, um per px, tumour in px and mm2. With several files a bad one is reported
+    and the others go on; the exit code is then 3.
 
     Example: sentinode mask 'annotations/*.xml' --slides images -o masks
     """
@@ -122,31 +120,33 @@ def _check(
     """Refuse options that contradict one another.
 
     Raises:
-        ConfigurationError: they do.
+        ConfigurationError: some do.
     """
     from wsi.writing.convert import MAX_SIDE_PX  # noqa: PLC0415  (slow import)
 
     if sum(option is not None for option in (slide, slides, size)) != 1:
         raise ConfigurationError(
-            None, "a mask needs the size of its slide", mend="give one of --slide, --slides and --size"
+            None, "a mask needs the size of its slide", mend="give one of --slide, --slides or --size"
         )
     if size is not None and not (min(size) >= 1 and max(size) <= MAX_SIDE_PX):
         raise ConfigurationError(
-            None, f"--size {size[0]} {size[1]} is no slide", mend=f"give WIDTH HEIGHT in px, each 1 to {MAX_SIDE_PX}"
+            None,
+            f"--size {size[0]} {size[1]} is not the size of a slide",
+            mend=f"give WIDTH HEIGHT in px, each 1 to {MAX_SIDE_PX}",
         )
     if size is not None and mpp is None:
-        raise ConfigurationError(None, "--size does not say how large a pixel is", mend="give --mpp, too")
+        raise ConfigurationError(None, "--size does not give the size of a pixel", mend="also give --mpp")
     if out_mpp is not None and out_level is not None:
-        raise ConfigurationError(None, "--out-mpp and --out-level exclude each other", mend="give one of them")
+        raise ConfigurationError(None, "--out-mpp and --out-level exclude each other", mend="give only one")
     if size is not None and out_level is not None:
-        raise ConfigurationError(None, "--out-level needs a slide that has levels", mend="give --slide or --out-mpp")
+        raise ConfigurationError(None, "--out-level needs a slide with levels", mend="give --slide or --out-mpp")
 
 
 def _named(names: Sequence[str]) -> list[Path]:
-    """The files that were named, each once; patterns stand for the files they fit.
+    """List the named files, each once; a pattern stands for the files it matches.
 
     Raises:
-        ConfigurationError: a pattern fits nothing.
+        ConfigurationError: a pattern matches nothing.
     """
     files: dict[Path, None] = {}
     for name in names:
@@ -155,6 +155,6 @@ def _named(names: Sequence[str]) -> list[Path]:
             continue
         fitting = sorted(glob(name, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute patterns)
         if not fitting:
-            raise ConfigurationError(name, "no file fits the pattern", mend="check it, and that the shell leaves it")
+            raise ConfigurationError(name, "no file matches the pattern", mend="check it, and quote it for the shell")
         files |= dict.fromkeys(map(Path, fitting))
     return list(files)

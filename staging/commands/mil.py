@@ -1,4 +1,4 @@
-"""``sentinode mil``: slides judged whole, by a head that learns from slide labels alone."""
+"""``sentinode mil``: whole slides classified by a head that learns from slide labels alone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from staging.commands.options import Device
 
 EXIT_QUARANTINED = 3
 
-app = typer.Typer(help="Judge whole slides by attention over the features of their tiles.", no_args_is_help=True)
+app = typer.Typer(help="Classify whole slides by attention over the features of their tiles.", no_args_is_help=True)
 
 Features = Annotated[
-    list[Path], typer.Argument(help="Directories of features, as sentinode features writes.", show_default=False)
+    list[Path], typer.Argument(help="Directories of features from sentinode features.", show_default=False)
 ]
 
 
 @app.callback()
 def mil() -> None:
-    """Judge whole slides by attention over the features of their tiles; one JSON object on stdout."""
+    """Classify whole slides by attention over the features of their tiles; one JSON object on stdout."""
 
 
 @app.command()
@@ -34,14 +34,16 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="The head, .safetensors.", show_default=False)],
     *,
     classes: Annotated[
-        Literal["2", "4"], typer.Option(help="negative or positive; or negative, itc, micro, macro.")
+        Literal["2", "4"], typer.Option(help="2: negative, positive; 4: negative, itc, micro, macro.")
     ] = "2",
     patients: Annotated[
         Path | None,
-        typer.Option(help="CSV slide,patient where names do not tell the patient.", show_default=False),
+        typer.Option(help="CSV slide,patient for slides whose names do not give the patient.", show_default=False),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How often every slide is seen.", min=1)] = 40,
-    folds: Annotated[int, typer.Option(help="Parts of the patients, each judged by a head without it.", min=2)] = 5,
+    rounds: Annotated[int, typer.Option(help="Epochs: how often every slide is seen.", min=1)] = 40,
+    folds: Annotated[
+        int, typer.Option(help="Number of folds of patients, each predicted by a head trained on the others.", min=2)
+    ] = 5,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal heads.", min=0)] = 0,
     workers: Annotated[
         int | None,
@@ -51,11 +53,11 @@ def train(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Train an attention head on slide labels alone, and judge it on patients that it has not seen.
+    """Train an attention head on slide labels alone, and cross-validate it over patients.
 
-    Beside the head stands HEAD.unseen.csv: for each slide what a head says that has not seen the patient; it goes into
-    sentinode score auc, and with 4 classes into sentinode stage. Slides whose name does not tell the patient count as
-    patients of their own; the JSON says how many do.
+    HEAD.unseen.csv beside the head has, for each slide, the prediction of a head that was not trained on the patient.
+    sentinode score auc takes it, and with 4 classes sentinode stage. Slides whose name does not give the patient count
+    as patients of their own; the JSON says how many do.
 
     Example: sentinode mil train features stage_labels.csv -o head.safetensors
     """
@@ -80,7 +82,7 @@ def train(
 
 @app.command()
 def apply(
-    head: Annotated[Path, typer.Argument(help="A head, as mil train writes it.", show_default=False)],
+    head: Annotated[Path, typer.Argument(help="A head from mil train.", show_default=False)],
     features: Features,
     output: Annotated[
         Path,
@@ -90,9 +92,9 @@ def apply(
     ],
     device: Device = "auto",
 ) -> None:
-    """Judge slides: their probability of metastasis, and where the head looked (attention, which is no probability).
+    """Classify slides: the probability of metastasis, and where the head looked (attention is not a probability).
 
-    probabilities.csv goes into sentinode score auc, and that of a head of 4 classes into sentinode stage. Exit code 0:
+    sentinode score auc takes probabilities.csv, and sentinode stage takes that of a head of 4 classes. Exit code 0:
     all slides good; 3: some features could not be used.
 
     Example: sentinode mil apply head.safetensors features -o judged
@@ -103,7 +105,7 @@ def apply(
     if judged.trained_on:
         typer.echo(
             f"sentinode: the head was trained on {judged.trained_on} of these {judged.slides} slides: how well it does "
-            "on slides that it has not seen stands in the table that mil train wrote beside it",
+            "on unseen slides is in the table that mil train wrote beside it",
             err=True,
         )
     typer.echo(json.dumps(judged.to_json()))
@@ -112,6 +114,6 @@ def apply(
 
 
 def _tell(done: int, total: int) -> None:
-    """Say on stderr whenever another tenth of the training is done."""
+    """Report every tenth of the training on stderr."""
     if done * 10 // total > (done - 1) * 10 // total:
         typer.echo(f"training: {done} of {total} rounds", err=True)

@@ -1,4 +1,4 @@
-"""``sentinode model``: checkpoints from other programs' weights."""
+"""``sentinode model``: checkpoints made from the weights of other programs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(help="Checkpoints from other programs' weights.", no_args_is_help=True)
+app = typer.Typer(help="Make checkpoints from the weights of other programs.", no_args_is_help=True)
 
 
 @app.callback()
 def model() -> None:
-    """Checkpoints from other programs' weights."""
+    """Make checkpoints from the weights of other programs."""
 
 
 @app.command("import")
@@ -21,7 +21,7 @@ def import_(
     weights: Annotated[Path, typer.Argument(help="A local .pth, .pt or .safetensors file.", show_default=False)],
     layout: Annotated[
         Literal["torchvision", "monai", "tiatoolbox"],
-        typer.Option(help="Whose names the weights have.", show_default=False),
+        typer.Option(help="Library whose names the weights use.", show_default=False),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The checkpoint, model.safetensors.", show_default=False)
@@ -29,20 +29,20 @@ def import_(
     mpp: Annotated[
         float | None,
         typer.Option(
-            help="um per pixel at which the network is to look.",
+            help="um per pixel of the network's input.",
             min=0.05,
             max=32,
             show_default="torchvision 0.5, monai 0.25, tiatoolbox 1.0",
         ),
     ] = None,
     stride: Annotated[
-        Literal["8", "16", "32"], typer.Option(help="Pixels between cells; the weights stay the same.")
+        Literal["8", "16", "32"], typer.Option(help="Pixels between cells of the heatmap; the weights stay the same.")
     ] = "32",
-    tumour: Annotated[int, typer.Option(help="Which of two outputs is tumour.", min=0, max=1)] = 1,
+    tumour: Annotated[int, typer.Option(help="Which of the two outputs is tumour.", min=0, max=1)] = 1,
 ) -> None:
-    """Make a checkpoint of ResNet-18, 34 or 50 from public weights; no code in the file is run.
+    """Make a ResNet-18, 34 or 50 checkpoint from public weights; no code in the file is run.
 
-    A head for two classes or one is kept; any other (ImageNet's) is replaced by one that has to be trained:
+    A head for one or two classes is kept; any other (ImageNet's) is replaced by one that must be trained:
     sentinode train PATCHES --start MODEL.
 
     Example: sentinode model import resnet18-pcam.pth --layout tiatoolbox -o pcam.safetensors
@@ -53,7 +53,7 @@ def import_(
     checkpoint = import_weights(weights, layout, mpp=mpp, stride_px=int(stride), tumour=tumour)
     save_checkpoint(output, checkpoint)
     if checkpoint.provenance["head"] == "untrained":
-        typer.echo("the head is new: it says 0.5 everywhere until it is trained (sentinode train --start)", err=True)
+        typer.echo("the head is new: it gives 0.5 everywhere until it is trained (sentinode train --start)", err=True)
     typer.echo(
         json.dumps(
             {

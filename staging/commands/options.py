@@ -1,4 +1,4 @@
-"""Options that several subcommands share."""
+"""Options shared by several subcommands."""
 
 from __future__ import annotations
 
@@ -13,59 +13,60 @@ from staging.lesions.settings import PEAK
 
 
 def _whole_tiles(tile_size: int) -> int:
-    """The side of a tile, which TIFF has in multiples of 16 px.
+    """Return the side of a tile, which TIFF requires to be a multiple of 16 px.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not.
     """
     if tile_size % 16 or tile_size > 4096:
         raise ConfigurationError(
-            None, f"--tile-size {tile_size} is no multiple of 16 up to 4096", mend="take 256, 512 or 1024"
+            None, f"--tile-size {tile_size} is not a multiple of 16 up to 4096", mend="take 256, 512 or 1024"
         )
     return tile_size
 
 
 SlideMpp = Annotated[
     float | None,
-    typer.Option(help="um per pixel of the finest level, for slides that do not say it.", min=0.01, max=100),
+    typer.Option(help="um per pixel of the finest level, for slides that do not state it.", min=0.01, max=100),
 ]
 SlideSource = Annotated[
-    str, typer.Argument(metavar="SLIDE", help="A slide file, or the URL of one (s3://, https://).", show_default=False)
+    str, typer.Argument(metavar="SLIDE", help="A slide file or its URL (s3://, https://).", show_default=False)
 ]
 OnBadTile = Annotated[
     Literal["raise", "white"],
-    typer.Option(help="A tile that cannot be decoded ends the slide, or is white and reported."),
+    typer.Option(help="A tile that cannot be decoded fails the slide (raise), or is read as white and reported."),
 ]
 AllowPartial = Annotated[
     bool,
     typer.Option(
-        "--allow-partial", help="Label slides of which too much tissue went unseen, and say so; else quarantined."
+        "--allow-partial",
+        help="Label slides of which too much tissue went unseen, and mark them, instead of quarantining them.",
     ),
 ]
 Tolerance = Annotated[
     float, typer.Option(help="Share of a slide's tissue that may go unseen (missing or bad tiles).", min=0, max=1)
 ]
-Model = Annotated[
-    Path, typer.Option("--model", "-m", help="A checkpoint written by sentinode train.", show_default=False)
-]
+Model = Annotated[Path, typer.Option("--model", "-m", help="A checkpoint from sentinode train.", show_default=False)]
 TileSize = Annotated[
     int,
-    typer.Option(help="Side of the tiles that are made, a multiple of 16.", min=16, callback=_whole_tiles),
+    typer.Option(help="Side of the tiles in px, a multiple of 16.", min=16, callback=_whole_tiles),
 ]
-Device = Annotated[str, typer.Option(help="Where the network runs: auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Device of the network: auto, cpu or cuda.")]
 Workers = Annotated[
     int | None,
-    typer.Option(help="Processes; the results do not depend on it.", min=1, show_default="one per core"),
+    typer.Option(help="Number of processes; it does not change the results.", min=1, show_default="one per core"),
 ]
-Nodes = Annotated[int, typer.Option(help="Slides a patient must have to be staged.", min=1)]
+Nodes = Annotated[int, typer.Option(help="Number of slides a patient needs to be staged.", min=1)]
 Threshold = Annotated[
     float | None,
-    typer.Option(help="Lesions are outlined at this probability.", min=0.01, max=0.99, show_default="the checkpoint's"),
+    typer.Option(
+        help="Probability at which lesions are outlined.", min=0.01, max=0.99, show_default="the checkpoint's"
+    ),
 ]
 Peak = Annotated[
     float | None,
     typer.Option(
-        help="A lesion's highest probability must reach this.",
+        help="Probability that a lesion's highest cell must reach.",
         min=0,
         max=1,
         show_default=f"the checkpoint's, else {PEAK:g}",

@@ -22,13 +22,16 @@ def patches(
     slides: Annotated[
         list[Path],
         typer.Argument(
-            help="A directory of slides, or slides; the last one the annotations, without -a.", show_default=False
+            help="A directory of slides, or slides; without -a the last one is the annotations.", show_default=False
         ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="A folder; NAME.zarr for Zarr, NAME.parquet for the table alone.", show_default=False
+            "--output",
+            "-o",
+            help="A folder, NAME.zarr for Zarr, or NAME.parquet for the table alone.",
+            show_default=False,
         ),
     ],
     annotations: Annotated[
@@ -51,13 +54,13 @@ def patches(
     ] = None,
     mpp: Annotated[float, typer.Option(help="um per pixel of the patches.", min=0.1, max=16)] = 2.0,
     size: Annotated[int, typer.Option(help="Side of a patch in px.", min=32, max=4096)] = 192,
-    tumour: Annotated[int, typer.Option(help="Patches with tumour per slide that has some.", min=0)] = 64,
+    tumour: Annotated[int, typer.Option(help="Patches with tumour per slide with annotations.", min=0)] = 64,
     normal: Annotated[int, typer.Option(help="Patches without tumour per slide.", min=0)] = 32,
     per_class: Annotated[
         int | None,
         typer.Option(
-            help="So many patches of each class in all, shared out equally over centres and their slides, "
-            "in place of --tumour and --normal.",
+            help="Patches of each class in total, shared equally among centres and their slides, "
+            "instead of --tumour and --normal.",
             min=1,
             show_default=False,
         ),
@@ -65,45 +68,48 @@ def patches(
     strategy: Annotated[
         Literal["lesion", "uniform", "border"],
         typer.Option(
-            help="Where tumour is looked for: lesions take turns; every part of the tumour alike; on outlines only."
+            help="Where tumour is sampled: from each lesion in turn, uniformly over the tumour, or on outlines only."
         ),
     ] = "lesion",
     label: Annotated[
         str,
         typer.Option(
-            help="What makes a patch tumour, any pixel, the point at its centre or its area: any, centre, area:0.5."
+            help="What makes a patch tumour: any pixel, its centre, or this share of its area: any, centre, area:0.5."
         ),
     ] = "any",
     hard: Annotated[
-        int, typer.Option(help="More normal patches per slide where --model or --heatmaps see tumour.", min=0)
+        int, typer.Option(help="Extra normal patches per slide where --model or --heatmaps see tumour.", min=0)
     ] = 0,
     hard_choice: Annotated[
         Literal["worst", "even"] | None,
         typer.Option(
-            help="Which of these: the most probable ones, at least half a patch apart, or any from 0.5 on alike.",
+            help="Which of these: the most probable, at least half a patch apart, or any of at least 0.5 alike.",
             show_default="worst",
         ),
     ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model", "-m", help="A checkpoint whose mistakes are looked for, on --device.", show_default=False
+            "--model",
+            "-m",
+            help="A checkpoint whose false positives are sampled; runs on --device.",
+            show_default=False,
         ),
     ] = None,
     heatmaps: Annotated[
-        Path | None, typer.Option(help="Directory of SLIDE.zarr heatmaps, in place of --model.", show_default=False)
+        Path | None, typer.Option(help="Directory of SLIDE.zarr heatmaps, instead of --model.", show_default=False)
     ] = None,
     split: Annotated[
         str | None,
         typer.Option(
-            help="Split the patients: patient:0.7,0.15,0.15 or centre:4 or folds:5.", show_default="all are train"
+            help="Split the patients: patient:0.7,0.15,0.15 or centre:4 or folds:5.", show_default="all in train"
         ),
     ] = None,
     form: Annotated[
         _Format | None,
         typer.Option(
             "--format",
-            help="What is written: slides that hold only the tiles needed (their bytes copied, nothing decoded), "
+            help="What is written: slides with only the tiles needed (their bytes copied, nothing decoded), "
             "the table alone, or an export for other tools.",
             show_default="sparse, or by the output's name",
         ),
@@ -111,7 +117,7 @@ def patches(
     quality: Annotated[
         int | None,
         typer.Option(
-            help="Of JPEG: where tiles cannot be copied (90), of jpeg (95), of webdataset (PNG without it).",
+            help="JPEG quality: of tiles that cannot be copied (90), of jpeg (95), of webdataset (else PNG).",
             min=1,
             max=100,
             show_default=False,
@@ -121,7 +127,7 @@ def patches(
         str | None,
         typer.Option(
             metavar="NAME|FILE.toml",
-            help="What groups of annotations mean: camelyon16, camelyon17 or a TOML file.",
+            help="What annotation groups mean: camelyon16, camelyon17 or a TOML file.",
             show_default="the known ones",
         ),
     ] = None,
@@ -131,16 +137,16 @@ def patches(
     workers: Workers = None,
     *,
     contact_sheet: Annotated[
-        bool, typer.Option("--contact-sheet/--no-contact-sheet", help="A PNG of some patches of every kind.")
+        bool, typer.Option("--contact-sheet/--no-contact-sheet", help="Write a PNG with some patches of every kind.")
     ] = True,
 ) -> None:
-    """Draw labelled patches; slides without annotations are normal only if labelled negative.
+    """Sample labelled patches; slides without annotations are normal only if labelled negative.
 
-    Slides that are known to be wrong or only partly annotated are left out. An interrupted call goes on when it is
-    given again. The counts are printed as JSON.
+    Slides known to be wrong or only partly annotated are left out. An interrupted call resumes when it is repeated.
+    Prints the counts as JSON.
 
-    --device is for --model alone. Where that runs on a GPU one process does all with a reading thread per core, unless
-    --workers says how many share the GPU, each with its own copy of the network in its memory.
+    --device is for --model alone. On a GPU one process does all the work with one reading thread per core, unless
+    --workers says how many processes share the GPU, each with its own copy of the network in GPU memory.
 
     Example: sentinode patches cohort/images cohort/annotations -r cohort/stage_labels.csv -o patches --per-class 1000
     """
@@ -190,12 +196,12 @@ def patches(
 
 
 def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Path]:
-    """Slides and annotations, also where these were given as the last argument."""
+    """Separate slides and annotations, which may be the last argument."""
     if annotations is not None:
         return slides, annotations
     if len(slides) < 2 or not slides[-1].is_dir():
         raise ConfigurationError(
-            slides[-1], "is no directory of annotations", mend="give it after the slides, or with --annotations"
+            slides[-1], "is not a directory of annotations", mend="give it after the slides, or with --annotations"
         )
     return slides[:-1], slides[-1]
 
@@ -216,14 +222,14 @@ def _parsed(label: str, split: str | None) -> tuple[LabelRule, Split | None]:
 
 
 def _check_hard(hard: int, choice: str | None, model: Path | None, heatmaps: Path | None, device: str) -> None:
-    """Refuse what would be silently ignored.
+    """Refuse options that would be silently ignored.
 
     Raises:
         ConfigurationError: options that need each other, or exclude each other.
     """
     given = (model is not None) + (heatmaps is not None)
     if hard and given != 1:
-        raise ConfigurationError(None, "--hard needs --model or --heatmaps, one of them", mend="give one")
+        raise ConfigurationError(None, "--hard needs either --model or --heatmaps", mend="give one of them")
     if given and not hard:
         raise ConfigurationError(None, "--model and --heatmaps are for --hard", mend="say how many with --hard")
     if choice is not None and not hard:

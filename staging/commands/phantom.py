@@ -13,8 +13,8 @@ from staging.errors import ConfigurationError
 
 def phantom(
     output: Annotated[Path, typer.Argument(help="A new or empty directory.", show_default=False)],
-    patients: Annotated[int, typer.Option(help="How many patients of five slides.", min=1, max=200)] = 5,
-    centres: Annotated[str, typer.Option(help="Centres 0 to 4, with commas between.")] = "0,1,2,3,4",
+    patients: Annotated[int, typer.Option(help="Number of patients, each with five slides.", min=1, max=200)] = 5,
+    centres: Annotated[str, typer.Option(help="Centres 0 to 4, separated by commas.")] = "0,1,2,3,4",
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.", min=0)] = 0,
     mpp: Annotated[float, typer.Option(help="um per pixel of the finest level.", min=0.2, max=8)] = 1.0,
     size_um: Annotated[
@@ -54,12 +54,12 @@ def phantom(
 
 
 def parse_centres(text: str) -> tuple[int, ...]:
-    """Centres from a comma separated list.
+    """Parse a comma-separated list of centres.
 
     Raises:
-        ConfigurationError: something else than centres 0 to 4.
+        ConfigurationError: something other than centres 0 to 4.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part in {"0", "1", "2", "3", "4"} for part in parts):
-        raise ConfigurationError(None, f"--centres {text!r} is no list of centres", mend="give for example 0,1,2")
+        raise ConfigurationError(None, f"--centres {text!r} is not a list of centres", mend="give for example 0,1,2")
     return tuple(dict.fromkeys(int(part) for part in parts))

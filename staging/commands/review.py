@@ -12,17 +12,17 @@ from staging.commands.options import SlideMpp
 
 
 def review(
-    run: Annotated[Path, typer.Argument(help="What sentinode run wrote.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="The output of sentinode run.", show_default=False)],
     reference: Annotated[Path, typer.Argument(help="stage_labels.csv, or a table slide,label.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the page.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page.", show_default=False)],
     slides: Annotated[
         list[Path] | None,
-        typer.Option(help="Where the slides lie, for close-ups of lesions.", show_default="overlays only"),
+        typer.Option(help="Directory of the slides, for close-ups of lesions.", show_default="overlays only"),
     ] = None,
     slide_mpp: SlideMpp = None,
-    most: Annotated[int | None, typer.Option(help="Show so many at most.", min=1, show_default="all")] = None,
+    most: Annotated[int | None, typer.Option(help="Maximum number to show.", min=1, show_default="all")] = None,
 ) -> None:
-    """List the slides on which model and reference differ, the surest disagreement first, with pictures.
+    """List the slides on which model and reference differ, most certain first, with pictures.
 
     Example: sentinode review results stage_labels.csv -o review --slides CAMELYON17/training
     """

@@ -50,7 +50,9 @@ def run(
     on_bad_tile: OnBadTile = "raise",
     max_failures: Annotated[
         float,
-        typer.Option(help="Give up when more than this share of the slides failed (and ten or more).", min=0, max=1),
+        typer.Option(
+            help="Give up when more than this share of the slides, and at least ten, have failed.", min=0, max=1
+        ),
     ] = 0.10,
     coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
@@ -59,12 +61,12 @@ def run(
         bool | None,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare the digests of what an earlier call left, and not only its sizes.",
+            help="Compare the digests, not only the sizes, of what an earlier call left.",
             show_default="up to 1 GiB",
         ),
     ] = None,
 ) -> None:
-    """Make heatmaps, lesions, labels, stages, a score and a report; a second call goes on where the first ended.
+    """Make heatmaps, lesions, labels, stages, a score and a report; a second call resumes where the first ended.
 
     Exit code 0: all slides good; 3: some quarantined; 2: wrong usage; 74: storage failed; 75: output in use.
 

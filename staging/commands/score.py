@@ -20,16 +20,14 @@ Resamples = Annotated[int, typer.Option(help="Bootstrap resamples; 0 for no inte
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Slides read at a time; the result does not depend on it.",
+        help="Slides read at a time; it does not change the result.",
         min=1,
         metavar="N",
         show_default="one per core",
     ),
 ]
-Seed = Annotated[
-    int, typer.Option(help="Seed of the random numbers: equal seeds, equal intervals.", min=0, metavar="N")
-]
-Picture = Annotated[Path | None, typer.Option(help="Also draw it into this PNG file.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Random seed: equal seeds give equal intervals.", min=0, metavar="N")]
+Picture = Annotated[Path | None, typer.Option(help="Also draw it as this PNG.", show_default=False)]
 Table = Annotated[bool, typer.Option("--table", help="Also print it as text, on stderr.")]
 AllSlides = Annotated[
     bool,
@@ -45,7 +43,7 @@ def score() -> None:
 @app.command()
 def kappa(
     reference: Annotated[Path, typer.Argument(help="The organisers' stage_labels.csv.", show_default=False)],
-    submission: Annotated[Path, typer.Argument(help="A table of the same form.", show_default=False)],
+    submission: Annotated[Path, typer.Argument(help="A table in the same format.", show_default=False)],
     *,
     against: Annotated[
         Path | None,
@@ -53,14 +51,16 @@ def kappa(
     ] = None,
     permutations: Annotated[
         int,
-        typer.Option(help="Drawn for the p-value where there are too many to try all.", min=100, metavar="N"),
+        typer.Option(
+            help="Permutations sampled for the p-value when there are too many to try all.", min=100, metavar="N"
+        ),
     ] = 10_000,
     resamples: Resamples = 10_000,
     seed: Seed = 0,
     table: Table = False,
     picture: Picture = None,
 ) -> None:
-    """Quadratic weighted kappa of pN-stages (CAMELYON17) with its interval, confusion matrix and each centre's kappa.
+    """Quadratic weighted kappa of pN-stages (CAMELYON17): interval, confusion matrix, kappa per centre.
 
     Example: sentinode score kappa stage_labels.csv stages.csv --against other.csv
     """
@@ -91,13 +91,13 @@ def labels(
         Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label.", show_default=False)
     ],
     submission: Annotated[
-        Path, typer.Argument(help="A table of either form, as the labels.csv of a run.", show_default=False)
+        Path, typer.Argument(help="A table in either format, such as labels.csv of a run.", show_default=False)
     ],
     *,
     table: Table = False,
     picture: Picture = None,
 ) -> None:
-    """Slide labels (negative, itc, micro, macro): confusion matrix, accuracy, recall of each class, each centre.
+    """Slide labels (negative, itc, micro, macro): confusion matrix, accuracy, recall per class, each centre.
 
     Example: sentinode score labels stage_labels.csv results/labels.csv
     """
@@ -124,7 +124,7 @@ def auc(
     predictions: Annotated[
         Path,
         typer.Argument(
-            help="Rows slide,probability, or a CSV with these columns (a run's labels.csv).", show_default=False
+            help="Rows slide,probability, or a CSV with these columns (labels.csv of a run).", show_default=False
         ),
     ],
     *,
@@ -133,7 +133,7 @@ def auc(
     seed: Seed = 0,
     picture: Picture = None,
 ) -> None:
-    """Area under the ROC curve of a probability per slide (CAMELYON16's slide task), with two intervals, each centre.
+    """Area under the ROC curve of slide probabilities (CAMELYON16's slide task): two intervals, each centre.
 
     Example: sentinode score auc reference.csv predictions.csv --picture roc.png
     """
@@ -164,7 +164,7 @@ def froc(
     detections: Annotated[
         Path,
         typer.Argument(
-            help="Folder of one CSV per slide: rows probability,x,y in level-0 px, no header; empty for none.",
+            help="Folder with one CSV per slide: rows probability,x,y in level-0 px, no header; empty for none.",
             show_default=False,
         ),
     ],
@@ -172,11 +172,12 @@ def froc(
     normal_list: Annotated[
         Path | None,
         typer.Option(
-            help="Slides without tumour, which need no mask: one name a line, or reference.csv.", show_default=False
+            help="Slides without tumour, which need no mask: one name per line, or reference.csv.", show_default=False
         ),
     ] = None,
     missing_mask_is_normal: Annotated[
-        bool, typer.Option("--missing-mask-is-normal", help="Slides without a mask, or with a blank one, are normal.")
+        bool,
+        typer.Option("--missing-mask-is-normal", help="Treat slides without a mask, or with a blank one, as normal."),
     ] = False,
     tumour_value: Annotated[
         int | None,
@@ -185,7 +186,7 @@ def froc(
             min=0,
             max=255,
             metavar="N",
-            show_default="detected where it is clear",
+            show_default="detected if unambiguous",
         ),
     ] = None,
     level: Annotated[
@@ -198,7 +199,7 @@ def froc(
     table: Table = False,
     picture: Picture = None,
 ) -> None:
-    """FROC score of found lesions (CAMELYON16's lesion task), as the organisers compute it and corrected beside it.
+    """FROC score of detected lesions (CAMELYON16's lesion task), as the organisers compute it and corrected.
 
     Example: sentinode score froc masks detections --normal-list reference.csv --picture froc.png
     """

@@ -16,8 +16,8 @@ def stage(
     labels: Annotated[
         Path,
         typer.Argument(
-            help="CSV with slide,label rows, or the organisers' table. Columns negative, itc, micro and macro hold the "
-            "probability of each label.",
+            help="CSV with slide,label rows, or the organisers' table. Optional columns negative, itc, micro and macro "
+            "give the probability of each label.",
             show_default=False,
         ),
     ],
@@ -34,9 +34,9 @@ def stage(
         ),
     ] = None,
 ) -> None:
-    """Stage every patient whose slides are all labelled; name the others and why they are not staged.
+    """Stage every patient whose slides are all labelled; list the others with the reason.
 
-    Where the table holds the probability of each label, the result holds that of each stage.
+    If the table has the probability of each label, the result has the probability of each stage.
 
     Example: sentinode stage labels.csv -o stages.csv
     """
@@ -45,7 +45,7 @@ def stage(
     staged = stage_table(labels, output, expected_nodes=nodes, sites=sites)
     for patient in sorted(staged.staging.at_least):
         stage_at_least = staged.staging.stages[patient].value
-        typer.echo(f"sentinode: at least {stage_at_least}: {patient}: seen in part", err=True)
+        typer.echo(f"sentinode: at least {stage_at_least}: {patient}: partly seen", err=True)
     for one in staged.staging.unscored:
         typer.echo(f"sentinode: not staged: {one.patient}: {one.reason}", err=True)
     typer.echo(json.dumps(staged.to_json()))

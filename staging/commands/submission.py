@@ -1,4 +1,4 @@
-"""``sentinode submission``: what the CAMELYON challenges take, made from a run and checked."""
+"""``sentinode submission``: submissions to the CAMELYON challenges, made from a run and checked."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ def submission() -> None:
 @app.command()
 def write(
     task: _Task,
-    run: Annotated[Path, typer.Argument(help="What sentinode run wrote.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="The output of sentinode run.", show_default=False)],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The table, or the folder of the lesion task.", show_default=False)
     ],
     threshold: Annotated[
-        float, typer.Option(help="Detections are above this probability (lesions).", min=0, max=1)
+        float, typer.Option(help="Detections must exceed this probability (lesions).", min=0, max=1)
     ] = 0.5,
     radius_um: Annotated[
         float | None,
         typer.Option(
-            help="No two detections of a slide lie nearer (lesions).", min=0, show_default="187: 12 cells of 64 px"
+            help="Minimum distance in um between detections on a slide (lesions).",
+            min=0,
+            show_default="187: 12 cells of 64 px",
         ),
     ] = None,
     *,
     allow_incomplete: Annotated[
-        bool, typer.Option("--allow-incomplete", help="Also where slides failed or patients are not staged.")
+        bool, typer.Option("--allow-incomplete", help="Write it even if slides failed or patients are not staged.")
     ] = False,
 ) -> None:
     """Write a submission from the results of a run.
@@ -71,12 +73,12 @@ def check(
         Path | None,
         typer.Option(
             "--expect",
-            help="Who must be in it: a list, a table such as stage_labels.csv or reference.csv, or a folder of slides.",
+            help="What it must contain: a list, a table (stage_labels.csv, reference.csv) or a folder of slides.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Read a submission as the organisers do; what is missing ends in an error, what looks wrong is listed.
+    """Read a submission as the organisers do; missing entries are an error, suspicious ones are listed.
 
     Example: sentinode submission check lesions detections --expect reference.csv
     """

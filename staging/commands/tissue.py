@@ -1,4 +1,4 @@
-"""``sentinode tissue``: where on a slide there is tissue."""
+"""``sentinode tissue``: where the tissue is on a slide."""
 
 from __future__ import annotations
 

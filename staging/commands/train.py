@@ -13,50 +13,48 @@ from staging.lesions.settings import SMALLEST_UM
 
 
 def train(
-    patches: Annotated[
-        list[Path], typer.Argument(help="What sentinode patches wrote, stores or tables; several are joined.")
-    ],
+    patches: Annotated[list[Path], typer.Argument(help="Stores or tables from sentinode patches; several are joined.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The checkpoint, model.safetensors.", show_default=False)
     ],
     network: Annotated[
         Literal["small", "resnet18", "resnet34", "resnet50"],
-        typer.Option(help="What is trained; a cell sees 96, 436, 900 or 428 px."),
+        typer.Option(help="Architecture; one cell sees 96, 436, 900 or 428 px."),
     ] = "small",
     start: Annotated[
-        Path | None, typer.Option(help="Go on from this checkpoint, in place of --network.", show_default=False)
+        Path | None, typer.Option(help="Checkpoint to start from, instead of --network.", show_default=False)
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the patches.", min=1)] = 12,
     batch: Annotated[int, typer.Option(help="Patches per step.", min=1)] = 16,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="The highest one.", min=1e-7, max=1, show_default="0.004 for small, 0.001 for the others"),
+        typer.Option(help="Peak learning rate.", min=1e-7, max=1, show_default="0.004 for small, 0.001 for the others"),
     ] = None,
     schedule: Annotated[
-        Literal["one-cycle", "cosine"], typer.Option(help="How the learning rate goes; cosine begins with a warm-up.")
+        Literal["one-cycle", "cosine"], typer.Option(help="Learning-rate schedule; cosine starts with a warm-up.")
     ] = "one-cycle",
     augment: Annotated[
         Literal["light", "full"],
         typer.Option(
-            help="light: turns, stains, focus. full: on the device, with Macenko, brightness, blur, JPEG as well."
+            help="light: rotation, stain, focus. full: on the device, also Macenko stain, brightness, blur, JPEG."
         ),
     ] = "light",
-    average: Annotated[
-        float, typer.Option(help="Keep a running mean of the weights, so much of it in a step; 0 for none.", min=0)
-    ] = 0.0,
+    average: Annotated[float, typer.Option(help="Decay of the running mean of the weights; 0 for none.", min=0)] = 0.0,
     patience: Annotated[
         int | None,
         typer.Option(
-            help="End after so many passes without a better one on held-out patients.", min=1, show_default=False
+            help="Stop after this many epochs without improvement on held-out patients.", min=1, show_default=False
         ),
     ] = None,
     held_out: Annotated[
         float,
-        typer.Option(help="Share of the patients to judge by, where no split says validation.", min=0, max=0.9),
+        typer.Option(
+            help="Share of patients to validate on, unless a split names validation patients.", min=0, max=0.9
+        ),
     ] = 0.2,
     fold: Annotated[
         int | None,
-        typer.Option(help="Leave this fold out, where patients were split into folds.", min=0, show_default=False),
+        typer.Option(help="Fold to leave out, if patients were split into folds.", min=0, show_default=False),
     ] = None,
     on_bad_tile: OnBadTile = "raise",
     precision: Annotated[
@@ -65,36 +63,36 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.", min=0)] = 0,
     device: Device = "auto",
     rounds: Annotated[
-        int, typer.Option(help="So often false positives are looked for, and the network trained anew.", min=0)
+        int, typer.Option(help="Rounds of hard-negative mining; the network is retrained after each.", min=0)
     ] = 0,
     slides: Annotated[
         list[Path] | None,
-        typer.Option(help="The patches' slides: for --rounds, and to learn the peak of lesions.", show_default=False),
+        typer.Option(help="Slides of the patches: for --rounds, and to learn the peak of lesions.", show_default=False),
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option("--annotations", "-a", help="Their contours.", show_default=False)
+        Path | None, typer.Option("--annotations", "-a", help="Their annotations.", show_default=False)
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option("--reference", "-r", help="Their labels, as stage_labels.csv.", show_default=False)
+        Path | None, typer.Option("--reference", "-r", help="Their labels, like stage_labels.csv.", show_default=False)
     ] = None,
     smallest_um: Smallest = SMALLEST_UM,
     slide_mpp: SlideMpp = None,
     hard: Annotated[int, typer.Option(help="False positives per slide and round.", min=1)] = 24,
-    tensorboard: Annotated[
-        Path | None, typer.Option(help="A folder for TensorBoard's events.", show_default=False)
-    ] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard events.", show_default=False)] = None,
     workers: Workers = None,
     *,
     temperature: Annotated[
         bool, typer.Option(help="Calibrate the probabilities on held-out patients (temperature scaling).")
     ] = True,
-    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile: for long runs on a GPU.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile: pays for long training on a GPU.")
+    ] = False,
 ) -> None:
-    """Train a network on patches and keep the epoch that is best on held-out patients.
+    """Train a network on patches and keep the best epoch on held-out patients.
 
-    Patients of the split test are left out. Sets too large for the memory are read from the slides while the network
-    learns. A killed call goes on where it was when it is given again. On several GPUs: torchrun --nproc-per-node 4 -m
-    staging train ... Beside the checkpoint lie a log (.csv) and pictures of learning and calibration (.png).
+    Patients of the test split are left out. Sets too large for memory are read from the slides during training. A
+    killed call resumes when it is repeated. On several GPUs: torchrun --nproc-per-node 4 -m staging train ... A log
+    (.csv) and learning and calibration curves (.png) are written beside the checkpoint.
 
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
@@ -116,11 +114,11 @@ def train(
     elif rounds or slides or annotations is not None or reference is not None:
         raise ConfigurationError(
             None,
-            "rounds need the training slides" if rounds else "the peak is learnt from slides whose labels are known",
+            "rounds need the training slides" if rounds else "the peak is learnt from labelled slides",
             mend="give --slides, --annotations and --reference",
         )
     if not average < 1:
-        raise ConfigurationError(None, f"a mean keeps less than all of itself, got {average}", mend="try 0.999")
+        raise ConfigurationError(None, f"--average is a decay below 1, got {average}", mend="try 0.999")
     plan = TrainingPlan(
         patches=tuple(patches),
         output=output,

@@ -1,4 +1,4 @@
-"""``sentinode verify``: whether what was published is still true."""
+"""``sentinode verify``: whether published files are unchanged."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import typer
 
 
 def verify(
-    output: Annotated[
-        Path, typer.Argument(help="The output of run, features, patches or heatmap.", show_default=False)
-    ],
+    output: Annotated[Path, typer.Argument(help="An output of run, features, patches or heatmap.", show_default=False)],
 ) -> None:
-    """Compare every file of an output with the size and sha256 it had when it was made; nothing is changed.
+    """Compare every file of an output with the size and sha256 recorded when it was made; changes nothing.
 
-    Exit code 0: all is as it was made; 1: something is not; a second call of run makes it again.
+    Exit code 0: every file is unchanged; 1: some are not; a second call of run makes them again.
 
     Example: sentinode verify results
     """

@@ -1,4 +1,4 @@
-"""Cells of small lesions, counted on the slide for the rule of 200 cells."""
+"""Count the cells of small lesions on the slide, for the 200-cell rule."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from wsi.geometry import Window
 from wsi.slide import Slide
 
 READ_UM = 0.5
-"""um per px at which nuclei are looked for; coarser slides are read at their own resolution."""
+"""um per px at which nuclei are detected; coarser slides are read at their own resolution."""
 
-_MARGIN_UM = 20.0  # around a lesion, so that nuclei at its border have their surroundings
+_MARGIN_UM = 20.0  # around a lesion, so that nuclei at its border keep their surroundings
 _NUMBER = re.compile(r"lesion ([0-9]+)\b")
 
 
@@ -35,22 +35,22 @@ def count_cells(
     nucleus_um: float = NUCLEUS_UM,
     mpp: float | None = None,
 ) -> dict[str, list[int | None]]:
-    """Count the nuclei of every lesion that is small enough to be ITC; the others need no count.
+    """Count the nuclei of every lesion small enough to be ITC; the others need no count.
 
     Args:
         lesions: of each slide, as in the table.
-        table: lesions.csv; the outlines that were written with it lie beside it or in the folder ``lesions`` there.
+        table: lesions.csv; the outlines written with it are beside it or in the folder ``lesions`` there.
         slides: the slide files by name.
-        rule: whose limits are to be applied.
+        rule: the limits to apply.
         nucleus_um: typical diameter of a nucleus.
-        mpp: um per level-0 px, for slides that do not say it.
+        mpp: um per level-0 px, for slides that do not state it.
 
     Returns:
         Counts by slide, in the order of its lesions; None for lesions longer than ITC.
 
     Raises:
-        CohortError: there is no slide file or no outline of a lesion that has to be counted.
-        ResolutionError: a slide's mpp is not known, or too coarse to see nuclei.
+        CohortError: the slide file or the outline of a lesion to count is missing.
+        ResolutionError: a slide's mpp is unknown, or too coarse to see nuclei.
         PathologyError: a slide or its outlines cannot be read.
     """
     counts: dict[str, list[int | None]] = {}
@@ -60,7 +60,7 @@ def count_cells(
         if not small:
             continue
         if name not in slides:
-            raise CohortError(table, f"there is no slide {name}", mend="name the folder that holds it")
+            raise CohortError(table, f"there is no slide {name}", mend="name the folder that contains it")
         outlines = _outlines(table, name)
         with Slide.open(slides[name], mpp=mpp) as slide:
             for number in small:
@@ -71,13 +71,15 @@ def count_cells(
 
 
 def _outlines(table: Path, slide: str) -> dict[int, list[Annotation]]:
-    """The outlines of each lesion by its number; a hole stands behind its outline."""
+    """Read the outlines of each lesion, by its number; a hole follows its outline."""
     from annotations.files.geojson import read_geojson  # noqa: PLC0415  (slow import)
 
     candidates = (table.parent / f"{slide}.geojson", table.parent / "lesions" / f"{slide}.geojson")
     path = next((where for where in candidates if where.is_file()), None)
     if path is None:
-        raise CohortError(candidates[0], "there are no outlines of its lesions", mend="keep them beside lesions.csv")
+        raise CohortError(
+            candidates[0], "is missing, which has the outlines of the lesions", mend="keep them beside lesions.csv"
+        )
     outlines: dict[int, list[Annotation]] = {}
     number = 0
     for one in read_geojson(path):
@@ -91,7 +93,7 @@ def _count(slide: Slide, outlines: Sequence[Annotation], nucleus_um: float) -> i
     from annotations.painting import rasterize  # noqa: PLC0415  (slow import)
 
     if slide.mpp is None:
-        raise ResolutionError(slide.path, "does not say how large its pixels are", mend="give it with --slide-mpp")
+        raise ResolutionError(slide.path, "does not state its pixel size", mend="give it with --slide-mpp")
     frame = slide.frame_at(max(READ_UM, slide.mpp))
     points = np.concatenate([one.vertices for one in outlines])
     rows, columns = frame.fractions(points[:, 0], points[:, 1])

@@ -1,4 +1,4 @@
-"""Connected components of masks and heatmaps of any size, exact and the same however the pixels are read.
+"""Connected components of masks and heatmaps of any size, exact and independent of how the pixels are read.
 
 A mask is read once, in bands of rows, and kept as the spans of its rows: a span is a longest stretch of tumour cells.
 Components, holes and gaps follow from the spans alone, so no seam between bands exists. Memory holds one band and the
@@ -23,29 +23,29 @@ Numbers = NDArray[np.int64]
 
 
 class PixelSource(Protocol):
-    """What can be cut into windows: a NumPy or Zarr array, or a mask file."""
+    """Anything that can be sliced into windows: a NumPy or Zarr array, or a mask file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(rows, columns)."""
 
     def __getitem__(self, window: tuple[slice, slice], /) -> Any:  # noqa: ANN401  (an array of any library)
-        """The pixels of rows and columns, half-open."""
+        """Return the pixels of a half-open window of rows and columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Spans:
-    """The tumour cells of a grid as longest stretches within rows, top to bottom and left to right.
+    """The tumour cells of a grid as maximal spans within rows, top to bottom and left to right.
 
     Attributes:
         shape: (rows, columns) of the whole grid.
         rows: int64 (n,).
         starts, stops: int64 (n,), the columns start <= column < stop.
-        cells: int64 (n,), the tumour cells of each: its length, less where a hole was filled.
+        cells: int64 (n,), the tumour cells of each: its length, or less if a hole was filled.
         sums, highs, lows: float64 (n,), sum, maximum and minimum of the values of its tumour cells.
         crossings: float64 (m, 2) row and column, in cells, at which the value crosses the threshold between the centres
             of a tumour cell and of a side neighbour outside; None for a mask, where that is half-way.
-        crossing_spans: int64 (m,), the span whose cell that is.
+        crossing_spans: int64 (m,), the span of that tumour cell.
     """
 
     shape: tuple[int, int]
@@ -64,26 +64,26 @@ class Spans:
 
     @property
     def lengths(self) -> Numbers:
-        """Columns of each."""
+        """Return the columns of each span, int64 (n,)."""
         return self.stops - self.starts
 
     def holding(self, rows: Numbers, columns: Numbers) -> Numbers:
-        """The span that holds each of some cells, all of which are in one."""
+        """Return the span of each of some cells, all of which must be in a span."""
         stride = self.shape[1] + 2
         return np.searchsorted(self.rows * stride + self.starts, rows * stride + columns, side="right") - 1
 
     def chosen(self, chosen: Numbers | slice) -> Spans:
-        """Some of the spans, in their order, without crossings."""
+        """Select some of the spans, in their order, without crossings."""
         names = ("rows", "starts", "stops", "cells", "sums", "highs", "lows")
         return Spans(shape=self.shape, **{name: getattr(self, name)[chosen] for name in names})
 
 
 def bands_of(source: PixelSource, *, band_rows: int | None = None) -> Iterator[NDArray[Any]]:
-    """The rows of an array or a file in bands from top to bottom: (rows, columns) each.
+    """Yield the rows of an array or a file in bands from top to bottom: (rows, columns) each.
 
     Args:
-        source: an array, or whatever gives one for ``source[rows, columns]``.
-        band_rows: rows of a band; as many as make BAND_CELLS cells where not given, in whole chunks of the source.
+        source: an array, or anything that returns one for ``source[rows, columns]``.
+        band_rows: rows per band; by default about BAND_CELLS cells, in whole chunks of the source.
 
     Raises:
         ValueError: band_rows < 1, or the source is not two-dimensional.
@@ -101,11 +101,11 @@ def bands_of(source: PixelSource, *, band_rows: int | None = None) -> Iterator[N
 
 
 def trace(bands: Iterable[NDArray[Any]], *, threshold: float | None = None) -> Spans:
-    """The spans of a mask or heatmap that comes in bands of rows.
+    """Find the spans of a mask or heatmap given in bands of rows.
 
     Args:
         bands: bool (rows, columns) of a mask, or floating of a heatmap, from top to bottom and of one width.
-        threshold: from which value on a cell of a heatmap is tumour; None for a mask. Beyond the grid all is 0.
+        threshold: cells of a heatmap of at least this value are tumour; None for a mask. Beyond the grid all is 0.
 
     Raises:
         ValueError: no bands, bands of different widths, or a mask that is not bool.
@@ -230,14 +230,14 @@ def _spans_of_band(inside: NDArray[np.bool_], values: NDArray[Any] | None, top: 
 
 
 def label_spans(spans: Spans) -> Numbers:
-    """The component of each span, int64 (n,), numbered from 0 in the order of first cells; corners connect."""
+    """Label the component of each span, int64 (n,), numbered from 0 in the order of first cells; corners connect."""
     return connected(len(spans), *near(spans, spans, step=1, reach=0))
 
 
 def fill_holes(spans: Spans) -> Spans:
-    """Spans with every hole filled: background that no path over sides leads out of, as scipy's binary_fill_holes.
+    """Fill every hole: background that no path over sides leads out of, as in scipy's binary_fill_holes.
 
-    The values of filled cells count nowhere: sums, highs and lows stay those of the tumour cells.
+    The values of filled cells are ignored: sums, highs and lows stay those of the tumour cells.
     """
     is_after_hole = _after_holes(spans)
     if not is_after_hole.any():
@@ -258,7 +258,7 @@ def fill_holes(spans: Spans) -> Spans:
 
 
 def _after_holes(spans: Spans) -> NDArray[np.bool_]:
-    """Which spans have a hole on their left."""
+    """Find the spans with a hole on their left, bool (n,)."""
     result = np.zeros(len(spans), dtype=np.bool_)
     (left,) = np.nonzero(spans.rows[1:] == spans.rows[:-1])
     if not len(left):
@@ -282,7 +282,7 @@ def _after_holes(spans: Spans) -> NDArray[np.bool_]:
 
 
 def _opens(gaps: Spans, spans: Spans) -> NDArray[np.bool_]:
-    """Which gaps between spans of a row meet, above or below, the background beside all spans of that row."""
+    """Find the gaps between spans of a row that meet, above or below, the background outside all spans of that row."""
     result = np.zeros(len(gaps), dtype=np.bool_)
     for step in (-1, 1):
         row = gaps.rows + step
@@ -294,9 +294,9 @@ def _opens(gaps: Spans, spans: Spans) -> NDArray[np.bool_]:
 
 
 def near(spans: Spans, others: Spans, *, step: int, reach: int) -> tuple[Numbers, Numbers]:
-    """All pairs (span, other) with the other ``step`` rows below and at most ``reach`` columns between them.
+    """Find all pairs (span, other) with the other ``step`` rows below and at most ``reach`` columns between them.
 
-    Reach 0 takes corners that touch, -1 only spans that have a column in common.
+    Reach 0 includes touching corners, -1 only spans with a common column.
     """
     stride, width = spans.shape[1] + 2, spans.shape[1]
     found_ones, found_others = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
@@ -316,14 +316,14 @@ def near(spans: Spans, others: Spans, *, step: int, reach: int) -> tuple[Numbers
 
 
 def expanded(counts: Numbers) -> tuple[Numbers, Numbers]:
-    """For counts (2, 0, 3): (0, 0, 2, 2, 2) and (0, 1, 0, 1, 2)."""
+    """Expand counts: (2, 0, 3) gives (0, 0, 2, 2, 2) and (0, 1, 0, 1, 2)."""
     holder = np.repeat(np.arange(len(counts)), counts)
     begins = np.cumsum(counts) - counts
     return holder, np.arange(len(holder)) - begins[holder]
 
 
 def connected(count: int, ones: Numbers, others: Numbers) -> Numbers:
-    """The group of each of ``count`` things of which these pairs belong together, numbered in order from 0."""
+    """Return the group of each of ``count`` items, given pairs that belong together, numbered in order from 0."""
     from scipy.sparse import coo_array  # noqa: PLC0415  (slow import)
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
@@ -334,7 +334,7 @@ def connected(count: int, ones: Numbers, others: Numbers) -> Numbers:
 
 
 def ordered(numbers: Numbers) -> Numbers:
-    """Renumbered from 0 in the order of first appearance."""
+    """Renumber from 0 in the order of first appearance."""
     _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))

@@ -16,9 +16,9 @@ from wsi.raster import Heatmap
 from wsi.store import atomic_text
 
 RADIUS_UM = 12 * 0.243 * 64
-"""Where nothing else is emitted around a detection: 12 cells of 64 level-0 px, as the teams of CAMELYON16 did."""
+"""Radius cleared around a detection: 12 cells of 64 level-0 px, as CAMELYON16's teams did."""
 
-# The organisers' own example has such a first line, although their score cannot read it.
+# The organisers' own example has this first line, although their score cannot read it.
 _HEADERS = frozenset({"p", "probability", "prob", "confidence", "score"})
 
 
@@ -30,7 +30,7 @@ class Detections:
         probability: float64 (n,), in the order of the file.
         x, y: float64 (n,), level-0 px.
         path: the file they were read from.
-        lines: the line of each in that file; empty where there is no file.
+        lines: the line of each in that file; empty without a file.
     """
 
     probability: NDArray[np.float64]
@@ -50,23 +50,23 @@ class Detections:
 
     @classmethod
     def of(cls, rows: Sequence[tuple[float, float, float]]) -> Detections:
-        """From rows (probability, x, y)."""
+        """Make detections from rows (probability, x, y)."""
         table = np.asarray(rows, dtype=np.float64).reshape(-1, 3)
         return cls(probability=table[:, 0], x=table[:, 1], y=table[:, 2])
 
     def where(self, index: int) -> str | None:
-        """Where a detection stands in its file."""
+        """Return the line of a detection in its file, for errors."""
         return f"line {self.lines[index]}" if self.lines else None
 
 
 def read_detections(path: str | PathLike[str]) -> Detections:
-    """Read one slide's detections: rows ``probability,x,y`` in level-0 px, no header; an empty file holds none.
+    """Read one slide's detections: rows ``probability,x,y`` in level-0 px, no header; an empty file has none.
 
-    A first line ``p,x,y`` is passed over; CRLF, a byte order mark, blank lines, spaces and further columns do no harm.
+    A first line ``p,x,y`` is skipped; CRLF, a byte order mark, blank lines, spaces and extra columns are accepted.
 
     Raises:
-        TableError: unreadable, another header, or a row that is no probability from 0 to 1 and two numbers; it names
-            the line.
+        TableError: unreadable, another header, or a row that is not a probability from 0 to 1 and two numbers; it
+            names the line.
     """
     path = Path(path)
     rows = read_rows(path)
@@ -84,9 +84,9 @@ def read_detections(path: str | PathLike[str]) -> Detections:
 
 
 def write_detections(path: str | PathLike[str], detections: Detections) -> None:
-    """Write the rows ``probability,x,y`` as the organisers read them; the file is whole or absent.
+    """Write rows ``probability,x,y`` as the organisers read them; the file is complete or absent.
 
-    Numbers are written with as many decimals as bring back the same float64. Without detections the file is empty.
+    Numbers have enough decimals to restore the same float64. Without detections the file is empty.
 
     Raises:
         StorageError: it cannot be written.
@@ -97,10 +97,10 @@ def write_detections(path: str | PathLike[str], detections: Detections) -> None:
 
 
 def detections_of(heatmap: Heatmap, *, threshold: float = 0.5, radius_um: float = RADIUS_UM) -> Detections:
-    """Points of a heatmap as CAMELYON16's teams made them.
+    """Extract points from a heatmap as CAMELYON16's teams did.
 
-    Again and again the highest cell above the threshold is emitted, at its centre in level-0 px, and the disc around it
-    is cleared; of equally high cells the first by row and then column goes first.
+    Repeatedly, the highest cell above the threshold is emitted, at its centre in level-0 px, and the disc around it is
+    cleared; of equally high cells the first by row and then column is taken.
 
     Args:
         heatmap: its frame must know its mpp.
@@ -108,11 +108,11 @@ def detections_of(heatmap: Heatmap, *, threshold: float = 0.5, radius_um: float 
         radius_um: cells whose centres lie at most this far from an emitted one's are cleared.
 
     Raises:
-        ResolutionError: mpp is not known.
+        ResolutionError: mpp is unknown.
         ValueError: the threshold or the radius is out of range.
     """
     if not 0 <= threshold <= 1 or not radius_um >= 0:
-        raise ValueError(f"wanted are a threshold from 0 to 1 and a radius from 0, got {threshold} and {radius_um}")
+        raise ValueError(f"the threshold must be 0 to 1 and the radius at least 0, got {threshold} and {radius_um}")
     # 12 cells' worth of um must not come out as 11.99 cells.
     radius = radius_um / heatmap.frame.pixel_um + 1e-9
     reach = int(radius)
@@ -121,7 +121,7 @@ def detections_of(heatmap: Heatmap, *, threshold: float = 0.5, radius_um: float 
     left = heatmap.array > threshold
     height, width = left.shape
     emitted = []
-    # One pass from the highest cell down emits the same points as searching for the highest again each time.
+    # One pass from the highest cell down emits the same points as searching for the maximum each time.
     rows, columns = np.nonzero(left)
     order = np.argsort(-heatmap.array[rows, columns], kind="stable")
     for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
@@ -137,7 +137,7 @@ def detections_of(heatmap: Heatmap, *, threshold: float = 0.5, radius_um: float 
 
 
 def _is_header(path: Path, cells: tuple[str, ...]) -> bool:
-    """Whether a first row is ``p,x,y``; any other row of words is refused."""
+    """Return whether the first row is ``p,x,y``; refuse any other row of words."""
     if any(decimal(cell) is not None for cell in cells):
         return False
     names = [cell.lower() for cell in cells]
@@ -145,9 +145,9 @@ def _is_header(path: Path, cells: tuple[str, ...]) -> bool:
         return True
     raise TableError(
         path,
-        f"begins with {','.join(cells)[:60]!r}, no row of a detection",
+        f"begins with {','.join(cells)[:60]!r}, which is not a detection",
         where="line 1",
-        mend="write probability,x,y per row and no header",
+        mend="write rows probability,x,y without a header",
     )
 
 

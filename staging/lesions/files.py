@@ -1,4 +1,4 @@
-"""Files in which lesions are found and measured alike: heatmaps, masks and drawn outlines."""
+"""Measure the lesions of files, all in the same way: heatmaps, masks and annotations."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class MeasuredFile:
 
     Attributes:
         shapes: largest first.
-        masks: their cells, in the same order, from a heatmap; None from other files.
-        tumour_value: of a mask's pixels; None of other files.
+        masks: their cells, in the same order, of a heatmap; None for other files.
+        tumour_value: the value of tumour pixels of a mask; None for other files.
     """
 
     shapes: tuple[LesionShape, ...]
@@ -64,8 +64,8 @@ def measure_heatmap_file(path: Path, settings: LesionSettings, *, with_holes_fil
     """Find and measure the lesions of a published heatmap.
 
     Raises:
-        ArtefactError: it is none.
-        ResolutionError: its mpp is not known.
+        ArtefactError: it is not a published heatmap.
+        ResolutionError: its mpp is unknown.
     """
     shapes, masks = measure_heatmap(
         read_heatmap(path),
@@ -91,12 +91,12 @@ def measure_mask_file(
     """Find and measure the lesions of a mask pyramid or picture of any size.
 
     Raises:
-        SlideError: it cannot be opened or read, is in colours, or does not say its resolution and none was given.
-        ConfigurationError: its values may mean several things and none was given, or there is no such level.
+        SlideError: it cannot be opened or read, is a colour picture, or has no resolution and none was given.
+        ConfigurationError: its values are ambiguous and none was given, or it has no such level.
     """
     with Slide.open(path, mpp=mpp) as slide:
         if slide.mpp is None:
-            raise ResolutionError(path, "does not say how large its pixels are", mend="give it with --slide-mpp")
+            raise ResolutionError(path, "does not state its pixel size", mend="give it with --slide-mpp")
         mask = MaskFile(slide, value=value, level=level)
         shapes = measure_mask(
             bands_of(mask),
@@ -113,18 +113,18 @@ def measure_drawing(path: Path, *, mpp: float | None, merge_gap_um: float, small
 
     Raises:
         AnnotationError: it cannot be read.
-        ResolutionError: it does not say its resolution and none was given.
+        ResolutionError: it does not state its resolution and none was given.
     """
     drawn = read_annotation_set(path)
     known = mpp or drawn.mpp
     if known is None:
-        raise ResolutionError(path, "does not say how large a pixel is", mend="give it with --slide-mpp")
+        raise ResolutionError(path, "does not state its pixel size", mend="give it with --slide-mpp")
     found = measure_polygons(measure_lesions(drawn.annotations, mpp=known, merge_gap_um=merge_gap_um), mpp=known)
     return MeasuredFile(shapes=tuple(one for one in found if one.longest_diameter_um >= smallest_um))
 
 
 def shape_table(shapes: Mapping[str, Sequence[LesionShape]], rule: SizeRule) -> str:
-    """One row per lesion with all that was measured: um, positions and boxes in level-0 px."""
+    """Format one row per lesion with all measurements: um, positions and boxes in level-0 px."""
     rows = (
         (slide, number, rule.label(one.longest_diameter_um).value, *_cells(one))
         for slide, found in shapes.items()

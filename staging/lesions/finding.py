@@ -1,16 +1,16 @@
 """Metastases on a slide: connected deposits of a Heatmap or Mask, measured in um.
 
 The longest diameter decides a slide's label, so it is measured below the grid: it is the largest distance between the
-points at which the probability, taken as linear between neighbouring cell centres, crosses the threshold. Bias and
+points at which the probability, linear between neighbouring cell centres, crosses the threshold. Bias and
 spread of that against the truth, in cells, over discs and irregular blobs of 6 to 125 cells at random offsets:
 
 - values that are the tumour's share of the cell: discs +0.06 to +0.17 (spread 0.03), blobs -0.26 to +0.04 (0.05-0.15);
   the same blurred by one cell: discs -0.37 to +0.03, blobs from 25 cells on -0.48 to -0.12;
-- yes or no at the cells' centres: discs +0.5 to +0.9 (0.02-0.2), blobs +0.1 to +0.6 (0.2-0.3), polygons with sharp tips
-  -1.3 to -0.5.
+- binary values at the cells' centres: discs +0.5 to +0.9 (0.02-0.2), blobs +0.1 to +0.6 (0.2-0.3), polygons with sharp
+  tips -1.3 to -0.5.
 
 On the same shapes the other conventions, which only see which cells are inside, gave: distance of cell centres -0.9 to
-0.0, one cell more -0.03 to +1.0, distance of cell corners +0.3 to +1.3; all with spreads as for yes or no.
+0.0, one cell more -0.03 to +1.0, distance of cell corners +0.3 to +1.3; all with spreads as for binary values.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def find_lesions(
         its own window of the heatmap's grid.
 
     Raises:
-        ResolutionError: mpp is not known.
+        ResolutionError: mpp is unknown.
         ValueError: the threshold or the gap is out of range.
     """
     shapes, masks = measure_heatmap(
@@ -89,12 +89,12 @@ def find_lesions(
 
 
 def lesions_of_mask(mask: Mask, *, merge_gap_um: float = MERGE_GAP_UM) -> tuple[tuple[Lesion, ...], tuple[Mask, ...]]:
-    """Find and measure the lesions of a mask, for example of rasterised annotations: as find_lesions does.
+    """Find and measure the lesions of a mask, for example of rasterised annotations, as find_lesions does.
 
     Outlines run half-way between the centres of cells inside and outside, so that a single cell is one cell long.
 
     Raises:
-        ResolutionError: mpp is not known.
+        ResolutionError: mpp is unknown.
         ValueError: the gap is negative.
     """
     found = _found(trace([mask.array]), mask.frame, merge_gap_um)
@@ -110,7 +110,7 @@ def measure_heatmap(
     smallest_um: float = 0.0,
     peak: float = 0.0,
 ) -> tuple[tuple[LesionShape, ...], tuple[Mask, ...]]:
-    """Find the lesions of a heatmap and measure all that is known of them; find_lesions tells the rules.
+    """Find the lesions of a heatmap, by the rules of find_lesions, and measure them in full.
 
     Args:
         heatmap: its frame must know its mpp.
@@ -124,11 +124,11 @@ def measure_heatmap(
         Shapes and masks, in the order of find_lesions.
 
     Raises:
-        ResolutionError: mpp is not known.
+        ResolutionError: mpp is unknown.
         ValueError: the threshold or the gap is out of range.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"a threshold lies above 0 and at most at 1, got {threshold}")
+        raise ValueError(f"a threshold must be above 0 and at most 1, got {threshold}")
     spans = trace([heatmap.array], threshold=threshold)
     found = _found(spans, heatmap.frame, merge_gap_um, with_holes_filled=with_holes_filled)
     kept = [
@@ -150,29 +150,29 @@ def measure_mask(
     """Find and measure the lesions of a mask of any size, which is read once and never held whole.
 
     Args:
-        bands: its rows from top to bottom, bool (rows, columns) each, as components.bands_of gives them; how they are
-            cut changes nothing.
-        frame: where the whole mask lies; its mpp must be known.
+        bands: its rows from top to bottom, bool (rows, columns) each, as from components.bands_of; how they are cut
+            changes nothing.
+        frame: the frame of the whole mask; its mpp must be known.
         merge_gap_um: largest gap within a lesion.
         with_holes_filled: count holes as tumour, before deposits are merged.
         smallest_um: lesions of a shorter longest diameter are dropped.
 
     Returns:
-        In the order of find_lesions.
+        Shapes, in the order of find_lesions.
 
     Raises:
-        ResolutionError: mpp is not known.
-        ValueError: the gap is negative, or the bands do not make up the frame.
+        ResolutionError: mpp is unknown.
+        ValueError: the gap is negative, or the bands do not have the frame's shape.
     """
     spans = trace(bands)
     if spans.shape != tuple(frame.shape):
-        raise ValueError(f"the bands make up {spans.shape}, the frame is {frame.shape}")
+        raise ValueError(f"the bands have shape {spans.shape}, but the frame {frame.shape}")
     found = _found(spans, frame, merge_gap_um, with_holes_filled=with_holes_filled)
     return tuple(one for one in found.shapes if one.longest_diameter_um >= smallest_um)
 
 
 def as_lesion(shape: LesionShape) -> Lesion:
-    """What decides labels, of all that was measured."""
+    """Return the measurements that decide labels."""
     return Lesion(
         longest_diameter_um=shape.longest_diameter_um,
         area_um2=shape.area_um2,
@@ -193,7 +193,7 @@ class _Found:
     frame: Frame
 
     def masks(self, chosen: Iterable[int]) -> tuple[Mask, ...]:
-        """The cells of some of the lesions, each on its own window of the grid."""
+        """Return the cells of some of the lesions, each on its own window of the grid."""
         order = np.argsort(self.groups, kind="stable")
         ends = np.searchsorted(self.groups[order], np.arange(len(self.numbers) + 1))
         return tuple(
@@ -214,7 +214,7 @@ class _Found:
 def _found(spans: Spans, frame: Frame, gap_um: float, *, with_holes_filled: bool = False) -> _Found:
     pixel_um = frame.pixel_um
     if not gap_um >= 0:
-        raise ValueError(f"a gap is at least 0 um, got {gap_um}")
+        raise ValueError(f"a gap must be at least 0 um, got {gap_um}")
     spans = fill_holes(spans) if with_holes_filled else spans
     components = label_spans(spans)
     groups = merge_near(spans, components, gap_um / pixel_um)

@@ -17,15 +17,15 @@ ITC_MAX_UM = 200.0
 MICRO_MAX_UM = 2000.0
 """The longest micro-metastasis (ibid.)."""
 ITC_MAX_CELLS = 200
-"""Tumour cells of which more are at least a micro-metastasis of any size (ibid.)."""
+"""More tumour cells than this are at least a micro-metastasis, whatever their size (ibid.)."""
 
 
 class Ranked(Enum):
-    """An enumeration whose declaration order is its rank and whose values are the texts of the CSV tables."""
+    """An enumeration whose declaration order is its rank and whose values are the texts in CSV tables."""
 
     @property
     def rank(self) -> int:
-        """0 for the first declared."""
+        """Return 0 for the first declared."""
         return list(type(self)).index(self)
 
     def __lt__(self, other: object) -> bool:
@@ -45,17 +45,17 @@ class Ranked(Enum):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The member that a table's text names, in any case and with spaces around it.
+        """Return the member that a table's text names, in any case and with surrounding spaces.
 
         Raises:
-            UnknownLabelError: the text names none; the mend lists the known ones.
+            UnknownLabelError: the text names no member; the mend lists the known ones.
         """
         wanted = text.strip().lower()
         for member in cls:
             if str(member.value).lower() == wanted:
                 return member
         known = ", ".join(str(member.value) for member in cls)
-        raise UnknownLabelError(None, f"unknown {cls._noun()} {text.strip()!r}", mend=f"known are {known}")
+        raise UnknownLabelError(None, f"unknown {cls._noun()} {text.strip()!r}", mend=f"use one of {known}")
 
     @classmethod
     def _noun(cls) -> str:
@@ -82,10 +82,10 @@ class SizeRule:
     The defaults are CAMELYON's, and every lesion counts.
 
     Attributes:
-        smallest_um: lesions of a smaller longest diameter are no lesions.
-        itc_max_um: the longest diameter up to which a lesion is ITC, itself included.
-        micro_max_um: the longest diameter up to which a lesion is micro, itself included.
-        itc_max_cells: the number of cells up to which a lesion may be ITC, itself included.
+        smallest_um: lesions with a smaller longest diameter do not count.
+        itc_max_um: the longest diameter up to which a lesion is ITC, inclusive.
+        micro_max_um: the longest diameter up to which a lesion is micro, inclusive.
+        itc_max_cells: the number of cells up to which a lesion may be ITC, inclusive.
     """
 
     smallest_um: float = 0.0
@@ -103,19 +103,19 @@ class SizeRule:
             raise ValueError(f"a size rule needs itc_max_cells of at least 1, got {self.itc_max_cells}")
 
     def label(self, longest_diameter_um: float, *, cell_count: int | None = None) -> SlideLabel:
-        """The label of a slide whose only lesion has this longest diameter in um.
+        """Return the label of a slide whose only lesion has this longest diameter in um.
 
         Args:
             longest_diameter_um: largest distance between two points of the lesion, um.
-            cell_count: tumour cells in the lesion where they were counted.
+            cell_count: tumour cells in the lesion; None if not counted.
 
         Raises:
-            ValueError: the diameter is no finite length, or the count is negative.
+            ValueError: the diameter is not finite or negative, or the count is negative.
         """
         if not 0 <= longest_diameter_um < float("inf"):
             raise ValueError(f"a lesion needs a finite diameter of at least 0 um, got {longest_diameter_um}")
         if cell_count is not None and cell_count < 0:
-            raise ValueError(f"a lesion has no fewer than 0 cells, got {cell_count}")
+            raise ValueError(f"a lesion needs a cell count of at least 0, got {cell_count}")
         if longest_diameter_um > self.micro_max_um:
             return SlideLabel.MACRO
         if cell_count is not None and cell_count > self.itc_max_cells:
@@ -131,15 +131,15 @@ def slide_label(
     *,
     cell_counts: Sequence[int | None] | None = None,
 ) -> SlideLabel:
-    """The label of a slide with these lesions: the largest decides, sizes are never summed.
+    """Return the label of a slide with these lesions: the largest decides, sizes are never summed.
 
     Args:
-        lesions: what find_lesions found; none makes the slide negative.
-        rule: the limits; SizeRule() where not given.
-        cell_counts: tumour cells of each lesion, in the same order; None where they were not counted.
+        lesions: from find_lesions; without any the slide is negative.
+        rule: the limits; SizeRule() by default.
+        cell_counts: tumour cells of each lesion, in the same order; None if not counted.
 
     Raises:
-        ValueError: not one count per lesion.
+        ValueError: there is not one count per lesion.
     """
     rule = rule or SizeRule()
     found = tuple(lesions)

@@ -1,4 +1,4 @@
-"""Which value of a mask means tumour: masks in the wild mean different things by 1, 2 and 255."""
+"""Which value of a mask means tumour: in masks from different sources 1, 2 and 255 mean different things."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _MOST_NAMED = 8
 
 
 def tumour_value_of(path: str | PathLike[str], present: Sequence[int], *, option: str) -> int | None:
-    """The value of tumour among those that a mask holds; None where it holds background only.
+    """Return the value of tumour among the values of a mask; None if it is all background.
 
-    0 and 255 are CAMELYON16's, 0 and 1 ASAP's or a plain mask's; 2 is normal tissue as ASAP writes it and tumour in the
-    masks of the object store, so that it is never guessed.
+    0 and 255 are CAMELYON16's, 0 and 1 ASAP's or a plain mask's; 2 is normal tissue in ASAP's masks and tumour in those
+    of the object store, so it is never guessed.
 
     Args:
-        path: of the mask.
+        path: file of the mask.
         present: its values, lowest first.
-        option: the command line's that says the value, for the message.
+        option: the command-line option that gives the value, for the message.
 
     Raises:
-        ConfigurationError: the values may mean several things, or nothing known.
+        ConfigurationError: the values are ambiguous or unknown.
     """
     held = set(present)
     if held <= {0}:
@@ -34,6 +34,6 @@ def tumour_value_of(path: str | PathLike[str], present: Sequence[int], *, option
     why = (
         ": 1 is tumour where ASAP wrote it, 2 in the masks of the object store"
         if held <= {0, 1, 2}
-        else ", which are no known kind of mask"
+        else ", which match no known kind of mask"
     )
-    raise ConfigurationError(path, f"holds the values {shown}{why}", mend=f"say which is tumour with {option}")
+    raise ConfigurationError(path, f"has the values {shown}{why}", mend=f"say which is tumour with {option}")

@@ -1,4 +1,4 @@
-"""Mask files of any size as arrays of yes and no, read window by window."""
+"""Mask files of any size as bool arrays, read window by window."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from wsi.slide import Slide
 
 
 class MaskFile:
-    """One level of a mask pyramid, cut as ``mask[rows, columns]`` to bool (rows, columns).
+    """One level of a mask pyramid, sliced as ``mask[rows, columns]`` to bool (rows, columns).
 
-    Missing tiles are background. What value means tumour differs between the masks in the wild: 0/255 (CAMELYON16),
-    1 tumour and 2 normal (ASAP, CAMELYON17), 1 tissue and 2 tumour (the object store), 0/1. So 2 decides nothing and
-    has to be explained by the user.
+    Missing tiles are background. Which value means tumour differs between sources: 0/255 (CAMELYON16), 1 tumour and 2
+    normal (ASAP, CAMELYON17), 1 tissue and 2 tumour (the object store), 0/1. So 2 is ambiguous, and the user must say
+    what it means.
 
     Args:
         slide: the opened file.
-        value: of tumour pixels; detected where not given, which reads the level once more.
-        level: of the pyramid.
+        value: the value of tumour pixels; detected by default, which reads the level once more.
+        level: level of the pyramid.
 
     Raises:
-        ConfigurationError: its values may mean several things and none was given.
-        SlideFormatError: a picture in colours.
+        ConfigurationError: its values are ambiguous and none was given.
+        SlideFormatError: it is a colour picture.
         ValueError: there is no such level.
     """
 
@@ -56,14 +56,14 @@ class MaskFile:
         return result
 
     def _tile(self, row: int, column: int) -> NDArray[np.uint8] | None:
-        """The values of a stored tile; None where it is missing."""
+        """Read the values of a stored tile; None if it is missing."""
         if self._slide.is_missing(self._grid.tile(row, column)):
             return None
         colours = self._slide.read_window(self._level.index, self._grid.window(row, column))
         values = colours[..., 0]
         if not (np.array_equal(values, colours[..., 1]) and np.array_equal(values, colours[..., 2])):
             raise SlideFormatError(
-                self._slide.path, "is a picture in colours, not a mask", mend="give masks of one value per pixel"
+                self._slide.path, "is a colour picture, not a mask", mend="give masks with one value per pixel"
             )
         return values
 

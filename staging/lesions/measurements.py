@@ -1,4 +1,4 @@
-"""The lesions of many files, measured alike, and what is written of them: two tables, and outlines per heatmap."""
+"""The lesions of many files, measured alike and written as two tables, with outlines per heatmap."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Measurements:
     """The lesions of slides.
 
     Attributes:
-        files: by the slide's name, in the order that they were named.
-        settings: with what they were found; those of the heatmaps where there are any.
+        files: by slide name, in the order given.
+        settings: the settings they were found with; those of the heatmaps if there are any.
         of_heatmaps: whether there are heatmaps.
-        with_holes_filled: holes of heatmaps and masks counted as tumour.
+        with_holes_filled: whether holes of heatmaps and masks counted as tumour.
     """
 
     files: Mapping[str, MeasuredFile]
@@ -42,7 +42,7 @@ class Measurements:
     with_holes_filled: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Lesions per slide and the settings, as plain values for json.dumps."""
+        """Return lesions per slide and the settings, as plain values for json.dumps."""
         values = {name: one.tumour_value for name, one in self.files.items() if one.tumour_value is not None}
         return {
             "slides": len(self.files),
@@ -52,7 +52,7 @@ class Measurements:
         }
 
     def settings_json(self) -> dict[str, Any]:
-        """Each setting and its source."""
+        """Return each setting and its source."""
         return self.settings.to_json(of_heatmap=self.of_heatmaps) | {"fill_holes": self.with_holes_filled}
 
 
@@ -69,17 +69,17 @@ def measure_files(
     """Find and measure the lesions of heatmaps, masks and annotation files.
 
     Args:
-        paths: of the files; a folder stands for its heatmaps.
-        options: of settings_of.
+        paths: the files; a folder stands for its heatmaps.
+        options: as for settings_of.
         model: the checkpoint that made the heatmaps.
-        value: of a mask's tumour pixels; detected where not given.
-        level: of a mask's pyramid.
-        mpp: um per level-0 px of masks and annotations that do not say it.
-        with_holes_filled: holes of heatmaps and masks count as tumour.
+        value: value of tumour pixels in masks; detected by default.
+        level: pyramid level of masks.
+        mpp: um per level-0 px of masks and annotations that do not state it.
+        with_holes_filled: count holes of heatmaps and masks as tumour.
 
     Raises:
-        CohortError: a folder holds no heatmaps.
-        DuplicateSlideError: two files are of one name.
+        CohortError: a folder has no heatmaps.
+        DuplicateSlideError: two files have the same name.
         ConfigurationError: the heatmaps come from runs with different settings, or from another model.
         PathologyError: a file cannot be measured.
     """
@@ -119,7 +119,7 @@ def write_measurements(output: Path, measured: Measurements) -> None:
     """Write lesions.csv, lesion_features.csv, lesions.json with the settings, and for each heatmap its outlines.
 
     Raises:
-        StorageError: the file system refuses.
+        StorageError: a file cannot be written.
     """
     rule = measured.settings.rule
     shapes = {name: one.shapes for name, one in measured.files.items()}
@@ -137,12 +137,12 @@ def _is_heatmap(path: Path) -> bool:
 
 
 def _within(path: Path) -> list[Path]:
-    """A path itself, or the heatmaps of a folder of heatmaps."""
+    """Return a path itself, or the heatmaps in a folder."""
     if not path.is_dir() or _is_heatmap(path):
         return [path]
     heatmaps = sorted(path.glob("*.zarr"))
     if not heatmaps:
         raise CohortError(
-            path, "is a folder without heatmaps, which end in .zarr", mend="name heatmaps, masks or annotations"
+            path, "is a folder without heatmaps, which end in .zarr", mend="give heatmaps, masks or annotations"
         )
     return heatmaps

@@ -1,10 +1,10 @@
-"""Deposits that lie near each other, in groups: exact, whatever the direction of the gap.
+"""Group deposits that are near each other: exact, whatever the direction of the gap.
 
-Deposits are cut into pieces with boxes around their cells. Two boxes leave a least and a greatest gap: where the
-greatest is within the limit the deposits are one lesion, where the least is beyond it these pieces do not make them
-one, and only where neither holds are the pieces halved, down to rectangles full of cells, whose gap is known. Once
-two deposits are in one group no piece of theirs is compared again. So the work grows with the length of the outlines,
-not with the pairs of deposits or with the gap; memory holds some bands of rows.
+Deposits are cut into pieces with boxes around their cells. Two boxes bound the gap of their pieces from below and
+above: if the upper bound is within the limit, the deposits are one lesion; if the lower bound is beyond it, these
+pieces do not join them; only if neither holds are the pieces halved, down to rectangles full of cells, whose gap is
+known. Once two deposits are in one group, their pieces are not compared again. So the work grows with the length of
+the outlines, not with the pairs of deposits or the gap; memory holds a few bands of rows.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _AROUND = [(0, 1), (0, 2)] + [(down, aside) for down in (1, 2) for aside in rang
 
 
 def merge_near(spans: Spans, components: Numbers, gap: float) -> Numbers:
-    """Components in groups: those with at most ``gap`` cells between the nearest edges of their cells are in one.
+    """Group components with at most ``gap`` cells between the nearest edges of their cells.
 
     Exact, whatever the direction of the gap; 0 merges none.
 
     Args:
         spans: of the grid.
-        components: int64 (n,), of each span.
-        gap: in cells.
+        components: int64 (n,), the component of each span.
+        gap: the largest gap, in cells.
 
     Returns:
         int64 (n,), the group of each span, numbered from 0 in the order of first cells.
@@ -54,7 +54,7 @@ def merge_near(spans: Spans, components: Numbers, gap: float) -> Numbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Limit:
-    """The largest gap of a group, in cells; ``reach`` has for each number of rows between the columns at most."""
+    """The largest gap within a group, in cells; ``reach[rows]`` is the most columns for that many rows between."""
 
     gap: float
     reach: Numbers
@@ -65,7 +65,7 @@ class _Limit:
         return cls(gap=gap, reach=(np.sqrt(gap * gap - rise * rise) + _ROUNDING).astype(np.int64))
 
     def holds(self, down: Numbers, aside: Numbers) -> NDArray[np.bool_]:
-        """Whether gaps of so many rows and columns between are within it."""
+        """Return whether gaps of these rows and columns are within the limit."""
         last = len(self.reach) - 1
         result: NDArray[np.bool_] = (down <= last) & (aside <= self.reach[down.clip(None, last)])
         return result
@@ -113,7 +113,7 @@ class _Pieces:
         )
 
     def halved(self, chosen: Numbers) -> tuple[_Pieces, Numbers]:
-        """Some of the pieces, in halves both ways where they are not full, and how many each has become."""
+        """Halve some of the pieces both ways unless they are full; return them and how many each became."""
         which, offset = expanded(self.counts[chosen])
         piece = chosen[which]
         span = (np.cumsum(self.counts) - self.counts)[piece] + offset
@@ -141,7 +141,7 @@ class _Pieces:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pairs:
-    """Pieces to compare: numbers of them, int64 (n,) each."""
+    """Pieces to compare, by number: int64 (n,) each."""
 
     pieces: _Pieces
     ones: Numbers
@@ -157,7 +157,7 @@ class _Pairs:
         return self.pieces.groups[self.ones], self.pieces.groups[self.others]
 
     def halved(self) -> _Pairs:
-        """Each half of the one with each of the other."""
+        """Pair each half of the one with each half of the other."""
         chosen, index = np.unique(np.concatenate([self.ones, self.others]), return_inverse=True)
         pieces, counts = self.pieces.halved(chosen)
         begins = np.cumsum(counts) - counts
@@ -168,7 +168,7 @@ class _Pairs:
         return _Pairs(pieces=pieces, ones=begins[one] + down, others=begins[other] + along)
 
     def compared(self, limit: _Limit) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """(surely within the limit, perhaps within it)."""
+        """Return (certainly within the limit, possibly within it)."""
         pieces, one, other = self.pieces, self.ones, self.others
         below, above = pieces.tops[other] - pieces.bottoms[one], pieces.tops[one] - pieces.bottoms[other]
         right, left = pieces.lefts[other] - pieces.rights[one], pieces.lefts[one] - pieces.rights[other]
@@ -181,7 +181,7 @@ class _Pairs:
 
 
 def _parts(spans: Spans, side: int) -> Iterator[tuple[slice, int]]:
-    """Spans of whole bands of ``side`` rows, some at a time, with two bands more, and the row where these begin."""
+    """Yield spans of whole bands of ``side`` rows, some at a time, with two more bands, and the row where they begin."""
     at = 0
     while at < len(spans):
         few = slice(at, at + _SPANS_AT_ONCE)
@@ -194,7 +194,7 @@ def _parts(spans: Spans, side: int) -> Iterator[tuple[slice, int]]:
 
 
 def _grouped(spans: Spans, components: Numbers, *, side: int, end: int, limit: _Limit) -> Numbers:
-    """The group of each of the components, of all pairs within the limit of which one begins above row ``end``."""
+    """Group components by all pairs within the limit of which one begins above row ``end``."""
     holder, squares = _squares(spans, side)
     order = np.argsort(squares, kind="stable")
     holder, squares = holder[order], squares[order]
@@ -220,14 +220,14 @@ def _stride(spans: Spans, side: int) -> int:
 
 
 def _squares(spans: Spans, side: int) -> tuple[Numbers, Numbers]:
-    """(span, number of the square) for every square of side x side cells that a span has cells in."""
+    """Return (span, number of the square) for every square of side x side cells in which a span has cells."""
     first, last = spans.starts // side, (spans.stops - 1) // side
     holder, offset = expanded(last - first + 1)
     return holder, spans.rows[holder] // side * _stride(spans, side) + first[holder] + offset + 2
 
 
 def _around(pieces: _Pieces, squares: Numbers, *, stride: int, own: int) -> _Pairs:
-    """The first ``own`` pieces, each that of a square, with those of the squares around, nearest first."""
+    """Pair the first ``own`` pieces, one per square, with those of the surrounding squares, nearest first."""
     ones, others = [], []
     for down, aside in _AROUND:
         wanted = squares[:own] + down * stride + aside
@@ -239,7 +239,7 @@ def _around(pieces: _Pieces, squares: Numbers, *, stride: int, own: int) -> _Pai
 
 
 def _joined(pairs: _Pairs, group: Numbers, limit: _Limit) -> Numbers:
-    """The groups joined where a pair is within the limit."""
+    """Join the groups of which a pair is within the limit."""
     waiting = [pairs]
     while waiting:
         pairs = waiting.pop()

@@ -1,15 +1,14 @@
-"""Nuclei counted in an H&E picture: colour deconvolution, then blobs in the haematoxylin.
+"""Count nuclei in an H&E image: colour deconvolution, then blobs in the haematoxylin.
 
-A nucleus is a maximum in place and scale of the normalised Laplacian of Gaussian of the haematoxylin density (T.
+A nucleus is a maximum in position and scale of the normalised Laplacian of Gaussian of the haematoxylin density (T.
 Lindeberg, International Journal of Computer Vision 30(2), 1998), for diameters of 0.75 to 1.35 times the stated one. A
-disc of that diameter and of density c above its surroundings answers with 2/e * c at its centre, so that the limit on
-the answer is one on c.
+disc of that diameter and of density c above its surroundings has the response 2/e * c at its centre, so a limit on the
+response is a limit on c.
 
-The count serves the rule of 200 cells (staging.lesions.labels.SizeRule). Nuclei whose centres are nearer than half a
-diameter count as one; fragments and the nuclei of lymphocytes and stroma in the lesion count as cells too. Looked at
-on real level-0 tiles, dense small nuclei come out right within about a fifth; of large pale nuclei some are missed
-and others counted twice, so that the sum may be half too large. Counts near 200 decide nothing without a look at the
-slide.
+The count is for the 200-cell rule (staging.lesions.labels.SizeRule). Nuclei with centres nearer than half a diameter
+count as one; fragments and the nuclei of lymphocytes and stroma in the lesion count as cells, too. On real level-0
+tiles, counts of small dense nuclei are right to within about a fifth; of large pale nuclei some are missed and others
+counted twice, so that the sum may be half too large. Counts near 200 need a look at the slide.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from wsi.raster import Image, Mask
 from wsi.stain import separate
 
 CONTRAST = 0.25
-"""Of the spread between surroundings and dense nuclei that a nucleus must reach; see find_nuclei."""
+"""Share of the contrast of dense nuclei that a nucleus must reach; see find_nuclei."""
 
 FAINTEST = 0.1
-"""Haematoxylin density above the surroundings that counts at all: below, there is no nucleus in the picture."""
+"""Least haematoxylin density of a nucleus above its surroundings: below it the image has no nuclei."""
 
 COARSEST_UM = 1.0
 _ANSWER = 2 / math.e
@@ -42,14 +41,14 @@ def find_nuclei(
     nucleus_um: float = NUCLEUS_UM,
     contrast: float = CONTRAST,
 ) -> NDArray[np.float64]:
-    """The centres of the nuclei in a picture.
+    """Find the centres of the nuclei in an image.
 
-    Stains differ by a factor of two between laboratories, so a nucleus must stand out by ``contrast`` times what the
-    densest do (the 99.5th percentile of the answers), and by FAINTEST.
+    Stains differ by a factor of two between laboratories, so a nucleus must stand out by ``contrast`` times as much as
+    the densest do (the 99.5th percentile of the responses), and by FAINTEST.
 
     Args:
-        image: of H&E; its pixels may be COARSEST_UM at most.
-        within: a mask on any grid of the same slide; nuclei whose centre it does not hold are left out.
+        image: H&E; its pixels may be at most COARSEST_UM.
+        within: a mask on any grid of the same slide; nuclei with centres outside it are left out.
         nucleus_um: typical diameter of a nucleus.
         contrast: 0 to 1.
 
@@ -57,17 +56,21 @@ def find_nuclei(
         float64 (n, 2), x and y in level-0 px, from top to bottom.
 
     Raises:
-        ResolutionError: mpp is not known, or the pixels are too coarse to see nuclei.
+        ResolutionError: mpp is unknown, or the pixels are too coarse to see nuclei.
         ValueError: the diameter or the contrast is out of range.
     """
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
     if not (0 < nucleus_um < math.inf and 0 <= contrast <= 1):
-        raise ValueError(f"a nucleus has a diameter above 0 um and a contrast of 0 to 1, got {nucleus_um}, {contrast}")
+        raise ValueError(
+            f"a nucleus needs a diameter above 0 um and a contrast of 0 to 1, got {nucleus_um}, {contrast}"
+        )
     pixel_um = image.frame.pixel_um
     if pixel_um > COARSEST_UM:
         raise ResolutionError(
-            None, f"pixels of {pixel_um:.3g} um show no nuclei", mend=f"read the slide at {COARSEST_UM:g} um or finer"
+            None,
+            f"pixels of {pixel_um:.3g} um are too coarse to see nuclei",
+            mend=f"read the slide at {COARSEST_UM:g} um or finer",
         )
     haematoxylin, _ = separate(image.array)
     diameters = np.array([share * nucleus_um / pixel_um for share in _SIZES])
@@ -85,7 +88,7 @@ def find_nuclei(
 
 
 def _answers(haematoxylin: NDArray[np.float32], diameter: float) -> NDArray[np.float32]:
-    """What discs of this diameter (px) answer: their density above the surroundings, at their centres."""
+    """Compute the response to discs of this diameter (px): their density above the surroundings, at their centres."""
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
     sigma = diameter / 2 / math.sqrt(2)
@@ -94,7 +97,7 @@ def _answers(haematoxylin: NDArray[np.float32], diameter: float) -> NDArray[np.f
 
 
 def _apart(centres: NDArray[np.int64], radii: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of some positions, strongest first, are not within the radius of a stronger one that is kept: bool (n,)."""
+    """Select positions, strongest first, that are not within the radius of a stronger one that is kept: bool (n,)."""
     from scipy.spatial import cKDTree  # noqa: PLC0415  (slow import)
 
     kept = np.ones(len(centres), dtype=np.bool_)

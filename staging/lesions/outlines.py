@@ -23,14 +23,14 @@ def write_outlines(folder: Path, slide: str, lesions: Sequence[Lesion], masks: S
     """Write ``<slide>.geojson`` (QuPath) and ``<slide>.xml`` (ASAP); both exist, and are empty, without lesions.
 
     Args:
-        folder: where to.
+        folder: the target folder.
         slide: the slide's id.
-        lesions: what find_lesions measured.
+        lesions: from find_lesions.
         masks: their cells, in the same order.
-        rule: the size limits that class them, those that labelled the slide.
+        rule: the size limits that labelled the slide, for the label of each lesion.
 
     Raises:
-        StorageError: the file system refuses.
+        StorageError: a file cannot be written.
     """
     features: list[Feature] = []
     outlines: list[Annotation] = []

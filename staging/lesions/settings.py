@@ -1,4 +1,4 @@
-"""With which settings lesions are found, and where each of them comes from."""
+"""The settings with which lesions are found, and the source of each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from wsi.inputs import read_json
 from wsi.store import digest_of, provenance_of
 
 THRESHOLD = 0.5
-"""Of a heatmap whose checkpoint is not known."""
+"""For a heatmap whose checkpoint is unknown."""
 PEAK = 0.9
-"""Taken for a checkpoint that does not say its own."""
+"""For a checkpoint that does not store its own."""
 SMALLEST_UM = 60.0
-COVERAGE_TOLERANCE = 0.005
-"""Share of the tissue that may go unseen: where stored tiles end, a pixel of the overview is partly tissue."""
 """Shorter lesions are noise."""
+COVERAGE_TOLERANCE = 0.005
+"""Share of the tissue that may go unseen: at the edge of stored tiles, a pixel of the overview is partly tissue."""
 NUCLEUS_UM = 6.5
 """In sections: lymphocytes have nuclei of 5 um, metastases of 7 to 9 um (seen on level 0 of CAMELYON slides)."""
 
@@ -29,7 +29,7 @@ _KEY = "peak"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One number and its source: "option", "default", or the file that holds it."""
+    """One number and its source: "option", "default", or a file."""
 
     value: float
     source: str
@@ -37,13 +37,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LesionSettings:
-    """With what lesions are found and classed.
+    """The settings with which lesions are found and labelled.
 
     Attributes:
-        threshold: a cell is tumour from this probability on.
-        peak: a lesion's highest probability must reach this.
+        threshold: cells of at least this probability are tumour.
+        peak: the probability that a lesion's highest cell must reach.
         merge_gap_um: deposits this close are one lesion.
-        smallest_um: lesions of a shorter longest diameter are noise.
+        smallest_um: lesions with a shorter longest diameter are noise.
         itc_max_um, micro_max_um: the longest diameters of ITC and micro-metastases.
     """
 
@@ -55,26 +55,26 @@ class LesionSettings:
     micro_max_um: Setting
 
     def to_json(self, *, of_heatmap: bool = True) -> dict[str, dict[str, Any]]:
-        """Plain values for json.dumps; masks and outlines have neither threshold nor peak."""
+        """Return plain values for json.dumps; masks and annotations have neither threshold nor peak."""
         names = [one.name for one in fields(self) if of_heatmap or one.name not in ("threshold", "peak")]
         return {name: {"value": getattr(self, name).value, "source": getattr(self, name).source} for name in names}
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Without the sources."""
+        """Return the numbers without their sources."""
         return tuple(getattr(self, one.name).value for one in fields(self))
 
     @property
     def rule(self) -> SizeRule:
-        """What classes the lesions that were found: those too short are not among them."""
+        """Return the rule that labels the lesions found, which no longer include those too short."""
         return SizeRule(itc_max_um=self.itc_max_um.value, micro_max_um=self.micro_max_um.value)
 
 
 def refuse_different(settings: Sequence[LesionSettings]) -> None:
-    """Heatmaps that are measured together are measured alike.
+    """Refuse to measure heatmaps together with different settings.
 
     Raises:
-        ConfigurationError: they are not.
+        ConfigurationError: the settings differ.
     """
     if len({one.values for one in settings}) > 1:
         raise ConfigurationError(
@@ -85,17 +85,17 @@ def refuse_different(settings: Sequence[LesionSettings]) -> None:
 
 
 def settings_of(heatmap: Path, *, options: Mapping[str, float | None], model: Path | None = None) -> LesionSettings:
-    """The settings for a heatmap: an option goes first, then what its run or checkpoint says, then the default.
+    """Find the settings for a heatmap: an option comes first, then its run or checkpoint, then the default.
 
     Args:
-        heatmap: a published heatmap. Where the run that made it stands around it (``run.json`` above its folder, of the
-            configuration that the heatmap names), that run's settings are known.
-        options: by the names of LesionSettings; None where not given.
-        model: the checkpoint that made the heatmap; its threshold and peak go before those of the run.
+        heatmap: a published heatmap. If it is inside the output of the run that made it (``run.json`` above its folder,
+            with the configuration that the heatmap names), that run's settings are known.
+        options: by the names of LesionSettings; None if not given.
+        model: the checkpoint that made the heatmap; its threshold and peak come before those of the run.
 
     Raises:
-        ConfigurationError: the heatmap says that another checkpoint made it.
-        CheckpointError: the model is none.
+        ConfigurationError: the heatmap was made by another checkpoint.
+        CheckpointError: the model is not a checkpoint.
     """
     defaults = {
         "threshold": THRESHOLD,
@@ -115,17 +115,17 @@ def settings_of(heatmap: Path, *, options: Mapping[str, float | None], model: Pa
 
 
 def peak_of(provenance: Mapping[str, Any]) -> float:
-    """The peak that is stored with a checkpoint, or PEAK."""
+    """Return the peak stored with a checkpoint, or PEAK."""
     return float(provenance.get(_KEY, PEAK))
 
 
 def with_peak(provenance: Mapping[str, Any], peak: float) -> dict[str, Any]:
-    """The provenance of a checkpoint that knows its peak."""
+    """Return the provenance with a peak added."""
     return {**provenance, _KEY: peak}
 
 
 def _of_run(heatmap: Path, provenance: Mapping[str, Any]) -> dict[str, Setting]:
-    """The settings of the run whose directory the heatmap lies in; none where it is not that run's."""
+    """Return the settings of the run whose output the heatmap is in; empty if another run made it."""
     record = heatmap.absolute().parent.parent / "run.json"
     try:
         config = read_json(record)
@@ -143,7 +143,7 @@ def _of_model(heatmap: Path, provenance: Mapping[str, Any], model: Path) -> dict
 
     checkpoint = load_checkpoint(model)
     if provenance.get("model", checkpoint.digest) != checkpoint.digest:
-        raise ConfigurationError(heatmap, f"was made by another checkpoint than {model}", mend="name the one it was")
+        raise ConfigurationError(heatmap, f"was not made by {model}", mend="name the checkpoint that made it")
     return {
         "threshold": Setting(value=checkpoint.threshold, source=str(model)),
         "peak": Setting(value=peak_of(checkpoint.provenance), source=str(model)),

@@ -1,10 +1,10 @@
-"""What is measured of a lesion, in um: from the spans of a mask or heatmap of any size, and from polygons.
+"""Measurements of a lesion, in um: from the spans of a mask or heatmap of any size, and from polygons.
 
-Where scikit-image's regionprops has the name, the definition is its own, but for two points that make small lesions
-come out right, and cells and polygons alike: a cell is a square and no point. So the moments include 1/12 of a cell's
-side squared for its own extent (as MATLAB's regionprops), and the convex hull is that of the cells' corners.
+Names shared with scikit-image's regionprops have its definitions, with two exceptions that make small lesions right,
+and cells agree with polygons: a cell is a square, not a point. So the moments include 1/12 of a cell's side squared for
+its own extent (like MATLAB's regionprops), and the convex hull is that of the cells' corners.
 
-With mu the second central moments divided by the area, the ellipse of the same moments has the axes (R. M. Haralick,
+With mu the second central moments divided by the area, the ellipse with the same moments has the axes (R. M. Haralick,
 L. G. Shapiro, Computer and Robot Vision I, 1992, appendix A; M. R. Teague, J. Opt. Soc. Am. 70 (1980) 920-930)
 
     4 * sqrt((mu_xx + mu_yy) / 2 +- sqrt(((mu_xx - mu_yy) / 2)**2 + mu_xy**2)).
@@ -46,10 +46,10 @@ class LesionShape:
     Attributes:
         longest_diameter_um: largest distance between two points of its outline (maximum Feret diameter).
         major_axis_um, minor_axis_um: of the ellipse with the same second moments.
-        eccentricity: of that ellipse: 0 for a circle, towards 1 for a line.
+        eccentricity: of that ellipse: 0 for a circle, approaching 1 for a line.
         area_um2: of its cells or deposits, gaps excluded.
-        perimeter_um: length of its outlines, those of holes included; from cells by the estimator of Benkrid and
-            Crookes, which is some per cent too long for curves and 0 for one or two cells, from polygons exact.
+        perimeter_um: length of its outlines, including holes; exact from polygons, from cells by the estimator of
+            Benkrid and Crookes, which is a few per cent too long for curves and 0 for one or two cells.
         extent: area divided by that of its bounding box.
         solidity: area divided by that of its convex hull.
         probability_max, probability_mean, probability_min: of the cells that reach the threshold, without filled holes;
@@ -82,13 +82,13 @@ def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Fra
         spans: of the grid.
         groups: int64 (n,), the lesion of each span, numbered from 0.
         components: int64 (n,), the connected deposit of each span.
-        frame: where the grid lies; its mpp must be known.
+        frame: the frame of the grid; its mpp must be known.
 
     Returns:
         One per lesion, in the order of their numbers.
 
     Raises:
-        ResolutionError: mpp is not known.
+        ResolutionError: mpp is unknown.
     """
     pixel_um = frame.pixel_um
     if len(spans) == 0:
@@ -122,7 +122,7 @@ def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Fra
                 extent=float(area[number]) / (window.height * window.width),
                 solidity=min(1.0, float(area[number] / hulls[number])),
                 probability_max=float(highs[number]),
-                # the mean of equal values may round to beyond them
+                # the mean of equal values may round outside their range
                 probability_mean=float(np.clip(means[number], lows[number], highs[number])),
                 probability_min=float(lows[number]),
                 centroid=(float(x[number]), float(y[number])),
@@ -134,10 +134,10 @@ def measure_spans(spans: Spans, groups: Numbers, components: Numbers, frame: Fra
 
 
 def measure_polygons(lesions: Sequence[PolygonLesion], *, mpp: float) -> list[LesionShape]:
-    """Measure lesions that were drawn, exactly on their polygons.
+    """Measure annotated lesions exactly, on their polygons.
 
     Args:
-        lesions: what annotations.measures.measure_lesions found.
+        lesions: from annotations.measures.measure_lesions.
         mpp: um per level-0 px.
     """
     import shapely  # noqa: PLC0415  (slow import)
@@ -170,7 +170,7 @@ def measure_polygons(lesions: Sequence[PolygonLesion], *, mpp: float) -> list[Le
 
 
 def eccentricity(major: float, minor: float) -> float:
-    """Of an ellipse with these axes; 0 where it is a point."""
+    """Compute the eccentricity of an ellipse with these axes; 0 for a point."""
     return math.sqrt(max(0.0, 1 - (minor / major) ** 2)) if major > 0 else 0.0
 
 
@@ -198,7 +198,7 @@ def _cell_moments(
     row, column = _centres(spans, groups, area)
     lengths = spans.lengths.astype(np.float64)
     aside, down = (spans.starts + spans.stops - 1) / 2 - column[groups], spans.rows - row[groups]
-    # a span of n cells of side 1 is a stretch of length n
+    # a span of n cells of side 1 has length n
     xx = np.bincount(groups, lengths * (aside**2 + lengths**2 / 12)) / area
     yy = np.bincount(groups, lengths * (down**2 + 1 / 12)) / area
     xy = np.bincount(groups, lengths * aside * down) / area
@@ -219,7 +219,7 @@ def _polygon_moments(geometry: shapely.MultiPolygon) -> tuple[float, float, floa
                 (cross * (y[:-1] ** 2 + y[:-1] * y[1:] + y[1:] ** 2)).sum() / 12,
                 (cross * (x[:-1] * y[1:] + 2 * x[:-1] * y[:-1] + 2 * x[1:] * y[1:] + x[1:] * y[:-1])).sum() / 24,
             )
-            # drawn in either direction
+            # a ring may run in either direction
             sums += sign * math.copysign(1, cross.sum()) * np.array(moments)
     xx, yy, xy = (float(one) / geometry.area for one in sums)
     return xx, yy, xy
@@ -315,7 +315,7 @@ def _perimeters(spans: Spans, groups: Numbers, count: int) -> NDArray[np.float64
 
 
 def _parts(spans: Spans) -> Iterator[tuple[slice, slice]]:
-    """Spans of whole rows, some at a time, and the same with two more rows on either side."""
+    """Yield spans of whole rows, some at a time, and the same with two more rows on either side."""
     at = 0
     while at < len(spans):
         last = int(spans.rows[min(at + _SPANS_AT_ONCE, len(spans)) - 1])
@@ -345,7 +345,7 @@ def _outline_cells(spans: Spans) -> Numbers:
 
 
 def _background(spans: Spans) -> Spans:
-    """What lies outside in the rows of the spans and in those above and below, also beyond the grid."""
+    """Return the background in the rows of the spans and in those above and below, even beyond the grid."""
     new_row = np.flatnonzero(np.append(True, spans.rows[1:] != spans.rows[:-1]))
     before = np.append(0, spans.stops[:-1])
     before[new_row] = 0

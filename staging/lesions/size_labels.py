@@ -1,4 +1,4 @@
-"""Slides labelled by the size of the lesions in a table, and the rule that was applied, written beside the labels."""
+"""Label slides by the sizes of the lesions in a table, and write the applied rule beside the labels."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def label_by_size(
     nucleus_um: float = NUCLEUS_UM,
     mpp: float | None = None,
 ) -> dict[str, Any]:
-    """Write the label of every slide of a lesions.csv, and beside it ``.rule.json``: what was applied.
+    """Write the label of every slide of a lesions.csv, and beside it ``.rule.json`` with the applied rule.
 
     Args:
         table: lesions.csv.
         output: labels.csv.
         rule: the limits between the labels.
-        heatmaps: their folder: slides without a lesion are in no row of the table and count as negative.
-        slides: the slide files by name; where they are given the nuclei of small lesions are counted.
+        heatmaps: folder of heatmaps: slides without lesions have no row in the table and are labelled negative.
+        slides: the slide files by name; if given, the nuclei of small lesions are counted.
         nucleus_um: typical diameter of a nucleus.
-        mpp: um per level-0 px, for slides that do not say it.
+        mpp: um per level-0 px, for slides that do not state it.
 
     Returns:
         What was done, for JSON.
 
     Raises:
-        TableError: the table is none of lesions.
-        PathologyError: as count_cells.
-        StorageError: the file system refuses.
+        TableError: the table is not a table of lesions.
+        PathologyError: as for count_cells.
+        StorageError: a file cannot be written.
     """
     found = read_lesion_table(table)
     if heatmaps is not None:
@@ -59,7 +59,7 @@ def label_by_size(
 
 
 def _settings_beside(table: Path) -> Any:  # noqa: ANN401  (what a JSON file holds)
-    """With which settings the lesions of a table were found, where the files beside it tell."""
+    """Read the settings with which the lesions of a table were found, if a file beside it has them."""
     for name, key in (("lesions.json", "settings"), ("run.json", None)):
         try:
             record = read_json(table.parent / name)

@@ -1,4 +1,4 @@
-"""The tables a run writes beside the organisers': lesions.csv, labels.csv, quarantine.csv, unscored.csv."""
+"""The tables that a run writes besides the organisers': lesions.csv, labels.csv, quarantine.csv, unscored.csv."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COVERAGE_COLUMNS = ("tissue_mm2", "looked_mm2", "seen")
 
 
 def lesion_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule) -> str:
-    """One row per lesion: sizes in um, centroid in level-0 px; a slide without lesions has no row."""
+    """Format one row per lesion: sizes in um, centroid in level-0 px; a slide without lesions has no row."""
     rows = (
         (
             slide,
@@ -47,10 +47,10 @@ def label_table(
     cell_counts: Mapping[str, Sequence[int | None]] | None = None,
     coverages: Mapping[str, tuple[Coverage, bool]] | None = None,
 ) -> str:
-    """One row per slide: its label, and the largest lesion that decided it.
+    """Format one row per slide: its label, and the largest lesion, which decided it.
 
-    Where cells were counted one more column tells the most in a lesion; it is empty where none were. With ``coverages``
-    (each slide's, and whether that is only part of what should have been seen) the COVERAGE_COLUMNS follow.
+    If cells were counted, one more column has the most in a lesion, empty for slides without a count. With
+    ``coverages`` (each slide's, and whether it was seen only in part) the COVERAGE_COLUMNS follow.
     """
     header = (*LABEL_COLUMNS, *(("most_cells",) if cell_counts is not None else ()))
     header += COVERAGE_COLUMNS if coverages is not None else ()
@@ -75,7 +75,7 @@ def label_table(
 
 
 def read_partial(path: Path) -> frozenset[str]:
-    """The slides of a label table that were seen only in part, as it names them; none where it does not say.
+    """Return the slides of a label table that were seen only in part, as it names them; none if it does not say.
 
     Raises:
         TableError: it cannot be read.
@@ -89,10 +89,10 @@ def read_partial(path: Path) -> frozenset[str]:
 
 
 def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:
-    """The lesions of a lesions.csv by slide; regions are not in the table and come back as one pixel at the centroid.
+    """Read the lesions of a lesions.csv by slide; regions are not in the table, so they are one pixel at the centroid.
 
     Raises:
-        TableError: missing, another header, or a number that is none; it names the line.
+        TableError: missing, another header, or an invalid number; it names the line.
     """
     from wsi.geometry import Region  # noqa: PLC0415
 
@@ -101,7 +101,9 @@ def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TableError(path, f"cannot be read: {error}", mend="give the lesions.csv of a run") from error
     if not lines or tuple(lines[0]) != LESION_COLUMNS:
-        raise TableError(path, "is no lesion table", where="line 1", mend=f"its header is {','.join(LESION_COLUMNS)}")
+        raise TableError(
+            path, "is not a lesion table", where="line 1", mend=f"its header is {','.join(LESION_COLUMNS)}"
+        )
     lesions: dict[str, list[Lesion]] = {}
     for number, row in enumerate(lines[1:], start=2):
         if not row:
@@ -110,9 +112,9 @@ def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:
             slide, _, _, *texts = row
             longest, area, x, y, probability = (float(text) for text in texts)
         except ValueError as error:
-            raise TableError(path, f"holds no lesion: {error}", where=f"line {number}") from error
+            raise TableError(path, f"is not a lesion: {error}", where=f"line {number}") from error
         if not (0 <= longest < math.inf and 0 <= area < math.inf):
-            raise TableError(path, f"holds an impossible size {texts[0]} um", where=f"line {number}")
+            raise TableError(path, f"has an impossible size, {texts[0]} um", where=f"line {number}")
         lesions.setdefault(slide, []).append(
             Lesion(
                 longest_diameter_um=longest,

@@ -18,14 +18,14 @@ class SlideAnalysis:
 
     Attributes:
         slide: the slide's id.
-        label: by the largest lesion.
+        label: the slide's label, by the largest lesion.
         lesions: largest first.
-        probability: the heatmap's maximum.
+        probability: the maximum of the heatmap.
         coverage: the tissue, and how much of it was looked at.
-        is_partial: more of it went unseen than may; the label holds for what was seen.
-        mpp: um per level-0 px that was used.
+        is_partial: more of it went unseen than is allowed; the label holds for what was seen.
+        mpp: the um per level-0 px that were used.
         bad_tiles: tiles that could not be decoded and were read as white.
-        remade: what an earlier call had left broken; not part of the record.
+        remade: what an earlier call left broken; not part of the record.
     """
 
     slide: str
@@ -40,17 +40,17 @@ class SlideAnalysis:
 
     @property
     def largest_um(self) -> float:
-        """Longest diameter of the largest lesion, 0 without one."""
+        """Longest diameter of the largest lesion; 0 without lesions."""
         return max((lesion.longest_diameter_um for lesion in self.lesions), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which from_json makes the same analysis."""
+        """Return a JSON object from which from_json makes the same analysis."""
         values = {name: value for name, value in asdict(self).items() if name != "remade"}
         return {**values, "label": self.label.value, "coverage": self.coverage.to_json()}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> SlideAnalysis:
-        """The analysis that to_json wrote."""
+        """Read what to_json wrote."""
         lesions = tuple(
             Lesion(**{**lesion, "centroid": tuple(lesion["centroid"]), "region": Region(**lesion["region"])})
             for lesion in record["lesions"]

@@ -1,4 +1,4 @@
-"""Progress bars on stderr: slides and tiles, with the time that is left."""
+"""Progress bars on stderr: slides and tiles, with the time remaining."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rich.progress import (
 
 
 class Bars:
-    """Bars on stderr, and plain lines above them or, where stderr is no terminal, alone.
+    """Bars on stderr with plain lines above them; only the lines if stderr is not a terminal.
 
     Args:
-        columns: between the count and the time that is left.
-        is_transient: bars vanish when they end.
-        is_silent: nothing is told at all.
+        columns: shown between the count and the time remaining.
+        is_transient: remove the bars when they finish.
+        is_silent: print nothing at all.
     """
 
     def __init__(self, *columns: ProgressColumn, is_transient: bool = False, is_silent: bool = False) -> None:
@@ -58,11 +58,11 @@ class Bars:
 
 
 class CohortProgress(Bars):
-    """Two bars, slides done and tiles done; plain lines where stderr is no terminal.
+    """Two bars, slides and tiles done; plain lines if stderr is not a terminal.
 
     Args:
-        slides: how many slides there are.
-        verb: what is done to them, for the bar.
+        slides: number of slides.
+        verb: what is done to them, shown in the bar.
         tiles: show the second bar.
     """
 
@@ -76,7 +76,7 @@ class CohortProgress(Bars):
         self._tile_bar = self.bars.add_task("tiles", total=None) if tiles else None
 
     def tiles(self, slide: str, done: int, total: int) -> None:
-        """Take the count of one slide; the bar's total is extrapolated from the slides seen so far."""
+        """Update the count of one slide; the bar's total is extrapolated from the slides seen so far."""
         self._tiles[slide] = (done, total)
         if self._tile_bar is not None:
             seen = sum(total for _, total in self._tiles.values())
@@ -84,7 +84,7 @@ class CohortProgress(Bars):
             self.bars.update(self._tile_bar, completed=sum(done for done, _ in self._tiles.values()), total=expected)
 
     def slide(self, name: str, outcome: str = "") -> None:
-        """One slide has ended."""
+        """Count a finished slide."""
         self._done += 1
         self.bars.update(self._slide_bar, completed=self._done)
         if not self.is_live:

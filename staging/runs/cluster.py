@@ -1,4 +1,4 @@
-"""Where slides are worked on: in this process, or on Dask workers of this machine."""
+"""Work on slides in this process, or on Dask workers of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 TileNews = Callable[[str, int, int], None]
 
 TOPIC = "sentinode-tiles"
-# few in flight: a lost scheduler loses little, and the next slide always waits at a worker
+# few in flight: a lost scheduler loses little, yet a worker always has a next slide waiting
 _AHEAD_PER_WORKER = 2
 _DEATHS = 3
 
@@ -24,13 +24,13 @@ def each(
     workers: int,
     on_tiles: TileNews,
 ) -> Iterator[tuple[Item, Result | BaseException]]:
-    """Work on every item and yield (item, result or what it raised) as each ends.
+    """Work on every item and yield (item, result or exception) as each finishes.
 
     Args:
-        work: a picklable top-level function of (item, tile news).
+        work: a picklable top-level function of (item, progress callback).
         items: picklable.
-        workers: processes; with 1 everything runs in this process, in order.
-        on_tiles: receives (slide name, tiles done, tiles in all).
+        workers: number of processes; with 1 everything runs in this process, in order.
+        on_tiles: called with (slide name, tiles done, total tiles).
     """
     if workers <= 1 or len(items) <= 1:
         for item in items:
@@ -83,7 +83,7 @@ def _result(future: Any) -> Any:  # noqa: ANN401  (distributed is untyped)
     try:
         return future.result()
     except KilledWorker:
-        return MemoryError(f"its worker process died {_DEATHS} times, most likely for want of memory")
+        return MemoryError(f"its worker process died {_DEATHS} times, most likely out of memory")
     except CancelledError as error:
         return ConnectionError(f"the scheduler was lost: {error}")
     except Exception as error:  # noqa: BLE001  (whatever came back is judged by the caller)
@@ -98,7 +98,7 @@ def _local_client(workers: int, on_tiles: TileNews) -> Iterator[Any]:
     settings = {
         "distributed.scheduler.allowed-failures": _DEATHS - 1,
         "distributed.worker.daemon": True,
-        # Dask has glibc give every freed tile back at once; faulting the pages in again took half of the time
+        # Dask makes glibc return every freed tile at once; faulting the pages back in took half of the time
         "distributed.nanny.pre-spawn-environ": {
             "MALLOC_TRIM_THRESHOLD_": 512 << 20,
             "MALLOC_MMAP_THRESHOLD_": 32 << 20,

@@ -32,24 +32,24 @@ _FEWEST_TO_ABORT = 10
 
 
 class RunNews(Protocol):
-    """Who is told how the run goes."""
+    """Receives the progress of a run."""
 
     def tiles(self, slide: str, done: int, total: int) -> None:
-        """So many tiles of a slide are done."""
+        """Report the tiles done on a slide."""
 
     def slide(self, name: str, outcome: str = "") -> None:
-        """A slide has ended."""
+        """Report a finished slide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortResult:
-    """What a run has made.
+    """The results of a run.
 
     Attributes:
-        analyses: slides that are done, by name.
+        analyses: finished slides, by name.
         failures: quarantined slides, by name.
         staging: stages and unscored patients.
-        score: what score.json holds, or None without a reference.
+        score: the contents of score.json; None without a reference.
     """
 
     analyses: tuple[SlideAnalysis, ...]
@@ -58,7 +58,7 @@ class CohortResult:
     score: dict[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps: what was staged, and what could not be."""
+        """Return plain values for json.dumps: what was staged, and what could not be."""
         score = self.score or {}
         return {
             "slides": len(self.analyses),
@@ -86,27 +86,26 @@ def run_cohort(
     digests: bool | None = None,
     news: RunNews,
 ) -> CohortResult:
-    """Analyse every slide that is not done yet, then write the tables, the score and the report.
+    """Analyse every unfinished slide, then write the tables, the score and the report.
 
     Args:
         slides: what find_slides found.
-        output: the run's directory; it holds the artefacts of one configuration.
+        output: the directory of the run, with the artefacts of one configuration.
         model: the checkpoint.
         config: what decides the result; its ``model`` is the digest of the checkpoint.
         reference: stages to score against.
-        workers: processes that analyse slides.
+        workers: number of processes that analyse slides.
         device: where the network runs.
-        threads: reading threads per process.
-        max_failures: give up when more than this share of the slides failed, and ten or more.
-        digests: of what an earlier call left also compare the digests, not only the sizes; None does where that is
-            quick.
-        news: hears of progress.
+        threads: number of reading threads per process.
+        max_failures: give up when more than this share of the slides, and at least ten, have failed.
+        digests: compare the digests, not only the sizes, of what an earlier call left; None does so when it is quick.
+        news: receives progress.
 
     Raises:
-        ConfigurationError: the directory was made by another configuration; it says what differs. Nothing is touched.
+        ConfigurationError: the directory was made with another configuration; lists what differs. Nothing is touched.
         MissingPatientError: the reference lacks a patient of the slides. Nothing is touched.
         OutputInUseError: another run holds the directory.
-        StorageError: the output side failed; what is done stays and a second call goes on from there.
+        StorageError: the output cannot be written; finished slides stay and a second call resumes from there.
         TooManyFailuresError: more slides failed than max_failures allows.
     """
     if reference is not None:
@@ -216,7 +215,7 @@ def _conclude(
 
 
 def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
-    """Kappa over the patients that were staged; those of the cohort that were not are named beside it."""
+    """Score kappa over the staged patients; the others of the cohort are listed beside it."""
     asked = StageTable(
         stages={patient: reference.stages[patient] for patient in staging.stages},
         labels={},
@@ -232,6 +231,6 @@ def _check_reference(slides: Sequence[SlideFile], reference: StageTable) -> None
     if missing:
         raise MissingPatientError(
             reference.path,
-            f"has no stage for {', '.join(missing)}, whose slides are to be run",
+            f"has no stage for {', '.join(missing)}, whose slides are in this run",
             mend="complete the reference, or leave it out",
         )

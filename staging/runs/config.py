@@ -1,4 +1,4 @@
-"""What decides the result of a run: nothing else may."""
+"""The configuration of a run: everything that decides its result."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from wsi.store import digest_of
 
 FORMAT = 1
 RECORD = "run.json"
-"""Holds the configuration in the output of a run."""
+"""File with the configuration in the output of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """The whole configuration of a run; equal configurations and equal slides give equal bytes.
+    """The configuration of a run; equal configurations and equal slides give equal bytes.
 
     Attributes:
         model: sha256 of the checkpoint file.
-        mpp: um per level-0 px taken for every slide in place of what its file says, or None.
-        threshold: a lesion is outlined at this probability.
-        peak: and counts as a lesion when its highest probability reaches this one. Two thresholds (hysteresis), since a
-            network that is trained on as much tumour as normal tissue calls too much of a slide faintly suspicious.
+        mpp: um per level-0 px of every slide, overriding its file; None to use the file's.
+        threshold: the probability at which a lesion is outlined.
+        peak: the probability that its highest cell must reach. Two thresholds (hysteresis), since a network trained on
+            as much tumour as normal tissue finds too much of a slide faintly suspicious.
         merge_gap_um: deposits closer than this are one lesion.
-        rule: the size limits of ITC, micro and macro, and of what is noise.
-        on_bad_tile: whether a tile that cannot be decoded ends its slide ("raise") or is white and reported ("white").
+        rule: the size limits of ITC, micro and macro, and of noise.
+        on_bad_tile: whether a tile that cannot be decoded fails its slide ("raise") or is read as white and reported
+            ("white").
         coverage_tolerance: the share of a slide's tissue that may go unseen.
-        allow_partial: label slides of which more went unseen, and say so, in place of quarantining them.
-        nodes: how many slides a patient must have to be staged.
+        allow_partial: label slides of which more went unseen, and mark them, instead of quarantining them.
+        nodes: number of slides a patient needs to be staged.
     """
 
     model: str
@@ -52,17 +53,17 @@ class RunConfig:
     allow_partial: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that holds every setting."""
+        """Return a JSON object with every setting."""
         return {"format": FORMAT, **asdict(self)}
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of the configuration."""
+        """Return the hex sha256 of the configuration."""
         return digest_of(self.to_json())
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, within: str = "") -> list[str]:
-    """Name every setting in which two configurations differ, as ``setting: theirs -> ours``."""
+    """List every setting in which two configurations differ, as ``setting: theirs -> ours``."""
     found = []
     for name in sorted(ours.keys() | theirs.keys()):
         mine, other = ours.get(name), theirs.get(name)
@@ -74,15 +75,15 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, within: s
 
 
 def refuse_other_settings(output: Path, settings: Mapping[str, Any], *, record: str) -> None:
-    """Refuse an output that was made with other settings, or by somebody else; nothing is touched.
+    """Refuse an output made with other settings, or by another program; nothing is touched.
 
     Args:
         output: a directory, which need not exist.
-        settings: what decides what is written there; values that JSON can hold.
-        record: the file in it that holds the settings it was made with.
+        settings: what decides the contents of the output; JSON values.
+        record: the file in it with the settings it was made with.
 
     Raises:
-        ConfigurationError: it is none of these settings; what differs is named.
+        ConfigurationError: it was made with other settings, which are listed, or is not an output.
     """
     if not output.exists():
         return
@@ -93,7 +94,7 @@ def refuse_other_settings(output: Path, settings: Mapping[str, Any], *, record: 
         strangers = [entry.name for entry in output.iterdir() if not entry.name.startswith(".")]
         if strangers:
             raise ConfigurationError(
-                output, f"holds {strangers[0]} but no {record}", mend="name a new or empty directory"
+                output, f"contains {strangers[0]} but no {record}", mend="name a new or empty directory"
             )
         return
     try:
@@ -101,8 +102,8 @@ def refuse_other_settings(output: Path, settings: Mapping[str, Any], *, record: 
     except (OSError, ValueError) as error:
         raise ConfigurationError(path, f"cannot be read: {error}", mend="choose another output") from error
     if not isinstance(theirs, dict):
-        raise ConfigurationError(path, "holds no settings", mend="choose another output")
-    # as JSON reads it, so that tuples and lists are alike
+        raise ConfigurationError(path, "contains no settings", mend="choose another output")
+    # round trip through JSON, so that tuples equal lists
     found = differences(json.loads(json.dumps(settings)), theirs)
     if found:
         raise ConfigurationError(
@@ -113,12 +114,12 @@ def refuse_other_settings(output: Path, settings: Mapping[str, Any], *, record: 
 
 
 def slide_provenance(fingerprint: str, config: RunConfig) -> dict[str, str]:
-    """What the artefacts of one slide are made from."""
+    """Return the provenance of one slide's artefacts."""
     return {"slide": fingerprint, "configuration": config.digest}
 
 
 def model_name(path: Path) -> str:
-    """How a report names a model."""
+    """Return the name of a model for a report."""
     return path.stem
 
 

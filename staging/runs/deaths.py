@@ -1,4 +1,4 @@
-"""Slides that ended their process: found by the mark that a dead process leaves, and tried alone."""
+"""Slides that killed their process: found by the mark that a dead process leaves, and retried alone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SUFFIX = ".attempt"
 
 
 def mark_path(folder: Path, slide: str) -> Path:
-    """The file that stands while a slide is worked on."""
+    """Return the file that exists while a slide is being worked on."""
     return folder / f".{slide}{_SUFFIX}"
 
 
 @contextmanager
 def marked(folder: Path, slide: str) -> Iterator[None]:
-    """Leave a mark for as long as a slide is worked on: it stays where the process dies meanwhile.
+    """Keep a mark while a slide is being worked on; it is left behind if the process dies.
 
     Raises:
         StorageError: the mark cannot be written.
@@ -40,10 +40,10 @@ def marked(folder: Path, slide: str) -> Iterator[None]:
 
 
 def tried_alone(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result | BaseException]]:
-    """Work on each item in a fresh process of its own; a process that dies is a MemoryError, and the next item goes on.
+    """Work on each item in a fresh process; a process that dies yields a MemoryError, and the next item follows.
 
     Args:
-        work: a picklable top-level function that returns errors in place of raising them.
+        work: a picklable top-level function that returns errors instead of raising them.
         items: picklable.
     """
     context = multiprocessing.get_context("spawn")
@@ -52,4 +52,4 @@ def tried_alone(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterat
             try:
                 yield item, pool.submit(work, item).result()
             except BrokenProcessPool:
-                yield item, MemoryError("its process died, also when it was tried alone: out of memory, or a fault")
+                yield item, MemoryError("its process died, even when retried alone: out of memory, or a crash")

@@ -1,4 +1,4 @@
-"""Slides to features of their tiles: each made once, a bad slide set aside, the rest going on."""
+"""Encode slides as features of their tiles: each slide once; a bad slide is set aside and the rest go on."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from wsi.store import atomic_text, json_text, provenance_of, sweep
 from wsi.tissue import find_tissue
 
 MASK = "find_tissue at 16 um/px"
-"""Which tiles are encoded."""
+"""How the tiles to encode are chosen."""
 
 RECORD = "features.json"
-"""Holds the settings in the output."""
+"""File with the settings in the output."""
 
 _FORMAT = 1
 
@@ -44,15 +44,15 @@ class EncodingPlan:
         encoder: a torch.export or ONNX file.
         mpp: um per px of the tiles.
         size_px: side of a tile.
-        stride_px: from tile to tile.
-        mean, std: of red, green and blue; the encoder is given (value / 255 - mean) / std.
-        precision: in which features are stored.
-        trust: also load files that can run code they hold.
+        stride_px: distance from tile to tile.
+        mean, std: of red, green and blue; the encoder receives (value / 255 - mean) / std.
+        precision: the type in which features are stored.
+        trust: also load files that can run code they contain.
         device: where the encoder runs.
-        workers: processes; one on a GPU and else one per core where None.
-        batch: tiles encoded at a time; chosen where None.
-        slide_mpp: um per level-0 px in place of what the files say.
-        on_bad_tile: whether a tile that cannot be decoded ends its slide, or is white and reported.
+        workers: number of processes; None for one on a GPU, else one per core.
+        batch: tiles per batch; None chooses.
+        slide_mpp: um per level-0 px, overriding the files.
+        on_bad_tile: whether a tile that cannot be decoded fails its slide, or is read as white and reported.
     """
 
     encoder: Path
@@ -72,13 +72,13 @@ class EncodingPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedCohort:
-    """What was made.
+    """The encoded slides.
 
     Attributes:
-        output: where the features lie.
-        results: of the slides that are done, by name.
+        output: the directory of the features.
+        results: of the finished slides, by name.
         failures: the others, by name.
-        encoder: its kind, and what identifies it.
+        encoder: its kind and what identifies it.
         width: features per tile.
     """
 
@@ -89,7 +89,7 @@ class EncodedCohort:
     width: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps."""
+        """Return plain values for json.dumps."""
         return {
             "features": str(self.output),
             "slides": len(self.results),
@@ -104,7 +104,7 @@ class EncodedCohort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEncoder:
-    """What a worker needs to load the encoder once for all its slides; digest is that of the file at the start."""
+    """What a worker needs to load the encoder once for all its slides; ``digest`` is the file's at the start."""
 
     path: Path
     digest: str
@@ -117,7 +117,7 @@ class LoadedEncoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureTask:
-    """What a worker needs to know of one slide; output is the Zarr folder."""
+    """What a worker needs to know about one slide; ``output`` is the Zarr folder."""
 
     path: Path
     name: str
@@ -134,7 +134,7 @@ class FeatureTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureResult:
-    """How many tiles of a slide were encoded, whether by an earlier call, and how many read as white."""
+    """How many tiles of a slide were encoded, whether by an earlier call, and how many were read as white."""
 
     name: str
     tiles: int
@@ -143,18 +143,18 @@ class FeatureResult:
 
 
 def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan) -> EncodedCohort:
-    """Make the features of every slide that are not there yet.
+    """Make the missing features of every slide.
 
     Args:
         slides: what find_slides found.
-        output: a directory: a Zarr folder per slide, of one plan.
-        plan: how.
+        output: a directory with one Zarr folder per slide, all made with one plan.
+        plan: how slides are encoded.
 
     Raises:
-        ConfigurationError: mean, std or stride cannot be, or the directory was made with other settings.
+        ConfigurationError: mean, std or stride is invalid, or the directory was made with other settings.
         CheckpointError: the encoder cannot be used.
         OutputInUseError: another call holds the directory.
-        StorageError: the output side failed; a second call goes on.
+        StorageError: the output cannot be written; a second call resumes.
     """
     from wsi.cnn.encoders.encoder import load_encoder  # noqa: PLC0415  (loads torch)
     from wsi.cnn.encoders.features import TileGeometry  # noqa: PLC0415
@@ -162,7 +162,7 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
     mean, std = plan.mean, plan.std
     if min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
         raise ConfigurationError(
-            None, f"pixels cannot be brought to mean {mean} and std {std}", mend="give another --mean or --std"
+            None, f"pixels cannot be normalised by mean {mean} and std {std}", mend="give another --mean or --std"
         )
     try:
         geometry = TileGeometry(mpp=plan.mpp, size_px=plan.size_px, stride_px=plan.stride_px)
@@ -239,11 +239,11 @@ def _encode_slides(
 
 
 def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -> FeatureResult:
-    """Make the features of a slide unless they are there.
+    """Make the features of a slide unless they exist.
 
     Raises:
         SlideFaultError: the slide is at fault; ``where`` is the step.
-        StorageError: the output side is at fault.
+        StorageError: the output is at fault.
         CheckpointError: the encoder is at fault.
     """
     from wsi.cnn.encoders.features import (  # noqa: PLC0415  (loads torch)
@@ -263,7 +263,7 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
                 slide.fingerprint(), encoder, geometry, mask=MASK, precision=task.precision
             ) | {"slide_mpp": task.slide_mpp, "on_bad_tile": task.on_bad_tile}
         if provenance_of(task.output) == made_from:
-            with suppress(ArtefactError):  # what is damaged is made again
+            with suppress(ArtefactError):  # damaged features are made again
                 tiles = len(read_features(task.output))
                 return FeatureResult(name=task.name, tiles=tiles, was_there=True, bad_tiles=_read_bad(task))
         with step("tissue", slide=task.name, path=task.path):
@@ -288,7 +288,7 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
 
 
 def _bad_path(task: FeatureTask) -> Path:
-    """Where the tiles of a slide are listed that were read as white, if any were."""
+    """Return the file that lists the tiles of a slide that were read as white."""
     return task.output.with_suffix(".bad_tiles.json")
 
 
@@ -310,5 +310,5 @@ def _encoder(wanted: LoadedEncoder) -> Any:  # noqa: ANN401  (an Encoder, import
         trust=wanted.trust,
     )
     if encoder.digest != wanted.digest:
-        raise CheckpointError(wanted.path, "changed while the slides were encoded", mend="start again")
+        raise CheckpointError(wanted.path, "changed while the slides were being encoded", mend="start again")
     return encoder

@@ -1,4 +1,4 @@
-"""Masks of many annotation files: each file with its slide, a bad one named, the others going on."""
+"""Masks of many annotation files, each with its slide; a bad file is reported and the others go on."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from wsi.writing.convert import TIFF_SUFFIXES, is_same_file
 def mask_jobs(
     files: Sequence[Path], output: Path, *, slide: Path | None = None, slides: Path | None = None, recipe: MaskRecipe
 ) -> list[MaskJob]:
-    """What has to be drawn; nothing is read or written yet.
+    """List the masks to draw; nothing is read or written yet.
 
     Args:
         files: annotation files.
         output: the mask, or a folder of ``NAME_mask.tif``.
-        slide: of the only file.
-        slides: a folder that holds a slide of each file's name.
+        slide: the slide of the only file.
+        slides: a folder with a slide named like each file.
         recipe: how every mask is made.
 
     Raises:
-        ConfigurationError: several masks would have one name, or one would replace what it is made from.
-        CohortError: there are no slides in the folder.
+        ConfigurationError: two masks would have the same name, or one would overwrite its source.
+        CohortError: the folder has no slides.
     """
     if slide is not None and len(files) > 1:
-        raise ConfigurationError(None, f"--slide is one and the files are {len(files)}", mend="use --slides FOLDER")
+        raise ConfigurationError(None, f"--slide names one slide for {len(files)} files", mend="use --slides FOLDER")
     targets = _targets(files, output)
     named = {} if slides is None else {found.name.lower(): found.path for found in find_slides(slides)}
     jobs = [
@@ -48,23 +48,23 @@ def mask_jobs(
     for job in jobs:
         for source in (job.annotation_file, job.slide):
             if source is not None and is_same_file(source, job.target):
-                raise ConfigurationError(job.target, "is read for the mask", mend="name another output")
+                raise ConfigurationError(job.target, "is an input of the mask", mend="name another output")
     return jobs
 
 
 def draw_masks(
     jobs: Sequence[MaskJob], *, workers: int, on_tiles: TileNews
 ) -> Iterator[tuple[MaskJob, dict[str, Any] | str]]:
-    """Draw all masks and yield each as it ends, with what draw_mask tells or with what is wrong in one line.
+    """Draw all masks and yield each as it finishes, with the result of draw_mask or the error as one line.
 
     Args:
         jobs: what to draw.
-        workers: processes.
-        on_tiles: receives (name of the file, tiles done, tiles in all).
+        workers: number of processes.
+        on_tiles: called with (file name, tiles done, total tiles).
 
     Raises:
         PathologyError: the only mask failed.
-        StorageError: the output side failed.
+        StorageError: a mask cannot be written.
     """
     for folder in {job.target.parent for job in jobs}:
         with storage(folder):
@@ -82,19 +82,21 @@ def _line(job: MaskJob, error: BaseException) -> str:
 
 
 def _targets(files: Sequence[Path], output: Path) -> list[Path]:
-    """Where each mask goes: OUTPUT, where that is a TIFF's name; ``OUTPUT/<name>_mask.tif`` otherwise."""
+    """Return the target of each mask: OUTPUT if it is named like a TIFF, else ``OUTPUT/<name>_mask.tif``."""
     if output.suffix.lower() in TIFF_SUFFIXES and not output.is_dir():
         if len(files) > 1:
-            raise ConfigurationError(output, f"is one file and the masks are {len(files)}", mend="name a folder")
+            raise ConfigurationError(output, f"is one file for {len(files)} masks", mend="name a folder")
         return [output]
     if output.is_file():
         known = ", ".join(TIFF_SUFFIXES)
         raise ConfigurationError(
-            output, "is neither a folder nor the name of a TIFF", mend=f"use a folder or one of {known}"
+            output, "is neither a folder nor the name of a TIFF", mend=f"use a folder or a suffix among {known}"
         )
     seen: dict[str, Path] = {}
     for file in files:
         twin = seen.setdefault(file.stem.lower(), file)
         if twin is not file:
-            raise ConfigurationError(file, f"its mask would have the name of that of {twin}", mend="rename one of them")
+            raise ConfigurationError(
+                file, f"its mask would have the same name as that of {twin}", mend="rename one of them"
+            )
     return [output / f"{file.stem}_mask.tif" for file in files]

@@ -1,4 +1,4 @@
-"""What a run keeps of a finished slide, and whether it is still true."""
+"""The record of a finished slide, and whether its files still match it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi.store import atomic_text, differs, digest_of, json_text, measured, prov
 
 FOLDER = "slides"
 _CHEAP_BYTES = 2**30
-"""Digests of so much are compared at every resume (about a second); of more only sizes, unless asked."""
+"""Up to this size digests are compared at every resume (about a second); beyond it only sizes, unless requested."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +22,8 @@ class Recorded:
     """What an earlier call left of a slide.
 
     Attributes:
-        analysis: what it found, where all of it is still as it was made; else None.
-        broken: what is not, each with the reason.
+        analysis: what it found, if every file is unchanged; else None.
+        broken: the changed files, each with the reason.
     """
 
     analysis: SlideAnalysis | None = None
@@ -31,26 +31,26 @@ class Recorded:
 
 
 def record_path(output: Path, slide: str) -> Path:
-    """The record of a slide."""
+    """Return the path of a slide's record."""
     return output / FOLDER / f"{slide}.json"
 
 
 def heatmap_path(output: Path, slide: str) -> Path:
-    """The heatmap of a slide."""
+    """Return the path of a slide's heatmap."""
     return output / "heatmaps" / f"{slide}.zarr"
 
 
 def artefact_paths(output: Path, slide: str) -> tuple[Path, ...]:
-    """The single files that are made of a slide: overlay and outlines."""
+    """Return the single files made for a slide: overlay and outlines."""
     lesions = output / "lesions"
     return output / "overlays" / f"{slide}.png", lesions / f"{slide}.geojson", lesions / f"{slide}.xml"
 
 
 def write_record(output: Path, analysis: SlideAnalysis, made_from: Mapping[str, Any]) -> None:
-    """Say that a slide is finished, and what its files are.
+    """Record that a slide is finished, with the sizes and digests of its files.
 
     Raises:
-        StorageError: it cannot be written, or a file of the slide is gone.
+        StorageError: it cannot be written, or a file of the slide is missing.
     """
     files = {str(path.relative_to(output)): measured(path) for path in artefact_paths(output, analysis.slide)}
     record = {"made_from": dict(made_from), "analysis": analysis.to_json(), "files": files}
@@ -58,16 +58,16 @@ def write_record(output: Path, analysis: SlideAnalysis, made_from: Mapping[str, 
 
 
 def read_record(output: Path, slide: str, made_from: Mapping[str, Any] | None, *, digests: bool) -> Recorded:
-    """What is kept of a slide.
+    """Read the record of a slide and compare its files with it.
 
     Args:
-        output: the run's directory.
+        output: the directory of the run.
         slide: the slide's id.
-        made_from: what it has to be made from; None takes whatever it says.
-        digests: compare digests, too, and not only sizes.
+        made_from: the provenance it must have; None accepts any.
+        digests: compare digests, not only sizes.
 
     Returns:
-        Neither analysis nor anything broken where there is no record, or one of another slide or configuration.
+        Neither an analysis nor anything broken if there is no record, or one of another slide or configuration.
     """
     path = record_path(output, slide)
     if not path.exists():
@@ -89,7 +89,7 @@ def read_record(output: Path, slide: str, made_from: Mapping[str, Any] | None, *
 
 
 def is_cheap(paths: Iterable[Path]) -> bool:
-    """Whether digests of all files below some folders are quickly compared."""
+    """Return whether the digests of all files below some folders can be compared quickly."""
     total = 0
     for folder in paths:
         for path in folder.rglob("*") if folder.is_dir() else ():
@@ -104,4 +104,4 @@ def _broken_heatmap(path: Path, made_from: Mapping[str, Any], *, digests: bool) 
         verify(path, digests=digests)
     except ArtefactError as error:
         return [f"{Path(error.path or path).relative_to(path.parents[1])} {error.reason}"]
-    return [] if provenance_of(path) == dict(made_from) else [f"heatmaps/{path.name} is of something else"]
+    return [] if provenance_of(path) == dict(made_from) else [f"heatmaps/{path.name} has another provenance"]

@@ -1,4 +1,4 @@
-"""The page one shows a colleague: score, patients, quarantined slides and every slide with its heatmap."""
+"""The report of a run: score, patients, quarantined slides and every slide with its heatmap."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def write_report(
     """Write the report as one HTML page that links the overlays beside it; equal results give equal bytes.
 
     Args:
-        path: the page; ``overlays/`` lies beside it.
-        analyses: the slides that are done, in the order they are shown.
+        path: the page; ``overlays/`` is beside it.
+        analyses: the finished slides, in the order shown.
         failures: the quarantined slides.
         staging: stages and unscored patients.
-        config: what decided the result.
+        config: the configuration of the run.
         model: the name of the checkpoint.
-        reference: the table it was scored against.
-        score: what score.json holds.
+        reference: the table the stages were scored against.
+        score: the contents of score.json.
 
     Raises:
         StorageError: the page cannot be written.

@@ -1,6 +1,6 @@
-"""The review list: slides on which a run and the reference differ, the surest first, with pictures to judge by.
+"""The review list: slides on which a run and the reference differ, most certain first, with pictures.
 
-Reference labels are wrong now and then; a list that begins with what the model is surest of finds such slides.
+Reference labels are sometimes wrong; a list that begins with what the model is most certain of finds such slides.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wsi.slide import Slide
 
 CROP_UM = 600.0
-"""Side of the pictures of lesions: a node's architecture around a 0.2 mm deposit."""
+"""Side of the pictures of lesions: shows the architecture of the node around a 0.2 mm deposit."""
 
 _CROP_PX = 600
 _CROPS = 3
@@ -41,13 +41,13 @@ class Disagreement:
     Attributes:
         slide: its id.
         reference, found: the two labels.
-        kind: ``false alarm`` (the reference says negative), ``missed`` (the run does) or ``size``.
-        sureness: 0 to 1: the highest probability of a false alarm, one less it for a missed slide; for a size, how far
-            it lies beyond the limit between the labels, as 1 less their ratio.
-        probability: the heatmap's highest.
-        largest_um: longest diameter of the largest lesion, 0 without one.
-        centre: where the name tells.
-        positions: level-0 (x, y) worth looking at, largest lesion first; the heatmap's highest cell on a missed slide.
+        kind: ``false alarm`` (the reference is negative), ``missed`` (the run is negative) or ``size``.
+        sureness: 0 to 1: the highest probability p of a false alarm; 1 - p for a missed slide; for a size, how far it
+            lies beyond the limit between the labels, as 1 minus their ratio.
+        probability: the highest in the heatmap.
+        largest_um: longest diameter of the largest lesion; 0 without lesions.
+        centre: the centre, if the name gives it.
+        positions: level-0 (x, y) worth viewing, largest lesion first; on a missed slide the heatmap's highest cell.
     """
 
     slide: str
@@ -66,13 +66,13 @@ def find_disagreements(run: Path, reference: Mapping[str, SlideLabel]) -> tuple[
 
     Args:
         run: the output of ``sentinode run``.
-        reference: label by slide.
+        reference: labels by slide.
 
     Returns:
-        Disagreements, the surest first, and the number of slides that were compared.
+        The disagreements, most certain first, and the number of slides compared.
 
     Raises:
-        CohortError: the directory holds no finished slides, or none that the reference labels.
+        CohortError: the directory has no finished slides, or none with a reference label.
         ArtefactError: a heatmap is damaged.
     """
     truth = {slide_key(name): label for name, label in reference.items()}
@@ -83,7 +83,7 @@ def find_disagreements(run: Path, reference: Mapping[str, SlideLabel]) -> tuple[
             analysis = read_json(record)["analysis"]
             slide, label = str(analysis["slide"]), SlideLabel.parse(analysis["label"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CohortError(record, "is no record of a slide", mend="run the slide again") from error
+            raise CohortError(record, "is not a slide record", mend="run the slide again") from error
         expected = truth.get(slide_key(slide))
         if expected is None:
             continue
@@ -112,11 +112,11 @@ def write_review(
 
     Args:
         output: the folder.
-        disagreements: in the order to be shown.
-        compared: how many slides were compared.
-        run: where heatmaps and overlays lie.
+        disagreements: in the order shown.
+        compared: number of slides compared.
+        run: the output with the heatmaps and overlays.
         slides: slide files by id, for close-ups; without them only overlays are shown.
-        slide_mpp: um per level-0 px in place of what the files say.
+        slide_mpp: um per level-0 px, overriding the files.
 
     Raises:
         StorageError: the output cannot be written.
@@ -156,7 +156,7 @@ def write_review(
 
 
 def review_table(disagreements: Sequence[Disagreement]) -> str:
-    """The list as CSV."""
+    """Return the list as CSV."""
     rows = (
         (
             one.slide,
@@ -207,7 +207,7 @@ def _rule_of(run: Path) -> SizeRule:
     try:
         return SizeRule(**read_json(run / "run.json")["rule"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CohortError(run, "holds no run.json of a run", mend="give the output of sentinode run") from error
+        raise CohortError(run, "has no valid run.json", mend="give the output of sentinode run") from error
 
 
 def _highest(heatmap: Heatmap) -> tuple[float, float]:

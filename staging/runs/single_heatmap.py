@@ -1,4 +1,4 @@
-"""The heatmap of one slide, and what may be written beside it: a picture and a TIFF."""
+"""The heatmap of one slide, and optionally a picture and a TIFF of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wsi.writing.heatmap_file import write_heatmap_tiff
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MadeHeatmap:
-    """A heatmap, where it was written, how much of the tissue it saw, and the tiles that read as white."""
+    """A heatmap, where it was written, how much of the tissue was looked at, and the tiles read as white."""
 
     path: Path
     heatmap: Heatmap
@@ -27,7 +27,7 @@ class MadeHeatmap:
     bad_tiles: tuple[BadTile, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps."""
+        """Return plain values for json.dumps."""
         frame = self.heatmap.frame
         return {
             "heatmap": str(self.path),
@@ -59,13 +59,13 @@ def make_heatmap(
         slide: its path or URL.
         output: the heatmap, a Zarr folder.
         model: the checkpoint.
-        picture: the heatmap over the slide, as PNG.
+        picture: the heatmap over the slide, as a PNG.
         tiff: the heatmap as a pyramidal float32 TIFF.
         device: where the network runs.
-        threads: that read.
-        slide_mpp: um per level-0 px in place of what the file says.
-        on_bad_tile: whether a tile that cannot be decoded ends it, or is white.
-        on_tiles: receives (slide name, tiles done, tiles in all).
+        threads: number of reading threads.
+        slide_mpp: um per level-0 px, overriding the file.
+        on_bad_tile: whether a tile that cannot be decoded raises, or is read as white.
+        on_tiles: called with (slide name, tiles done, total tiles).
 
     Raises:
         SlideError: the slide cannot be read.

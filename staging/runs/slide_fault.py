@@ -1,4 +1,4 @@
-"""What is wrong with one slide of many, and at which step it showed."""
+"""What is wrong with one slide of many, and the step that failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class SlideFaultError(StagingError):
-    """A slide cannot be worked on; ``where`` is the step that failed."""
+    """A slide cannot be processed; ``where`` is the step that failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -30,7 +30,7 @@ class Failure:
 
     @classmethod
     def of(cls, slide: str, path: Path, error: BaseException) -> Failure:
-        """Of what a worker raised; what is not a slide's fault failed in the worker itself."""
+        """Make a failure from a worker's exception; one that is not a slide's fault is the worker's own."""
         if isinstance(error, SlideFaultError):
             return cls(slide=slide, path=str(path), step=error.where or "", reason=error.reason)
         return cls(slide=slide, path=str(path), step="worker", reason=str(error) or type(error).__name__)
@@ -40,22 +40,22 @@ class Failure:
 
 
 def quarantine_table(failures: Iterable[Failure]) -> str:
-    """quarantine.csv: one row per slide that could not be worked on."""
+    """Return quarantine.csv: one row per slide that could not be processed."""
     rows = ((one.slide, one.path, one.step, one.reason) for one in failures)
     return csv_for_people(("slide", "path", "step", "reason"), rows)
 
 
 @contextmanager
 def step(name: str, *, slide: str, path: str | Path) -> Iterator[None]:
-    """Say at which step a slide failed; failures of the output side and of the model pass unchanged.
+    """Name the step at which a slide failed; storage and model errors pass unchanged.
 
     Args:
         name: of the step.
-        slide: its name, for the log.
-        path: its file.
+        slide: name of the slide, for the log.
+        path: file of the slide.
 
     Raises:
-        SlideFaultError: whatever else went wrong; unexpected errors are named as such, with a traceback in the log.
+        SlideFaultError: anything else went wrong; unexpected errors are marked so, with a traceback in the log.
     """
     try:
         yield

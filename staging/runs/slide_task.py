@@ -32,17 +32,17 @@ _OVERLAY_PX = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideTask:
-    """What a worker needs to know of one slide.
+    """What a worker needs to know about one slide.
 
     Attributes:
         path: the slide file.
-        name: the slide's id, its file name without suffix.
-        output: the run's directory.
+        name: the slide's id: its file name without suffix.
+        output: the directory of the run.
         model: path of the checkpoint.
-        config: what decides the result.
+        config: the configuration of the run.
         device: where the network runs.
-        threads: reading threads.
-        digests: compare the digests of what an earlier call left, and not only its sizes.
+        threads: number of reading threads.
+        digests: compare the digests, not only the sizes, of what an earlier call left.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class SlideTask:
 
 
 def analyse_alone(task: SlideTask) -> SlideAnalysis | BaseException:
-    """As analyse_slide in a process of its own, where nobody watches the tiles; errors are returned."""
+    """Like analyse_slide, in a process of its own without tile progress; errors are returned."""
     try:
         return analyse_slide(task, lambda _slide, _done, _total: None)
     except Exception as error:  # noqa: BLE001  (the caller judges it)
@@ -64,11 +64,11 @@ def analyse_alone(task: SlideTask) -> SlideAnalysis | BaseException:
 
 
 def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
-    """Make every artefact of a slide that is not there yet; a mark stands while it is worked on.
+    """Make the missing artefacts of a slide; a mark exists while it is being worked on.
 
     Raises:
         SlideFaultError: the slide is at fault.
-        StorageError: the output side is at fault; no slide is to blame.
+        StorageError: the output cannot be written; the slide is not to blame.
         CheckpointError: the model is at fault.
     """
     with marked(task.output / FOLDER, task.name):
@@ -76,11 +76,11 @@ def analyse_slide(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
 
 
 def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
-    """Make every artefact of a slide that is not there yet.
+    """Make the missing artefacts of a slide.
 
     Raises:
         SlideFaultError: the slide is at fault.
-        StorageError: the output side is at fault; no slide is to blame.
+        StorageError: the output cannot be written; the slide is not to blame.
         CheckpointError: the model is at fault.
     """
     with step("open", slide=task.name, path=task.path):
@@ -97,7 +97,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
         is_partial = not coverage.is_whole(task.config.coverage_tolerance)
         with step("coverage", slide=task.name, path=task.path):
             if is_partial and not task.config.allow_partial:
-                raise SlideError(task.path, f"only {coverage}", mend="--allow-partial labels what was seen")
+                raise SlideError(task.path, f"only {coverage}", mend="use --allow-partial to label what was seen")
         with step("lesions", slide=task.name, path=task.path):
             lesions, masks = find_lesions(
                 heatmap,
@@ -125,7 +125,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
 
 def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews) -> tuple[Heatmap, Coverage]:
     path = heatmap_path(task.output, task.name)
-    # Where bad tiles are read as white, what the heatmap's reading found bad is known only to the run that read it.
+    # When bad tiles are read as white, only the call that read the slide for the heatmap knows which were bad.
     if provenance_of(path) == made_from and task.config.on_bad_tile == "raise":
         try:
             coverage = read_coverage(path)
@@ -157,7 +157,7 @@ def _checkpoint(path: Path, digest: str) -> Any:  # noqa: ANN401  (Checkpoint, i
 
     checkpoint = load_checkpoint(path)
     if checkpoint.digest != digest:
-        raise CheckpointError(path, "changed while the run was going on", mend="start the run again")
+        raise CheckpointError(path, "changed during the run", mend="start the run again")
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""An output looked through: whether everything in it is still as it was made."""
+"""Check whether everything in an output is unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi.store import DONE, verify
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """How many artefacts an output holds, and what is wrong with which of them."""
+    """How many artefacts an output has, and what is wrong with which of them."""
 
     artefacts: int
     broken: dict[str, tuple[str, ...]]
@@ -24,7 +24,7 @@ def verify_output(output: Path) -> Verified:
     """Compare size and sha256 of every file of a run, or of all artefacts (heatmaps, features, patches) in a folder.
 
     Raises:
-        CohortError: the folder holds neither.
+        CohortError: the folder has neither.
     """
     if (output / RECORD).is_file() and (output / FOLDER).is_dir():
         names = sorted(path.stem for path in (output / FOLDER).glob("*.json"))
@@ -32,7 +32,7 @@ def verify_output(output: Path) -> Verified:
         return Verified(artefacts=len(names), broken={name: broken for name, broken in found.items() if broken})
     artefacts = [output] if (output / DONE).is_file() else sorted(path.parent for path in output.glob(f"*/{DONE}"))
     if not artefacts:
-        raise CohortError(output, "holds nothing that sentinode has published", mend="name the output of a command")
+        raise CohortError(output, "has no sentinode artefacts", mend="name the output of a command")
     broken: dict[str, tuple[str, ...]] = {}
     for artefact in artefacts:
         try:

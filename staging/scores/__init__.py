@@ -1,1 +1,1 @@
-"""Truth against prediction."""
+"""Scores: predictions against truth."""

@@ -1,8 +1,8 @@
-"""Files with the true tumour of slides, brought to the level at which CAMELYON16 scores lesions.
+"""Files with the true tumour of slides, read at the level at which CAMELYON16 scores lesions.
 
-Taken are pyramids (TIFF), plain pictures of the level (TIFF, PNG) and ASAP XML. What value means tumour differs between
-the masks in the wild: 0/255 (CAMELYON16), 1 tumour and 2 normal (ASAP, CAMELYON17), 1 tissue and 2 tumour (the object
-store), 0/1. So 2 decides nothing and has to be explained by the user.
+Pyramids (TIFF), plain pictures of the level (TIFF, PNG) and ASAP XML are read. Which value means tumour differs between
+sources: 0/255 (CAMELYON16), 1 tumour and 2 normal (ASAP, CAMELYON17), 1 tissue and 2 tumour (the object store), 0/1. So
+2 is ambiguous, and the user must say what it means.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ from wsi.slide import Slide
 PYRAMIDS = frozenset({".tif", ".tiff"})
 SUFFIXES = PYRAMIDS | {".png", ".xml"}
 
-_FARTHEST_RATIO = 1.25  # between a stored level's pixels and those wanted; CAMELYON16's own differ by 1.08
+_FARTHEST_RATIO = (
+    1.25  # between the pixel sizes of a stored level and the level wanted; CAMELYON16's own differ by 1.08
+)
 _MOST_PIXELS = 400_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrueTumour:
-    """What a mask file says.
+    """The contents of a mask file.
 
     Attributes:
         path: the file.
-        value: of its tumour pixels; None where it has outlines, or no tumour and no value was given.
-        mask: its lesions; None where nothing in it is tumour.
+        value: of its tumour pixels; None if it has outlines, or if it has no tumour and no value was given.
+        mask: its lesions; None if nothing in it is tumour.
     """
 
     path: Path
@@ -49,12 +51,12 @@ class TrueTumour:
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
-    """The mask of each slide in a folder and below, by the slide's name in lower case.
+    """Find the mask of each slide in a folder and below, by the slide's name in lower case.
 
     ``Tumor_001_Mask.tif``, ``tumor_001_mask.png`` and ``tumor_001.xml`` all belong to tumor_001.
 
     Raises:
-        CohortError: no such folder, no mask in it, or two masks of one slide.
+        CohortError: there is no such folder, no mask in it, or two masks of one slide.
     """
     if not folder.is_dir():
         raise CohortError(folder, "there is no such folder", mend="name the folder of the masks")
@@ -64,10 +66,10 @@ def find_masks(folder: Path) -> dict[str, Path]:
             continue
         slide = path.stem.lower().removesuffix("_mask")
         if slide in found:
-            raise CohortError(path, f"is a second mask of {slide}", mend=f"{found[slide]} is the other, keep one")
+            raise CohortError(path, f"is a second mask of {slide}", mend=f"keep either this or {found[slide]}")
         found[slide] = path
     if not found:
-        raise CohortError(folder, "holds no masks", mend=f"known are {' '.join(sorted(SUFFIXES))}")
+        raise CohortError(folder, "contains no masks", mend=f"known suffixes are {' '.join(sorted(SUFFIXES))}")
     return found
 
 
@@ -76,19 +78,19 @@ def read_true_tumour(
 ) -> TrueTumour:
     """Read a mask and make its evaluation mask.
 
-    Of a pyramid the level is taken whose pixels are nearest to 0.243 um times 2**level, or, where it does not say how
-    large they are, whose downsample is nearest to 2**level. A file of one level without a size is taken to be that
-    level. Missing tiles are background. Outlines are painted at the level, pixel by pixel where the centre is inside.
+    From a pyramid it reads the level whose pixels are nearest to 0.243 um times 2**level or, if it does not state its
+    pixel size, whose downsample is nearest to 2**level. A file of one level without a pixel size is taken to be that
+    level. Missing tiles are background. Outlines are painted at the level: pixels whose centre is inside.
 
     Args:
         path: a TIFF, a PNG or ASAP XML.
-        level: of the pyramid that is scored.
-        tumour_value: of the mask's tumour pixels; detected where not given.
-        groups: roles of further groups of the XML.
+        level: the pyramid level that is scored.
+        tumour_value: value of the mask's tumour pixels; detected by default.
+        groups: roles of additional groups in the XML.
 
     Raises:
-        SlideFormatError: damaged, a colour picture, or without the level.
-        ConfigurationError: its values may mean several things, and none was given.
+        SlideFormatError: it is damaged, a colour picture, or lacks the level.
+        ConfigurationError: its values are ambiguous, and none was given.
         AnnotationError: the XML is damaged or has an unknown group.
     """
     if path.suffix.lower() == ".xml":
@@ -102,7 +104,7 @@ def read_true_tumour(
 
 
 def _present(values: NDArray[np.uint8]) -> list[int]:
-    """The values that occur, lowest first; row by row, since an index of a whole level takes 8 bytes a pixel."""
+    """Return the values that occur, lowest first; row by row, since an index of a whole level takes 8 bytes a pixel."""
     is_present = np.zeros(256, dtype=np.bool_)
     for row in values:
         is_present[row] = True
@@ -114,7 +116,7 @@ def _pyramid_values(path: Path, level: int) -> NDArray[np.uint8]:
     try:
         slide = Slide.open(path)
     except SlideFormatError:
-        # A TIFF in strips is no slide, but it may be a picture of the level.
+        # A TIFF in strips is not a slide, but it may be a picture of the level.
         try:
             return _picture_values(path)
         except SlideFormatError:
@@ -152,29 +154,27 @@ def _picture_values(path: Path) -> NDArray[np.uint8]:
     try:
         with Pillow.open(path, formats=("PNG", "TIFF")) as picture:
             if getattr(picture, "n_frames", 1) > 1:
-                raise SlideFormatError(path, "holds several pictures that are no pyramid", mend="keep the mask only")
-            # A palette's indices are the values of the mask; its colours only show them.
+                raise SlideFormatError(path, "has several pictures that are not a pyramid", mend="keep the mask only")
+            # A palette's indices are the values of the mask; its colours are only for display.
             values = np.asarray(picture)
             mode = picture.mode
     except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
         if isinstance(error, SlideFormatError):
             raise
-        raise SlideFormatError(
-            path, f"is no mask that can be opened: {error}", mend="save it as PNG or TIFF"
-        ) from error
+        raise SlideFormatError(path, f"cannot be opened as a mask: {error}", mend="save it as PNG or TIFF") from error
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
     if values.ndim == 3 and mode in ("RGB", "RGBA"):
         return _grey(path, values)
     if values.ndim != 2 or values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise SlideFormatError(path, f"has pixels of the kind {mode}, not whole numbers from 0 to 255")
+        raise SlideFormatError(path, f"has pixels of mode {mode}, not integers from 0 to 255")
     return values.astype(np.uint8)
 
 
 def _grey(path: Path, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     grey = colours[..., 0]
     if not (np.array_equal(grey, colours[..., 1]) and np.array_equal(grey, colours[..., 2])):
-        raise SlideFormatError(path, "is a picture in colours, not a mask", mend="give masks of one value per pixel")
+        raise SlideFormatError(path, "is a colour picture, not a mask", mend="give masks with one value per pixel")
     return grey
 
 
@@ -193,8 +193,8 @@ def _mask_of_outlines(path: Path, annotations: tuple[Annotation, ...], level: in
     if (right - left) * (bottom - top) > _MOST_PIXELS:
         raise SlideFormatError(
             path,
-            f"its outlines reach over {(right - left) * side} x {(bottom - top) * side} level-0 px, more than a slide",
-            mend="mend the outline that lies far out",
+            f"its outlines span {(right - left) * side} x {(bottom - top) * side} level-0 px, more than a slide",
+            mend="correct the outline that lies far out",
         )
     frame = Frame(x=left * side, y=top * side, downsample=side, shape=(bottom - top, right - left), mpp=None)
     painted = Painting.of(annotations).mask(frame).array

@@ -1,9 +1,9 @@
-"""Lesions found against lesions drawn, as CAMELYON16 scores them: evaluation mask, hits, FROC curve.
+"""Detected against annotated lesions, as CAMELYON16 scores them: evaluation mask, hits, FROC curve.
 
-The rules are those of the organisers' Evaluation_FROC.py (Ehteshami Bejnordi; JAMA 318 (2017) 2199-2210), down to what
-is odd in it: the lowest score is never used as a threshold, and scores of hits are kept as float32. So of a hit and a
-false positive of one score, say 0.3, the hit may pass a threshold that the false positive does not. The corrected
-number uses every threshold and float64.
+The rules are those of the organisers' Evaluation_FROC.py (Ehteshami Bejnordi; JAMA 318 (2017) 2199-2210), including its
+oddities: the lowest score is never used as a threshold, and scores of hits are kept as float32. So of a hit and a false
+positive with equal scores, say 0.3, the hit may pass a threshold that the false positive does not. The corrected score
+uses every threshold and float64.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from staging.errors import TableError
 from staging.lesions.detections import Detections
 
 LEVEL = 5
-"""Of the pyramid: where the masks are compared."""
+"""Pyramid level at which masks are compared."""
 LEVEL_0_UM = 0.243
-"""Taken for every slide, whatever it says itself."""
+"""Assumed for every slide, whatever its file states."""
 GROWTH_UM = 75.0
-"""Pixels less than half of this from tumour belong to it: what lies 75 um or less apart is one lesion."""
+"""Pixels less than half of this from tumour belong to it: tumours 75 um or less apart are one lesion."""
 ITC_UM = 275.0
-"""Shorter lesions are isolated tumour cells: 200 um, and the growth."""
+"""Shorter lesions are isolated tumour cells: 200 um plus the growth."""
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""False positives per slide at which the sensitivity is taken."""
+"""False positives per slide at which the sensitivity is averaged."""
 LEVELS = (3, 8)
 
 
@@ -52,13 +52,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EvaluationMask:
-    """The lesions of one slide as the score sees them.
+    """The lesions of one slide, as used by the score.
 
     Attributes:
         level: of the pyramid; a pixel is 2**level level-0 px wide.
-        shape: (rows, columns) of the slide at that level; None where nobody knows how large it is.
-        labels: int32, the lesion's number or 0, of the window in which all lesions lie.
-        row, column: where the window begins.
+        shape: (rows, columns) of the slide at that level; None if unknown.
+        labels: int32, the lesion's number or 0, of the window that contains all lesions.
+        row, column: start of the window.
         targets: the lesions.
     """
 
@@ -70,7 +70,7 @@ class EvaluationMask:
     targets: tuple[Target, ...]
 
     def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The numbers of the lesions at pixels of the level; 0 for none."""
+        """Return the numbers of the lesions at pixels of the level; 0 for none."""
         rows, columns = rows - self.row, columns - self.column
         height, width = self.labels.shape
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -81,13 +81,13 @@ class EvaluationMask:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlideHits:
-    """What the detections on one slide are.
+    """Hits and false positives among the detections on one slide.
 
     Attributes:
-        slide: its name.
+        slide: name of the slide.
         targets: its lesions; none on a normal slide.
-        hits: for each of them the highest probability of a detection on it, or None.
-        false_positives: float64, the probabilities of detections on no lesion.
+        hits: for each lesion the highest probability of a detection on it, or None.
+        false_positives: float64, the probabilities of detections outside all lesions.
     """
 
     slide: str
@@ -97,28 +97,28 @@ class SlideHits:
 
 
 def grown_px(level: int) -> float:
-    """The distance to tumour, in pixels of a level, below which a pixel belongs to it: 4.82253 at level 5."""
+    """Return the distance to tumour, in pixels of a level, below which a pixel belongs to it: 4.82253 at level 5."""
     return GROWTH_UM / (LEVEL_0_UM * (1 << level) * 2)
 
 
 def itc_px(level: int) -> float:
-    """The major axis, in pixels of a level, below which a lesion is isolated tumour cells: 35.36523 at level 5."""
+    """Return the major axis, in pixels of a level, below which a lesion is ITC: 35.36523 at level 5."""
     return ITC_UM / (LEVEL_0_UM * (1 << level))
 
 
 def evaluation_mask(
     tumour: NDArray[np.bool_], *, level: int = LEVEL, origin: tuple[int, int] = (0, 0), is_whole: bool = True
 ) -> EvaluationMask:
-    """The lesions of a slide: tumour grown by less than 37.5 um, its holes filled, its 8-connected components.
+    """Find the lesions of a slide: tumour grown by less than 37.5 um, holes filled, 8-connected components.
 
-    Equal to the distance transform of the whole slide, of which only the window around the tumour is looked at.
+    Equal to using the distance transform of the whole slide, but only the window around the tumour is computed.
 
     Args:
         tumour: bool (rows, columns) at the level, with at least one pixel set.
-        level: of the pyramid, LEVELS.
+        level: pyramid level, within LEVELS.
         origin: (row, column) of the slide at which the array begins.
-        is_whole: the array is the whole slide; otherwise it is the part that holds all tumour, with a margin of
-            grown_px around it, and positions outside it are background.
+        is_whole: the array is the whole slide; otherwise it is the part with all tumour, with a margin of grown_px
+            around it, and positions outside it are background.
 
     Raises:
         ValueError: no tumour (the organisers' code invents a lesion there), or a level out of range.
@@ -126,7 +126,7 @@ def evaluation_mask(
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
     if not LEVELS[0] <= level <= LEVELS[1]:
-        raise ValueError(f"the evaluated level lies in {LEVELS[0]}..{LEVELS[1]}, got {level}")
+        raise ValueError(f"the evaluated level must be {LEVELS[0]} to {LEVELS[1]}, got {level}")
     rows, columns = np.nonzero(tumour.any(axis=1))[0], np.nonzero(tumour.any(axis=0))[0]
     if not rows.size:
         raise ValueError("an evaluation mask needs tumour")
@@ -150,18 +150,18 @@ def evaluation_mask(
 
 
 def slide_hits(slide: str, mask: EvaluationMask | None, detections: Detections) -> SlideHits:
-    """Tell the detections on a slide apart.
+    """Sort the detections on a slide into hits and false positives.
 
-    Positions are cut to whole level-0 px and divided by 2**level, as the organisers do. Several detections on one
+    Positions are truncated to whole level-0 px and divided by 2**level, as the organisers do. Several detections on one
     lesion are one hit, with the highest probability.
 
     Args:
-        slide: its name.
+        slide: name of the slide.
         mask: its lesions; None for a normal slide, on which every detection is a false positive.
         detections: in level-0 px.
 
     Raises:
-        TableError: a detection lies outside the mask (the organisers' code stops, or takes it from the other side).
+        TableError: a detection is outside the mask (the organisers' code stops, or wraps around to the other side).
     """
     if mask is None:
         return SlideHits(slide=slide, targets=(), hits=(), false_positives=detections.probability)
@@ -193,8 +193,8 @@ class FrocCurve:
     """Sensitivity against false positives per slide, for any weighting of the slides.
 
     Args:
-        slides: what was found on each.
-        official: as the organisers draw it; otherwise with every threshold and in float64.
+        slides: the hits and false positives on each slide.
+        official: as the organisers compute it; otherwise with every threshold and in float64.
     """
 
     def __init__(self, slides: Sequence[SlideHits], *, official: bool) -> None:
@@ -207,24 +207,24 @@ class FrocCurve:
         thresholds = np.unique(np.concatenate([alarm, hit]))[::-1]
         self._alarms = _at_least(alarm, thresholds)
         self._exact_hits = _at_least(hit, thresholds)
-        # The organisers compare an array of float32 with the threshold, which NumPy takes as float32 then.
+        # The organisers compare a float32 array with the threshold, which NumPy then converts to float32.
         self._hits = _at_least(hit, thresholds.astype(np.float32).astype(np.float64)) if official else self._exact_hits
 
     def points(self, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-        """The curve as float64 (n, 2): false positives per slide and sensitivity, from (0, 0) on.
+        """Return the curve as float64 (n, 2): false positives per slide and sensitivity, from (0, 0) on.
 
         Args:
-            weights: how often each slide counts; once where not given.
+            weights: how often each slide counts; once by default.
 
         Returns:
-            Sensitivities are nan where no lesion counts.
+            The curve; sensitivities are nan if no lesion counts.
         """
         weights = np.ones(self._countable.size, dtype=np.int64) if weights is None else weights
         alarms = _running(weights[self._alarm_slide])
         hits = _running(weights[self._hit_slide])
         false_positives, found = alarms[self._alarms], hits[self._hits]
         if self._official:
-            # The threshold that everything reaches is the lowest score: the one that the organisers leave out.
+            # The threshold that everything reaches is the lowest score: the organisers leave it out.
             used = false_positives + hits[self._exact_hits] < alarms[-1] + hits[-1]
             false_positives, found = false_positives[used], found[used]
         lesions = int((weights * self._countable).sum())
@@ -232,12 +232,12 @@ class FrocCurve:
         return np.concatenate([np.zeros((1, 2)), rates])
 
     def sensitivities(self, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-        """Sensitivity at RATES, linear between the points of the curve; its mean is the score."""
+        """Return the sensitivity at RATES, linear between the points of the curve; its mean is the score."""
         points = self.points(weights)
         return np.interp(RATES, points[:, 0], points[:, 1])
 
     def bootstrap(self, *, resamples: int, seed: int) -> NDArray[np.float64]:
-        """(resamples,) scores of bootstrap samples of slides; nan where a sample has no lesion that counts."""
+        """Return (resamples,) scores of bootstrap samples of slides; nan if no lesion of a sample counts."""
         slides = self._countable.size
         random = np.random.default_rng(seed)
         share = np.full(slides, 1 / slides)
@@ -255,7 +255,7 @@ def _scores(slide: SlideHits, *, official: bool) -> list[float]:
 
 
 def _descending(scores: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """All scores from the highest down, and the index of the slide of each."""
+    """Return all scores in descending order, and the index of the slide of each."""
     values = np.concatenate([np.empty(0), *scores])
     slides = np.repeat(np.arange(len(scores)), [one.size for one in scores])
     order = np.argsort(-values, kind="stable")
@@ -263,7 +263,7 @@ def _descending(scores: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float
 
 
 def _at_least(descending: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many scores reach each threshold."""
+    """Count the scores that reach each threshold."""
     return np.searchsorted(-descending, -thresholds, side="right").astype(np.int64)
 
 
@@ -289,7 +289,7 @@ def _grown(tumour: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
 
 
 def _filled(labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Fill the holes of every component and number anew; what lies in a hole becomes part of what is around it."""
+    """Fill the holes of every component and renumber; a component in a hole becomes part of the one around it."""
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
     for number, slices in enumerate(ndimage.find_objects(labels), start=1):
@@ -317,11 +317,11 @@ def _target(number: int, inside: NDArray[np.bool_], corner: tuple[int, int], lev
 
 
 def major_axis(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
-    """The major axis of the ellipse with the same second central moments as some pixels, in pixels.
+    """Compute the major axis of the ellipse with the same second central moments as some pixels, in pixels.
 
-    As regionprops of scikit-image has it (skimage/measure/_regionprops.py, axis_major_length): four times the root of
-    the larger eigenvalue of the covariance of the pixels' centres, each taken as a point. A single pixel has 0; the
-    1/12 that MATLAB's regionprops adds for a pixel's own extent is not there.
+    As in scikit-image's regionprops (skimage/measure/_regionprops.py, axis_major_length): four times the root of the
+    larger eigenvalue of the covariance of the pixels' centres, each taken as a point. A single pixel has 0, without the
+    1/12 that MATLAB's regionprops adds for a pixel's own extent.
     """
     row, column = rows - rows.mean(), columns - columns.mean()
     down, across, mixed = (row * row).mean(), (column * column).mean(), (row * column).mean()

@@ -1,4 +1,4 @@
-"""Quadratic weighted kappa, its confusion matrix, its bootstrap interval, and two raters compared. Sees ranks only."""
+"""Quadratic weighted kappa with its confusion matrix and bootstrap interval; two raters compared. Uses ranks only."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CLASSES = 5
-"""The stages of CAMELYON17."""
+"""Number of CAMELYON17's stages."""
 MOST_SWAPS = 2**16
-"""Ways of swapping patients between two submissions up to which all are looked at."""
+"""Most ways of swapping patients between two submissions for which all are computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,16 +21,16 @@ class KappaScore:
     """How well a submission agrees with the reference.
 
     Attributes:
-        kappa: quadratic weighted kappa; nan where it is undefined.
-        interval: (low, high), the percentile bootstrap over patients; (nan, nan) where no resample was defined.
+        kappa: quadratic weighted kappa; nan if undefined.
+        interval: (low, high), the percentile bootstrap over patients; (nan, nan) if no resample was defined.
         level: the share of the bootstrap distribution between low and high.
         confusion: counts, rows reference and columns submission, both in the order of stages.
         stages: names of the classes in rank order.
-        patients: how many were compared.
-        resamples: how many bootstrap samples were drawn.
-        undefined: how many of them had no kappa (all patients in one class) and are left out of the interval.
+        patients: number of patients compared.
+        resamples: number of bootstrap samples.
+        undefined: number of samples without a kappa (all patients in one class), left out of the interval.
         seed: of the bootstrap's random numbers.
-        ignored: patients of the submission that the reference does not have.
+        ignored: patients of the submission that the reference lacks.
     """
 
     kappa: float
@@ -45,7 +45,7 @@ class KappaScore:
     ignored: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
+        """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
         return {
             "kappa": _or_none(self.kappa),
             "interval": [_or_none(bound) for bound in self.interval],
@@ -65,16 +65,16 @@ class KappaComparison:
     """Two submissions against one reference.
 
     Attributes:
-        kappas: of the one and of the other.
-        difference: the first minus the second; nan where one of them is undefined.
-        interval: (low, high) of the difference, the percentile bootstrap over patients; nan where undefined.
+        kappas: of the one and the other.
+        difference: the first minus the second; nan if either is undefined.
+        interval: (low, high) of the difference, the percentile bootstrap over patients; nan if undefined.
         level: the share of the bootstrap distribution between low and high.
-        p_value: the probability of a difference this large, either way, if it were all one which submission a stage
-            came from; nan where the difference is.
-        differing: patients whom the two stage differently: only they can be swapped.
-        permutations: how many ways of swapping were looked at.
-        is_exact: they were all the ways there are; otherwise they were drawn, and p_value counts the observed one too.
-        resamples: how many bootstrap samples were drawn.
+        p_value: the two-sided probability of a difference this large if stages were exchangeable between the two
+            submissions; nan if the difference is.
+        differing: number of patients staged differently by the two: only these can be swapped.
+        permutations: number of ways of swapping that were computed.
+        is_exact: whether these were all ways; otherwise they were sampled, and p_value also counts the observed one.
+        resamples: number of bootstrap samples.
         seed: of the random numbers.
     """
 
@@ -90,7 +90,7 @@ class KappaComparison:
     seed: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
+        """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
         return {
             "kappas": [_or_none(kappa) for kappa in self.kappas],
             "difference": _or_none(self.difference),
@@ -106,35 +106,35 @@ class KappaComparison:
 
 
 def confusion_matrix(reference: ArrayLike, submission: ArrayLike, *, classes: int = CLASSES) -> NDArray[np.int64]:
-    """Counts (classes, classes): rows are the reference's ranks, columns the submission's.
+    """Count (classes, classes): rows are the reference's ranks, columns the submission's.
 
     Args:
         reference: ranks 0..classes-1, one per patient.
         submission: ranks of the same patients in the same order.
-        classes: how many ranks there are, used or not.
+        classes: number of ranks, used or not.
 
     Raises:
-        ValueError: different lengths, ranks that are no whole numbers or outside 0..classes-1.
+        ValueError: different lengths, ranks that are not integers or outside 0..classes-1.
     """
     rows, columns = _ranks(reference, classes), _ranks(submission, classes)
     if rows.shape != columns.shape:
-        raise ValueError(f"kappa compares equally many ranks, got {rows.size} and {columns.size}")
+        raise ValueError(f"kappa needs as many ranks in both, got {rows.size} and {columns.size}")
     return np.bincount(rows * classes + columns, minlength=classes * classes).reshape(classes, classes)
 
 
 def quadratic_kappa(reference: ArrayLike, submission: ArrayLike, *, classes: int = CLASSES) -> float:
-    """Cohen's kappa with quadratic weights (i - j)^2 / (classes - 1)^2, as CAMELYON17 scores stages.
+    """Compute Cohen's kappa with quadratic weights (i - j)^2 / (classes - 1)^2, as CAMELYON17 scores stages.
 
     Args:
-        reference: ranks 0..classes-1, one per patient; never texts, whose alphabetical order is not the stages'.
+        reference: ranks 0..classes-1, one per patient; never texts, whose alphabetical order is not that of stages.
         submission: ranks of the same patients in the same order.
-        classes: how many ranks there are, used or not.
+        classes: number of ranks, used or not.
 
     Returns:
-        At most 1; nan where it is undefined: no patients, or both raters give every patient one and the same class.
+        At most 1; nan if undefined: no patients, or both raters give every patient the same class.
 
     Raises:
-        ValueError: as confusion_matrix.
+        ValueError: as for confusion_matrix.
     """
     return float(_kappas(confusion_matrix(reference, submission, classes=classes)[np.newaxis])[0])
 
@@ -149,10 +149,10 @@ def score(
     seed: int = 0,
     ignored: Sequence[str] = (),
 ) -> KappaScore:
-    """Kappa with its percentile bootstrap interval over patients.
+    """Compute kappa with its percentile bootstrap interval over patients.
 
-    A bootstrap sample of n patients only enters kappa through its confusion matrix, and that is a multinomial draw of n
-    from the observed matrix: so the samples are drawn as matrices, all at once.
+    A bootstrap sample of n patients enters kappa only through its confusion matrix, which is a multinomial draw of n
+    from the observed matrix, so the samples are drawn as matrices, all at once.
 
     Args:
         reference: ranks, one per patient.
@@ -161,10 +161,10 @@ def score(
         resamples: bootstrap samples; 0 for no interval.
         level: share of the bootstrap distribution within the interval.
         seed: of the random numbers; equal seeds give equal intervals.
-        ignored: patients left out, only to be reported.
+        ignored: patients left out, for the report only.
 
     Raises:
-        ValueError: as confusion_matrix, or resamples or level out of range.
+        ValueError: as for confusion_matrix, or resamples or level out of range.
     """
     if resamples < 0 or not 0 < level < 1:
         raise ValueError(f"a bootstrap needs resamples >= 0 and 0 < level < 1, got {resamples} and {level}")
@@ -198,24 +198,23 @@ def compare(
     level: float = 0.95,
     seed: int = 0,
 ) -> KappaComparison:
-    """Whether two submissions agree with the reference equally well: a paired permutation test of their kappas.
+    """Test whether two submissions agree with the reference equally well: a paired permutation test of their kappas.
 
-    Under the null hypothesis the two stages of a patient may be swapped. All ways of swapping are looked at where there
-    are no more than MOST_SWAPS, otherwise ``permutations`` are drawn. Swaps under which a kappa is undefined count as
-    no difference.
+    Under the null hypothesis the two stages of a patient may be swapped. All ways of swapping are computed if there are
+    at most MOST_SWAPS, otherwise ``permutations`` are sampled. Swaps with an undefined kappa count as no difference.
 
     Args:
         reference: ranks, one per patient.
         one: ranks of the same patients in the same order.
         other: ranks of the same patients in the same order.
-        classes: how many ranks there are, used or not.
-        permutations: drawn where there are too many to look at all.
+        classes: number of ranks, used or not.
+        permutations: number sampled if there are too many to compute all.
         resamples: bootstrap samples; 0 for no interval.
         level: share of the bootstrap distribution within the interval.
         seed: of the random numbers; equal seeds give equal results.
 
     Raises:
-        ValueError: as confusion_matrix, or permutations, resamples or level out of range.
+        ValueError: as for confusion_matrix, or permutations, resamples or level out of range.
     """
     if permutations < 1 or resamples < 0 or not 0 < level < 1:
         raise ValueError(
@@ -240,7 +239,7 @@ def compare(
     moved[which, row, first[differing]] = -1
     change = np.tensordot(swaps, moved, axes=1)
     differences = np.abs(_kappas(confusions[0] + change) - _kappas(confusions[1] - change))
-    # Swaps that mirror each other give the same difference up to the last bits.
+    # Mirrored swaps give the same difference except for the last bits.
     reached = int((differences >= abs(difference) - 1e-12).sum())
     p_value = reached / len(swaps) if is_exact else (reached + 1) / (len(swaps) + 1)
     return KappaComparison(
@@ -258,7 +257,7 @@ def compare(
 
 
 def _swaps(differing: int, permutations: int, random: np.random.Generator) -> tuple[NDArray[np.int64], bool]:
-    """(n, differing) zeros and ones, the patients swapped in each way; and whether these are all the ways."""
+    """Return (n, differing) zeros and ones, the patients swapped in each way, and whether these are all ways."""
     if 2**differing <= MOST_SWAPS:
         return (np.arange(2**differing)[:, np.newaxis] >> np.arange(differing)) & 1, True
     return random.integers(0, 2, size=(permutations, differing)), False
@@ -267,12 +266,12 @@ def _swaps(differing: int, permutations: int, random: np.random.Generator) -> tu
 def _resampled_differences(
     counts: NDArray[np.int64], resamples: int, random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """(resamples,) differences of kappas in bootstrap samples of patients.
+    """Return (resamples,) differences of kappas in bootstrap samples of patients.
 
     Args:
         counts: patients by the ranks that the reference, the one and the other give them.
-        resamples: how many samples to draw.
-        random: where from.
+        resamples: number of samples.
+        random: the random generator.
     """
     patients = int(counts.sum())
     if patients == 0 or resamples == 0:
@@ -282,7 +281,7 @@ def _resampled_differences(
 
 
 def _resampled_kappas(confusion: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """(resamples,) kappas of bootstrap samples; empty without patients."""
+    """Return (resamples,) kappas of bootstrap samples; empty without patients."""
     patients = int(confusion.sum())
     if patients == 0 or resamples == 0:
         return np.empty(0)
@@ -291,9 +290,9 @@ def _resampled_kappas(confusion: NDArray[np.int64], resamples: int, seed: int) -
 
 
 def _kappas(confusions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n,) kappas of (n, classes, classes) confusion matrices; nan where undefined.
+    """Return (n,) kappas of (n, classes, classes) confusion matrices; nan if undefined.
 
-    The weights stay whole numbers and the counts too, so that perfect and chance agreement come out as exactly 1 and 0.
+    Weights and counts stay integers, so that perfect and chance agreement are exactly 1 and 0.
     """
     ranks = np.arange(confusions.shape[1])
     weights = (ranks[:, np.newaxis] - ranks) ** 2
@@ -309,11 +308,11 @@ def _kappas(confusions: NDArray[np.int64]) -> NDArray[np.float64]:
 def _ranks(values: ArrayLike, classes: int) -> NDArray[np.int64]:
     ranks = np.asarray(values)
     if ranks.ndim != 1:
-        raise ValueError(f"ranks are one per patient, got an array of shape {ranks.shape}")
+        raise ValueError(f"kappa needs one rank per patient, got an array of shape {ranks.shape}")
     if ranks.size and not np.issubdtype(ranks.dtype, np.integer):
-        raise ValueError(f"kappa takes ranks as whole numbers, got {ranks.dtype}: texts and fractions have no rank")
+        raise ValueError(f"kappa needs integer ranks, got {ranks.dtype}: texts and fractions have no rank")
     if ranks.size and (ranks.min() < 0 or ranks.max() >= classes):
-        raise ValueError(f"ranks lie in 0..{classes - 1}, got {ranks.min()}..{ranks.max()}")
+        raise ValueError(f"ranks must be 0 to {classes - 1}, got {ranks.min()}..{ranks.max()}")
     return ranks.astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""CAMELYON16's lesion task over folders: masks and detections of many slides to one FROC score."""
+"""CAMELYON16's lesion task on folders: one FROC score from masks and detections of many slides."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class FrocScore:
     """How well lesions were found on a set of slides.
 
     Attributes:
-        official: the curve as the organisers draw it; its mean sensitivity at RATES is the score.
+        official: the curve as the organisers compute it; its mean sensitivity at RATES is the score.
         corrected: the curve with every threshold and in full precision.
-        intervals: (low, high) of both scores, the percentile bootstrap over slides; nan where undefined.
+        intervals: (low, high) of both scores, the percentile bootstrap over slides; nan if undefined.
         level: the share of the bootstrap distribution between low and high.
-        resamples: how many bootstrap samples were drawn.
+        resamples: number of bootstrap samples.
         seed: of the bootstrap's random numbers.
-        slides: what was found on each, in the order of their names.
-        pyramid_level: at which masks were compared.
-        tumour_values: how many masks have which value for tumour; ``outlines`` for XML.
+        slides: hits and false positives on each slide, by name.
+        pyramid_level: the level at which masks were compared.
+        tumour_values: number of masks by their value for tumour; ``outlines`` for XML.
         excluded: slides left out, and why.
     """
 
@@ -49,7 +49,7 @@ class FrocScore:
     excluded: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
+        """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
         official, corrected = self.official.sensitivities(), self.corrected.sensitivities()
         table = self.lesion_table()
         return {
@@ -80,7 +80,7 @@ class FrocScore:
         }
 
     def lesion_table(self) -> list[dict[str, Any]]:
-        """One row per lesion: hit, missed or itc, and the highest probability on it; on an ITC it has no effect."""
+        """Return one row per lesion: hit, missed or itc, and the highest probability on it, which has no effect if ITC."""
         return [
             {
                 "slide": slide.slide,
@@ -107,19 +107,19 @@ def score_slides(
     level: float = 0.95,
     seed: int = 0,
 ) -> FrocScore:
-    """The FROC score of slides whose detections are told apart.
+    """Compute the FROC score of slides from their hits and false positives.
 
     Args:
-        slides: every slide of the set, normal ones too.
-        pyramid_level: at which they were compared.
-        tumour_values: only to be reported.
-        excluded: only to be reported.
-        resamples: of the bootstrap over slides; 0 for no interval.
+        slides: every slide of the set, including normal ones.
+        pyramid_level: the level at which masks were compared.
+        tumour_values: for the report only.
+        excluded: for the report only.
+        resamples: bootstrap samples of slides; 0 for no interval.
         level: share of the bootstrap distribution within the interval.
         seed: of the random numbers.
 
     Raises:
-        CohortError: no slide, or no lesion that counts (the organisers' code divides by zero).
+        CohortError: there is no slide, or no lesion that counts (the organisers' code divides by zero).
         ValueError: resamples or level out of range.
     """
     if resamples < 0 or not 0 < level < 1:
@@ -128,8 +128,8 @@ def score_slides(
     if not slides:
         raise CohortError(None, "there are no slides to score")
     if all(target.is_itc for slide in slides for target in slide.targets):
-        only = " that is larger than isolated tumour cells" if any(slide.targets for slide in slides) else ""
-        raise CohortError(None, f"no slide has a lesion{only}: no sensitivity is defined", mend="add tumour slides")
+        only = " larger than isolated tumour cells" if any(slide.targets for slide in slides) else ""
+        raise CohortError(None, f"no slide has a lesion{only}: the sensitivity is undefined", mend="add tumour slides")
     curves = FrocCurve(slides, official=True), FrocCurve(slides, official=False)
     tail = (1 - level) / 2
     intervals = []
@@ -167,25 +167,25 @@ def score_folders(
 ) -> FrocScore:
     """Score a folder of detections against a folder of masks.
 
-    Every slide has one CSV of detections, empty where nothing was found, and a mask unless it is known to be normal.
+    Every slide needs one CSV of detections, empty if nothing was found, and a mask unless it is known to be normal.
 
     Args:
-        masks: TIFF, PNG or ASAP XML, see find_masks and read_true_tumour.
-        detections: one CSV per slide, named as the slide.
+        masks: TIFF, PNG or ASAP XML; see find_masks and read_true_tumour.
+        detections: one CSV per slide, named like the slide.
         normal_slides: names of slides without tumour; they need no mask.
-        missing_mask_is_normal: slides without a mask, or with a blank one, are normal too.
-        tumour_value: of the masks' tumour pixels; detected where not given.
-        pyramid_level: at which masks are compared.
+        missing_mask_is_normal: treat slides without a mask, or with a blank one, as normal.
+        tumour_value: value of the masks' tumour pixels; detected by default.
+        pyramid_level: the level at which masks are compared.
         with_errata: leave out the slides that the organisers leave out.
-        workers: slides read at a time; one per core where not given. The result does not depend on it.
-        resamples: of the bootstrap over slides.
+        workers: slides read at a time; one per core by default. It does not change the result.
+        resamples: bootstrap samples of slides.
         seed: of the bootstrap.
 
     Raises:
-        CohortError: a slide has no mask or no detections, a mask is blank, or as score_slides.
-        ConflictError: a slide called normal has tumour in its mask.
-        ConfigurationError: the value of tumour is not clear.
-        TableError: a row of detections is bad; it names the line.
+        CohortError: a slide has no mask or no detections, a mask is blank, or as for score_slides.
+        ConflictError: a slide listed as normal has tumour in its mask.
+        ConfigurationError: the value of tumour is ambiguous.
+        TableError: a row of detections is invalid; it names the line.
         SlideFormatError, AnnotationError: a mask cannot be read.
     """
     mask_of, found_on = find_masks(masks), _find_detections(detections)
@@ -193,16 +193,16 @@ def score_folders(
     asked = mask_of.keys() | found_on.keys() | normal
     excluded = {slide: why for slide, why in OUT_OF_LESION_TASK.items() if with_errata and slide in asked}
     names = sorted(asked - excluded.keys())
-    _refuse(detections, [name for name in names if name not in found_on], "has no detections of", _NO_DETECTIONS)
+    _refuse(detections, [name for name in names if name not in found_on], "has no detections for", _NO_DETECTIONS)
     if not missing_mask_is_normal:
         bare = [name for name in names if name not in mask_of and name not in normal]
-        _refuse(masks, bare, "has no mask of", _NO_MASK)
+        _refuse(masks, bare, "has no mask for", _NO_MASK)
 
-    # First all tables, which are quick: a bad line should not wait for the masks.
+    # All tables first, which are quick: a bad line should not be found only after all masks.
     found: dict[str, Detections] = {name: read_detections(found_on[name]) for name in names}
 
     def work(name: str) -> tuple[SlideHits, str | None]:
-        """The hits, and what tumour is in the mask; the mask itself is let go of, since many do not fit in memory."""
+        """Return the hits and the mask's value for tumour; the mask itself is dropped, as many do not fit in memory."""
         path = mask_of.get(name)
         if path is None:
             return slide_hits(name, None, found[name]), None
@@ -211,7 +211,7 @@ def score_folders(
         kind = None if truth.mask is None else "outlines" if truth.value is None else str(truth.value)
         return slide_hits(name, truth.mask, found[name]), kind
 
-    # Threads do: decoding and array work leave the interpreter.
+    # Threads suffice: decoding and array work release the interpreter lock.
     with ThreadPoolExecutor(workers or cpu_count() or 1) as pool:
         done = list(pool.map(work, names))
     return score_slides(
@@ -224,8 +224,8 @@ def score_folders(
     )
 
 
-_NO_DETECTIONS = "write an empty file for a slide without detections"
-_NO_MASK = "name normal slides with --normal-list, or say --missing-mask-is-normal"
+_NO_DETECTIONS = "write an empty file for each slide without detections"
+_NO_MASK = "list normal slides with --normal-list, or give --missing-mask-is-normal"
 
 
 def _find_detections(folder: Path) -> dict[str, Path]:
@@ -236,10 +236,10 @@ def _find_detections(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() == ".csv" and not path.name.startswith(".") and path.is_file():
             slide = slide_key(path.name)
             if slide in found:
-                raise CohortError(path, f"is a second table of {slide}", mend=f"{found[slide]} is the other, keep one")
+                raise CohortError(path, f"is a second table of {slide}", mend=f"keep either this or {found[slide]}")
             found[slide] = path
     if not found:
-        raise CohortError(folder, "holds no CSV of detections", mend="write one per slide, named as the slide")
+        raise CohortError(folder, "contains no CSV of detections", mend="write one per slide, named like the slide")
     return found
 
 
@@ -251,22 +251,22 @@ def _refuse(folder: Path, names: list[str], reason: str, mend: str) -> None:
 def _check_truth(name: str, truth: TrueTumour, *, is_normal: bool, blank_is_normal: bool) -> None:
     if truth.mask is not None and is_normal:
         raise ConflictError(
-            truth.path, f"{name} is called normal, but its mask has tumour", mend="mend the list of normal slides"
+            truth.path, f"{name} is listed as normal, but its mask has tumour", mend="correct the list of normal slides"
         )
     if truth.mask is None and not (is_normal or blank_is_normal):
-        sought = "" if truth.value is None else f" (sought was the value {truth.value})"
+        sought = "" if truth.value is None else f" (value {truth.value})"
         raise CohortError(truth.path, f"the mask of {name} has no tumour{sought}", mend=_NO_MASK)
 
 
 def _tumour_values(folder: Path, kinds: list[str]) -> dict[str, int]:
-    """How many masks have which value; two values in one folder mean that one of them was misread."""
+    """Count masks by value; two values in one folder mean that one of them was misread."""
     counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
     values = sorted(counts.keys() - {"outlines"})
     if len(values) > 1:
         raise ConfigurationError(
             folder,
             f"tumour is {' in some masks and '.join(values)} in others",
-            mend="say which with --tumour-value, and score other masks apart",
+            mend="say which with --tumour-value, and score other masks separately",
         )
     return counts
 

@@ -1,4 +1,4 @@
-"""Patients' stages scored beyond one kappa: centre by centre, and two submissions against each other."""
+"""Score patients' stages as a whole and centre by centre, and compare two submissions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class StageScore:
     """Stages against a reference.
 
     Attributes:
-        whole: of all patients.
-        centres: of the patients of each centre.
-        against: the difference to another submission, where there is one.
+        whole: the score of all patients.
+        centres: the score of each centre's patients.
+        against: the comparison with another submission, if given.
     """
 
     whole: KappaScore
@@ -28,7 +28,7 @@ class StageScore:
     against: KappaComparison | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps, without nan."""
+        """Return plain values for json.dumps, without nan."""
         record = self.whole.to_json()
         record["centres"] = {
             name: {key: one.to_json()[key] for key in ("kappa", "interval", "patients", "confusion")}
@@ -66,12 +66,12 @@ def score_stages(
 def kappa_by_centre(
     reference: StageTable, submission: StageTable, *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, KappaScore]:
-    """The score of the patients of each centre that the reference has, in the centres' order.
+    """Score the patients of each centre in the reference, in the centres' order.
 
-    Patients whose number CAMELYON17 does not have belong to no centre and are left out.
+    Patients with numbers outside CAMELYON17 belong to no centre and are left out.
 
     Raises:
-        MissingPatientError: as score_kappa.
+        MissingPatientError: as for score_kappa.
     """
     patients: dict[int, dict[str, PatientStage]] = {}
     for patient, stage in reference.stages.items():
@@ -95,7 +95,7 @@ def compare_submissions(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> KappaComparison:
-    """Whether two submissions agree with the reference equally well, patient by patient.
+    """Test whether two submissions agree with the reference equally well, patient by patient.
 
     Raises:
         TableError: the reference has no patient.
@@ -119,8 +119,8 @@ def score_kappa(reference: StageTable, submission: StageTable, *, resamples: int
 
     Args:
         reference: the true stages.
-        submission: the stages to score; its other patients are ignored and named in the result.
-        resamples: of the bootstrap over patients.
+        submission: the stages to score; its other patients are ignored and listed in the result.
+        resamples: bootstrap samples of patients.
         seed: of the bootstrap.
 
     Raises:
@@ -128,7 +128,7 @@ def score_kappa(reference: StageTable, submission: StageTable, *, resamples: int
         MissingPatientError: the submission lacks patients of the reference.
     """
     if not reference.stages:
-        raise TableError(reference.path, "has no row of a patient", mend="rows are like patient_000.zip,pN0")
+        raise TableError(reference.path, "has no row for a patient", mend="rows are like patient_000.zip,pN0")
     missing = [patient for patient in reference.stages if patient not in submission.stages]
     if missing:
         bare = [patient for patient in missing if patient in submission.unzipped]

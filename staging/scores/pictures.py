@@ -18,18 +18,18 @@ _DARKEST = (33, 102, 140)
 _CELL_PX = 92
 _SHARES = charts.even_ticks(0, 1)
 _LOWEST_RATE = 0.125
-"""Where the axis of false positives begins: half of the lowest rate that is scored."""
+"""Start of the false-positive axis: half of the lowest rate that is scored."""
 _BENDS = 200
 
 
 def stage_picture(score: StageScore) -> NDArray[np.uint8]:
-    """The confusion matrix of stages."""
+    """Draw the confusion matrix of stages: uint8 (rows, columns, 3)."""
     record = score.to_json()
     return confusion_picture(record["confusion"], record["stages"], title="pN-stage", notes=[stage_line(record)])
 
 
 def label_picture(score: LabelScore) -> NDArray[np.uint8]:
-    """The confusion matrix of slide labels."""
+    """Draw the confusion matrix of slide labels: uint8 (rows, columns, 3)."""
     record = score.to_json()
     return confusion_picture(record["confusion"], record["labels"], title="slide label", notes=[label_line(record)])
 
@@ -37,7 +37,7 @@ def label_picture(score: LabelScore) -> NDArray[np.uint8]:
 def confusion_picture(
     confusion: Sequence[Sequence[int]], names: Sequence[str], *, title: str, notes: Sequence[str] = ()
 ) -> NDArray[np.uint8]:
-    """A confusion matrix: rows reference, columns submission; the darker, the larger the share of its row.
+    """Draw a confusion matrix: rows reference, columns submission; darker cells have a larger share of their row.
 
     Args:
         confusion: counts, as many rows as columns.
@@ -68,7 +68,7 @@ def confusion_picture(
 
 
 def roc_picture(score: SlideRocScore) -> NDArray[np.uint8]:
-    """The ROC curve of slides and the line of guessing: uint8 (rows, columns, 3)."""
+    """Draw the ROC curve of slides and the chance line: uint8 (rows, columns, 3)."""
     return charts.curve_chart(
         [Curve(points=score.whole.curve)],
         title="Slides with metastasis: ROC curve",
@@ -80,9 +80,9 @@ def roc_picture(score: SlideRocScore) -> NDArray[np.uint8]:
 
 
 def froc_picture(score: FrocScore) -> NDArray[np.uint8]:
-    """Both FROC curves over the logarithm of false positives per slide, with dots where the score is read off.
+    """Draw both FROC curves over the logarithm of false positives per slide, with dots at the scored rates.
 
-    They are prolonged to the highest rate.
+    The curves are extended to the highest rate.
 
     Returns:
         uint8 (rows, columns, 3).
@@ -94,7 +94,7 @@ def froc_picture(score: FrocScore) -> NDArray[np.uint8]:
     return charts.curve_chart(
         [
             Curve(points=_bent(score.official.points(), ticks), name="official", dots=dots),
-            # wider: it shows on both sides where the two agree
+            # wider, so that it shows on both sides where the two agree
             Curve(points=_bent(score.corrected.points(), ticks), name="corrected", ink=charts.ORANGE, width=8),
         ],
         title="Lesions: FROC curve",
@@ -105,7 +105,7 @@ def froc_picture(score: FrocScore) -> NDArray[np.uint8]:
 
 
 def _bent(points: NDArray[np.float64], ticks: Sequence[float]) -> NDArray[np.float64]:
-    """The part of a curve between the first and the last tick, its straight lines bent as logarithms of x bend them."""
+    """Cut a curve to the ticks, and resample its straight lines so that they are drawn curved over log x."""
     first, last = ticks[0], ticks[-1]
     inside = points[(points[:, 0] >= first) & (points[:, 0] <= last)]
     between = np.geomspace(first, last, _BENDS)

@@ -1,7 +1,7 @@
-"""Area under the ROC curve of a score per slide, with two intervals. Sees numbers and yes or no, never texts.
+"""Area under the ROC curve of a score per slide, with two intervals. Uses numbers and bools, never texts.
 
-The interval by DeLong is DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845, from midranks as Sun and Xu,
-IEEE Signal Processing Letters 21 (2014) 1389-1393; the other one is the percentile bootstrap over slides.
+DeLong's interval follows DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845, by the midranks of Sun and Xu,
+IEEE Signal Processing Letters 21 (2014) 1389-1393; the other is the percentile bootstrap over slides.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _CELLS_AT_ONCE = 4_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RocScore:
-    """How well a score tells positive slides from negative ones.
+    """How well a score separates positive from negative slides.
 
     Attributes:
         auc: the share of pairs (positive, negative) in which the positive scores higher, ties counting 1/2.
-        standard_error: of auc, by DeLong; nan with one positive or one negative slide only.
-        delong: (low, high), auc -/+ the normal quantile times standard_error, cut to 0..1; nan where that is.
-        bootstrap: (low, high), percentiles over resamples of slides; nan where no resample had both kinds.
+        standard_error: of auc, by DeLong; nan with only one positive or only one negative slide.
+        delong: (low, high), auc -/+ the normal quantile times standard_error, clipped to 0..1; nan if that is.
+        bootstrap: (low, high), percentiles over resamples of slides; nan if no resample had both kinds.
         level: the share of the distribution between low and high.
-        positives: how many slides are positive.
-        negatives: how many are not.
-        resamples: how many bootstrap samples were drawn.
-        undefined: how many of them had slides of one kind only and are left out.
+        positives: number of positive slides.
+        negatives: number of negative slides.
+        resamples: number of bootstrap samples.
+        undefined: number of samples with slides of one kind only, which are left out.
         seed: of the bootstrap's random numbers.
         curve: float64 (n, 2), false and true positive rate from (0, 0) to (1, 1), one row per distinct score.
     """
@@ -48,7 +48,7 @@ class RocScore:
     curve: NDArray[np.float64]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
+        """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
         return {
             "auc": self.auc,
             "standard_error": _or_none(self.standard_error),
@@ -64,9 +64,9 @@ class RocScore:
 
 
 def area_under_curve(truth: ArrayLike, scores: ArrayLike) -> float:
-    """The share of pairs (positive, negative) in which the positive scores higher, ties counting 1/2.
+    """Compute the share of pairs (positive, negative) in which the positive scores higher, ties counting 1/2.
 
-    Pairs are counted in whole numbers, so that equal orders of the slides give the same bits.
+    Pairs are counted as integers, so that equal orders of the slides give the same bits.
 
     Args:
         truth: bool, one per slide.
@@ -83,10 +83,10 @@ def area_under_curve(truth: ArrayLike, scores: ArrayLike) -> float:
 
 
 def roc_curve(truth: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
-    """The curve as float64 (n, 2): false and true positive rate, from (0, 0) on, one row per distinct score.
+    """Return the curve as float64 (n, 2): false and true positive rate, from (0, 0) on, one row per distinct score.
 
     Raises:
-        ValueError: as area_under_curve.
+        ValueError: as for area_under_curve.
     """
     hits, alarms = _counts(*_checked(truth, scores))
     rates = np.stack([np.cumsum(alarms) / alarms.sum(), np.cumsum(hits) / hits.sum()], axis=1)
@@ -96,17 +96,17 @@ def roc_curve(truth: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
 def score(
     truth: ArrayLike, scores: ArrayLike, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> RocScore:
-    """The area under the curve with its intervals.
+    """Compute the area under the curve with its intervals.
 
     Args:
         truth: bool, one per slide.
         scores: one per slide, the higher the more likely positive.
-        resamples: bootstrap samples; 0 for no such interval.
+        resamples: bootstrap samples; 0 for no bootstrap interval.
         level: share of the distribution within the intervals.
         seed: of the random numbers; equal seeds give equal intervals.
 
     Raises:
-        ValueError: as area_under_curve, or resamples or level out of range.
+        ValueError: as for area_under_curve, or resamples or level out of range.
     """
     if resamples < 0 or not 0 < level < 1:
         raise ValueError(f"a bootstrap needs resamples >= 0 and 0 < level < 1, got {resamples} and {level}")
@@ -135,17 +135,17 @@ def score(
 
 
 def delong_error(truth: ArrayLike, scores: ArrayLike) -> float:
-    """The standard error of the area by DeLong; nan where there is one positive or one negative slide only.
+    """Compute DeLong's standard error of the area; nan with only one positive or only one negative slide.
 
     Raises:
-        ValueError: as area_under_curve.
+        ValueError: as for area_under_curve.
     """
     truth, scores = _checked(truth, scores)
     positive, negative = scores[truth], scores[~truth]
     if positive.size < 2 or negative.size < 2:
         return math.nan
-    # The placement of a slide: in which share of its pairs the positive one wins. Ranks in the whole minus ranks among
-    # its own kind count the slides of the other kind below it, ties 1/2.
+    # DeLong's placement value of a slide: the share of its pairs in which the positive wins. Its rank among all minus
+    # its rank within its kind counts the slides of the other kind below it, ties 1/2.
     whole = _midranks(scores)
     of_positive = (whole[truth] - _midranks(positive)) / negative.size
     of_negative = 1 - (whole[~truth] - _midranks(negative)) / positive.size
@@ -156,23 +156,23 @@ def delong_error(truth: ArrayLike, scores: ArrayLike) -> float:
 def _checked(truth: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     truth, scores = np.asarray(truth, dtype=np.bool_), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or truth.shape != scores.shape:
-        raise ValueError(f"a score per slide is wanted, got {truth.shape} truths and {scores.shape} scores")
+        raise ValueError(f"one score per slide is needed, got {truth.shape} truths and {scores.shape} scores")
     if not np.isfinite(scores).all():
-        raise ValueError("scores are finite numbers")
+        raise ValueError("scores must be finite")
     if truth.all() or not truth.any():
         raise ValueError("the area under the curve needs positive and negative slides")
     return truth, scores
 
 
 def _counts(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positives and negatives at each distinct score, highest score first."""
+    """Count positives and negatives at each distinct score, highest score first."""
     values, inverse = np.unique(-scores, return_inverse=True)
     hits = np.bincount(inverse[truth], minlength=values.size)
     return hits, np.bincount(inverse[~truth], minlength=values.size)
 
 
 def _midranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Return ranks from 1; equal values share their mean rank."""
     _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     middle: NDArray[np.float64] = last - (count - 1) / 2
@@ -180,7 +180,7 @@ def _midranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _resampled(truth: NDArray[np.bool_], scores: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """(resamples,) areas of bootstrap samples; nan where a sample has slides of one kind only.
+    """Return (resamples,) areas of bootstrap samples; nan if a sample has slides of one kind only.
 
     Slides of one kind with one score are interchangeable, so a sample is a multinomial draw over those groups.
     """

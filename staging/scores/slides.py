@@ -1,4 +1,4 @@
-"""Slides scored: the probability of a metastasis (ROC), and labels against labels; whole and centre by centre."""
+"""Score slides by the probability of metastasis (ROC) or by label, as a whole and centre by centre."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class SlideRocScore:
     """The slide task of CAMELYON16.
 
     Attributes:
-        whole: of all slides.
-        centres: of the slides of each centre that the names tell; None where a centre's slides are of one kind only.
+        whole: the score of all slides.
+        centres: the score of each centre that slide names give; None if a centre's slides are of one kind only.
         excluded: slides left out, and why.
-        ignored: slides of the predictions that the reference does not have.
+        ignored: slides of the predictions that the reference lacks.
     """
 
     whole: RocScore
@@ -37,7 +37,7 @@ class SlideRocScore:
     ignored: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps, without nan."""
+        """Return plain values for json.dumps, without nan."""
         return self.whole.to_json() | {
             "slides": self.whole.positives + self.whole.negatives,
             "centres": {name: None if score is None else score.to_json() for name, score in self.centres.items()},
@@ -52,9 +52,9 @@ class LabelScore:
 
     Attributes:
         confusion: int64 counts, rows reference and columns submission, both in the order of SlideLabel.
-        level: the share within the intervals.
-        centres: the same of the slides of each centre that the names tell.
-        ignored: slides of the submission that the reference does not have.
+        level: confidence level of the intervals.
+        centres: the confusion of each centre that slide names give.
+        ignored: slides of the submission that the reference lacks.
     """
 
     confusion: tuple[tuple[int, ...], ...]
@@ -63,10 +63,10 @@ class LabelScore:
     ignored: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps, without nan.
+        """Return plain values for json.dumps, without nan.
 
-        ``recall`` is the share of a class's slides with that very label, ``detected`` the share that is not called
-        negative; ITC stand apart in ``accuracy_without_itc``, which leaves out the slides that the reference calls so.
+        ``recall`` is the share of a class's slides that get its label, ``detected`` the share not labelled negative;
+        ``accuracy_without_itc`` leaves out the slides that the reference labels ITC.
         """
         counts = np.array(self.confusion)
         others = np.array([label is not SlideLabel.ITC for label in SlideLabel])
@@ -102,7 +102,7 @@ class LabelScore:
 def wilson_interval(
     part: int, whole: int, *, level: float = 0.95
 ) -> tuple[float | None, tuple[float, float] | tuple[None, None]]:
-    """A share and its score interval (Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212); None of nothing."""
+    """Compute a share and its score interval (Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212); None for 0 of 0."""
     if whole == 0:
         return None, (None, None)
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -127,12 +127,12 @@ def score_auc(
     """Score a probability per slide as CAMELYON16 does: the area under the ROC curve over the slides of the reference.
 
     Args:
-        truth: whether each slide holds a metastasis, by slide_key.
-        predictions: the probability that it does; other slides are ignored and named in the result.
+        truth: whether each slide has a metastasis, by slide_key.
+        predictions: the probability that it does; other slides are ignored and listed in the result.
         with_errata: leave out the slides that the organisers leave out.
-        resamples: of the bootstrap over slides.
+        resamples: bootstrap samples of slides.
         seed: of the bootstrap.
-        source: the file that errors about the predictions name.
+        source: the file to name in errors about the predictions.
 
     Raises:
         CohortError: slides of the reference have no prediction, or all slides are of one kind.
@@ -142,7 +142,9 @@ def score_auc(
     _refuse_missing(source, "prediction", slides, predictions)
     if len({truth[slide] for slide in slides}) < 2:
         raise CohortError(
-            None, "all slides are of one kind: no ROC curve is defined", mend="score tumour and normal slides together"
+            None,
+            "all slides are of one kind: the ROC curve is undefined",
+            mend="score tumour and normal slides together",
         )
 
     def score(part: Iterable[str]) -> RocScore:
@@ -169,8 +171,8 @@ def score_labels(
 
     Args:
         reference: the true labels.
-        submission: the labels to score; its other slides are ignored and named in the result.
-        source: the file that errors about the submission name.
+        submission: the labels to score; its other slides are ignored and listed in the result.
+        source: the file to name in errors about the submission.
 
     Raises:
         CohortError: slides of the reference have no label.
@@ -193,7 +195,7 @@ def score_labels(
 
 
 def _centres(slides: Iterable[str]) -> dict[str, list[str]]:
-    """The slides of each centre, in the centres' order; those whose name tells none are in no list."""
+    """Group slides by centre, in the centres' order; those whose name gives none are left out."""
     parts: dict[str, list[str]] = {}
     for slide in slides:
         centre = centre_name(slide)
@@ -205,4 +207,4 @@ def _centres(slides: Iterable[str]) -> dict[str, list[str]]:
 def _refuse_missing(source: Path | None, noun: str, slides: Iterable[str], given: Mapping[str, object]) -> None:
     missing = [slide for slide in slides if slide not in given]
     if missing:
-        raise CohortError(source, f"there is no {noun} of {listed(missing)}", mend=f"add a {noun} for every slide")
+        raise CohortError(source, f"there is no {noun} for {listed(missing)}", mend=f"add a {noun} for every slide")

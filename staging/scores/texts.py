@@ -1,4 +1,4 @@
-"""Scores as plain text for people: one line each, confusion matrices and the list of lesions."""
+"""Scores as plain text: one line each, confusion matrices and the list of lesions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def with_interval(value: float | None, interval: Sequence[float | None]) -> str:
-    """A number and its interval in words."""
+    """Format a number and its interval."""
     low, high = interval
     shown = "undefined" if value is None else f"{value:.4f}"
     return shown if low is None or high is None else f"{shown} (95 % interval {low:.4f} to {high:.4f})"
 
 
 def confusion_text(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    """A confusion matrix: rows reference, columns submission; a point stands for 0."""
+    """Format a confusion matrix: rows reference, columns submission; a dot stands for 0."""
     width = max(len(name) for name in names) + 2
     lines = ["reference \\ found".ljust(19) + "".join(name.rjust(width) for name in names)]
     lines += [
@@ -25,17 +25,17 @@ def confusion_text(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> 
 
 
 def stage_line(record: Mapping[str, Any]) -> str:
-    """The kappa of stages, its interval and the number of patients."""
+    """Format the kappa of stages, its interval and the number of patients."""
     return f"quadratic kappa {with_interval(record['kappa'], record['interval'])}, {record['patients']} patients"
 
 
 def label_line(record: Mapping[str, Any]) -> str:
-    """The accuracy of labels, its interval and the number of slides."""
+    """Format the accuracy of labels, its interval and the number of slides."""
     return f"accuracy {with_interval(record['accuracy'], record['accuracy_interval'])}, {record['slides']} slides"
 
 
 def roc_line(record: Mapping[str, Any]) -> str:
-    """The area under a ROC curve, its interval and the numbers of slides."""
+    """Format the area under a ROC curve, its interval and the numbers of slides."""
     return (
         f"area {with_interval(record['auc'], record['delong'])} (DeLong), {record['positives']} positive and "
         f"{record['negatives']} negative slides"
@@ -43,7 +43,7 @@ def roc_line(record: Mapping[str, Any]) -> str:
 
 
 def froc_line(record: Mapping[str, Any]) -> str:
-    """The FROC score, its interval, the corrected one and the numbers of lesions and slides."""
+    """Format the FROC score, its interval, the corrected score and the numbers of lesions and slides."""
     return (
         f"score {with_interval(record['froc_score'], record['interval'])}, corrected "
         f"{record['corrected']['froc_score']:.4f}; {record['lesions']} lesions, {record['slides']} slides"
@@ -51,10 +51,10 @@ def froc_line(record: Mapping[str, Any]) -> str:
 
 
 def stage_text(record: Mapping[str, Any], *, against: str = "") -> str:
-    """The confusion matrix of stages and their kappa; where they are scored, each centre's and the comparison.
+    """Format the confusion matrix of stages and their kappa; if scored, also each centre's and the comparison.
 
     Args:
-        record: as a score's to_json gives it.
+        record: the result of a score's to_json.
         against: the name of the other submission.
     """
     lines = [confusion_text(record["stages"], record["confusion"]), "", stage_line(record)]
@@ -66,12 +66,12 @@ def stage_text(record: Mapping[str, Any], *, against: str = "") -> str:
 
 
 def label_text(record: Mapping[str, Any]) -> str:
-    """The confusion matrix of labels and their accuracy."""
+    """Format the confusion matrix of labels and their accuracy."""
     return f"{confusion_text(record['labels'], record['confusion'])}\n\n{label_line(record)}"
 
 
 def centre_text(kappas: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per centre: kappa, interval, patients."""
+    """Format one line per centre: kappa, interval, patients."""
     return "\n".join(
         f"{name:>6}  {with_interval(score['kappa'], score['interval'])}, {score['patients']} patients"
         for name, score in kappas.items()
@@ -79,14 +79,14 @@ def centre_text(kappas: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def comparison_text(comparison: Mapping[str, Any], name: str) -> str:
-    """Two submissions in one line."""
+    """Format the comparison of two submissions as one line."""
     p_value = comparison["p_value"]
     shown = "undefined" if p_value is None else f"{p_value:.4g}"
     return f"minus the kappa of {name}: {with_interval(comparison['difference'], comparison['interval'])}, p {shown}"
 
 
 def froc_text(record: Mapping[str, Any]) -> str:
-    """The FROC score at its six rates and one line per lesion."""
+    """Format the FROC score at its six rates and one line per lesion."""
     rates = "".join(f"{rate:>8g}" for rate in record["rates"])
     rows = [
         "false positives per slide  " + rates,

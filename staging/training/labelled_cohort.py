@@ -1,4 +1,4 @@
-"""Slides whose labels are known: what patches are drawn from, and what mistakes and the peak are looked for on."""
+"""Labelled slides: the source of patches, hard negatives and the peak."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from staging.training.sources import PatchRecipe, described
 from wsi.store import json_text
 
 NEGATIVES = 24
-"""Negative slides that are looked at, at most: each costs an inference."""
+"""Maximum number of negative slides used: each costs an inference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledCohort:
-    """Slides, what is drawn on them and how they are labelled.
+    """Slides with their annotations and labels.
 
     Attributes:
-        slides: where they lie.
-        annotations: directory of their contours, ``<slide>.xml`` or ``.geojson``.
+        slides: the slide files.
+        annotations: directory of their annotations, ``<slide>.xml`` or ``.geojson``.
         reference: their labels.
     """
 
@@ -37,13 +37,13 @@ class LabelledCohort:
     reference: StageTable
 
     def of(self, patients: Collection[str]) -> Self:
-        """The slides of some patients; a slide whose name tells none is its own patient."""
+        """Select the slides of some patients; a slide whose name gives no patient is its own patient."""
         return replace(self, slides=[slide for slide in self.slides if (slide.patient or slide.name) in patients])
 
     def negatives(self) -> Self:
-        """At most NEGATIVES of the slides that are labelled negative, spread over the patients.
+        """Select at most NEGATIVES slides labelled negative, spread over the patients.
 
-        Slides that are known to be wrong are left out.
+        Slides known to be wrong are left out.
         """
         labels = {slide_key(name): label for name, label in self.reference.labels.items()}
         known = [slide for slide in self.slides if slide.name.lower() not in EXCLUDED]
@@ -51,13 +51,13 @@ class LabelledCohort:
         return replace(self, slides=found[:: max(1, len(found) // NEGATIVES)][:NEGATIVES])
 
     def draw(self, output: Path, recipe: PatchRecipe, *, workers: int, verb: str) -> None:
-        """Draw patches as a table; one that is there and was drawn by the same recipe is kept.
+        """Draw patches as a table; an existing table drawn with the same recipe is kept.
 
         Args:
             output: the table, ``.parquet``.
             recipe: what to draw.
-            workers: processes.
-            verb: what is done to the slides, for the bar.
+            workers: number of processes.
+            verb: what is done to the slides, shown in the bar.
 
         Raises:
             PathologyError: see ``sample_cohort``.

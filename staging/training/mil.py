@@ -1,4 +1,4 @@
-"""Slides judged whole: attention heads that learn from slide labels alone, applied to the features of tiles."""
+"""Whole slides classified: attention heads that learn from slide labels alone, applied to the features of tiles."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     from wsi.cnn.encoders.mil_training import Bag, MilResult, MilTraining
 
 RECORD = "mil.json"
-"""Holds in the output what slides were judged by."""
+"""File in the output that records the head."""
 
 _TWO = ("negative", "positive")
 _COLUMNS = ("slide", "label", "probability")
-"""Before the probability of each class; probability is that of anything but negative."""
+"""Columns before the probability of each class; ``probability`` is that of anything but negative."""
 _OF_THE_SLIDE = frozenset({"slide", "slide_mpp", "on_bad_tile"})
-"""In which the provenance of features may differ."""
+"""Keys in which the provenance of features may differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedHead:
-    """What a training made.
+    """A trained head and its evaluation.
 
     Attributes:
-        head: the file of the head.
-        unseen: the table of what heads say of slides whose patient they have not seen.
+        head: file of the head.
+        unseen: table of predictions for slides by heads that were not trained on their patients.
         auc_unseen: area under the ROC curve of that table.
-        folds: how many heads made it.
-        slides: how many there are of each class.
-        patients: how many there are.
+        folds: number of heads that made it.
+        slides: number of slides of each class.
+        patients: number of patients.
         without_patient: slides that count as patients of their own.
         left_out: slides that were not used, and why.
-        without_features: slides of the reference, by key, that have no features.
+        without_features: slides of the reference without features, by key.
         quarantined: slides whose features cannot be read, and why.
     """
 
@@ -65,7 +65,7 @@ class TrainedHead:
     quarantined: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps."""
+        """Return plain values for json.dumps."""
         return {
             "head": str(self.head),
             "unseen": str(self.unseen),
@@ -82,12 +82,12 @@ class TrainedHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedSlides:
-    """What a head said.
+    """The predictions of a head.
 
     Attributes:
-        table: the probabilities of each slide.
-        slides: how many were judged.
-        trained_on: how many of them the head was trained on.
+        table: file with the probabilities of each slide.
+        slides: number of slides classified.
+        trained_on: number of these that the head was trained on.
         quarantined: slides whose features cannot be used, and why.
     """
 
@@ -97,7 +97,7 @@ class JudgedSlides:
     quarantined: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps."""
+        """Return plain values for json.dumps."""
         return {
             "probabilities": str(self.table),
             "slides": self.slides,
@@ -118,26 +118,26 @@ def train_mil(
     workers: int | None = None,
     on_round: Callable[[int, int], None] | None = None,
 ) -> TrainedHead:
-    """Train a head on slide labels, and judge every slide by a head that has not seen its patient.
+    """Train a head on slide labels, and classify every slide with a head that was not trained on its patient.
 
     Args:
         features: directories of features, or single Zarr folders.
         reference: a table of slide labels.
-        output: the head's file; beside it ``.unseen.csv`` is written.
+        output: file of the head; ``.unseen.csv`` is written beside it.
         classes: 2 (negative, positive) or 4 (those of SlideLabel).
-        patients: a table slide,patient where names do not tell the patient.
+        patients: a table slide,patient for slides whose names do not give the patient.
         options: of the training.
         device: auto, cpu or cuda.
-        workers: folds trained at a time; one per core where None.
-        on_round: called with (rounds done, rounds in all).
+        workers: folds trained at a time; None for one per core.
+        on_round: called with (rounds done, total rounds).
 
     Raises:
         ConfigurationError: the output is a directory.
         TableError: a table cannot be read, or labels none of the slides.
         NoSlidesError: there are no features, or none can be used.
-        DuplicateSlideError: a slide has two.
+        DuplicateSlideError: a slide has features twice.
         ArtefactError: features were not all made alike, or cannot be read.
-        PathologyError: too few patients; the device is not there.
+        PathologyError: there are too few patients, or the device is missing.
         StorageError: the output cannot be written.
     """
     from wsi.cnn.device import pick_device  # noqa: PLC0415  (loads torch)
@@ -183,19 +183,19 @@ def train_mil(
 
 
 def judge_slides(head: Path, features: Sequence[Path], output: Path, *, device: str = "auto") -> JudgedSlides:
-    """Judge slides by a head: their probabilities in one table, and for each where the head looked.
+    """Classify slides with a head: their probabilities in one table, and for each slide where the head looked.
 
     Args:
-        head: as train_mil wrote it.
+        head: a head from train_mil.
         features: directories of features, or single Zarr folders.
-        output: a directory: probabilities.csv, and attention/ with a Zarr folder and a PNG per slide.
+        output: a directory for probabilities.csv, and attention/ with a Zarr folder and a PNG per slide.
         device: auto, cpu or cuda.
 
     Raises:
         CheckpointError: the head cannot be used.
-        ConfigurationError: the output was made by another head.
+        ConfigurationError: the output was made with another head.
         NoSlidesError: there are no features.
-        DuplicateSlideError: a slide has two.
+        DuplicateSlideError: a slide has features twice.
         StorageError: the output cannot be written.
     """
     from wsi.cnn.encoders.mil import load_head  # noqa: PLC0415  (loads torch)
@@ -228,12 +228,12 @@ def judge_slides(head: Path, features: Sequence[Path], output: Path, *, device: 
 
 
 def _judged(head: MilHead, slide: SlideFeatures, folder: Path) -> tuple[str, ...]:
-    """The slide's row of the table; its attention is written."""
+    """Write the slide's attention and return its row of the table."""
     from wsi.cnn.encoders.attention import AttentionMap, save_attention_png, write_attention  # noqa: PLC0415
 
     _check_recipe(slide, head.recipe)
     if slide.width != head.shape.width:
-        reason = f"holds {slide.width} features per tile, the head takes {head.shape.width}"
+        reason = f"has {slide.width} features per tile, but the head takes {head.shape.width}"
         raise ArtefactError(slide.path, reason)
     verdict = head.judge(slide.load())
     attention = AttentionMap.of(slide, verdict.attention)
@@ -251,14 +251,14 @@ def _unseen_table(result: MilResult, names: Sequence[str], truth: Mapping[str, i
 
 
 def _row(slide: str, names: Sequence[str], probabilities: Iterable[float]) -> tuple[str, ...]:
-    """The slide, its likeliest class, the probability of anything but the first class, and that of each class."""
+    """Return the slide, its likeliest class, the probability of all but the first class, and that of each class."""
     _, *others = each = [float(value) for value in probabilities]
     likeliest = each.index(max(each))
     return slide, names[likeliest], f"{sum(others):.9g}", *(f"{value:.9g}" for value in each)
 
 
 def _forget(folder: Path, slides: Iterable[str]) -> None:
-    """Remove what an earlier call made of slides that cannot be judged now: the table no longer tells of them."""
+    """Remove an earlier call's results for slides that cannot be classified now: the table no longer has them."""
     with storage(folder):
         for name in slides:
             if (folder / f"{name}.zarr").is_dir():
@@ -267,18 +267,18 @@ def _forget(folder: Path, slides: Iterable[str]) -> None:
 
 
 def _opened(folders: Sequence[Path]) -> tuple[list[SlideFeatures], dict[str, str]]:
-    """The features in folders by name, and why others cannot be used."""
+    """Open the features in folders, by name, and give the reason for those that cannot be used."""
     from wsi.cnn.encoders.features import read_features  # noqa: PLC0415  (loads torch)
 
     paths: dict[str, Path] = {}
     for folder in folders:
         inside = [folder] if folder.suffix == ".zarr" else sorted(folder.glob("*.zarr"))
         if not inside or not folder.is_dir():
-            raise NoSlidesError(folder, "holds no features", mend="make them with sentinode features")
+            raise NoSlidesError(folder, "contains no features", mend="make them with sentinode features")
         for path in inside:
             other = paths.setdefault(slide_key(path.name), path)
             if other is not path:
-                raise DuplicateSlideError(path, f"has the name of {other}", mend="leave one out")
+                raise DuplicateSlideError(path, f"has the same name as {other}", mend="leave one out")
     found, quarantined = [], {}
     for _, path in sorted(paths.items()):
         try:
@@ -303,12 +303,12 @@ def _bags(slides: Sequence[SlideFeatures], labels: Mapping[str, int], patients: 
 
 
 def _alone(slide: str) -> str:
-    """A patient of this slide only."""
+    """Return a patient of this slide only."""
     return f"slide {slide_key(slide)}"
 
 
 def _recipe(found: Sequence[SlideFeatures]) -> dict[str, Any]:
-    """What all features share: everything but the slide."""
+    """Return what all features share: everything but the slide."""
     first = _shared(found[0])
     for slide in found:
         _check_recipe(slide, first)
@@ -323,12 +323,14 @@ def _check_recipe(slide: SlideFeatures, recipe: Mapping[str, Any]) -> None:
     found = differences(_shared(slide), recipe)
     if found:
         raise ArtefactError(
-            slide.path, f"was made in another way: {'; '.join(found)}", mend="make all features with the same settings"
+            slide.path,
+            f"was made with other settings: {'; '.join(found)}",
+            mend="make all features with the same settings",
         )
 
 
 def _labels(reference: Path, classes: int) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The names of the classes, and the number of each slide's class by the slide's key."""
+    """Return the names of the classes, and the number of each slide's class by slide key."""
     if classes == len(_TWO):
         return _TWO, {slide: int(is_positive) for slide, is_positive in read_truth(reference).items()}
     names = tuple(label.value for label in SlideLabel)
@@ -347,4 +349,4 @@ def _check_some(used: Sequence[object], reference: Path, quarantined: Mapping[st
         told = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
         raise NoSlidesError(None, f"no features can be used: {told:.500}", mend="make them again")
     if not used:
-        raise TableError(reference, "labels none of the slides that have features", mend="compare the names of both")
+        raise TableError(reference, "labels none of the slides with features", mend="compare the names in both")

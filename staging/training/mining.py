@@ -1,4 +1,4 @@
-"""Mistakes of a network: where it takes normal tissue for tumour, on slides of patients it has learnt from."""
+"""Hard-negative mining: where a network takes normal tissue for tumour, on slides of its training patients."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from staging.errors import ConfigurationError
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.sources import PatchRecipe
 
-_EASY = 1  # normal patch per slide beside the mistakes: a slide without any still gives one
+_EASY = 1  # normal patch per slide besides the false positives: a slide without any still gives one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiningPlan:
-    """How mistakes are looked for between trainings.
+    """How false positives are mined between trainings.
 
     Attributes:
-        rounds: how often; after each the network is trained anew on all patches.
-        epochs: passes of the trainings before the last; None makes as many as there.
+        rounds: number of rounds; after each the network is retrained on all patches.
+        epochs: passes of the trainings before the last; None for as many as the last.
         hard: patches per slide and round.
-        only_negatives: look at some of the negative slides in place of all slides.
+        only_negatives: use some of the negative slides instead of all slides.
     """
 
     rounds: int = 1
@@ -43,22 +43,22 @@ class MiningPlan:
         device: str,
         workers: int | None,
     ) -> None:
-        """Write a table of patches where a network most takes normal tissue for tumour.
+        """Write a table of the patches where a network is most wrong about normal tissue.
 
         Args:
-            cohort: slides; only those of patients it has learnt from are looked at.
-            output: the table; one of the same recipe is kept.
+            cohort: labelled slides; only those of training patients are used.
+            output: the table; an existing one of the same recipe is kept.
             model: the checkpoint.
-            found: what it has learnt from; the patches are of the same kind.
-            judges: patients who judge it, on whose slides no mistakes are looked for.
-            seed: of the patches that are no mistakes.
-            slide_mpp: um per level-0 px in place of what the files say.
-            device: where it runs.
-            workers: processes.
+            found: its training set; the new patches have the same size and resolution.
+            judges: patients who judge the network, whose slides are not mined.
+            seed: of the patches that are not false positives.
+            slide_mpp: um per level-0 px, overriding the files.
+            device: where the network runs.
+            workers: number of processes.
 
         Raises:
-            ConfigurationError: no slide is of a patient it has learnt from.
-            PathologyError: whatever is wrong with a slide or the checkpoint.
+            ConfigurationError: no slide is of a training patient.
+            PathologyError: a slide or the checkpoint is faulty.
         """
         from wsi.cnn.device import shared_out  # noqa: PLC0415  (loads torch)
 
@@ -67,7 +67,7 @@ class MiningPlan:
         if not searched.slides:
             raise ConfigurationError(
                 cohort.slides[0].path,
-                "is of no patient whom the network has learnt from",
+                "is not of a patient in the training set",
                 mend="give the slides of the patches",
             )
         if self.only_negatives:

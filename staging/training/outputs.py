@@ -1,4 +1,4 @@
-"""What becomes of drawn patches on disk: the forms of output, how large they get, and one slide's part of each."""
+"""How drawn patches are stored: the output formats, their sizes, and one slide's part of each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONTACT_SHEET = "contact_sheet.png"
 _NOTE = "made_from.json"
 _EXPORT_QUALITY = 95
 _RESERVE_BYTES = 64 * 2**20
-_MARGIN = 1.4  # of room: coarse pixels, or a bright stain, compress less well
+_MARGIN = 1.4  # of disk space: coarse pixels, or a bright stain, compress less well
 # Measured on 50 CAMELYON patches at 0.24 and 0.49 um per px.
 _PNG_BYTES_PER_PX, _ZARR_BYTES_PER_PX = 2.2, 2.7
 _JPEG_QUALITIES, _JPEG_BYTES_PER_PX = (50, 80, 90, 95, 100), (0.25, 0.4, 0.6, 0.8, 1.6)
@@ -45,7 +45,7 @@ _BYTES_PER_TAR, _BYTES_PER_MEMBERS = 5000, 2800  # its end; three heads, class, 
 
 
 class PatchFormat(Enum):
-    """What is written; the value is its name on the command line."""
+    """An output format; the value is its name on the command line."""
 
     SPARSE = "sparse"
     TABLE = "table"
@@ -57,19 +57,19 @@ class PatchFormat(Enum):
 
     @property
     def is_folder(self) -> bool:
-        """Whether it grows slide by slide in the output folder itself."""
+        """Whether the output folder itself grows slide by slide."""
         return self not in (PatchFormat.TABLE, PatchFormat.ZARR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchOutput:
-    """Where patches go.
+    """The target of patches, and how they are written.
 
     Attributes:
         path: the folder, or the Parquet file of a table alone.
-        form: what is written there.
-        quality: of JPEG, where any is made; None writes PNG into WebDataset shards.
-        slide_mpp: um per level-0 px in place of what the files say.
+        form: the output format.
+        quality: JPEG quality, if any JPEG is encoded; None writes PNG into WebDataset shards.
+        slide_mpp: um per level-0 px, overriding the files.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class PatchOutput:
 
     @property
     def work(self) -> Path:
-        """Where parts lie until all are there."""
+        """The folder of parts until all are complete."""
         if self.form.is_folder:
             return self.path / ".parts"
         return self.path.with_name(f".{self.path.name}.parts")
@@ -87,7 +87,7 @@ class PatchOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlidePart:
-    """One slide's work: its file, annotations and rows, and where they go."""
+    """One slide's part of an output: its file, annotations, rows and target."""
 
     file: Path
     annotation_file: Path | None
@@ -96,16 +96,16 @@ class SlidePart:
 
 
 def form_of(path: Path, name: str | None) -> PatchFormat:
-    """The form that an output's name or a given word asks for; without either sparse slides.
+    """Return the format that the output's name or ``name`` asks for; sparse slides without either.
 
     Raises:
-        ConfigurationError: the two contradict each other, or the output is a file that stands in the way.
+        ConfigurationError: the two contradict each other, or the output is a file where a folder is needed.
     """
     by_suffix = {".zarr": PatchFormat.ZARR, ".parquet": PatchFormat.TABLE}.get(path.suffix.lower())
     form = by_suffix or PatchFormat.SPARSE if name is None else PatchFormat(name)
     if by_suffix is not None and by_suffix is not form:
         raise ConfigurationError(
-            path, f"ends in {path.suffix} but {form.value} is asked for", mend="leave --format out or rename it"
+            path, f"ends in {path.suffix} but the format is {form.value}", mend="leave --format out or rename it"
         )
     if form.is_folder and path.exists() and not path.is_dir():
         raise ConfigurationError(path, "is a file; patches go into a folder", mend="name another output")
@@ -113,33 +113,33 @@ def form_of(path: Path, name: str | None) -> PatchFormat:
 
 
 def check_output(output: PatchOutput) -> None:
-    """Refuse to replace what others made, and a quality that nothing would have; nothing is touched.
+    """Refuse to overwrite other files, and a quality that would have no effect; nothing is touched.
 
     Raises:
         ConfigurationError: see above.
     """
     path, form = output.path, output.form
     if output.quality is not None and form not in (PatchFormat.SPARSE, PatchFormat.WEBDATASET, PatchFormat.JPEG):
-        raise ConfigurationError(None, f"--quality is of JPEG, and {form.value} holds none", mend="leave it out")
+        raise ConfigurationError(None, f"--quality is for JPEG, and {form.value} has none", mend="leave it out")
     if not path.exists() or (path.is_dir() and all(entry.name == ".lock" for entry in path.iterdir())):
         return
     if form.is_folder:
         if not output.work.is_dir():
-            raise ConfigurationError(path, "is not empty and holds no patches", mend="name another output")
+            raise ConfigurationError(path, "is not empty and has no patches", mend="name another output")
         return
     if form is PatchFormat.ZARR and (provenance_of(path) or {}).get("kind") != STORE_KIND:
-        raise ConfigurationError(path, "is there and is no store of patches", mend="name another output")
+        raise ConfigurationError(path, "exists but is not a patch store", mend="name another output")
     if form is PatchFormat.TABLE:
         try:
             read_patch_table(path)
         except PatchStoreError as error:
-            raise ConfigurationError(path, "is there and is no patch table", mend="name another output") from error
+            raise ConfigurationError(path, "exists but is not a patch table", mend="name another output") from error
         if (path.parent / ".parts" / _NOTE).exists():
             raise ConfigurationError(path, "belongs to the patches beside it", mend="name another output")
 
 
 def expected_bytes(output: PatchOutput, parts: Sequence[SlidePart]) -> int:
-    """About how large the output gets, for stained tissue."""
+    """Estimate the size of the output, for stained tissue."""
     patches = sum(len(part.rows) for part in parts)
     table = patches * _BYTES_PER_ROW + len(parts) * _BYTES_PER_SLIDE + 4096
     if output.form is PatchFormat.TABLE:
@@ -152,19 +152,19 @@ def expected_bytes(output: PatchOutput, parts: Sequence[SlidePart]) -> int:
 
 
 def room_bytes(output: PatchOutput, parts: Sequence[SlidePart]) -> int:
-    """What the disk must hold beyond what earlier calls have written."""
+    """Estimate the disk space needed beyond what earlier calls have written."""
     left = [part for part in parts if _stored_before(part) is None]
     if output.form is PatchFormat.ZARR:
-        # Image and target, uncompressed in parts and then, at most as large, in the store.
+        # Image and target: uncompressed in parts, then at most as large again in the store.
         return round(4.0 * (_pixels(left) + _pixels(parts)))
     return round(_MARGIN * expected_bytes(output, left))
 
 
 def check_room(path: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to start if the disk is too small.
 
     Raises:
-        StorageError: there is too little room.
+        StorageError: there is too little space.
     """
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     with storage(path):
@@ -173,19 +173,19 @@ def check_room(path: Path, needed: int) -> None:
         raise StorageError(
             path,
             f"needs {size_text(needed)}, and {size_text(_RESERVE_BYTES)} to spare, but only {size_text(free)} are free",
-            mend="free the disk, choose another output, or draw fewer patches",
+            mend="free some space, choose another output, or draw fewer patches",
         )
 
 
 def claim(output: PatchOutput, made_from: Mapping[str, Any]) -> None:
-    """Note what an output folder is made from, so that a later call goes on with the same and with nothing else.
+    """Record what an output folder is made from, so that a later call resumes only the same work.
 
     Args:
-        output: where patches go.
-        made_from: what decides what is written; values that JSON can hold. Further calls may add to it.
+        output: the target of the patches.
+        made_from: what decides the contents of the output; JSON values. Later calls may add to it.
 
     Raises:
-        ConfigurationError: the folder holds something else, or patches made otherwise; they are not touched.
+        ConfigurationError: the folder has other files, or patches made differently; they are not touched.
         StorageError: the file system refuses.
     """
     if not output.form.is_folder:
@@ -194,28 +194,28 @@ def claim(output: PatchOutput, made_from: Mapping[str, Any]) -> None:
     wanted = json.loads(json_text(made_from))
     earlier = _done(note)
     if not any(entry.name not in (".lock", ".parts", _NOTE) for entry in _entries(output.path, output.work)):
-        earlier = None  # an earlier call came to nothing
+        earlier = None  # an earlier call wrote nothing
     odd = _differences(earlier or {}, wanted)
     if odd:
         raise ConfigurationError(
-            output.path, f"holds patches made with other {', '.join(odd)}", mend="name another output or remove it"
+            output.path, f"has patches made with other {', '.join(odd)}", mend="name another output or remove it"
         )
     if earlier is None and any(entry.name not in (".lock", ".parts") for entry in output.path.iterdir()):
-        raise ConfigurationError(output.path, "is not empty and holds no patches", mend="name another output")
-    # Pictures lie two folders deep.
+        raise ConfigurationError(output.path, "is not empty and has no patches", mend="name another output")
+    # pictures are two folders deep
     for folder in (output.path, *output.path.glob("*"), *output.path.glob("*/*")):
         sweep(folder)
     atomic_text(note, json_text({**(earlier or {}), **wanted}))
 
 
 def store_part(part: SlidePart, _: TileNews) -> dict[str, Any]:
-    """Write one slide's part, unless an earlier call has done so.
+    """Write one slide's part, unless an earlier call wrote it.
 
     Returns:
-        What was done; ``patches`` at least.
+        What was done, with at least ``patches``.
 
     Raises:
-        PathologyError: the slide cannot be read, or the part not be written.
+        PathologyError: the slide cannot be read, or the part cannot be written.
     """
     earlier = _stored_before(part)
     if earlier is not None:
@@ -226,7 +226,7 @@ def store_part(part: SlidePart, _: TileNews) -> dict[str, Any]:
 
 
 def finish(output: PatchOutput, table: PatchTable, done: Mapping[str, Mapping[str, Any]]) -> None:
-    """Publish what the parts make together.
+    """Combine the parts and publish the result.
 
     Raises:
         StorageError: the file system refuses.
@@ -246,19 +246,19 @@ def finish(output: PatchOutput, table: PatchTable, done: Mapping[str, Mapping[st
         )
     else:
         write_patch_table(output.path / TABLE, table)
-    # Folders keep their records: a second call finds everything done.
+    # folders keep their records, so that a second call finds everything done
     if not output.form.is_folder:
         shutil.rmtree(output.work, ignore_errors=True)
 
 
 def write_contact_sheet(output: PatchOutput, table: PatchTable) -> Path:
-    """Read some patches of every kind and draw them into one PNG, in the output folder or beside the output.
+    """Draw some patches of every kind as one PNG, in the output folder or beside the output.
 
     Returns:
-        Where it lies.
+        The path of the PNG.
 
     Raises:
-        PathologyError: a slide cannot be read, or the picture not be written.
+        PathologyError: a slide cannot be read, or the picture cannot be written.
     """
     examples = pick_examples(table)
     pool = SlidePool()
@@ -277,7 +277,7 @@ def write_contact_sheet(output: PatchOutput, table: PatchTable) -> Path:
 
 
 def size_text(size: int) -> str:
-    """Bytes as people read them: ``26 MB``."""
+    """Format a number of bytes for humans: ``26 MB``."""
     number, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if number < 1000:
@@ -318,7 +318,7 @@ def _entries(*folders: Path) -> Iterator[Path]:
 
 
 def _differences(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs of that which both name: settings of the recipe, slides, or else the key itself."""
+    """List differences in what both name: settings of the recipe, slides, or else the key itself."""
     found = []
     for key in sorted(wanted.keys() & earlier.keys()):
         old, new = earlier[key], wanted[key]
@@ -355,7 +355,7 @@ def _part_digest(part: SlidePart) -> str:
 
 
 def _stored_before(part: SlidePart) -> dict[str, Any] | None:
-    """What an earlier call noted of this very part, if its files are still there and as long as they were."""
+    """Return an earlier call's record of this part, if its files still exist with the same sizes."""
     earlier = _done(_record(part))
     if earlier is None or earlier.get("digest") != _part_digest(part):
         return None
@@ -375,7 +375,7 @@ def _size(path: Path) -> int | None:
 
 
 def _folder(output: PatchOutput) -> Path:
-    """Where the files of parts lie."""
+    """Return the folder of the parts' files."""
     return output.path if output.form.is_folder else output.work
 
 
@@ -400,7 +400,7 @@ def _written(part: SlidePart) -> dict[str, Any]:
 
 
 def _spool(part: SlidePart, slide: Slide) -> list[Path]:
-    """Pixels and targets of one slide into files that are mapped, not read, when all are put together."""
+    """Write pixels and targets of one slide to files that are mapped, not read, when the parts are combined."""
     rows = part.rows
     file = part.annotation_file
     labels = PatchLabels.of(() if file is None else read_annotations(file, rows.groups))

@@ -1,4 +1,4 @@
-"""Progress of drawing and storing patches on stderr: slides, then patches with their speed."""
+"""Progress of drawing and storing patches on stderr: slides, then patches per second."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from staging.runs.bars import Bars
 
 
 class PatchProgress(Bars):
-    """Two bars, slides drawn from and patches stored; plain lines where stderr is no terminal.
+    """Two bars, slides drawn from and patches stored; plain lines if stderr is not a terminal.
 
     Args:
-        slides: at most so many are drawn from; ``begin`` tells how many.
+        slides: maximum number of slides drawn from; ``begin`` gives the exact number.
     """
 
     def __init__(self, slides: int) -> None:
@@ -24,19 +24,19 @@ class PatchProgress(Bars):
         self._storing = self.bars.add_task("patches stored", total=None, speed="", visible=False)
 
     def begin(self, slides: int) -> None:
-        """So many slides are drawn from; the others are left out."""
+        """Set the number of slides drawn from, without those left out."""
         self._slides = slides
         self.bars.update(self._drawing, total=slides)
 
     def slide(self, name: str, outcome: str = "") -> None:
-        """Patches were drawn from a slide."""
+        """Count a slide that patches were drawn from."""
         self._drawn += 1
         self.bars.update(self._drawing, completed=self._drawn)
         if not self.is_live:
             self.say(f"drawn from {self._drawn}/{self._slides} {name} {outcome}".rstrip())
 
     def stored(self, name: str, patches: int, total: int) -> None:
-        """Patches of a slide were stored; an empty name begins."""
+        """Count the stored patches of a slide; an empty name starts the count."""
         if not name:
             self._start = time.perf_counter()
             self.bars.update(self._storing, total=total, visible=True)

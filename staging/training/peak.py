@@ -1,4 +1,4 @@
-"""The probability a lesion must reach, learnt from slides that are known to hold none."""
+"""The probability that a lesion must reach, learnt from negative slides."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def calibrate_peak(
     workers: int = 1,
     threads: int = 1,
 ) -> float:
-    """The lowest probability that no false lesion on slides without tumour reaches.
+    """Find the lowest peak at which no false lesion remains on slides without tumour.
 
     At this peak a run on the same slides finds no lesion: it is the next float32 above the highest probability of any.
-    (A GPU agrees with the CPU to rounding only: this holds for the kind of device that the peak was learnt on.)
+    (A GPU agrees with the CPU only up to rounding: this holds for the kind of device on which the peak was learnt.)
 
     Args:
-        slides: negative ones, from the training or a held-out cohort, never from the test.
+        slides: negative slides from the training or a held-out cohort, never from the test set.
         model: the checkpoint.
         smallest_um: shorter lesions are noise and do not count.
-        slide_mpp: um per level-0 px in place of what the files say.
+        slide_mpp: um per level-0 px, overriding the files.
         device: where the network runs.
-        workers: processes.
-        threads: of each.
+        workers: number of processes.
+        threads: number of threads of each.
 
     Returns:
-        0.5 to 1. It is 1 where a false lesion has a probability of 1 itself: no peak that lets any tumour through
-        tells that one from tumour.
+        0.5 to 1. It is 1 if a false lesion itself has probability 1: then no peak that lets tumour through excludes
+        that lesion.
 
     Raises:
-        PathologyError: whatever is wrong with a slide or the checkpoint.
+        PathologyError: a slide or the checkpoint is faulty.
     """
     highest = 0.0
     tasks = [
@@ -69,7 +69,7 @@ def calibrate_peak(
         if isinstance(outcome, BaseException):
             raise outcome
         highest = max(highest, outcome)
-    # heatmaps are float32: this is exact in whichever of the two types it is compared
+    # heatmaps are float32, so the comparison is exact in float32 and in float64
     above = float(np.nextafter(np.float32(highest), np.float32(np.inf)))
     return min(1.0, max(_LOWEST, above))
 
@@ -86,4 +86,4 @@ def _highest(task: _Negative, _: TileNews) -> float:
 
 
 def _ignore(_slide: str, _done: int, _total: int) -> None:
-    """Nobody watches the tiles."""
+    """Ignore tile progress."""

@@ -1,4 +1,4 @@
-"""How the demonstration and the cross-validation make a network: of a labelled cohort alone."""
+"""How the demonstration and the cross-validation make a network from a labelled cohort alone."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from wsi.store import digest_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortRecipe:
-    """A first network, the positions where it errs on negative slides, and the final network.
+    """A first network, hard negatives where it errs on negative slides, and the final network.
 
     Attributes:
         seed: of the patches, the weights and their order.
-        mpp: um per pixel at which the network looks.
+        mpp: um per pixel of the network's input.
         size_px: side of the patches.
         tumour, normal: patches per slide.
-        hard: patches per negative slide where the first network takes normal tissue for tumour.
-        first_epochs: passes of the first network.
-        epochs: passes of the final one.
+        hard: hard-negative patches per negative slide, where the first network finds tumour.
+        first_epochs: epochs of the first network.
+        epochs: epochs of the final network.
         smallest_um: shorter lesions are noise.
-        slide_mpp: um per level-0 px in place of what the files say.
-        device: where the network is trained, looks for its mistakes, and runs.
+        slide_mpp: um per level-0 px, overriding the files.
+        device: where networks are trained and run.
     """
 
     seed: int = 0
@@ -47,25 +47,25 @@ class CohortRecipe:
     device: str = "auto"
 
     def plan(self, cohort: LabelledCohort, output: Path, *, workers: int) -> TrainingPlan:
-        """The training of a cohort.
+        """Plan the training on a cohort.
 
         Args:
-            cohort: what to learn from; nobody judges.
-            output: the checkpoint. One that is there and was made from the same is kept.
-            workers: processes that read slides.
+            cohort: the training set; no patients are held out as judges.
+            output: the checkpoint; an existing one made from the same inputs is kept.
+            workers: number of processes that read slides.
 
         Raises:
-            CohortError: there is no negative slide, or none with contours.
+            CohortError: there is no negative slide, or no slide with annotations.
         """
         from wsi.cnn.method import Method  # noqa: PLC0415  (loads torch)
 
         if not cohort.negatives().slides:
-            raise CohortError(cohort.annotations, "goes with no slide that is labelled negative", mend="add some")
+            raise CohortError(cohort.annotations, "has no slide labelled negative", mend="add some")
         if not any((cohort.annotations / f"{slide.name}.xml").is_file() for slide in cohort.slides):
             raise CohortError(
                 cohort.annotations,
-                f"has contours for none of the {len(cohort.slides)} slides to train on",
-                mend="give the contours of slides with tumour, or take fewer folds",
+                f"has annotations for none of the {len(cohort.slides)} training slides",
+                mend="annotate slides with tumour, or use fewer folds",
             )
         return TrainingPlan(
             patches=PatchRecipe(
@@ -93,10 +93,10 @@ class CohortRecipe:
         )
 
     def run_configuration(self, model: Path, *, nodes: int = 5) -> RunConfig:
-        """The configuration with which a checkpoint of this recipe is run.
+        """Return the configuration for running a checkpoint of this recipe.
 
         Raises:
-            CheckpointError: it is none.
+            CheckpointError: the model is not a checkpoint.
         """
         from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
 

@@ -1,4 +1,4 @@
-"""The one way networks are made: rounds of training and of looking for mistakes, the peak, and all that is written."""
+"""How every network is trained: rounds of training and hard-negative mining, the peak, and the files written."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ _MADE_FROM = "made_from"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """What a network is trained on, how, and what is written.
+    """What a network is trained on, how it is trained, and what is written.
 
     Attributes:
-        patches: stores and tables, joined; or the recipe by which patches are drawn from the cohort first. What their
-            split calls ``test`` is left out, ``validation`` judges.
-        output: the checkpoint. Beside it lie ``.csv``, ``.learning.png`` and ``.calibration.png``, while training runs
-            ``.progress``, of the rounds of mining ``.round1.safetensors`` and ``.round1.parquet``, and the patches that
-            were drawn first, ``.patches.parquet``.
-        method: how.
-        held_out: share of the patients who judge, where no split names them.
-        network: a name among ``wsi.cnn.architectures.NETWORKS``; the start's where there is a start.
-        start: checkpoint to go on from.
-        cohort: labelled slides: patches are drawn from them, mistakes are looked for on them, and the peak is learnt
-            from negative ones. None for none.
-        mining: rounds of hard negatives; None for none.
-        fold: which fold is left out, where patients were split into folds.
-        on_bad_tile: whether a tile that cannot be decoded ends the training, or is white and told.
+        patches: stores and tables, joined; or the recipe by which patches are first drawn from the cohort. Patients of
+            the split ``test`` are left out, those of ``validation`` are the judges.
+        output: the checkpoint. Beside it are written ``.csv``, ``.learning.png`` and ``.calibration.png``; during
+            training ``.progress``; for each round of mining ``.round1.safetensors`` and ``.round1.parquet``; and
+            patches drawn first, ``.patches.parquet``.
+        method: how the network is trained.
+        held_out: share of the patients who are judges, unless a split names them.
+        network: a name in ``wsi.cnn.architectures.NETWORKS``; ignored if ``start`` is given.
+        start: checkpoint to start from.
+        cohort: labelled slides: patches are drawn and hard negatives mined on them, and the peak is learnt from the
+            negative ones. None to do without.
+        mining: rounds of hard-negative mining; None for none.
+        fold: the fold to leave out, if patients were split into folds.
+        on_bad_tile: whether a tile that cannot be decoded ends the training, or is read as white and reported.
         smallest_um: shorter lesions do not count for the peak.
-        slide_mpp: um per level-0 px of the cohort's slides in place of what the files say.
-        device: what computes.
-        workers: processes that read the cohort's slides; None chooses.
-        tensorboard: folder for its events.
-        made_from: where given, it tells what the checkpoint is made from: one that is there and says the same is kept.
+        slide_mpp: um per level-0 px of the cohort's slides, overriding the files.
+        device: where the network is trained.
+        workers: number of processes that read the cohort's slides; None chooses.
+        tensorboard: folder for TensorBoard events.
+        made_from: what the checkpoint is made from, if given: an existing checkpoint that records the same is kept.
     """
 
     patches: tuple[Path, ...] | PatchRecipe
@@ -87,31 +87,31 @@ class TrainingPlan:
 
 
 class TrainingNews(Protocol):
-    """Who is told how training goes."""
+    """Receives the progress of training."""
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Print a line."""
 
     def step(self, done: int, total: int) -> None:
-        """So many of a pass's patches were learnt from."""
+        """Report the patches done in this pass."""
 
 
 def run_training(plan: TrainingPlan, *, news: TrainingNews) -> dict[str, Any]:
-    """Draw or open patches, train, look for mistakes, train again, calibrate, learn the peak; write what was made.
+    """Draw or open patches, train, mine hard negatives, retrain, calibrate, learn the peak, and write the results.
 
     Args:
-        plan: what is trained.
-        news: hears of each step; where several processes train, each has its own, and only the first should speak.
+        plan: the training plan.
+        news: receives progress; when several processes train, each has its own, and only the first should print.
 
     Returns:
         What was made, for JSON.
 
     Raises:
-        ConfigurationError: the patches do not suit the network or the start, are given twice, or lack a class; the
-            output is a folder; no slide of the cohort is of a patient that is learnt from.
-        OutputInUseError: another call writes this checkpoint.
-        StorageError: the output side refuses.
-        PathologyError: training diverges; a store, a slide or the checkpoint to start from is not good.
+        ConfigurationError: the patches do not fit the network or the start, are given twice, or lack a class; the
+            output is a folder; no slide of the cohort is of a training patient.
+        OutputInUseError: another call is writing this checkpoint.
+        StorageError: the output cannot be written.
+        PathologyError: training diverges; a store, a slide or the start checkpoint is faulty.
     """
     from wsi.cnn.ranks import joined  # noqa: PLC0415  (loads torch)
 
@@ -119,13 +119,13 @@ def run_training(plan: TrainingPlan, *, news: TrainingNews) -> dict[str, Any]:
     with joined(plan.device) as (ranks, _), ExitStack() as held:
         ranks.first_alone(lambda: held.enter_context(_alone(plan.output)))
         if _is_made(plan):
-            news.say("the network is there already")
+            news.say("the network exists already")
             return {"model": str(plan.output)}
         return _Rounds(plan, ranks, news).go()
 
 
 class _Rounds:
-    """Training, and looking for mistakes in between."""
+    """Training, with hard-negative mining in between."""
 
     def __init__(self, plan: TrainingPlan, ranks: Ranks, news: TrainingNews) -> None:
         self._plan, self._ranks, self._news = plan, ranks, news
@@ -134,7 +134,7 @@ class _Rounds:
         self._judges: tuple[str, ...] | None = None  # those of the first round
 
     def go(self) -> dict[str, Any]:
-        """All rounds; what was made, for JSON."""
+        """Run all rounds and return what was made, for JSON."""
         plan, mining = self._plan, self._plan.mining
         rounds, epochs = (range(0), None) if mining is None else (range(1, 1 + mining.rounds), mining.epochs)
         targets = [*(_beside(plan.output, f".round{number}.safetensors") for number in rounds), plan.output]
@@ -172,7 +172,7 @@ class _Rounds:
         }
 
     def _draw(self, first: Path) -> None:
-        """Draw the patches, where none are given."""
+        """Draw the patches if none are given."""
         plan = self._plan
         if isinstance(plan.patches, PatchRecipe) and plan.cohort is not None:
             self._forget(self._drawn, first)
@@ -180,7 +180,7 @@ class _Rounds:
             plan.cohort.draw(self._drawn, plan.patches, workers=plan.workers or usable_cores(), verb="slides sampled")
 
     def _forget(self, table: Path, target: Path) -> None:
-        """Remove patches that an earlier call left, unless it left the training of this target, too."""
+        """Remove an earlier call's patches, unless the training of this target is to be resumed."""
         if self._ranks.is_first and not _beside(target, ".progress").exists():
             with storage(table):
                 table.unlink(missing_ok=True)
@@ -201,16 +201,18 @@ class _Rounds:
             )
         except FoldError as error:
             raise ConfigurationError(error.path, error.reason, mend=error.mend) from error
-        where = "read from the slides while the network learns" if found.is_streamed else "held in memory"
+        where = "read from the slides during training" if found.is_streamed else "held in memory"
         patients = len(np.unique(found.patches.patients))
         self._news.say(f"{len(found.patches)} patches of {patients} patients, {where}")
         method = plan.method if epochs is None else replace(plan.method, epochs=epochs)
         result = _fit(found, plan, method, target, judges=self._judges, log=log, news=self._news)
         if plan.held_out and not result.judges:
-            self._news.say("nobody could be held out: the last pass is kept, and its probabilities are not calibrated")
+            self._news.say(
+                "no patient could be held out: the last pass is kept, and its probabilities are not calibrated"
+            )
         for slide, bad in found.bad_tiles:
             self._news.say(
-                f"{slide}: level {bad.level}, tile row {bad.row}, column {bad.column} is white: {bad.reason}"
+                f"{slide}: level {bad.level}, tile row {bad.row}, column {bad.column} read as white: {bad.reason}"
             )
         return found, result
 
@@ -230,7 +232,7 @@ class _Rounds:
             )
 
     def _peak(self, found: TrainingSet, checkpoint: Checkpoint) -> dict[str, Any]:
-        """What the checkpoint's provenance says of its peak, learnt from negative slides of known patients."""
+        """Learn the peak from negative slides of the training set's patients; return its provenance."""
         from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415  (loads torch)
         from wsi.cnn.device import shared_out  # noqa: PLC0415
 
@@ -305,7 +307,7 @@ def _fit(
 
 
 def _network(plan: TrainingPlan, found: TrainingSet) -> CellGeometry | Checkpoint:
-    """What training begins with."""
+    """Return the architecture or checkpoint that training starts from."""
     from wsi.cnn.architectures import NETWORKS  # noqa: PLC0415  (loads torch)
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415
 
@@ -314,32 +316,32 @@ def _network(plan: TrainingPlan, found: TrainingSet) -> CellGeometry | Checkpoin
     if start is not None and start.mpp != found.patches.mpp:
         raise ConfigurationError(
             plan.start,
-            f"looks at {start.mpp} um/px, the patches have {found.patches.mpp}",
-            mend="draw patches with its --mpp, or import it with theirs",
+            f"takes {start.mpp} um/px, but the patches have {found.patches.mpp}",
+            mend="draw patches with that --mpp, or import the checkpoint with theirs",
         )
     if architecture.classes != 2:
         raise ConfigurationError(
             plan.start,
-            f"tells {architecture.classes} classes apart, training tells normal from tumour",
-            mend="give a checkpoint of two classes",
+            f"has {architecture.classes} classes, but training needs two: normal and tumour",
+            mend="give a checkpoint with two classes",
         )
     if found.patches.size_px < architecture.receptive_field_px:
         raise ConfigurationError(
             _named(plan),
             f"its patches of {found.patches.size_px} px are smaller than the {architecture.receptive_field_px} px that "
             "one cell of the network sees",
-            mend=f"draw them with --size {-(-architecture.receptive_field_px // 64) * 64} or take a smaller network",
+            mend=f"draw them with --size {-(-architecture.receptive_field_px // 64) * 64} or use a smaller network",
         )
     return architecture if start is None else start
 
 
 def _named(plan: TrainingPlan) -> Path | None:
-    """The patches that an error names."""
+    """Return the patches to name in an error."""
     return None if isinstance(plan.patches, PatchRecipe) else plan.patches[0]
 
 
 def _is_made(plan: TrainingPlan) -> bool:
-    """Whether an earlier call has made this checkpoint from the same."""
+    """Return whether an earlier call made this checkpoint from the same inputs."""
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
 
     if plan.made_from is None or not plan.output.is_file():
@@ -348,7 +350,7 @@ def _is_made(plan: TrainingPlan) -> bool:
 
 
 def _check(plan: TrainingPlan) -> None:
-    """Find out before hours of training what would end it."""
+    """Refuse at once what would fail after hours of training."""
     if plan.output.is_dir():
         raise ConfigurationError(plan.output, "is a folder", mend="name the checkpoint's file, model.safetensors")
     given = () if isinstance(plan.patches, PatchRecipe) else plan.patches
@@ -360,9 +362,9 @@ def _check(plan: TrainingPlan) -> None:
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Hold the output for this call, and sweep what a killed one left half written; nothing of it stays.
+    """Lock the output for this call, and remove what a killed call left half-written.
 
-    Other checkpoints of the same directory may be trained at the same time.
+    Other checkpoints in the same directory may be trained at the same time.
     """
     folder = _folder(output)
     with ExitStack() as held:
@@ -371,7 +373,7 @@ def _alone(output: Path) -> Iterator[None]:
         except OutputInUseError as error:
             raise OutputInUseError(output, error.reason, mend=error.mend) from None
         if not _is_mine(folder):
-            raise OutputInUseError(output, "was in use by another run until now", mend="try again")
+            raise OutputInUseError(output, "was in use by another call until now", mend="try again")
         try:
             half = re.escape(_beside(output, "").name) + rf"(\.round\d+)?(\.({_WRITTEN}))?"
             for path in output.absolute().parent.iterdir():
@@ -383,12 +385,12 @@ def _alone(output: Path) -> Iterator[None]:
 
 
 def _folder(output: Path) -> Path:
-    """What is held and written while an output is made."""
+    """Return the folder that is locked and written while an output is made."""
     return output.with_name(f".{_beside(output, '.training').name}")
 
 
 def _is_mine(folder: Path) -> bool:
-    """Whether the lock that is held still lies in the folder: who held it before takes it away."""
+    """Return whether our lock is still in the folder: its previous holder may have removed it."""
     try:
         return bool(json.loads((folder / ".lock").read_bytes())["pid"] == os.getpid())
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Training patches of a whole cohort: drawn slide by slide, then stored slide by slide; a second call goes on."""
+"""Training patches of a whole cohort: drawn slide by slide, then stored slide by slide; a second call resumes."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ __all__ = ["PatchRecipe", "SamplingNews", "StoringNews", "sample_cohort"]
 
 
 class SamplingNews(Protocol):
-    """Who is told how the sampling goes."""
+    """Receives the progress of sampling."""
 
     def slide(self, name: str, outcome: str = "") -> None:
-        """Patches were drawn from a slide."""
+        """Report a slide that patches were drawn from."""
 
 
 class StoringNews(SamplingNews, Protocol):
-    """Who is also told how the storing goes."""
+    """Also receives the progress of storing."""
 
     def begin(self, slides: int) -> None:
-        """So many slides are drawn from."""
+        """Report the number of slides drawn from."""
 
     def stored(self, name: str, patches: int, total: int) -> None:
-        """Patches of a slide were stored; an empty name begins."""
+        """Report the stored patches of a slide; an empty name starts the count."""
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Print a line."""
 
 
 def sample_cohort(
@@ -72,33 +72,33 @@ def sample_cohort(
 ) -> dict[str, Any]:
     """Draw patches from every usable slide and store them.
 
-    See ``staging.training.sources.find_sources`` for the slides that are usable. Where a call was interrupted, the next
-    one takes up the slides that were done, if neither they nor the recipe have changed.
+    See ``staging.training.sources.find_sources`` for which slides are usable. After an interruption the next call
+    keeps the slides that were done, if neither they nor the recipe have changed.
 
     Args:
         slides: what find_slides found.
         annotations: directory of annotations, ``<slide>.xml`` or ``.geojson``.
         reference: labels of the slides.
-        output: the folder to write; ``.zarr`` is a Zarr store, ``.parquet`` the table alone.
+        output: the folder to write; ``.zarr`` for a Zarr store, ``.parquet`` for the table alone.
         recipe: what to draw.
-        workers: processes.
-        news: hears of progress; of the storing, too, where it is StoringNews.
-        form: a value of PatchFormat in place of what the output's name says.
-        quality: of JPEG, where any is made.
-        has_contact_sheet: draw some patches of every kind into a PNG.
+        workers: number of processes.
+        news: receives the progress of sampling, and of storing if it is a StoringNews.
+        form: a value of PatchFormat, overriding the output's name.
+        quality: JPEG quality, if any JPEG is encoded.
+        has_contact_sheet: draw some patches of every kind as a PNG.
 
     Returns:
         Counts: ``slides``, ``left_out`` (name and reason), ``short`` (slides that gave fewer patches of a class than
-        were asked for, with both numbers: no more places were found), ``count``, ``classes``, ``splits``, ``bytes``
+        were requested, with both numbers: no more positions were found), ``count``, ``classes``, ``splits``, ``bytes``
         expected, ``contact_sheet``, and for sparse slides ``tiles_copied``, ``tiles_encoded``, ``not_exact`` (slides
-        whose stored pixels are not bit for bit those of the original).
+        whose stored pixels differ from the original).
 
     Raises:
         CohortError: no slide is usable, or no patch was found.
-        ConfigurationError: the output holds something else, or patches made otherwise; ``quality`` without any JPEG.
-        SamplingError: the patients cannot be split so; told before anything is drawn.
+        ConfigurationError: the output has other files, or patches made differently; ``quality`` without any JPEG.
+        SamplingError: the patients cannot be split like this; raised before anything is drawn.
         StorageError: the disk is too small.
-        PathologyError: whatever is wrong with a slide or its annotations; training data is not drawn around errors.
+        PathologyError: a slide or its annotations are faulty; faulty slides are never skipped silently.
     """
     sources, left_out = find_sources(slides, annotations, reference, recipe)
     _check_split(sources, recipe)
@@ -146,10 +146,10 @@ def sample_cohort(
 
 
 def _check_split(sources: Sequence[PatchSource], recipe: PatchRecipe) -> None:
-    """Find out before hours of drawing whether the patients can be split so.
+    """Refuse at once a split that would fail after hours of drawing.
 
     Raises:
-        SamplingError: they cannot.
+        SamplingError: the patients cannot be split like this.
     """
     if recipe.split is not None:
         patients = np.array([source.slide.patient or source.slide.name for source in sources])
@@ -191,7 +191,7 @@ def _joined(tables: dict[str, PatchTable], recipe: PatchRecipe, annotations: Pat
 
 
 def _sources(sources: Sequence[PatchSource], table: PatchTable) -> dict[str, dict[str, Any]]:
-    """By slide, what tells whether it and its annotations are still those that patches were drawn from."""
+    """Return, by slide, what shows whether it and its annotations are those that patches were drawn from."""
     found: dict[str, dict[str, Any]] = {}
     for source in sources:
         if source.slide.name in table.files:
@@ -205,14 +205,14 @@ def _sources(sources: Sequence[PatchSource], table: PatchTable) -> dict[str, dic
 
 
 def _lack(source: PatchSource, table: PatchTable) -> dict[str, list[int]]:
-    """By class, patches drawn and patches asked for, where these are more."""
+    """Return, by class, the patches drawn and requested, where fewer were drawn."""
     asked = {"tumour": source.tumour, "normal": source.normal + source.hard}
     drawn = {label: int((table["class"] == label).sum()) for label in asked}
     return {label: [drawn[label], count] for label, count in asked.items() if drawn[label] < count}
 
 
 def _own(part: SlidePart, tables: dict[str, PatchTable]) -> PatchTable:
-    """A slide's rows with what its own drawing depended on."""
+    """Return a slide's rows with what their drawing depended on."""
     name = str(part.rows["slide"][0])
     return replace(part.rows, files={name: part.rows.files[name]}, about=tables[name].about)
 
@@ -244,4 +244,4 @@ def _copied(done: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _ignore(_slide: str, _done: int, _total: int) -> None:
-    """Sampling reports slides only."""
+    """Ignore tile progress: sampling reports slides only."""

@@ -1,4 +1,4 @@
-"""Which slides of a cohort give which training patches, and where these lie."""
+"""Which slides of a cohort give training patches, how many, and at which positions."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ _STRATEGIES: Mapping[str, Shares] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchRecipe:
-    """How patches are drawn from every slide.
+    """How patches are drawn from each slide.
 
     Attributes:
         mpp: um per pixel of the patches.
-        size_px: their side in pixels.
+        size_px: side of the patches in pixels.
         tumour: patches with tumour per slide that has annotations.
-        normal: patches without, per slide.
-        seed: equal seeds give equal patches on any number of workers.
-        per_class: patches of each class in all, in place of ``tumour`` and ``normal``: shared out equally over the
-            centres, and over the slides of each.
-        strategy: ``lesion`` lets the lesions of a slide take turns, part of the patches on their borders and beside
-            them; ``uniform`` draws every part of the tumour and of the tissue equally likely; ``border`` draws all
-            tumour patches on outlines.
-        rule: when a patch is tumour.
+        normal: patches without tumour per slide.
+        seed: equal seeds give equal patches for any number of workers.
+        per_class: total patches of each class, instead of ``tumour`` and ``normal``: shared equally among the centres,
+            and among the slides of each.
+        strategy: ``lesion`` samples the lesions of a slide in turn, with part of the patches on their borders and
+            beside them; ``uniform`` samples tumour and tissue uniformly; ``border`` takes all tumour patches on
+            outlines.
+        rule: what makes a patch tumour.
         hard: patches per slide where a model takes normal tissue for tumour.
-        hard_choice: ``worst`` takes the most probable of these mistakes, apart from each other; ``even`` any alike.
-        model: the checkpoint whose mistakes are looked for.
-        heatmaps: a directory of ``<slide>.zarr`` in which they are looked for, in place of a model.
-        split: of the patients; all are of ``train`` where None.
-        slide_mpp: um per level-0 px in place of what the files say.
-        groups: what groups of annotations mean, beyond the known ones.
-        device: where the model runs, auto, cpu or cuda; several processes may share a GPU.
-        threads: of each process, which read for the model and on a CPU compute.
+        hard_choice: ``worst`` takes the most probable of these, apart from each other; ``even`` samples uniformly.
+        model: the checkpoint whose false positives are sampled.
+        heatmaps: a directory of ``<slide>.zarr`` heatmaps to use instead of a model.
+        split: of the patients; None puts all in ``train``.
+        slide_mpp: um per level-0 px, overriding the files.
+        groups: roles of annotation groups, beyond the known ones.
+        device: where the model runs: auto, cpu or cuda; several processes may share a GPU.
+        threads: threads per process, which read for the model and, on a CPU, compute.
     """
 
     mpp: float
@@ -88,10 +88,10 @@ class PatchSource:
     """A slide that patches are drawn from.
 
     Attributes:
-        slide: where it lies.
-        annotation_file: what was drawn on it; None for a slide that is labelled negative.
-        tumour, normal, hard: patches wanted of it.
-        centre: number of its medical centre, None where it is not known.
+        slide: the slide file.
+        annotation_file: its annotations; None for a slide labelled negative.
+        tumour, normal, hard: number of patches to draw.
+        centre: number of its medical centre; None if unknown.
     """
 
     slide: SlideFile
@@ -105,14 +105,14 @@ class PatchSource:
 def find_sources(
     slides: Sequence[SlideFile], annotations: Path, reference: StageTable, recipe: PatchRecipe
 ) -> tuple[list[PatchSource], dict[str, str]]:
-    """Tell the slides that patches may be drawn from.
+    """Find the slides that patches may be drawn from.
 
-    A slide with annotations of its name (.xml, .geojson or .json) gives both classes; one without gives normal patches
-    only when the reference labels it negative: missing annotations never mean "no tumour". Slides that are known to be
-    wrong or only partly annotated give none. Names are compared without case: CAMELYON's are found in either.
+    A slide with an annotation file of its name (.xml, .geojson or .json) gives both classes; one without gives normal
+    patches only if the reference labels it negative: missing annotations never mean "no tumour". Slides known to be
+    wrong or only partly annotated give none. Names are compared case-insensitively, as CAMELYON uses both cases.
 
     Returns:
-        The sources, by name, and the slides left out with the reason.
+        The sources, by name, and the slides left out, with the reasons.
 
     Raises:
         CohortError: there is no such directory, a slide has two annotation files or two labels, or no slide is usable.
@@ -126,7 +126,7 @@ def find_sources(
         if name in EXCLUDED:
             left_out[slide.name] = EXCLUDED[name]
         elif is_partly_annotated(name):
-            left_out[slide.name] = "not all of its tumour is drawn"
+            left_out[slide.name] = "not all of its tumour is annotated"
         elif drawn is None and name not in negative:
             left_out[slide.name] = "it has no annotations and is not labelled negative"
         else:
@@ -135,7 +135,7 @@ def find_sources(
         raise CohortError(
             annotations,
             "has annotations for none of the slides, and none is labelled negative",
-            mend="name its directory",
+            mend="check --annotations and --reference",
         )
     centres = {slide.name: _centre(slide) for slide, _ in usable}
     with_tumour = [slide.name for slide, drawn in usable if drawn is not None]
@@ -160,9 +160,9 @@ def find_sources(
 
 
 def shared_out(total: int, group_of: Mapping[str, int | None]) -> dict[str, int]:
-    """Share a number out equally over groups, and each group's part equally over its members.
+    """Share a number equally among groups, and each group's part equally among its members.
 
-    Where a part does not divide evenly the first ones, in order of their names, get one more.
+    If a part does not divide evenly, the first ones in order of name get one more.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(group_of):
@@ -174,13 +174,13 @@ def shared_out(total: int, group_of: Mapping[str, int | None]) -> dict[str, int]
 
 
 def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable:
-    """The rows of one slide; those of an earlier call are taken up where nothing has changed.
+    """Draw the rows of one slide, or return those of an earlier call if nothing has changed.
 
     Args:
-        work: the slide, the recipe, and the directory in which the rows are kept between calls.
+        work: the slide, the recipe, and the directory that keeps the rows between calls.
 
     Raises:
-        PathologyError: whatever is wrong with the slide or its annotations; nothing is drawn around errors.
+        PathologyError: the slide or its annotations are faulty.
     """
     source, recipe, folder = work
     kept = folder / f"{source.slide.name}.parquet"
@@ -223,7 +223,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
 
 
 def described(recipe: PatchRecipe) -> dict[str, Any]:
-    """The recipe as JSON holds it, without where it is carried out: another device may go on with the work."""
+    """Return the recipe for JSON, without device and threads: another device may resume the work."""
     values = {name: value for name, value in asdict(recipe).items() if name not in ("device", "threads")}
     values |= {"rule": str(recipe.rule), "model": recipe.model and str(recipe.model)}
     values |= {"groups": {name: role.value for name, role in recipe.groups.items()}}
@@ -241,7 +241,7 @@ def _kept(path: Path, digest: str) -> PatchTable | None:
 
 
 def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
-    """Of everything that decides which patches are drawn."""
+    """Digest everything that decides which patches are drawn."""
     wanted = {"tumour": source.tumour, "normal": source.normal, "hard": source.hard, "centre": source.centre}
     files = [path for path in (source.annotation_file, recipe.model if source.hard else None) if path is not None]
     if source.hard and recipe.heatmaps is not None:
@@ -253,18 +253,20 @@ def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
 
 
 def _annotation_files(folder: Path) -> dict[str, Path]:
-    """Annotation files by the lower-case name of their slide."""
+    """Find annotation files, by the lower-case name of their slide."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES:
             other = found.setdefault(path.stem.lower(), path)
             if other != path:
-                raise CohortError(folder, f"{other.name} and {path.name} are of one slide", mend="remove one of them")
+                raise CohortError(
+                    folder, f"{other.name} and {path.name} annotate the same slide", mend="remove one of them"
+                )
     return found
 
 
 def _negative(reference: StageTable) -> set[str]:
-    """Lower-case names of the slides that are labelled negative."""
+    """Return the lower-case names of the slides labelled negative."""
     found: dict[str, SlideLabel] = {}
     for name, label in reference.labels.items():
         if found.setdefault(name.lower(), label) is not label:
@@ -273,10 +275,10 @@ def _negative(reference: StageTable) -> set[str]:
 
 
 def _drawn(file: Path | None, slide: Slide, groups: Mapping[str, Role]) -> tuple[Annotation, ...] | None:
-    """What was drawn on a slide.
+    """Read the annotations of a slide.
 
     Raises:
-        AnnotationError: the file is bad, or does not fit the slide: its patches would lie on other tissue.
+        AnnotationError: the file is faulty, or does not fit the slide: its patches would show other tissue.
     """
     if file is None:
         return None
@@ -312,16 +314,16 @@ def _mistakes(slide: Slide, tissue: Mask, recipe: PatchRecipe) -> Heatmap | None
 
 
 def _check_belongs(path: Path, cells: Frame, slide: Slide) -> None:
-    """Refuse a heatmap of another slide: patches would lie in wrong places.
+    """Refuse a heatmap of another slide: patches would be at wrong positions.
 
     Raises:
-        CohortError: it was made from another file, or does not cover the slide as a heatmap of it does.
+        CohortError: it was made from another file, or does not cover the slide as its own heatmap would.
     """
     made_from = (provenance_of(path) or {}).get("slide")
     if made_from is not None and made_from != slide.fingerprint():
-        raise CohortError(path, f"was made from another file than {slide.path}", mend="make it again, or give --model")
+        raise CohortError(path, f"was not made from {slide.path}", mend="make it again, or give --model")
     width, height = slide.levels[0].width, slide.levels[0].height
-    # It begins at the slide's corner, and its last cells overhang; sizes differ by a few px from level to level.
+    # A heatmap starts at the slide's corner, and its last cells overhang; sizes differ by a few px between levels.
     off = max(abs(cells.x), abs(cells.y), abs(cells.right - width), abs(cells.bottom - height))
     if off > _CELLS_OFF * cells.downsample:
         reason = f"covers {cells.right:g} x {cells.bottom:g} px, not the {width} x {height} px of {slide.path}"

@@ -1,4 +1,4 @@
-"""Progress of a training on stderr: the patches of a pass and their speed."""
+"""Progress of training on stderr: the patches of a pass and their speed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LINE_EVERY_S = 60.0
 
 
 class TrainingProgress(Bars):
-    """A bar for the pass that is made; a line a minute where stderr is no terminal.
+    """A bar for the current pass; one line per minute if stderr is not a terminal.
 
     Args:
-        is_silent: tell nothing, as the other processes that train together do.
+        is_silent: print nothing, as in all but the first of several training processes.
     """
 
     def __init__(self, *, is_silent: bool = False) -> None:
@@ -26,10 +26,10 @@ class TrainingProgress(Bars):
         self._first = self._last = 0
 
     def __enter__(self) -> Self:
-        return self  # each pass starts the bar: others may draw theirs between two passes
+        return self  # each pass starts the bar: other bars may appear between two passes
 
     def step(self, done: int, total: int) -> None:
-        """So many of a pass's patches were learnt from."""
+        """Show the patches done in this pass."""
         now = time.perf_counter()
         if done <= self._last or not self._begun_at:
             self._begun_at = self._told_at = now
