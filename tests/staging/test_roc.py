@@ -138,3 +138,23 @@ def test_bad_columns_are_refused(truth: list[int], scores: list[float]) -> None:
 def test_bad_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="bootstrap needs"):
         score([0, 1], [0.1, 0.2], **options)  # type: ignore[arg-type]
+
+
+def test_the_interval_of_delong_ends_at_0_and_1() -> None:
+    assert delong_error([0, 1, 1, 0], [1, 2, 3, 4]) == 0.5
+    assert score([0, 1, 1, 0], [1, 2, 3, 4], resamples=0).delong == (0.0, 1.0)
+    assert score([1, 1, 0, 0], [1, 2, 3, 4], resamples=0).delong == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("truth", [[1, 0, 0, 0], [0, 1, 1, 1]])
+def test_one_slide_of_a_kind_has_no_error(truth: list[int]) -> None:
+    assert math.isnan(delong_error(truth, [1, 2, 3, 4]))
+
+
+@pytest.mark.parametrize("resamples", [1, 10, 11])
+def test_how_many_are_drawn_at_once_changes_nothing(resamples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, scores = [0, 1] * 10, [0, 1, 2, 3, 4] * 4
+    whole = score(truth, scores, resamples=resamples).bootstrap
+    assert not any(map(math.isnan, whole))
+    monkeypatch.setattr("staging.scores.roc._CELLS_AT_ONCE", 15)  # three samples of five scores
+    assert score(truth, scores, resamples=resamples).bootstrap == whole
