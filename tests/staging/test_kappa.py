@@ -207,6 +207,12 @@ def test_bad_options_of_a_comparison_are_refused(options: dict[str, float]) -> N
         compare([0, 1], [0, 1], [1, 0], **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("options", [{"resamples": -1}, {"level": 0.0}, {"level": 1.0}])
+def test_bad_options_of_a_score_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="bootstrap needs"):
+        score([0, 1], [0, 1], stages=STAGES, **options)  # type: ignore[arg-type]
+
+
 def test_kappa_of_each_centre(real_data: Callable[[str], Path]) -> None:
     table = read_stage_table(real_data("tables/camelyon17_stage_labels.csv"))
     shifted = {name: list(PatientStage)[min(stage.rank + 1, 4)] for name, stage in table.stages.items()}
