@@ -202,3 +202,14 @@ def test_splits_are_texts(text: str) -> None:
 def test_odd_splits_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         Split.parse(text)
+
+
+@pytest.mark.parametrize("shares", [{}, {"train": 1.5, "test": -0.5}, {"train": 1.0, "test": 0.0}, {"train": 0.9}])
+def test_shares_are_positive_and_add_up_to_1(shares: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="add up to 1"):
+        split_by_patient(np.array(["a", "b"]), shares, seed=0)
+
+
+def test_no_patch_is_of_no_centre() -> None:
+    with pytest.raises(SamplingError, match="no patch is of centre 1"):
+        leave_centre_out(np.array([], str), np.array([], int), 1)

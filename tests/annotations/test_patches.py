@@ -15,7 +15,7 @@ from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError, SamplingError
 from annotations.painting import Painting, rasterize
 from annotations.patches.batch import PatchBatch, Shares, draw_patches
-from annotations.patches.labels import IGNORE, LabelRule, PatchLabels
+from annotations.patches.labels import IGNORE, LabelRule, PatchLabels, centre_of
 from annotations.patches.sites import find_sites
 from annotations.patches.zarr_store import read_patches, write_patches
 from wsi.errors import ResolutionError
@@ -276,7 +276,7 @@ def test_a_slide_without_resolution_is_refused(tmp_path: Path, tissue: Mask) -> 
         sample(plain, tissue, [LARGE])
 
 
-def test_even_draws_are_the_default_and_other_kinds_do_not_depend_on_the_choice(slide: Slide, tissue: Mask) -> None:
+def test_the_worst_are_the_default_and_other_kinds_do_not_depend_on_the_choice(slide: Slide, tissue: Mask) -> None:
     probability = np.zeros(tissue.array.shape, np.float32)
     probability[20:30, 30:40] = np.linspace(0.5, 0.99, 100).reshape(10, 10)
     mistakes = Heatmap(frame=tissue.frame, array=probability, tissue=tissue.array)
@@ -286,7 +286,7 @@ def test_even_draws_are_the_default_and_other_kinds_do_not_depend_on_the_choice(
         return list(zip(batch.kinds, batch.x.tolist(), batch.y.tolist(), strict=True))
 
     even, worst = found(hard_choice="even"), found(hard_choice="worst")
-    assert found() == even != worst
+    assert found() == worst != even
     assert even[:40] == worst[:40]
     assert [kind for kind, *_ in worst[40:]] == ["hard"] * 6
     with pytest.raises(ValueError, match="even or worst"):
@@ -393,3 +393,24 @@ def test_a_patch_of_which_less_than_half_is_known_is_unknown(rule: str) -> None:
 
     assert [class_of(unknown_px) for unknown_px in (0, 50, 51, 89, 100)] == ["normal"] * 2 + ["unknown"] * 3
     assert class_of(60, tumour_px=25) == "tumour"  # what is known makes it tumour
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 3)])
+def test_the_centre_of_a_patch_is_one_level_0_px_around_its_middle(shape: tuple[int, int]) -> None:
+    frame = Frame(x=100.0, y=40.0, downsample=3.0, shape=shape, mpp=0.5)
+    x, y = 100 + 1.5 * shape[1], 40 + 1.5 * shape[0]
+    assert centre_of(frame) == Frame(x=x - 0.5, y=y - 0.5, downsample=1.0, shape=(1, 1), mpp=0.5)
+    labels = {
+        "tumour": PatchLabels.of([box(Role.TUMOUR, x - 0.1, y - 0.1, 0.2)]),
+        "normal": PatchLabels.of([box(Role.TUMOUR, x + 0.1, y - 9, 99)]),
+        "unknown": PatchLabels.of([box(Role.IGNORE, x - 0.1, y - 0.1, 0.2)]),
+    }
+    for wanted, one in labels.items():
+        assert one.class_of(frame, one.target(frame), LabelRule.parse("centre")) == wanted
+
+
+def test_what_is_not_drawn_is_known_unless_the_slide_is_partly_annotated() -> None:
+    frame = Frame(x=0, y=0, downsample=1, shape=(2, 4), mpp=0.5)
+    drawn = [box(Role.TUMOUR, 0, 0, 1, 2), box(Role.CUT_OUT, 1, 0, 1, 2)]
+    assert PatchLabels.of(drawn).target(frame).tolist() == [[1, 0, 0, 0]] * 2
+    assert PatchLabels.of(drawn, is_partial=True).target(frame).tolist() == [[1, 0, IGNORE, IGNORE]] * 2

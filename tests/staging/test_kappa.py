@@ -201,10 +201,16 @@ def test_interval_of_the_difference_agrees_with_a_plain_bootstrap(seed: int) -> 
     assert ours == pytest.approx(np.nanquantile(drawn, [0.025, 0.975]), abs=0.08)
 
 
-@pytest.mark.parametrize("options", [{"permutations": 0}, {"resamples": -1}, {"level": 0.0}])
+@pytest.mark.parametrize("options", [{"permutations": 0}, {"resamples": -1}, {"level": 0.0}, {"level": 1.0}])
 def test_bad_options_of_a_comparison_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="comparison needs"):
         compare([0, 1], [0, 1], [1, 0], **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"resamples": -1}, {"level": 0.0}, {"level": 1.0}])
+def test_bad_options_of_a_score_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="bootstrap needs"):
+        score([0, 1], [0, 1], stages=STAGES, **options)  # type: ignore[arg-type]
 
 
 def test_kappa_of_each_centre(real_data: Callable[[str], Path]) -> None:
@@ -240,3 +246,26 @@ def test_the_interval_of_a_difference_is_that_of_a_plain_bootstrap(level: float)
     assert compare(reference, good, poor, level=level, resamples=40_000).interval == pytest.approx(expected, abs=0.02)
     if level == 0.95:
         assert compare(reference, good, poor, resamples=40_000).interval == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("differing", [3, 4])
+def test_all_swaps_are_looked_at_up_to_the_limit(differing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("staging.scores.kappa.MOST_SWAPS", 8)
+    reference = [0, 1, 2, 3, 4]
+    other = [(rank + 1) % 5 if rank < differing else rank for rank in reference]
+    result = compare(reference, reference, other, permutations=20, resamples=0)
+    assert (result.is_exact, result.permutations) == ((True, 8) if differing == 3 else (False, 20))
+
+
+def test_one_permutation_and_one_resample_are_enough() -> None:
+    result = compare(*raters(1), permutations=1, resamples=1)
+    assert result.p_value in (0.5, 1.0)
+    assert result.interval[0] == result.interval[1]
+    one = score(*raters(1)[:2], stages=STAGES, resamples=1)
+    assert one.interval[0] == one.interval[1]
+
+
+def test_without_patients_nothing_is_defined() -> None:
+    result = compare([], [], [])
+    assert all(map(math.isnan, (*result.kappas, result.difference, *result.interval, result.p_value)))
+    assert all(map(math.isnan, score([], [], stages=STAGES).interval))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -39,6 +40,38 @@ def test_declaration_order_is_rank() -> None:
 )
 def test_limits_belong_to_the_smaller_label(diameter_um: float, expected: SlideLabel) -> None:
     assert slide_label([lesion(diameter_um)]) is expected
+
+
+@pytest.mark.parametrize("one", SlideLabel)
+@pytest.mark.parametrize("other", SlideLabel)
+def test_labels_compare_as_their_ranks(one: SlideLabel, other: SlideLabel) -> None:
+    of_labels = one < other, one <= other, one > other, one >= other
+    assert of_labels == (one.rank < other.rank, one.rank <= other.rank, one.rank > other.rank, one.rank >= other.rank)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "limits"),
+    [
+        ({"smallest_um": -0.1}, {"smallest_um": 0.0}),
+        ({"smallest_um": 200.1}, {"smallest_um": 200.0}),
+        ({"itc_max_um": 2000.0}, {"itc_max_um": 1999.9}),
+        ({"itc_max_cells": 0}, {"itc_max_cells": 1}),
+    ],
+)
+def test_the_limits_of_a_rule_may_meet_but_no_label_is_empty(wrong: dict[str, Any], limits: dict[str, Any]) -> None:
+    SizeRule(**limits)
+    with pytest.raises(ValueError, match="a size rule needs"):
+        SizeRule(**wrong)
+
+
+def test_a_lesion_may_have_no_cells_but_no_fewer() -> None:
+    assert SizeRule().label(50.0, cell_count=0) is SlideLabel.ITC
+    with pytest.raises(ValueError, match="no fewer than 0 cells"):
+        SizeRule().label(50.0, cell_count=-1)
+    with pytest.raises(ValueError, match="finite"):
+        SizeRule().label(math.inf)
+    with pytest.raises(ValueError, match="finite"):
+        SizeRule().label(-0.1)
 
 
 def test_no_lesion_is_negative_and_sizes_are_never_summed() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import shapely
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from staging.lesions.finding import Lesion, find_lesions, lesions_of_mask
+from staging.lesions.finding import Lesion, find_lesions, lesions_of_mask, measure_heatmap, measure_mask
 from wsi.errors import ResolutionError
 from wsi.geometry import Frame, Window
 from wsi.raster import Heatmap, Mask
@@ -186,6 +188,29 @@ def test_largest_first_and_masks_in_the_same_order() -> None:
     found, masks = lesions_of_mask(mask_of(array), merge_gap_um=0.0)
     assert [int(mask.array.sum()) for mask in masks] == [9, 5, 5, 2]
     assert [lesion.region.y // 64 for lesion in found] == [10, 2, 25, 2]
+
+
+@pytest.mark.parametrize("with_holes_filled", [False, True])
+def test_a_lesion_exactly_of_the_smallest_size_is_kept(*, with_holes_filled: bool) -> None:
+    array = np.zeros((9, 12), dtype=bool)
+    array[4, 3:8] = True
+    heatmap, frame = heatmap_of(array), frame_of(array.shape)
+    for smallest_um, kept in ((5 * CELL_UM, 1), (np.nextafter(5 * CELL_UM, 999), 0)):
+        options: dict[str, Any] = {"smallest_um": float(smallest_um), "with_holes_filled": with_holes_filled}
+        assert len(measure_mask([array], frame, **options)) == kept
+        shapes, masks = measure_heatmap(heatmap, threshold=0.5, **options)
+        assert len(shapes) == len(masks) == kept
+
+
+def test_without_limits_every_lesion_is_kept() -> None:
+    """Cells whose outline has no length, and probabilities as low as a threshold can be."""
+    values = np.zeros((5, 5))
+    values[2, 2] = 0.05
+    for find in (find_lesions, measure_heatmap):
+        lesions, _ = find(heatmap_of(values), threshold=float(np.float32(0.05)))
+        assert [lesion.longest_diameter_um for lesion in lesions] == [0.0]
+    (lesion,) = measure_mask([np.ones((1, 1), bool)], Frame(x=0, y=0, downsample=1, shape=(1, 1), mpp=0.05))
+    assert lesion.longest_diameter_um == 0.05
 
 
 def test_small_and_faint_lesions_are_dropped_after_merging() -> None:

@@ -193,3 +193,20 @@ def test_what_is_no_probability(node: list[float]) -> None:
         stage_probabilities([node])
     with pytest.raises(ValueError, match="without slide labels"):
         stage_probabilities([])
+
+
+@pytest.mark.parametrize(
+    ("excess", "is_refused"), [(0.95e-6, False), (-0.95e-6, False), (1.05e-6, True), (-1.05e-6, True)]
+)
+def test_shares_may_miss_1_by_rounding_and_the_stages_never_do(excess: float, *, is_refused: bool) -> None:
+    node = [0.25, 0.25, 0.25, 0.25 + excess]
+    if is_refused:
+        with pytest.raises(ValueError, match="sum to 1"):
+            stage_probabilities([node] * 5)
+    else:
+        assert sum(stage_probabilities([node] * 5).values()) == pytest.approx(1.0, abs=1e-14)
+
+
+def test_no_share_is_above_1() -> None:
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        stage_probabilities([[1 + 5e-7, 0.0, 0.0, 0.0]])

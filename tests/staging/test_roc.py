@@ -65,9 +65,16 @@ def test_areas(truth: list[int], scores: list[float], expected: float) -> None:
     assert area_under_curve(truth, scores) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
 
 
+def placements(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(positives, negatives): 1 where the positive slide has the higher score, 1/2 where they tie."""
+    positive, negative = scores[truth][:, np.newaxis], scores[~truth]
+    won: NDArray[np.float64] = (positive > negative) + 0.5 * (positive == negative)
+    return won
+
+
 def delong_by_definition(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
     """The structural components of DeLong et al. 1988, pair by pair."""
-    won = (scores[truth][:, None] > scores[~truth]) + 0.5 * (scores[truth][:, None] == scores[~truth])
+    won = placements(truth, scores)
     of_positive, of_negative = won.mean(axis=1), won.mean(axis=0)
     return math.sqrt(of_positive.var(ddof=1) / of_positive.size + of_negative.var(ddof=1) / of_negative.size)
 
@@ -89,7 +96,7 @@ def test_intervals_agree_with_a_plain_bootstrap_of_slides() -> None:
     drawn = []
     for _ in range(1500):
         chosen = random.integers(0, 129, 129)
-        drawn.append(roc_auc_score(truth[chosen], scores[chosen]))
+        drawn.append(placements(truth[chosen], scores[chosen]).mean())
     assert ours.bootstrap == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
     assert ours.standard_error == pytest.approx(np.std(drawn), rel=0.1)
     reach = 1.959964 * ours.standard_error
@@ -138,3 +145,23 @@ def test_bad_columns_are_refused(truth: list[int], scores: list[float]) -> None:
 def test_bad_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="bootstrap needs"):
         score([0, 1], [0.1, 0.2], **options)  # type: ignore[arg-type]
+
+
+def test_the_interval_of_delong_ends_at_0_and_1() -> None:
+    assert delong_error([0, 1, 1, 0], [1, 2, 3, 4]) == 0.5
+    assert score([0, 1, 1, 0], [1, 2, 3, 4], resamples=0).delong == (0.0, 1.0)
+    assert score([1, 1, 0, 0], [1, 2, 3, 4], resamples=0).delong == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("truth", [[1, 0, 0, 0], [0, 1, 1, 1]])
+def test_one_slide_of_a_kind_has_no_error(truth: list[int]) -> None:
+    assert math.isnan(delong_error(truth, [1, 2, 3, 4]))
+
+
+@pytest.mark.parametrize("resamples", [1, 10, 11])
+def test_how_many_are_drawn_at_once_changes_nothing(resamples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, scores = [0, 1] * 10, [0, 1, 2, 3, 4] * 4
+    whole = score(truth, scores, resamples=resamples).bootstrap
+    assert not any(map(math.isnan, whole))
+    monkeypatch.setattr("staging.scores.roc._CELLS_AT_ONCE", 15)  # three samples of five scores
+    assert score(truth, scores, resamples=resamples).bootstrap == whole

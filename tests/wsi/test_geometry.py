@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi.errors import ResolutionError
-from wsi.geometry import Frame, Region, TileGrid, Window
+from wsi.geometry import Frame, Level, Region, TileGrid, Window, tile_order, z_order
 
 frames = st.builds(
     Frame,
@@ -305,10 +305,48 @@ def test_an_impossible_frame_cannot_be_built(change: dict[str, object]) -> None:
 
 
 def test_an_empty_region_cannot_be_built() -> None:
-    with pytest.raises(ValueError, match="at least 1 px"):
-        Region(x=0, y=0, width=0, height=5)
+    for width, height in ((0, 5), (5, 0)):
+        with pytest.raises(ValueError, match="at least 1 px"):
+            Region(x=0, y=0, width=width, height=height)
+    assert Region(x=0, y=0, width=1, height=1).right == 1
 
 
 def test_um_need_an_mpp() -> None:
     with pytest.raises(ResolutionError, match="--slide-mpp"):
         _ = Frame(x=0, y=0, downsample=1, shape=(1, 1), mpp=None).pixel_um
+
+
+def morton(row: int, column: int) -> str:
+    """The digits of both numbers in turn, the row's first."""
+    return "".join(
+        f"{down}{aside}" for down, aside in zip(f"{max(row, 0):032b}", f"{max(column, 0):032b}", strict=True)
+    )
+
+
+cells = st.integers(-3, 9) | st.integers(-3, 2**24 - 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(cells, cells), max_size=12))
+def test_a_z_curve_sorts_by_the_digits_of_rows_and_columns_in_turn(corners: list[tuple[int, int]]) -> None:
+    rows, columns = np.array(corners, dtype=np.int64).reshape(-1, 2).T
+    expected = sorted(range(len(corners)), key=lambda number: morton(*corners[number]))
+    assert z_order(rows, columns).tolist() == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-300, 900), st.integers(-300, 900)), max_size=12))
+def test_regions_are_ordered_by_the_tile_at_their_centre(corners: list[tuple[int, int]]) -> None:
+    level = Level(index=1, width=500, height=500, tile_width=40, tile_height=30, downsample=2.0)
+    regions = [Region(x=x, y=y, width=101, height=58) for x, y in corners]
+    tiles = [(math.floor((y + 29) / 60), math.floor((x + 50.5) / 80)) for x, y in corners]
+    expected = sorted(range(len(corners)), key=lambda number: morton(*tiles[number]))
+    assert tile_order(regions, level).tolist() == expected
+
+
+@pytest.mark.parametrize("tile_shape", [(0, 3), (3, 0)])
+def test_an_empty_tile_cannot_be_built(tile_shape: tuple[int, int]) -> None:
+    frame = Frame(x=0, y=0, downsample=1, shape=(2, 2), mpp=None)
+    with pytest.raises(ValueError, match="at least 1 x 1 px"):
+        TileGrid(frame=frame, tile_shape=tile_shape)
+    assert list(TileGrid(frame=frame, tile_shape=(1, 1))) == [(0, 0), (0, 1), (1, 0), (1, 1)]

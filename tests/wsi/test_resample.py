@@ -71,7 +71,28 @@ def test_a_plain_image_stays_plain(value: int, ratio: float) -> None:
 
 
 def test_rounding_noise_in_a_ratio_does_not_leave_the_grid() -> None:
+    assert plan_axis(origin=3.0, ratio=1.0, count=5).factor == 1
     assert plan_axis(origin=3.0, ratio=0.972 / 0.243, count=5).factor == 4
     assert plan_axis(origin=3.0 + 1e-10, ratio=2.0000000000000004, count=5).factor == 2
     assert plan_axis(origin=3.0, ratio=2.0001, count=5).factor == 0
     assert plan_axis(origin=3.5, ratio=2.0, count=5).factor == 0
+
+
+@pytest.mark.parametrize("factor", [16, 17, 22])
+def test_blocks_of_any_size_are_exact(factor: int) -> None:
+    """Up to 16 the sums of a block fit 16 bits."""
+    source = np.maximum(SOURCE[: 4 * factor, : 5 * factor], 250)
+    plan = FramePlan(
+        rows=plan_axis(origin=0.0, ratio=factor, count=4), columns=plan_axis(origin=0.0, ratio=factor, count=5)
+    )
+    means = source.reshape(4, factor, 5, factor, 3).mean(axis=(1, 3))
+    np.testing.assert_array_equal(average(source, plan), np.floor(means + 0.5))
+
+
+def test_pixels_finer_than_a_position_are_those_they_begin_in() -> None:
+    fine = plan_axis(origin=3.25, ratio=2.0**-22, count=9)
+    image = average(SOURCE[3:4, 3:4], FramePlan(rows=fine, columns=fine))
+    np.testing.assert_array_equal(image, np.broadcast_to(SOURCE[3, 3], (9, 9, 3)))
+    last, next_one = (plan_axis(origin=4 - 2.0**-20, ratio=2.0**-20, count=count) for count in (1, 2))
+    assert (last.start, last.stop, last.weights.tolist()) == (3, 4, [[1.0]])
+    assert next_one.first.tolist() == [0, 1]

@@ -19,7 +19,7 @@ from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap, write_heatmap
 from wsi.lock import OutputLock
 from wsi.raster import Heatmap
-from wsi.store import DONE, atomic_text, digest_of, provenance_of, publish, storage, sweep, verify
+from wsi.store import DONE, atomic_text, digest_of, json_text, provenance_of, publish, storage, sweep, verify
 
 
 def a_heatmap(rows: int = 40, columns: int = 30, seed: int = 0) -> Heatmap:
@@ -197,13 +197,19 @@ def test_a_killed_writer_leaves_only_what_sweep_removes(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_a_storage_error_that_names_the_file(tmp_path: Path) -> None:
     target = tmp_path / "table.csv"
-    with pytest.raises(StorageError, match=r"table\.csv.*No space left"), storage(target):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for error, reason in (
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("stale handle"), "stale handle"),
+    ):
+        with pytest.raises(StorageError, match=rf"table\.csv.*cannot be written: {reason}"), storage(target):
+            raise error
 
 
 def test_text_is_whole_or_absent(tmp_path: Path) -> None:
-    atomic_text(tmp_path / "deep" / "a.txt", "ä\n")
-    assert (tmp_path / "deep" / "a.txt").read_bytes() == "ä\n".encode()
+    for text in ("older", "ä\n"):
+        atomic_text(tmp_path / "deep" / "er" / "a.txt", text)
+    assert (tmp_path / "deep" / "er" / "a.txt").read_bytes() == "ä\n".encode()
+    assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["a.txt"]
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file"):
         atomic_text(tmp_path / "file" / "below.txt", "x")
@@ -266,3 +272,15 @@ def test_a_lease_of_another_machine_counts_until_it_is_stale(tmp_path: Path) -> 
     os.utime(lease, (long_ago, long_ago))
     with OutputLock(tmp_path):
         pass
+
+
+def test_json_is_written_in_one_way() -> None:
+    assert json_text({"b": 1, "a": ["é", None]}) == '{\n  "a": [\n    "é",\n    null\n  ],\n  "b": 1\n}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        json_text({"a": float("nan")})
+
+
+def test_folders_above_an_artefact_are_made(tmp_path: Path) -> None:
+    with publish(tmp_path / "deep" / "er" / "one", {}, kind="test") as work:
+        (work / "a").write_text("a")
+    verify(tmp_path / "deep" / "er" / "one")
