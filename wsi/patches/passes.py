@@ -113,10 +113,10 @@ def _clusters(
     level, windows = source_windows(
         slide, positions.x[members], positions.y[members], downsample=downsample, size_px=positions.size_px
     )
-    patch, tiles = windows.tiles(level.shape, level.tile_shape)
-    touched, tile = np.unique(tiles, return_inverse=True)
+    patch, rows, columns = windows.tiles(level.shape, level.tile_shape)
+    touched, tile = np.unique(np.stack([rows, columns]), axis=1, return_inverse=True)
     count = len(members)
-    size = count + len(touched)
+    size = count + touched.shape[1]
     graph = coo_array((np.ones(len(patch), np.int8), (patch, count + tile)), shape=(size, size))
     _, labels = connected_components(graph, directed=False)
     curve = windows.tile_order(level.tile_shape)
