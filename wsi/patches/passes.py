@@ -114,9 +114,9 @@ def _clusters(
         slide, positions.x[members], positions.y[members], downsample=downsample, size_px=positions.size_px
     )
     patch, rows, columns = windows.tiles(level.shape, level.tile_shape)
-    touched, tile = np.unique(np.stack([rows, columns]), axis=1, return_inverse=True)
+    touched, tile = np.unique(rows * -(-level.width // level.tile_width) + columns, return_inverse=True)
     count = len(members)
-    size = count + touched.shape[1]
+    size = count + len(touched)
     graph = coo_array((np.ones(len(patch), np.int8), (patch, count + tile)), shape=(size, size))
     _, labels = connected_components(graph, directed=False)
     curve = windows.tile_order(level.tile_shape)
