@@ -89,7 +89,9 @@ class Windows:
         is_after = (self.rows >= 0) & (self.columns >= 0)
         return is_after & (self.rows + self.heights <= shape[0]) & (self.columns + self.widths <= shape[1])
 
-    def tiles(self, shape: tuple[int, int], tile_shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def tiles(
+        self, shape: tuple[int, int], tile_shape: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Which tiles of a level they touch.
 
         Args:
@@ -97,8 +99,8 @@ class Windows:
             tile_shape: (rows, columns) of a tile.
 
         Returns:
-            int64 (uses,) twice: the number of a window, and that of a tile that it touches, counted row by row; in the
-            order of the windows.
+            int64 (uses,) each: the number of a window, and the row and the column of a tile that it touches; in the
+            order of the windows and, for each, row by row.
         """
         height, width = tile_shape
         top, bottom = np.maximum(self.rows, 0), np.minimum(self.rows + self.heights, shape[0])
@@ -110,26 +112,25 @@ class Windows:
         counts = down * across
         window = np.repeat(np.arange(len(inside)), counts)
         step = np.arange(len(window)) - np.repeat(np.cumsum(counts) - counts, counts)
-        row, column = first_row[window] + step // across[window], first_column[window] + step % across[window]
-        return inside[window], row * -(-shape[1] // width) + column
+        return inside[window], first_row[window] + step // across[window], first_column[window] + step % across[window]
 
     def cut(
         self, shape: tuple[int, int], tile_shape: tuple[int, int]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Windows, Windows]:
+    ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], Windows, Windows]:
         """What of a level's tiles lies in them: ``Window.cut`` of all at once.
 
         Returns:
-            As ``tiles``, and twice what they have in common, counted from the window's first pixel, and from the
-            tile's. Beyond the level nothing lies.
+            What ``tiles`` gives, and twice what window and tile have in common on the level: counted from the window's
+            first pixel, and from the tile's.
         """
-        number, tile = self.tiles(shape, tile_shape)
-        row, column = np.divmod(tile, -(-shape[1] // tile_shape[1]))
+        number, row, column = self.tiles(shape, tile_shape)
         window, y, x = self.take(number), row * tile_shape[0], column * tile_shape[1]
         top, left = np.maximum(window.rows, y), np.maximum(window.columns, x)
         heights = np.minimum(np.minimum(window.rows + window.heights, y + tile_shape[0]), shape[0]) - top
         widths = np.minimum(np.minimum(window.columns + window.widths, x + tile_shape[1]), shape[1]) - left
         own = Windows(rows=top - window.rows, columns=left - window.columns, heights=heights, widths=widths)
-        return number, tile, own, Windows(rows=top - y, columns=left - x, heights=heights, widths=widths)
+        part = Windows(rows=top - y, columns=left - x, heights=heights, widths=widths)
+        return (number, row, column), own, part
 
     def tile_order(self, tile_shape: tuple[int, int]) -> NDArray[np.int64]:
         """An order of windows in which those of neighbouring tiles stand near each other: their numbers, (n,)."""

@@ -304,6 +304,14 @@ def test_an_impossible_frame_cannot_be_built(change: dict[str, object]) -> None:
         Frame(**(good | change))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("tile_shape", [(0, 5), (5, 0)])
+def test_tiles_have_pixels(tile_shape: tuple[int, int]) -> None:
+    frame = Frame(x=0, y=0, downsample=1, shape=(9, 9), mpp=None)
+    with pytest.raises(ValueError, match="at least 1 x 1 px"):
+        TileGrid(frame=frame, tile_shape=tile_shape)
+    assert TileGrid(frame=frame, tile_shape=(1, 1)).shape == (9, 9)
+
+
 def test_an_empty_region_cannot_be_built() -> None:
     for width, height in ((0, 5), (5, 0)):
         with pytest.raises(ValueError, match="at least 1 px"):

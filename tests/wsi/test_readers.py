@@ -19,12 +19,14 @@ from PIL import Image as Pillow
 from slide_files import RNG, picture, pixels, through_openslide, whole, write_tiff
 
 from wsi.errors import SlideFormatError, TileError
-from wsi.geometry import Window
+from wsi.geometry import Region, Window
 from wsi.readers.base import measure_downsample
 from wsi.readers.flat import FlatReader
 from wsi.readers.openslide import OpenSlideReader
 from wsi.readers.structure import read_structure
 from wsi.readers.tiff import TiffReader
+from wsi.slide import Slide
+from wsi.writing.pyramid import write_pyramid
 
 RealData = Callable[[str], Path]
 
@@ -215,6 +217,28 @@ def test_label_macro_and_other_shapes_are_no_levels(tmp_path: Path) -> None:
         tiff.write(picture(25, 38), photometric="rgb", rowsperstrip=5, metadata=None)
     sizes = [(level.width, level.height) for level in TiffReader(path).levels]
     assert sizes == [(300, 200), (150, 100), (75, 51)]
+
+
+def test_a_level_may_have_more_tiles_in_a_row_than_it_is_wide(tmp_path: Path) -> None:
+    """Philips pads levels, sometimes by more than a tile: what a row of tiles has is told by the page."""
+    image, path = picture(320, 384), tmp_path / "philips.tif"
+    tiles = [image[row : row + 64, column : column + 64] for row in range(0, 320, 64) for column in range(0, 384, 64)]
+    write_pyramid(path, width=384, height=320, mpp=0.25, tile_size=64, levels=2, tiles=tiles, philips=True)
+    with tifffile.TiffFile(path) as tiff:
+        description, software = tiff.pages.first.description, tiff.pages.first.software
+    half = np.full((192, 320, 3), 255, np.uint8)
+    half[:160, :192] = image[::2, ::2]
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "software": software, "metadata": None}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(image, description=description, **options)
+        tiff.write(half, **options)
+    with Slide.open(path) as slide:
+        assert slide.properties["sentinode.format"] == "philips"
+        assert (slide.levels[1].shape, slide.levels[1].downsample) == ((160, 192), 2.0)
+        np.testing.assert_array_equal(slide.read_frame(slide.frame_of(1)).array, half[:160, :192])
+        regions = [Region(x=x, y=y, width=60, height=60) for x in range(-20, 384, 38) for y in range(-20, 320, 42)]
+        for region, found in zip(regions, slide.read_many(regions, 1), strict=True):
+            np.testing.assert_array_equal(found, slide.read(region, 1).array)
 
 
 def test_openslide_reader_reads_what_the_direct_reader_reads(sparse: Path) -> None:

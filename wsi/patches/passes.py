@@ -113,8 +113,8 @@ def _clusters(
     level, windows = source_windows(
         slide, positions.x[members], positions.y[members], downsample=downsample, size_px=positions.size_px
     )
-    patch, tiles = windows.tiles(level.shape, level.tile_shape)
-    touched, tile = np.unique(tiles, return_inverse=True)
+    patch, rows, columns = windows.tiles(level.shape, level.tile_shape)
+    touched, tile = np.unique(rows * -(-level.width // level.tile_width) + columns, return_inverse=True)
     count = len(members)
     size = count + len(touched)
     graph = coo_array((np.ones(len(patch), np.int8), (patch, count + tile)), shape=(size, size))

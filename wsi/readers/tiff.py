@@ -107,7 +107,7 @@ class TiffReader(Reader):
         """See ``Reader.read_many``; every tile that any of the windows touches is decoded once."""
         size = self.levels[level]
         out[~windows.lie_on(size.shape)] = 255
-        uses = _tile_uses(size, windows)
+        uses = _tile_uses(size, windows, across=self._tiles.columns(level))
         share = max(1, min(_TILES_PER_TASK, len(uses) // (4 * workers)))
         shares = [uses[start : start + share] for start in range(0, len(uses), share)]
 
@@ -194,9 +194,10 @@ class _TileUse:
     pieces: list[tuple[int, Window, Window]]
 
 
-def _tile_uses(size: Level, windows: Windows) -> list[_TileUse]:
-    """Every tile that windows touch, once, row by row of tiles."""
-    number, tile, own, part = windows.cut(size.shape, size.tile_shape)
+def _tile_uses(size: Level, windows: Windows, *, across: int) -> list[_TileUse]:
+    """Every tile that windows touch, once, row by row of the ``across`` tiles that the file has in each."""
+    (number, row, column), own, part = windows.cut(size.shape, size.tile_shape)
+    tile = row * across + column
     order = np.argsort(tile, kind="stable")
     pieces = list(zip(number[order].tolist(), own.take(order), part.take(order), strict=True))
     starts = np.flatnonzero(np.diff(tile[order], prepend=-1)).tolist()

@@ -164,10 +164,10 @@ def estimate_bytes(slide: Slide, windows: Mapping[int, Windows]) -> int:
 
 def touched(table: LevelTable, windows: Windows) -> NDArray[np.bool_]:
     """Which tiles of a level windows touch: bool (tile rows, tile columns)."""
-    _, tiles = windows.tiles((table.height, table.width), (table.tile_height, table.tile_width))
-    found = np.zeros(table.rows * table.columns, dtype=np.bool_)
-    found[tiles] = True
-    return found.reshape(table.rows, table.columns)
+    _, rows, columns = windows.tiles((table.height, table.width), (table.tile_height, table.tile_width))
+    found = np.zeros((table.rows, table.columns), dtype=np.bool_)
+    found[rows, columns] = True
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
