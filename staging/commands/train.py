@@ -37,9 +37,7 @@ def train(
     ] = "one-cycle",
     augment: Annotated[
         Literal["light", "full"],
-        typer.Option(
-            help="light: turns, stains, focus. full: on the device, with Macenko, brightness, blur, JPEG as well."
-        ),
+        typer.Option(help="light: turns, stains, focus. full: Macenko, brightness, blur and JPEG in place of focus."),
     ] = "light",
     average: Annotated[
         float, typer.Option(help="Keep a running mean of the weights, so much of it in a step; 0 for none.", min=0)
@@ -104,7 +102,7 @@ def train(
     from staging.training.mining import MiningPlan  # noqa: PLC0415
     from staging.training.rounds import TrainingPlan, run_training  # noqa: PLC0415
     from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
-    from wsi.cnn.device_augmentation import Augmentation  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.augmentation import FULL, LIGHT  # noqa: PLC0415  (loads torch)
     from wsi.cnn.method import Method  # noqa: PLC0415
     from wsi.cnn.ranks import is_first_process  # noqa: PLC0415
 
@@ -130,7 +128,7 @@ def train(
             seed=seed,
             learning_rate=learning_rate,
             schedule=schedule,
-            augmentation=Augmentation() if augment == "full" else None,
+            augmentation=FULL if augment == "full" else LIGHT,
             average=average,
             patience=patience,
             temperature=temperature,
