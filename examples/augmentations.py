@@ -14,29 +14,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi import Slide, StainJitter, Window, find_tissue, save_png
-from wsi.cnn.device_augmentation import Augmentation
+from wsi import Slide, Window, find_tissue, save_png
+from wsi.cnn.augmentation import FULL, Augmentation, Blur, Brightness, Focus, Jpeg, Macenko, Stain, Turns, Variation
 
 SIDE_PX = 192
 VARIED = 6
 GAP_PX = 4
 
-STILL = {"turns": False, "macenko": 0.0, "stain": None, "brightness": 0.0, "blur": 0.0, "jpeg": 0.0}
-PICTURES: dict[str, dict[str, object]] = {
-    "turns": {"turns": True},
-    "stain": {"stain": StainJitter()},
-    "macenko": {"macenko": 1.0},
-    "brightness": {"brightness": 0.3},
-    "blur": {"blur": 2.0},
-    "jpeg": {"jpeg": 1.0, "quality": (5, 40)},
-}
+# stronger than training has them, so that they can be seen
+PICTURES: tuple[Variation, ...] = (
+    Turns(),
+    Stain(),
+    Macenko(share=1.0),
+    Focus(),
+    Brightness(limit=0.3),
+    Blur(most=2.0),
+    Jpeg(share=1.0, quality=(5, 40)),
+)
 
 
 def main(path: Path, folder: Path, mpp: float) -> None:
     """Write a picture of each variation, and one of all together as training has them."""
     patch = densest_patch(path, mpp)
-    variations = {name: Augmentation(**(STILL | changes)) for name, changes in PICTURES.items()}  # type: ignore[arg-type]
-    for name, augmentation in {**variations, "everything": Augmentation()}.items():
+    variations = {one.name: Augmentation((one,)) for one in PICTURES}
+    for name, augmentation in {**variations, "everything": FULL}.items():
         save_png(folder / f"{name}.png", strip(patch, augmentation))
         print(f"{name}: {folder / name}.png")
 
@@ -56,7 +57,8 @@ def strip(patch: NDArray[np.uint8], augmentation: Augmentation) -> NDArray[np.ui
     """The patch, and beside it its variations."""
     seeds = np.stack([np.zeros(VARIED), np.arange(VARIED)], axis=1).astype(np.int64)
     copies = torch.from_numpy(np.stack([patch] * VARIED))
-    varied = augmentation(copies, augmentation.draw(seeds)).permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
+    pixels, _ = augmentation(copies, np.zeros(copies.shape[:3], np.uint8), seeds)
+    varied = pixels.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
     gap = np.full((SIDE_PX, GAP_PX, 3), 255, np.uint8)
     return np.concatenate([patch, *(part for image in varied for part in (gap, image))], axis=1)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi.cnn.device_augmentation import Augmentation
+from wsi.cnn.augmentation import FULL
 from wsi.cnn.method import Method
 from wsi.cnn.network import Architecture, Layer
 from wsi.cnn.training import Training, train
@@ -18,7 +18,7 @@ TINY = Architecture((Layer(8, 4, 2), Layer(12, 3, 2)))
 
 EVERYTHING = Method(
     schedule="cosine",
-    augmentation=Augmentation(),
+    augmentation=FULL,
     average=0.9,
     patience=3,
     temperature=True,

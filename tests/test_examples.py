@@ -103,7 +103,7 @@ def test_the_page_about_dask_runs(cohort: Path, tmp_path: Path) -> None:
 
 def test_pictures_of_augmentations(cohort: Path, tmp_path: Path) -> None:
     text = printed("augmentations.py", cohort / "images" / "patient_040_node_0.tif", tmp_path, Path("8"))
-    names = ("turns", "stain", "macenko", "brightness", "blur", "jpeg", "everything")
+    names = ("turns", "stain", "macenko", "focus", "brightness", "blur", "jpeg", "everything")
     assert [line.partition(":")[0] for line in text.splitlines()] == list(names)
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in names)
 

@@ -35,9 +35,7 @@ def train(
     ] = "one-cycle",
     augment: Annotated[
         Literal["light", "full"],
-        typer.Option(
-            help="light: rotation, stain, focus. full: on the device, also Macenko stain, brightness, blur, JPEG."
-        ),
+        typer.Option(help="light: rotation, stain, focus. full: Macenko stain, brightness, blur and JPEG instead of focus."),
     ] = "light",
     average: Annotated[float, typer.Option(help="Decay of the running mean of the weights; 0 for none.", min=0)] = 0.0,
     patience: Annotated[
@@ -102,7 +100,7 @@ def train(
     from staging.training.mining import MiningPlan  # noqa: PLC0415
     from staging.training.rounds import TrainingPlan, run_training  # noqa: PLC0415
     from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
-    from wsi.cnn.device_augmentation import Augmentation  # noqa: PLC0415  (loads torch)
+    from wsi.cnn.augmentation import FULL, LIGHT  # noqa: PLC0415  (loads torch)
     from wsi.cnn.method import Method  # noqa: PLC0415
     from wsi.cnn.ranks import is_first_process  # noqa: PLC0415
 
@@ -128,7 +126,7 @@ def train(
             seed=seed,
             learning_rate=learning_rate,
             schedule=schedule,
-            augmentation=Augmentation() if augment == "full" else None,
+            augmentation=FULL if augment == "full" else LIGHT,
             average=average,
             patience=patience,
             temperature=temperature,

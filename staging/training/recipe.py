@@ -16,6 +16,8 @@ from staging.training.sources import PatchRecipe
 from wsi.stain import StainJitter
 from wsi.store import digest_of
 
+_STAINS = StainJitter(sigma=0.15, strength=0.25, hue=0.1, bias=0.04, exposure=0.03)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortRecipe:
@@ -57,7 +59,8 @@ class CohortRecipe:
         Raises:
             CohortError: there is no negative slide, or no slide with annotations.
         """
-        from wsi.cnn.method import Method  # noqa: PLC0415  (loads torch)
+        from wsi.cnn.augmentation import Augmentation, Focus, Stain, Turns  # noqa: PLC0415  (loads torch)
+        from wsi.cnn.method import Method  # noqa: PLC0415
 
         if not cohort.negatives().slides:
             raise CohortError(cohort.annotations, "has no slide labelled negative", mend="add some")
@@ -81,7 +84,7 @@ class CohortRecipe:
             method=Method(
                 epochs=self.epochs,
                 seed=self.seed,
-                jitter=StainJitter(sigma=0.15, strength=0.25, hue=0.1, bias=0.04, exposure=0.03),
+                augmentation=Augmentation((Turns(), Stain(_STAINS), Focus())),
             ),
             held_out=0,
             mining=MiningPlan(epochs=self.first_epochs, hard=self.hard, only_negatives=True),

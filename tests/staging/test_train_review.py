@@ -198,7 +198,7 @@ def test_gradients_are_added_in_one_layout_also_by_who_has_none(monkeypatch: pyt
             steps=3,
         )
         chosen = np.arange(batch)
-        learner.step(chosen, images[chosen[learner.owners(batch) == 1]], iter([1, 2]), 0)
+        learner.step(chosen, images[chosen[learner.owners(batch) == 1]], 0)
     expected = [parameter.stride() for parameter in network.parameters()]
     assert any(len(one) == 4 and one[1] == 1 for one in expected)
     assert ranks.strides[: len(expected)] == expected

@@ -9,38 +9,15 @@ import small_training
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 from small_training import TINY
 
-from wsi.cnn.augmentation import _softened, augment, cell_targets
 from wsi.cnn.calibration import area_under_curve
+from wsi.cnn.cells import cell_targets
 from wsi.cnn.network import SMALL, Architecture
 from wsi.cnn.training import Training
 from wsi.cnn.training_data import UnfitPatchesError
 from wsi.patches.feeding import HeldPatches
-from wsi.stain import StainJitter
-
-
-def test_blur_is_the_binomial_one_with_a_repeated_border() -> None:
-    pixels = np.random.default_rng(0).random((2, 9, 7, 3)).astype(np.float32)
-    found = _softened(torch.from_numpy(pixels).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-    expected = ndimage.correlate1d(pixels, [0.25, 0.5, 0.25], axis=1, mode="nearest")
-    expected = ndimage.correlate1d(expected, [0.25, 0.5, 0.25], axis=2, mode="nearest")
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_images_and_targets_are_turned_together() -> None:
-    targets = (np.random.default_rng(0).random((16, 4, 4)) < 0.5).repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)
-    images = np.where(targets[..., None] == 1, 90, 220).astype(np.uint8).repeat(3, axis=3)
-    still = StainJitter(sigma=0, strength=0, hue=0, bias=0, exposure=0)
-    shown, cells = augment(images, targets, TINY, still, np.random.default_rng(1))
-    centres = shown[:, 0, 3:-3:4, 3:-3:4].numpy()
-    assert shown.shape == (16, 3, 32, 32)
-    assert centres[..., : cells.shape[2]].shape == cells.shape
-    assert (centres[cells == 1] < 155).all()
-    assert (centres[cells == 0] > 155).all()
-    assert (cells != cell_targets(targets, TINY)).any()
 
 
 def textures(count: int, seed: int, side: int = 48) -> tuple[np.ndarray, np.ndarray]:

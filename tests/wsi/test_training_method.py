@@ -17,10 +17,10 @@ from small_training import fit, patches
 
 from wsi.cnn import learner
 from wsi.cnn.architectures import NETWORKS
+from wsi.cnn.augmentation import FULL
 from wsi.cnn.calibration import balanced_loss, best_temperature, best_threshold, reliability
 from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi.cnn.curves import calibration_picture, learning_picture
-from wsi.cnn.device_augmentation import Augmentation
 from wsi.cnn.method import Method
 from wsi.cnn.ranks import Ranks, is_first_process, joined
 from wsi.cnn.schedule import pace
@@ -100,7 +100,7 @@ def test_compiled_and_plain_are_alike() -> None:
 
 
 def test_full_augmentation_learns() -> None:
-    result = fit(epochs=6, method=Method(augmentation=Augmentation(), schedule="cosine", average=0.9))
+    result = fit(epochs=12, method=Method(augmentation=FULL, schedule="cosine", average=0.9))
     assert (result.history[result.best].judges_auc or 0) > 0.95
 
 

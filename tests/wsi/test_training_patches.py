@@ -20,7 +20,7 @@ from small_training import EVERYTHING, TINY, patches
 from two_processes import started_twice
 
 from annotations.patches.targets import PatchTargets
-from wsi.cnn.augmentation import cell_targets
+from wsi.cnn.cells import cell_targets
 from wsi.cnn.checkpoint import load_checkpoint
 from wsi.cnn.resuming import Progress
 from wsi.cnn.training import Training

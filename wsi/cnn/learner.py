@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from wsi.cnn.augmentation import IGNORE, augment, cell_targets, to_tensor, turned
+from wsi.cnn.cells import IGNORE, cell_targets
 from wsi.cnn.device import equal_convolutions
 from wsi.cnn.method import Method
 from wsi.cnn.network import DenseNetwork
@@ -43,11 +43,10 @@ class DivergedError(PathologyError, ArithmeticError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shard:
-    """Patches, their pixels, the seed of their augmentation, and the pass."""
+    """Patches, their pixels, and the pass."""
 
     chosen: NDArray[np.int64]
     images: NDArray[np.uint8]
-    seed: int
     number: int
 
 
@@ -108,27 +107,26 @@ class Learner:
             owners[shard] = number % self._ranks.world
         return owners
 
-    def step(self, chosen: NDArray[np.int64], images: NDArray[np.uint8], seeds: Iterator[int], number: int) -> float:
+    def step(self, chosen: NDArray[np.int64], images: NDArray[np.uint8], number: int) -> float:
         """Learn from a batch; its loss.
 
         Args:
             chosen: which patches.
             images: uint8 (m, side, side, 3), of those that this process owns.
-            seeds: gives the augmentation's seed of each shard.
             number: of the pass.
 
         Raises:
             DivergedError: the loss is not finite; of fp16, its gradients are not with the smallest scale either.
             PathologyError: the GPU's memory is too small.
         """
-        shards = [(chosen[positions], next(seeds)) for positions in self.shards(len(chosen))]
+        shards = [chosen[positions] for positions in self.shards(len(chosen))]
         mine = range(self._ranks.rank, len(shards), self._ranks.world)
         while len(self._copies) < len(shards):
             self._copies.append(self._copy())
         share = 1 / max(1, int(np.count_nonzero(self._data.cells[chosen] != IGNORE)))
-        pixels = np.split(images, np.cumsum([len(shards[index][0]) for index in mine]))
+        pixels = np.split(images, np.cumsum([len(shards[index]) for index in mine]))
         jobs = [
-            (self._copies[index], _Shard(chosen=shards[index][0], images=part, seed=shards[index][1], number=number))
+            (self._copies[index], _Shard(chosen=shards[index], images=part, number=number))
             for index, part in zip(mine, pixels, strict=False)
         ]
         with _computing():
@@ -173,7 +171,8 @@ class Learner:
 
         def judge(images: NDArray[np.uint8]) -> NDArray[np.float64]:
             with torch.inference_mode():
-                logits = self._forward(self.judged, to_tensor(images)).cpu().double()
+                pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+                logits = self._forward(self.judged, pixels.float()).cpu().double()
             return np.asarray(logits[:, 1] - logits[:, 0])
 
         judging: deque[tuple[NDArray[np.int64], Future[NDArray[np.float64]]]] = deque()
@@ -254,17 +253,11 @@ class Learner:
 
     def _varied(self, shard: _Shard) -> tuple[torch.Tensor, NDArray[np.uint8]]:
         """Float32 (n, 3, side, side), and the targets of the cells."""
-        data, chosen = self._data, shard.chosen
-        targets = data.patches.targets(chosen)
-        if self._method.augmentation is None:
-            rng = np.random.default_rng(shard.seed)
-            return augment(shard.images, targets, data.architecture, self._method.jitter, rng)
-        seeds = np.stack([np.full_like(chosen, self._method.seed), np.full_like(chosen, shard.number), chosen], axis=1)
-        draws = self._method.augmentation.draw(seeds.astype(np.int64))
-        turns = self._method.augmentation.turn_of(draws)
-        labels = np.stack([turned(target, turn) for target, turn in zip(targets, turns, strict=True)])
-        images = self._method.augmentation(torch.from_numpy(shard.images).to(self._device), draws)
-        return images, cell_targets(labels, data.architecture)
+        data, method, chosen = self._data, self._method, shard.chosen
+        seeds = np.stack([np.full_like(chosen, method.seed), np.full_like(chosen, shard.number), chosen], axis=1)
+        images = torch.from_numpy(shard.images).to(self._device)
+        pixels, targets = method.augmentation(images, data.patches.targets(chosen), seeds)
+        return pixels, cell_targets(targets, data.architecture)
 
     def _optimise(self) -> None:
         if self._scale != 1 and not self._is_finite():

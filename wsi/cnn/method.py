@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from wsi.cnn.device_augmentation import Augmentation
+from wsi.cnn.augmentation import LIGHT, Augmentation
 from wsi.cnn.network import Architecture, CellGeometry
 from wsi.cnn.schedule import ScheduleName
-from wsi.stain import StainJitter
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -30,8 +29,7 @@ class Method:
         schedule: of the learning rate, see ``schedule.pace``.
         warm_up: share of the steps in which the cosine schedule rises.
         weight_decay: of AdamW.
-        jitter: how far stains are moved on the CPU.
-        augmentation: how patches are varied, on the device; None turns, stains and focuses them on the CPU.
+        augmentation: how patches are varied, where the network is computed.
         average: the weights that are judged and kept are a running mean of those of all steps, of which so much is
             kept in a step (0.999; less in the first steps); 0 keeps the last ones.
         patience: training ends when so many passes in a row were not better by the judges; None never ends it.
@@ -51,8 +49,7 @@ class Method:
     schedule: ScheduleName = "one-cycle"
     warm_up: float = 0.05
     weight_decay: float = 1e-2
-    jitter: StainJitter = field(default_factory=StainJitter)
-    augmentation: Augmentation | None = None
+    augmentation: Augmentation = LIGHT
     average: float = 0.0
     patience: int | None = None
     temperature: bool = False

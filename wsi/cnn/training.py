@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -14,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi.cnn.augmentation import IGNORE
 from wsi.cnn.calibration import area_under_curve, balanced_loss, best_temperature, best_threshold
+from wsi.cnn.cells import IGNORE
 from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.device import lone_threads
 from wsi.cnn.learner import DivergedError, Learner, diverged
@@ -276,14 +275,12 @@ class _Course:
     def _learn(self, progress: _OwnProgress, on_step: Callable[[int, int], None]) -> None:
         """One pass, but for the batches of it that are done already."""
         began = self._rng.bit_generator.state
-        seeds = iter(lambda: int(self._rng.integers(2**63)), -1)
         patches, done, size = self._data.patches, len(self._losses), len(self._owners)
         batches = patches.batches(self._data.learning, self._owners, self._rng)
-        list(itertools.islice(seeds, done * len(self._learner.shards(size))))
         own = [batch[self._owners == self._rank] for batch in batches[done:]]
         with closing(patches.images(own)) as images:
             for number, (chosen, pixels) in enumerate(zip(batches[done:], images, strict=True), done + 1):
-                self._losses.append(self._learner.step(chosen, pixels, seeds, len(self.history)))
+                self._losses.append(self._learner.step(chosen, pixels, len(self.history)))
                 on_step(number * size, len(batches) * size)
                 if progress.is_due(number) and number < len(batches):
                     self._save(progress, began)

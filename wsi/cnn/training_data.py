@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.cnn.augmentation import IGNORE, cell_targets
+from wsi.cnn.cells import IGNORE, cell_targets
 from wsi.cnn.network import CellGeometry
 from wsi.errors import PathologyError
 from wsi.patches.feeding import TrainingPatches

@@ -1,9 +1,12 @@
+"""Each variation does what it says, and draws what it draws whatever others there are."""
+
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,15 +16,30 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+from small_training import TINY, fit
 
-from wsi.cnn.augmentation import turned
-from wsi.cnn.device_augmentation import Augmentation, Draws, blurred, laid
+from wsi.cnn.augmentation import (
+    FULL,
+    LIGHT,
+    Augmentation,
+    Blur,
+    Brightness,
+    Focus,
+    Jpeg,
+    Macenko,
+    Stain,
+    Turns,
+    Variation,
+    blurred,
+    laid,
+    softened,
+)
+from wsi.cnn.cells import cell_targets
 from wsi.cnn.jpeg_noise import compressed
 from wsi.cnn.macenko import _REFERENCE, _REFERENCE_STRENGTH, normalise
 from wsi.stain import StainJitter, od_to_rgb, rgb_to_od
 
-STILL: dict[str, Any] = {"turns": False, "macenko": 0, "stain": None, "brightness": 0, "blur": 0, "jpeg": 0}
-EVERYTHING = Augmentation(macenko=0.5, jpeg=0.5)
+EVERYTHING = Augmentation((Turns(), Macenko(0.5), Stain(), Focus(), Brightness(), Blur(), Jpeg(0.5)))
 
 
 def stained(count: int, side: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -39,17 +57,27 @@ def seeds_of(*numbers: int) -> NDArray[np.int64]:
     return np.array([(3, 1, number) for number in numbers], dtype=np.int64)
 
 
-def varied(images: NDArray[np.uint8], seeds: NDArray[np.int64], augmentation: Augmentation) -> torch.Tensor:
-    return augmentation(torch.from_numpy(images), augmentation.draw(seeds))
+def varied(images: NDArray[np.uint8], seeds: NDArray[np.int64], augmentation: Augmentation | Variation) -> torch.Tensor:
+    if isinstance(augmentation, Variation):
+        augmentation = Augmentation((augmentation,))
+    return augmentation(torch.from_numpy(images), np.zeros(images.shape[:3], np.uint8), seeds)[0]
 
 
 def planes(images: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float()
 
 
-def test_nothing_asked_for_changes_nothing() -> None:
+@pytest.mark.parametrize(
+    "still",
+    [
+        Augmentation(()),
+        Augmentation((Macenko(0), Focus(0, 0), Brightness(0), Blur(0), Jpeg(0))),
+        Augmentation((Focus(-0.0, 0.0), Jpeg(0))),
+    ],
+)
+def test_nothing_asked_for_changes_nothing(still: Augmentation) -> None:
     images = stained(2, 32)
-    found = varied(images, seeds_of(1, 2), Augmentation(**STILL))
+    found = varied(images, seeds_of(1, 2), still)
     assert torch.equal(found, planes(images))
     assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -73,6 +101,49 @@ def test_equal_seeds_give_equal_patches_and_others_others() -> None:
     assert float(same.max()) <= 255
 
 
+@dataclass(frozen=True, slots=True)
+class Idle(Variation):
+    """Draws chances, and changes nothing."""
+
+    name: ClassVar[str] = "idle"
+    draws: ClassVar[int] = 5
+
+    def __call__(self, pixels: torch.Tensor, chances: NDArray[np.float64]) -> torch.Tensor:
+        assert chances.shape == (len(pixels), 5)
+        return pixels
+
+
+@pytest.mark.parametrize("augmentation", [LIGHT, FULL])
+def test_another_variation_changes_what_no_other_draws(augmentation: Augmentation) -> None:
+    """So that an augmentation can be added without changing an earlier result for a seed."""
+    images, targets = torch.from_numpy(stained(4, 40)), np.arange(4 * 1600, dtype=np.uint8).reshape(4, 40, 40)
+    expected, moved = augmentation(images, targets, seeds_of(1, 2, 3, 4))
+    parts = augmentation.variations
+    for number in range(len(parts) + 1):
+        more = Augmentation((*parts[:number], Idle(), *parts[number:]))
+        found, laid_out = more(images, targets, seeds_of(1, 2, 3, 4))
+        assert torch.equal(found, expected)
+        np.testing.assert_array_equal(laid_out, moved)
+
+
+def test_another_variation_changes_no_training() -> None:
+    plain, idle = fit(epochs=2), fit(epochs=2, augmentation=Augmentation((Idle(), *LIGHT.variations)))
+    assert idle.history == plain.history
+    np.testing.assert_array_equal(idle.margins, plain.margins)
+
+
+def test_variations_draw_apart_from_each_other() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Other(Brightness):
+        name: ClassVar[str] = "other"
+
+    images = np.full((50, 4, 4, 3), 100, np.uint8)
+    first, second = (varied(images, seeds_of(*range(50)), one)[:, 0, 0, 0] for one in (Brightness(), Other()))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.5
+    with pytest.raises(ValueError, match="one name"):
+        Augmentation((Blur(), Blur(2.0)))
+
+
 def test_the_global_random_state_is_left_alone() -> None:
     torch.manual_seed(1)
     expected = torch.rand(2)
@@ -81,17 +152,52 @@ def test_the_global_random_state_is_left_alone() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_squares_are_laid_as_labels_are() -> None:
+def turned(array: NDArray[np.uint8], way: int) -> NDArray[np.uint8]:
+    """(side, side, ...) laid in one of the eight ways."""
+    result = np.rot90(array, way % 4)
+    return result[:, ::-1] if way >= 4 else result
+
+
+def test_squares_are_laid_in_eight_ways() -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3), dtype=np.uint8)
-    turns = np.arange(8)
-    found = laid(torch.from_numpy(images), turns).numpy()
-    for turn in range(8):
-        np.testing.assert_array_equal(found[turn], turned(images[turn], turn))
-    assert len({found[turn].tobytes() for turn in range(8)}) == 8
-    augmentation = Augmentation(**STILL | {"turns": True})
-    draws = augmentation.draw(seeds_of(*range(400)))
-    assert set(augmentation.turn_of(draws)) == set(range(8))
-    assert (Augmentation(**STILL).turn_of(draws) == 0).all()
+    found = laid(planes(images), np.arange(8)).permute(0, 2, 3, 1).numpy()
+    for way in range(8):
+        np.testing.assert_array_equal(found[way], turned(images[way], way))
+    assert len({found[way].tobytes() for way in range(8)}) == 8
+    same = images[:1].repeat(400, axis=0)
+    seen = {one.tobytes() for one in varied(same, seeds_of(*range(400)), Turns()).numpy()}
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation((Turns(),)), LIGHT])
+def test_images_and_targets_are_turned_together(augmentation: Augmentation) -> None:
+    targets = (np.random.default_rng(0).random((16, 4, 4)) < 0.5).repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)
+    images = np.where(targets[..., None] == 1, 40, 220).astype(np.uint8).repeat(3, axis=3)
+    shown, moved = augmentation(torch.from_numpy(images), targets, seeds_of(*range(16)))
+    cells = cell_targets(moved, TINY)
+    centres = shown[:, 0, 3:-3:4, 3:-3:4].numpy()
+    assert shown.shape == (16, 3, 32, 32)
+    assert centres[..., : cells.shape[2]].shape == cells.shape
+    assert (centres[cells == 1] < 130).all()
+    assert (centres[cells == 0] > 130).all()
+    assert (cells != cell_targets(targets, TINY)).any()
+
+
+def test_softening_is_the_binomial_blur_with_a_repeated_border() -> None:
+    pixels = np.random.default_rng(0).random((2, 3, 9, 7)).astype(np.float32)
+    found = softened(torch.from_numpy(pixels)).numpy()
+    expected = ndimage.correlate1d(pixels, [0.25, 0.5, 0.25], axis=2, mode="nearest")
+    expected = ndimage.correlate1d(expected, [0.25, 0.5, 0.25], axis=3, mode="nearest")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_focus_softens_and_sharpens_within_its_limits() -> None:
+    images = stained(1, 32).repeat(200, axis=0)
+    whole, soft = planes(images[:1]), softened(planes(images[:1]))
+    np.testing.assert_allclose(varied(images[:1], seeds_of(0), Focus(1, 1)), soft, atol=1e-3)
+    contrast = (varied(images, seeds_of(*range(200)), Focus()).std(dim=(1, 2, 3)) / whole.std()).numpy()
+    assert float(soft.std() / whole.std()) - 1e-3 < contrast.min() < 0.99
+    assert contrast.max() > 1.01
 
 
 def test_blur_is_scipys_gaussian() -> None:
@@ -102,14 +208,13 @@ def test_blur_is_scipys_gaussian() -> None:
         np.testing.assert_allclose(found, expected, atol=0.02)
 
 
-def test_stain_jitter_is_that_of_the_cpu() -> None:
+def test_stains_are_moved_as_the_jitter_says() -> None:
     jitter = StainJitter()
     images = stained(3, 24)
     draws = np.random.default_rng(1).uniform(-1, 1, (3, 11))
     mix, shift = jitter.moves(draws)
     expected = od_to_rgb(rgb_to_od(images).reshape(3, -1, 3) @ mix + shift).reshape(images.shape)
-    chances = np.concatenate([np.full((3, 7), 0.5), (draws + 1) / 2], axis=1)
-    found = Augmentation(**STILL | {"stain": jitter})(torch.from_numpy(images), Draws(chances=chances))
+    found = Stain(jitter)(planes(images), (draws + 1) / 2)
     np.testing.assert_allclose(found.permute(0, 2, 3, 1), expected, atol=0.51)
     still = jitter.moves(np.zeros((1, 11)))
     np.testing.assert_allclose(still[0][0], np.eye(3), atol=1e-6)
@@ -118,9 +223,15 @@ def test_stain_jitter_is_that_of_the_cpu() -> None:
 
 def test_brightness_is_a_factor_within_its_limits() -> None:
     images = np.full((200, 8, 8, 3), 100, np.uint8)
-    found = varied(images, seeds_of(*range(200)), Augmentation(**STILL | {"brightness": 0.2}))[:, 0, 0, 0] / 100
+    found = varied(images, seeds_of(*range(200)), Brightness(0.2))[:, 0, 0, 0] / 100
     assert np.exp(-0.2) <= float(found.min()) < 0.85
     assert 1.18 < float(found.max()) <= np.exp(0.2)
+
+
+def test_jpeg_takes_its_share() -> None:
+    images = stained(1, 32).repeat(200, axis=0)
+    is_worn = (varied(images, seeds_of(*range(200)), Jpeg(0.3, (5, 20))) != planes(images)).any(dim=(1, 2, 3))
+    assert 40 < int(is_worn.sum()) < 80
 
 
 def through_a_file(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
@@ -186,7 +297,7 @@ def test_what_has_no_two_stains_stays_as_it_is(image: NDArray[np.int64]) -> None
 def test_real_tissue_is_normalised_and_varied(real_data: Callable[[str], Path]) -> None:
     folder = real_data("patches") / "tumor"
     images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))[:6]])
-    found = varied(images, seeds_of(*range(6)), Augmentation(**STILL | {"macenko": 1}))
+    found = varied(images, seeds_of(*range(6)), Macenko(1))
     means = rgb_to_od(found.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()).mean(axis=(1, 2))
     before = rgb_to_od(images).mean(axis=(1, 2))
     hue, hue_before = means / means.sum(axis=1, keepdims=True), before / before.sum(axis=1, keepdims=True)
@@ -194,9 +305,17 @@ def test_real_tissue_is_normalised_and_varied(real_data: Callable[[str], Path]) 
 
 
 @pytest.mark.parametrize(
-    "odd",
-    [{"macenko": 1.5}, {"jpeg": -0.1}, {"brightness": 3}, {"blur": 9}, {"quality": (90, 30)}, {"quality": (0, 9)}],
+    ("kind", "odd"),
+    [
+        (Macenko, (1.5,)),
+        (Jpeg, (-0.1,)),
+        (Brightness, (3,)),
+        (Blur, (9,)),
+        (Focus, (1, 0)),
+        (Jpeg, (0.3, (90, 30))),
+        (Jpeg, (0.3, (0, 9))),
+    ],
 )
-def test_absurd_variations_are_refused(odd: dict[str, Any]) -> None:
+def test_absurd_variations_are_refused(kind: type[Variation], odd: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match=r"\d"):
-        Augmentation(**odd)
+        kind(*odd)
