@@ -179,7 +179,7 @@ def test_bad_features_never_stop_the_others(tmp_path: Path, cohort: Path) -> Non
     reasons = {
         "other": "encoder.sha256",
         "empty": "DONE.json",
-        "late": "differs",
+        "late": "another size",
         "nan": "NaN",
         "narrow": "holds 8 features per tile, the head takes 9",
     }
