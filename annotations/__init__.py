@@ -1,4 +1,4 @@
-"""Polygons to pixels to patches. The names below are loaded when they are first used; see ``__init__.pyi``."""
+"""Polygons to pixels to patches. The names below are loaded on first use; see ``__init__.pyi``."""
 
 import lazy_loader
 

@@ -16,13 +16,13 @@ Colour = tuple[int, int, int]
 """Red, green, blue, each 0..255."""
 
 HOLE_OF = "hole of"
-"""Attribute of an outline that the file gives as a hole of the outlines before it; the value is their group."""
+"""Attribute of an outline that the file lists as a hole of the outlines before it; the value is their group."""
 
 HOLE_GROUP = "Exclusion"
-"""Group of outlines that a file gives as holes of tumour: the word for it in CAMELYON16."""
+"""Group of outlines that a file lists as holes of tumour: CAMELYON16's word for them."""
 
 IGNORED_HOLE_GROUP = "Ignore"
-"""Group of outlines that a file gives as holes of something else: they must not cut tumour."""
+"""Group of outlines that a file lists as holes of anything else: they must not cut tumour."""
 
 # ASAP's annotation types (ASAP, annotation/Annotation.cpp).
 KINDS = ("None", "Dot", "Polygon", "Spline", "PointSet", "Measurement", "Rectangle")
@@ -76,8 +76,8 @@ class Annotation:
         role: what the group means.
         kind: one of KINDS.
         vertices: float64 (n, 2), columns x, y in level-0 px, in drawing order; an outline closes itself.
-        colour: red, green, blue, or None where the file gives none.
-        attributes: what else the file says of it, by the file's own words.
+        colour: red, green, blue, or None where the file has none.
+        attributes: whatever else the file says about it, under the file's own names.
     """
 
     name: str
@@ -90,11 +90,11 @@ class Annotation:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"an annotation's kind is one of {', '.join(KINDS)}, got {self.kind!r}")
+            raise ValueError(f"an annotation's kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.vertices.dtype != np.float64 or self.vertices.ndim != 2 or self.vertices.shape[1] != 2:
-            raise ValueError(f"vertices are float64 (n, 2), got {self.vertices.dtype} {self.vertices.shape}")
+            raise ValueError(f"vertices must be float64 (n, 2), got {self.vertices.dtype} {self.vertices.shape}")
         if not np.isfinite(self.vertices).all():
-            raise ValueError("vertices are finite")
+            raise ValueError("vertices must be finite")
         _check_colour(self.colour)
 
     @property
@@ -121,8 +121,8 @@ class Group:
     Attributes:
         name: annotations name it as their group.
         parent: the group it is part of, or None.
-        colour: red, green, blue, or None where the file gives none.
-        attributes: what else the file says of it, by the file's own words.
+        colour: red, green, blue, or None where the file has none.
+        attributes: whatever else the file says about it, under the file's own names.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AnnotationSet:
-    """All that an annotation file holds.
+    """Everything an annotation file holds.
 
     Attributes:
         annotations: in the order of the file.
@@ -151,9 +151,9 @@ class AnnotationSet:
 
 def _check_colour(colour: Colour | None) -> None:
     if colour is not None and not (len(colour) == 3 and all(0 <= part <= 255 for part in colour)):
-        raise ValueError(f"a colour is red, green, blue of 0..255 each, got {colour}")
+        raise ValueError(f"a colour must be red, green, blue, each 0..255, got {colour}")
 
 
 def known_roles(groups: Mapping[str, Role] | None) -> dict[str, Role]:
-    """GROUP_ROLES with a caller's own groups added (or put in their place); keys case-folded."""
+    """GROUP_ROLES with a caller's own groups added, which take precedence; keys case-folded."""
     return {**GROUP_ROLES, **{name.strip().casefold(): role for name, role in (groups or {}).items()}}

@@ -1,14 +1,14 @@
 """From pixels back to outlines: marching squares on a Heatmap or a Mask, as polygons with holes in level-0 px.
 
-The values stand at the cells' centres; along the lines between neighbouring centres they are taken as linear, and an
-outline runs straight between the points where such lines cross the level. Beyond the edge of the grid lies 0, so that
-outlines close there, at most half a cell outside. Where a square has two opposite corners inside, these are joined when
-the mean of its four corners is inside (a saddle of the bilinear surface). Cells of a mask that touch by their corners
-only are therefore joined.
+Values apply at the cells' centres and are linear along the lines between neighbouring centres; an outline runs straight
+between the points where those lines cross the level. Beyond the edge of the grid the value is 0, so that outlines close
+there, at most half a cell outside. Where two opposite corners of a square are inside, they are joined if the mean of
+the four corners is inside (a saddle of the bilinear surface). Cells of a mask that touch only at their corners are
+therefore joined.
 
-How well areas are kept: the outlines of a mask hold its pixels' area less half a pixel for each outline, plus half a
-pixel for each hole, exactly. Where the cells of a heatmap hold the share of a disc in them and the level is 0.5, the
-area is that of the disc to -5 % at a radius of 3 cells, -2.5 % at 5, -0.6 % at 10 and 0.15 % at 20.
+How well areas are kept: the outlines of a mask enclose its pixels' area less half a pixel for each outline, plus half a
+pixel for each hole, exactly. Where each cell of a heatmap holds the share of it that a disc covers and the level is
+0.5, the area differs from the disc's by -5 % at a radius of 3 cells, -2.5 % at 5, -0.6 % at 10 and 0.15 % at 20.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wsi.geometry import Frame, Window
 from wsi.raster import Heatmap, Mask
 
 # For each of the sixteen patterns of a square's corners (bit 0 upper left, 1 upper right, 2 lower right, 3 lower left)
-# the edges that outlines enter and leave by (0 upper, 1 right, 2 lower, 3 left), with the inside on one same side.
+# the edges that outlines enter and leave by (0 upper, 1 right, 2 lower, 3 left), the inside always on the same side.
 _PATHS: tuple[tuple[tuple[int, int], ...], ...] = (
     (),
     ((3, 0),),
@@ -47,7 +47,7 @@ _CLEARANCE = 1e-3
 
 
 def heatmap_to_polygons(heatmap: Heatmap, threshold: float) -> list[shapely.Polygon]:
-    """The outlines of all that has at least a probability.
+    """The outlines of everything with at least a given probability.
 
     Args:
         heatmap: any.
@@ -60,7 +60,7 @@ def heatmap_to_polygons(heatmap: Heatmap, threshold: float) -> list[shapely.Poly
         ValueError: the threshold is out of range.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"a threshold lies above 0 and at most at 1, got {threshold}")
+        raise ValueError(f"a threshold must be above 0 and at most 1, got {threshold}")
     return _polygons(heatmap.frame, heatmap.array, threshold)
 
 
@@ -84,7 +84,7 @@ def polygon_annotations(
         polygons: in level-0 px.
         group: of the outlines; the readers must know it as tumour.
         hole_group: of the holes; the readers must know it as cut out.
-        name: of the outlines, with a number behind it.
+        name: of the outlines; a number is appended.
     """
     annotations: list[Annotation] = []
     for number, polygon in enumerate(polygons, start=1):
@@ -107,7 +107,7 @@ def _polygons(frame: Frame, values: NDArray[np.float32] | NDArray[np.bool_], lev
     if not len(rows):
         return []
     top, left = int(rows[0]), int(columns[0])
-    # One more cell on every side: real neighbours where there are some, 0 beyond the grid.
+    # One more cell on every side: real neighbours where they exist, 0 beyond the grid.
     height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
     padded = np.zeros((height + 2, width + 2), dtype=np.float64)
     from_row, from_column = max(0, top - 1), max(0, left - 1)
@@ -141,7 +141,7 @@ def _segments(values: NDArray[np.float64], level: float) -> NDArray[np.float64]:
 
 
 def _crossings(one: NDArray[np.float64], other: NDArray[np.float64], level: float) -> NDArray[np.float64]:
-    """Where between neighbours the level is crossed, 0..1; without meaning where it is not."""
+    """Where between neighbours the level is crossed, 0..1; meaningless where it is not."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.clip((level - one) / (other - one), _CLEARANCE, 1 - _CLEARANCE)
 
@@ -163,7 +163,7 @@ def _pieces(
 
 
 def _inner_faces(segments: NDArray[np.float64]) -> NDArray[np.object_]:
-    """The polygons that lie to the inner side of directed segments, which form rings that never touch."""
+    """The polygons on the inner side of directed segments, which form rings that never touch."""
     faces = shapely.get_parts(shapely.polygonize(shapely.linestrings(segments)))
     exteriors = shapely.get_exterior_ring(faces)
     coordinates, ring = shapely.get_coordinates(exteriors, return_index=True)

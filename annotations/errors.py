@@ -14,7 +14,7 @@ class AnnotationNotFoundError(AnnotationError, FileNotFoundError):
 
 
 class AnnotationFormatError(AnnotationError, ValueError):
-    """The file is no annotation file that can be read; ``place`` names the annotation and the vertex."""
+    """The file cannot be read as an annotation file; ``where`` names the annotation and the vertex."""
 
 
 class EmptyFileError(AnnotationFormatError):
@@ -22,15 +22,15 @@ class EmptyFileError(AnnotationFormatError):
 
 
 class UnknownGroupError(AnnotationError, ValueError):
-    """A group of annotations whose meaning (tumour, cut out of tumour ...) is not known."""
+    """A group of annotations has no known meaning (tumour, cut out of tumour ...)."""
 
 
 class GroupMapError(AnnotationError, ValueError):
-    """A map from groups to roles cannot be read, or gives a group a role that does not exist."""
+    """A map from groups to roles cannot be read, or assigns a role that does not exist."""
 
 
 class MissingRoleError(AnnotationError, ValueError):
-    """No outline with an area has the role that is asked for."""
+    """No outline with an area has the required role."""
 
 
 class OutsideSlideError(AnnotationError, ValueError):
@@ -38,12 +38,12 @@ class OutsideSlideError(AnnotationError, ValueError):
 
 
 class SamplingError(PathologyError, ValueError):
-    """The patches asked for cannot be drawn from this slide."""
+    """The requested patches cannot be drawn from this slide."""
 
 
 class PatchStoreError(PathologyError, ValueError):
-    """A stored set of patches is incomplete, damaged or not one."""
+    """A stored set of patches is incomplete, damaged or something else."""
 
 
 class FoldError(PatchStoreError):
-    """Patients were split into folds and none is named, or one is named that is not there."""
+    """Patients were split into folds and none is named, or the named one does not exist."""

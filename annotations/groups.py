@@ -12,7 +12,7 @@ from annotations.errors import GroupMapError, MissingRoleError
 from annotations.files.xml import shortened
 from wsi.inputs import read_text
 
-# The organisers' own groups, for callers who want these and nothing else put before the known ones.
+# The organisers' own groups, for callers who want only these to take precedence over the known ones.
 GROUP_MAPS: Mapping[str, Mapping[str, Role]] = MappingProxyType(
     {
         "camelyon16": MappingProxyType(
@@ -41,7 +41,7 @@ def group_map(name_or_file: str | Path) -> dict[str, Role]:
     """A group map by its name (``camelyon16``, ``camelyon17``, in any case) or from a TOML file.
 
     Raises:
-        GroupMapError: there is no such map or file, or the file is no group map.
+        GroupMapError: there is no such map or file, or the file is not a group map.
     """
     built_in = GROUP_MAPS.get(str(name_or_file).casefold())
     if built_in is not None:
@@ -57,11 +57,11 @@ def read_group_map(path: str | Path) -> dict[str, Role]:
     """Read a group map from a TOML file: a table ``[groups]`` of group names and roles.
 
     The roles are ``tumour``, ``cut out``, ``tissue`` and ``ignore``. The map is meant for the readers' ``groups``
-    argument: its groups go before the built-in ones, and case does not matter.
+    argument: its groups take precedence over the built-in ones, and case does not matter.
 
     Raises:
-        GroupMapError: no file, no TOML, no table ``[groups]``, an empty one, a role that does not exist, or two groups
-            that differ in case only; names the key and the allowed words.
+        GroupMapError: no file, not TOML, no table ``[groups]``, an empty one, a role that does not exist, or two groups
+            that differ only in case; names the key and the allowed words.
     """
     path = Path(path)
     table = _table(path)
@@ -73,9 +73,9 @@ def read_group_map(path: str | Path) -> dict[str, Role]:
         if role is None:
             raise GroupMapError(
                 path,
-                f"the role is {shortened(word)!r}",
+                f"the role {shortened(word)!r} is unknown",
                 where=where,
-                mend=f"it is one of {', '.join(ROLE_WORDS)}",
+                mend=f"use one of {', '.join(ROLE_WORDS)}",
             )
         twin = seen.setdefault(name.strip().casefold(), name)
         if twin != name and roles[twin] is not role:
@@ -87,17 +87,17 @@ def read_group_map(path: str | Path) -> dict[str, Role]:
 
 
 def require_role(annotations: Iterable[Annotation], role: Role, path: str | Path | None = None) -> None:
-    """Refuse annotations of which none is an outline with an area of a role.
+    """Refuse annotations none of which is an outline with an area and the given role.
 
-    A wrong group map gives blank masks and no error otherwise: the commonest failure with annotation files.
+    Otherwise a wrong group map leads to blank masks without an error: the commonest failure with annotation files.
 
     Args:
         annotations: of one slide.
-        role: the role that is wanted.
+        role: the required role.
         path: the file that they were read from, for the message.
 
     Raises:
-        MissingRoleError: there is none; the message lists the groups that are there and what they mean.
+        MissingRoleError: there is none; the message lists the groups found and what they mean.
     """
     found: dict[str, Role] = {}
     for annotation in annotations:
@@ -109,7 +109,7 @@ def require_role(annotations: Iterable[Annotation], role: Role, path: str | Path
         path,
         f"no outline with an area is {role.value}",
         where=None,
-        mend=f"give groups= the right roles; the file has {listed or 'no annotations'}",
+        mend=f"set the right roles in groups=; the file has {listed or 'no annotations'}",
     )
 
 
@@ -127,7 +127,9 @@ def _table(path: Path) -> dict[str, object]:
         raise GroupMapError(path, f"has no table [{_TABLE}] with groups", mend=_EXAMPLE)
     unknown = sorted(set(content) - {_TABLE})
     if unknown:
-        raise GroupMapError(path, f"has {unknown[0]!r} beside [{_TABLE}]", mend=f"put groups into the table [{_TABLE}]")
+        raise GroupMapError(
+            path, f"has {unknown[0]!r} beside [{_TABLE}]", mend=f"move groups into the table [{_TABLE}]"
+        )
     return table
 
 

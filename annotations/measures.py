@@ -1,4 +1,4 @@
-"""Lesions measured on their polygons, exactly and without a raster: what reference labels are made of."""
+"""Lesions measured on their polygons, exactly and without a raster: the basis of reference labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MERGE_GAP_UM = 75.0
 """Deposits this close or closer are one lesion: the CAMELYON16 evaluation grows every deposit by 37.5 um."""
 
 SLIVER_UM = 1.0
-"""What is nowhere as wide as this holds no cell: the leftover of a cut-out that was drawn along its outline."""
+"""A deposit nowhere this wide holds no cell: it is left over from a cut-out drawn along its outline."""
 
 _ROUNDING_PX = 1e-6
 
@@ -28,7 +28,7 @@ class PolygonLesion:
         longest_diameter_um: largest distance between two of its points.
         area_um2: of its deposits, gaps and holes excluded.
         centroid: (x, y) in level-0 px, of that area.
-        parts: how many deposits it has.
+        parts: number of deposits.
         geometry: its deposits in level-0 px.
     """
 
@@ -44,14 +44,14 @@ def measure_lesions(
 ) -> tuple[PolygonLesion, ...]:
     """Find and measure the lesions of one slide on its polygons.
 
-    Tumour is the union of the tumour outlines minus the cut-outs, as rasterize has it; outlines drawn twice count once.
+    Tumour is the union of the tumour outlines minus the cut-outs, as in rasterize; outlines drawn twice count once.
     Its connected pieces are the deposits. Deposits with a gap of at most merge_gap_um are one lesion, by the exact
     distance of their outlines.
 
     Args:
         annotations: of one slide.
         mpp: um per level-0 px.
-        merge_gap_um: largest gap within a lesion; 0 merges only what touches in a point.
+        merge_gap_um: largest gap within a lesion; 0 merges only deposits that touch at a point.
         sliver_um: deposits that are nowhere this wide are dropped; 0 keeps all.
 
     Returns:
@@ -63,9 +63,9 @@ def measure_lesions(
     from annotations.polygons import tumour_area  # noqa: PLC0415  (slow import: the settings' defaults are to be light)
 
     if not 0 < mpp < float("inf"):
-        raise ValueError(f"mpp is above 0 um per px, got {mpp}")
+        raise ValueError(f"mpp must be above 0 um per px, got {mpp}")
     if not (merge_gap_um >= 0 and sliver_um >= 0):
-        raise ValueError(f"distances are at least 0 um, got {merge_gap_um} and {sliver_um}")
+        raise ValueError(f"distances must be at least 0 um, got {merge_gap_um} and {sliver_um}")
     deposits = [deposit for deposit in tumour_area(annotations).geoms if not _is_sliver(deposit, sliver_um / mpp)]
     lesions = [_lesion(members, mpp) for members in _merged(deposits, merge_gap_um / mpp)]
     return tuple(sorted(lesions, key=_order))
@@ -91,7 +91,7 @@ def _lesion(deposits: Sequence[shapely.Polygon], mpp: float) -> PolygonLesion:
 
 
 def _is_sliver(deposit: shapely.Polygon, width_px: float) -> bool:
-    # Cheap first: a shape of this area and outline cannot be that narrow everywhere.
+    # The cheap test first: a shape of this area and perimeter cannot be that narrow everywhere.
     if not width_px or deposit.area > width_px * deposit.length:
         return False
     return bool(deposit.buffer(-width_px / 2).is_empty)
@@ -117,7 +117,7 @@ def _merged(deposits: Sequence[shapely.Polygon], gap_px: float) -> list[list[sha
 
 
 def _near(deposits: Sequence[shapely.Polygon], gap_px: float) -> Iterator[tuple[int, int]]:
-    """Pairs with at most a gap between them."""
+    """Pairs at most ``gap_px`` apart."""
     if not deposits:
         return
     import shapely  # noqa: PLC0415  (slow import)
@@ -128,7 +128,7 @@ def _near(deposits: Sequence[shapely.Polygon], gap_px: float) -> Iterator[tuple[
         for gap in (gap_px, gap_px + _ROUNDING_PX)
     )
     yield from sure
-    # GEOS rounds here otherwise than in its distance: outlines that touch may stand apart by the last bit
+    # GEOS rounds differently here than in its distance: outlines that touch may be apart by the last bit
     for one, other in likely - sure:
         if one < other and shapely.distance(deposits[one], deposits[other]) <= gap_px:
             yield one, other

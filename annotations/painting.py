@@ -1,9 +1,9 @@
-"""Outlines to pixels: a pixel is inside when its centre is, by the non-zero rule, on whatever grid a Frame gives.
+"""Outlines to pixels: a pixel is inside when its centre is, by the non-zero rule, on the grid of any Frame.
 
-Vertices are brought onto a lattice of 2**-26 of an array pixel, far finer than anyone draws and far coarser than the
-rounding of a Frame's position; everything after that depends on differences of whole numbers only. So a mask cut into
-tiles at any offset equals the mask made whole, bit for bit, and of two outlines that share an edge exactly one takes a
-pixel whose centre lies on it (the one to the right of, or below, the edge).
+Vertices are snapped to a lattice of 2**-26 of an array pixel, far finer than anyone draws and far coarser than the
+rounding of a Frame's position; everything after that depends only on differences of integers. So a mask painted in
+tiles at any offset equals the mask painted whole, bit for bit, and of two outlines that share an edge exactly one gets
+a pixel whose centre lies on it (the one to the right of, or below, the edge).
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from wsi.raster import Mask
 
 _SUBPIXEL_BITS = 26
 _SUBPIXELS = 1 << _SUBPIXEL_BITS
-_BEFORE_CENTRE = _SUBPIXELS // 2 - 1  # (position + this) >> bits: the first pixel whose centre is not before it
-_BAND_PX = 1 << 22  # winding numbers are held for this many pixels at a time
+_BEFORE_CENTRE = (
+    _SUBPIXELS // 2 - 1
+)  # (position + this) >> bits: the first pixel whose centre does not precede the position
+_BAND_PX = 1 << 22  # winding numbers are kept for this many pixels at a time
 _BLOCK = 64  # edges
-_MARGIN = 2.0**-12  # of a pixel; far more than the lattice of any finer grid moves a vertex
+_MARGIN = 2.0**-12  # of a pixel; far more than snapping moves a vertex on any finer grid
 _FINE_PX = 512  # side of the tiles in which level 0 is painted for coarser grids
 
-# Outlines are drawn by hand: an island of tumour may stray a little over the edge of the cut-out it lies in.
+# Outlines are drawn by hand: an island of tumour may extend a little over the edge of the cut-out it lies in.
 INSIDE_SHARE = 0.9
 _PROBE_PX = 256
 
 
 def rasterize(annotations: Iterable[Annotation], frame: Frame) -> Mask:
-    """The tumour among annotations: see Painting. For many frames of one slide make the Painting once."""
+    """The tumour among annotations: see Painting. For many frames of one slide, build the Painting once."""
     return Painting.of(annotations).mask(frame)
 
 
@@ -61,8 +63,8 @@ def layers(annotations: Iterable[Annotation]) -> tuple[Layer, ...]:
     """Which cut-outs apply to which tumour outlines; the tumour is the union over layers of tumour minus cut-outs.
 
     A cut-out applies to every tumour outline except those that lie inside it: an island of tumour within a cut-out is
-    tumour again (and may have cut-outs of its own). Inside means INSIDE_SHARE of the island's area, and being the
-    smaller one of the two. Outlines without area and other roles are left out.
+    tumour again (and may have cut-outs of its own). Inside means by INSIDE_SHARE of the island's area, the island being
+    the smaller of the two. Outlines without area and other roles are left out.
     """
     drawn = [annotation for annotation in annotations if annotation.outline is not None]
     tumour = [annotation for annotation in drawn if annotation.role is Role.TUMOUR]
@@ -85,18 +87,18 @@ class Cover(IntEnum):
     NONE = 0
     ALL = 1
     PART = 2
-    """An edge passes through it: only its pixels tell, and these may be all or none."""
+    """An edge crosses it: only painting its pixels can tell, and all or none of them may be tumour."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Painting:
-    """The tumour of one slide, ready to be put on any grid.
+    """The tumour of one slide, ready to be painted on any grid.
 
     Tumour is the union of the tumour outlines minus the cut-outs, where an island of tumour that lies inside a cut-out
-    is tumour again (see layers). Outlines cross themselves in real files: within one outline the non-zero rule holds,
+    is tumour again (see layers). Outlines cross themselves in real files: within one outline the non-zero rule applies,
     so that nothing drawn vanishes. Build it with Painting.of.
 
-    Example: the mask of one patch, without any file in between::
+    Example: the mask of one patch, without an intermediate file::
 
         painting = Painting.of(read_annotations("tumor_009.xml"))
         patch = slide.read_at(0.5, Region(x=61_000, y=120_000, width=1024, height=1024))
@@ -113,26 +115,26 @@ class Painting:
         )
 
     def mask(self, frame: Frame, *, reduce: Literal["centre", "max"] = "centre") -> Mask:
-        """The tumour on a grid; only outlines near it are touched, and the same whole or in tiles.
+        """The tumour on a grid, the same whether whole or in tiles; only outlines near it are processed.
 
         Args:
             frame: the grid.
-            reduce: what a pixel larger than a level-0 px stands for. ``centre``: the point at its centre, so that areas
+            reduce: what a pixel larger than a level-0 px represents. ``centre``: the point at its centre, so that areas
                 are right on average and lesions smaller than a pixel may vanish. ``max``: all level-0 px whose centres
                 lie in it, so that the mask is the block maximum of the level-0 mask and no lesion vanishes. Level 0 is
-                painted tile by tile and only where an edge passes. Without effect at a downsample of 1 and below.
+                painted tile by tile, only where an edge passes. No effect at a downsample of 1 or below.
         """
         if reduce not in ("centre", "max"):
-            raise ValueError(f"masks are reduced by centre or max, got {reduce!r}")
+            raise ValueError(f"masks must be reduced by centre or max, got {reduce!r}")
         if reduce == "max" and frame.downsample > 1:
             return Mask(frame=frame, array=self._block_maximum(frame))
         return Mask(frame=frame, array=self._at_centres(frame))
 
     def cover(self, frame: Frame) -> NDArray[np.int8]:
-        """How much of every pixel of a coarse grid is tumour, before any of its finer pixels is looked at.
+        """How much of every pixel of a coarse grid is tumour, without looking at its finer pixels.
 
-        For masks in tiles of n px make it of ``frame.coarser(n)``: a tile that no edge passes through is tumour all
-        over or nowhere, by the point at its centre.
+        For masks in tiles of n px, use ``frame.coarser(n)``: a tile that no edge crosses is tumour throughout or
+        nowhere, as the point at its centre is.
 
         Args:
             frame: the grid; its pixels are the squares in question.
@@ -191,8 +193,8 @@ class _Edges:
     Attributes:
         ends: float64 (4, n): x, y of the upper end, x, y of the lower end; in drawing order.
         turn: int32 (n,): +1 drawn downwards, -1 drawn upwards.
-        blocks: float64 (3, blocks): the top, bottom and left of every _BLOCK edges that follow one another. Those that
-            are drawn one after the other lie together, so this is an index of where they are.
+        blocks: float64 (3, blocks): the top, bottom and left of every _BLOCK consecutive edges. Edges drawn one after
+            another lie close together, so this is a spatial index.
         bounds: left, top, right, bottom.
     """
 
@@ -235,9 +237,9 @@ class _Edges:
         return left < right and top < bottom
 
     def near(self, frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-        """(ends, turn) without most edges that lie above, below or to the right of the frame: no row of it sees them.
+        """(ends, turn) without most of the edges above, below or to the right of the frame, which affect no row of it.
 
-        Those to its left are needed: the winding number of a pixel is counted from them.
+        Those to its left are needed: winding numbers are counted from them.
         """
         rows, columns = frame.shape
         (_, right), (top, bottom) = frame.positions((-1, rows + 1), (-1, columns + 1))
@@ -251,7 +253,7 @@ class _Edges:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Outlines:
-    """Some outlines that are painted as one, each by the non-zero rule.
+    """Outlines that are painted as one, each by the non-zero rule.
 
     Attributes:
         edges: of each outline that can hold a pixel.
@@ -271,7 +273,7 @@ class _Outlines:
         return cls(held, np.array([one.bounds for one in held], dtype=np.float64).reshape(-1, 4))
 
     def union(self, frame: Frame) -> NDArray[np.bool_] | None:
-        """The pixels whose centres at least one outline holds; None where no outline is near."""
+        """The pixels whose centres lie in at least one outline; None if no outline is near."""
         inside = None
         for edges, window in self._near(frame):
             is_blank = inside is None
@@ -281,17 +283,17 @@ class _Outlines:
         return inside
 
     def count_passes(self, frame: Frame, begun: NDArray[np.int32]) -> None:
-        """Add +1 where edges begin to touch pixels of a row, -1 behind the last one.
+        """Add +1 where edges begin to touch pixels of a row, and -1 after the last one.
 
         Args:
             frame: the grid.
-            begun: int32 (rows, columns + 1), changed; the running sum along a row is the number of edges in a pixel.
+            begun: int32 (rows, columns + 1), modified; the running sum along a row is the number of edges in a pixel.
         """
         for edges, _ in self._near(frame):
             _count_passes(edges.near(frame)[0], frame, begun)
 
     def _near(self, frame: Frame) -> Iterator[tuple[_Edges, Window]]:
-        """The outlines that may hold pixels, and which."""
+        """The outlines that may hold pixels, each with the window of those pixels."""
         rows, columns = frame.fractions(self.bounds[:, ::2], self.bounds[:, 1::2])
         first = np.maximum(np.floor(np.stack([rows[:, 0], columns[:, 0]], axis=1)) - 1, 0)
         end = np.minimum(np.ceil(np.stack([rows[:, 1], columns[:, 1]], axis=1)) + 1, frame.shape)
@@ -311,7 +313,7 @@ def _fill(
 ) -> None:
     """Set the pixels of one outline: winding numbers are the running sums, along a row, of the crossings before.
 
-    With ``is_blank`` nothing is set yet, which saves a pass.
+    ``is_blank`` promises that nothing is set yet, which saves a pass.
     """
     (top, bottom), (x_top, x_bottom) = (_lattice(along) for along in frame.fractions(ends[::2], ends[1::2]))
     step = max(1, _BAND_PX // window.width)
@@ -328,7 +330,7 @@ def _fill(
         depth, height = (row << _SUBPIXEL_BITS) + _SUBPIXELS // 2 - top[edge], (bottom - top)[edge]
         across = (x_bottom - x_top)[edge]
         run = np.ceil(across.astype(np.float64) * depth / height).astype(np.int64)
-        # Exact: products beyond 64 bits wrap round, but the difference of the two is small and comes out right.
+        # Exact: products beyond 64 bits wrap around, but their difference is small and comes out right.
         run -= (run * height - across * depth) // height
         crossing = x_top[edge] + run
         column = np.clip((crossing + _BEFORE_CENTRE) >> _SUBPIXEL_BITS, window.column, window.right) - window.column
@@ -343,7 +345,7 @@ def _fill(
 
 
 def _count_passes(ends: NDArray[np.float64], frame: Frame, begun: NDArray[np.int32]) -> None:
-    """See _Outlines.count_passes; an edge that passes a pixel by within _MARGIN of its side counts, too."""
+    """See _Outlines.count_passes; an edge within _MARGIN of a pixel's side counts as touching it."""
     rows, columns = frame.shape
     (top, bottom), (x_top, x_bottom) = frame.fractions(ends[::2], ends[1::2])
     start = np.clip(np.floor(top - _MARGIN), 0, rows).astype(np.int64)
@@ -352,7 +354,7 @@ def _count_passes(ends: NDArray[np.float64], frame: Frame, begun: NDArray[np.int
     edge = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - start, count)
     height = np.where(bottom > top, bottom - top, 1.0)[edge]
-    # The part of the edge within the row; of a level edge all of it.
+    # The part of the edge within the row; all of it for a horizontal edge.
     upper = np.clip((row - _MARGIN - top[edge]) / height, 0, 1)
     lower = np.where(bottom > top, 0.0, 1.0)[edge] + np.clip((row + 1 + _MARGIN - top[edge]) / height, 0, 1)
     lower = np.minimum(lower, 1)
@@ -373,7 +375,7 @@ def _offsets_in(frame: Frame, tile: Frame) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def _within(offsets: NDArray[np.int64], length: int) -> slice:
-    """Where ascending places are 0 to length - 1."""
+    """Where ascending offsets are 0 to length - 1."""
     start, stop = np.searchsorted(offsets, (0, length))
     return slice(int(start), int(stop))
 
@@ -381,7 +383,7 @@ def _within(offsets: NDArray[np.int64], length: int) -> slice:
 def _merge_maximum(
     fine: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64], found: NDArray[np.bool_]
 ) -> None:
-    """Set those pixels of ``found`` under which a finer one is set; rows and columns say where the finer ones lie."""
+    """Set the pixels of ``found`` that hold a finer set one; rows and columns say where the finer ones lie."""
     first_rows = np.flatnonzero(np.diff(rows, prepend=-1))
     first_columns = np.flatnonzero(np.diff(columns, prepend=-1))
     blocks = np.logical_or.reduceat(fine, first_rows, axis=0)
@@ -399,7 +401,7 @@ def _union(edges: Iterable[_Edges], frame: Frame) -> NDArray[np.bool_]:
 
 
 def _lies_inside(island: _Edges, cut_out: _Edges) -> bool:
-    """Whether nearly all of one outline lies in another, larger one; judged on a grid of the island's own."""
+    """Whether nearly all of one outline lies in another, larger one; decided on the island's own grid."""
     left, top, right, bottom = island.bounds
     other_left, other_top, other_right, other_bottom = cut_out.bounds
     if right <= other_left or other_right <= left or bottom <= other_top or other_bottom <= top:
@@ -414,7 +416,7 @@ def _lies_inside(island: _Edges, cut_out: _Edges) -> bool:
 
 
 def _is_smaller(one: _Edges, other: _Edges) -> bool:
-    """Judged on one grid over both, on which outlines around the same pixels are equal, however they are drawn."""
+    """Decided on one grid over both, on which outlines around the same pixels are equal, however they were drawn."""
     grid = _probe(one, other)
     return grid is not None and int(_union([one], grid).sum()) < int(_union([other], grid).sum())
 

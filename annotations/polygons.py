@@ -16,17 +16,17 @@ from wsi.geometry import Window
 from wsi.raster import Mask
 
 BEYOND_EDGE_PX = 64.0
-"""Vertices may lie this far beyond a slide: hands draw over its edge, and true sizes are known to a few px only."""
+"""Vertices may lie this far beyond a slide: hands draw over its edge, and its true size is uncertain by a few px."""
 
 _PAIRS_AT_ONCE = 1 << 22
 
 
 def to_geometry(annotation: Annotation) -> shapely.Polygon | shapely.MultiPolygon:
-    """The area of an outline by the non-zero rule, valid, in level-0 px; empty where there is none.
+    """The area of an outline by the non-zero rule, valid, in level-0 px; empty if there is none.
 
     An outline that crosses itself is cut at its crossings and every piece that it winds around is kept: unlike
-    ``buffer(0)`` this keeps both halves of a bow-tie, unlike ``make_valid`` it leaves no hole where an outline runs
-    over itself.
+    ``buffer(0)`` this keeps both halves of a bow-tie, and unlike ``make_valid`` it leaves no hole where an outline
+    overlaps itself.
     """
     outline = annotation.outline
     if outline is None:
@@ -61,7 +61,7 @@ def check_within(
     beyond_px: float = BEYOND_EDGE_PX,
     path: str | Path | None = None,
 ) -> None:
-    """Refuse annotations that do not fit a slide: they belong to another one, or to another resolution of it.
+    """Refuse annotations that do not fit a slide: they belong to another slide, or to another resolution of it.
 
     Args:
         annotations: of one slide.
@@ -71,7 +71,7 @@ def check_within(
         path: the file that they were read from, for the message.
 
     Raises:
-        OutsideSlideError: the first vertex that lies farther out; names the annotation, the vertex and its place.
+        OutsideSlideError: for the first vertex farther out; names the annotation, the vertex and its position.
     """
     for number, annotation in enumerate(annotations):
         x, y = annotation.vertices.T
@@ -87,7 +87,7 @@ def check_within(
 
 
 def longest_diameter(points: NDArray[np.float64]) -> float:
-    """The largest distance between two of some points, in their own unit.
+    """The largest distance between any two points, in their own unit.
 
     Args:
         points: (n, 2), at least one.
@@ -96,7 +96,7 @@ def longest_diameter(points: NDArray[np.float64]) -> float:
         ValueError: there are no points, or they are not (n, 2).
     """
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
-        raise ValueError(f"points are (n, 2) with n of at least 1, got {points.shape}")
+        raise ValueError(f"points must be (n, 2) with n at least 1, got {points.shape}")
     hull = shapely.get_coordinates(shapely.convex_hull(shapely.multipoints(points)))
     step = max(1, _PAIRS_AT_ONCE // len(hull))
     squares = (
@@ -108,7 +108,7 @@ def longest_diameter(points: NDArray[np.float64]) -> float:
 def mask_to_polygons(mask: Mask) -> list[shapely.Polygon]:
     """Outlines of a mask along its pixels' edges, with holes, in level-0 px.
 
-    Pixels that touch at a corner only are two polygons. The area is the number of pixels times downsample squared.
+    Pixels that touch only at a corner become two polygons. The area is the number of pixels times downsample squared.
 
     Returns:
         Valid polygons, from top to bottom and left to right by their bounding boxes.
@@ -163,7 +163,7 @@ def _segments(ring: NDArray[np.float64]) -> NDArray[np.object_]:
 
 
 def _winding(ring: NDArray[np.float64], point: shapely.Point) -> int:
-    """How often a closed ring (n, 2) goes round a point that does not lie on it."""
+    """How often a closed ring (n, 2) winds around a point that does not lie on it."""
     x, y = (ring - (point.x, point.y)).T
     down = (y[:-1] <= 0) & (y[1:] > 0)
     up = (y[:-1] > 0) & (y[1:] <= 0)
@@ -172,7 +172,7 @@ def _winding(ring: NDArray[np.float64], point: shapely.Point) -> int:
 
 
 def _areas(geometry: shapely.Geometry) -> shapely.Polygon | shapely.MultiPolygon:
-    """Only what has an area: overlays may leave points and lines behind."""
+    """The parts with an area: overlays may leave points and lines behind."""
     parts = [part for part in shapely.get_parts(geometry) if isinstance(part, shapely.Polygon) and not part.is_empty]
     if len(parts) == 1:
         return parts[0]

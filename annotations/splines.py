@@ -1,10 +1,10 @@
 """The curves that ASAP draws through the vertices of a Spline, as polygons.
 
 ASAP (PolyQtAnnotation.cpp, catmullRomToBezier) joins consecutive vertices by cubic Bezier pieces of a centripetal
-Catmull-Rom curve, which also depends on the vertex before and the vertex after. Two of its pieces see no vertex on one
-side but a mirrored one: the last piece but one, which does not know that the outline closes, and the closing piece.
-They are made the same way here: what counts is what the pathologist saw. (ASAP's own masks ignore the curve and take
-the polygon through the vertices.)
+Catmull-Rom curve, which also depends on the vertex before and the vertex after. Two of its pieces use a mirrored vertex
+on one side: the last piece but one, which does not know that the outline closes, and the closing piece. The same is
+done here: what counts is what the pathologist saw. (ASAP's own masks ignore the curve and use the polygon through the
+vertices.)
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 TOLERANCE_PX = 0.25
 """How far, in level-0 px, a flattened curve may lie from the curve: 0.06 um on the slides of CAMELYON."""
 
-# Against hostile files: pieces of 100,000 px and 71,000 vertices (the worst published slide) stay far below.
+# Guards against hostile files: pieces of 100,000 px and 71,000 vertices (the worst published slide) stay far below.
 _MOST_STEPS = 1 << 10
 _MOST_POINTS = 1 << 22
 _SAME_PX = 1e-6
 
 
 def flatten(vertices: NDArray[np.float64], tolerance_px: float = TOLERANCE_PX) -> NDArray[np.float64]:
-    """The closed curve through vertices as a polygon that contains every one of them.
+    """The closed curve through vertices as a polygon through every one of them.
 
     Args:
         vertices: (n, 2) x, y in level-0 px; repeated ones count once.
-        tolerance_px: largest distance between curve and polygon. A curve that would take more than 1,024 edges for one
-            piece or four million in all gets no more.
+        tolerance_px: largest distance between curve and polygon; exceeded where that would take more than 1,024 edges
+            for one piece or four million in all.
 
     Returns:
-        float64 (m, 2); with fewer than three different vertices just these.
+        float64 (m, 2); with fewer than three distinct vertices, just these.
     """
     if not tolerance_px > 0:
-        raise ValueError(f"a tolerance is above 0 px, got {tolerance_px}")
+        raise ValueError(f"a tolerance must be above 0 px, got {tolerance_px}")
     moved = _length(np.diff(vertices, axis=0)) > _SAME_PX
     points: NDArray[np.float64] = vertices[np.concatenate([np.ones(min(1, len(vertices)), dtype=np.bool_), moved])]
     while len(points) > 1 and _length(points[-1:] - points[:1])[0] <= _SAME_PX:
@@ -56,7 +56,7 @@ def flatten(vertices: NDArray[np.float64], tolerance_px: float = TOLERANCE_PX) -
 
 
 def _handles(before: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The Bezier control points next to start of the pieces from start to end."""
+    """The Bezier control points next to ``start`` for the pieces from ``start`` to ``end``."""
     near, far = _length(start - before)[:, None], _length(end - start)[:, None]
     root = np.sqrt(near * far)
     handle: NDArray[np.float64] = start + (near * (end - start) + far * (start - before)) / (3 * (near + root))
@@ -70,7 +70,7 @@ def _steps(
     end: NDArray[np.float64],
     tolerance_px: float,
 ) -> NDArray[np.int64]:
-    """Into how many chords each piece is cut: n chords miss a curve by at most max |curve''| / (8 n**2)."""
+    """The number of chords each piece is cut into: n chords miss a curve by at most max |curve''| / (8 n**2)."""
     bend = 6 * np.maximum(_length(start - 2 * first + second), _length(first - 2 * second + end))
     steps = np.clip(np.ceil(np.sqrt(bend / (8 * tolerance_px))), 1, _MOST_STEPS)
     share = min(1.0, _MOST_POINTS / float(steps.sum()))

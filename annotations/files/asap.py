@@ -28,7 +28,7 @@ from annotations.files.xml import (
 from wsi.store import atomic_text
 
 ROOT = "ASAP_Annotations"
-_OUTLINE_COLOUR = (244, 250, 88)  # what ASAP gives a new annotation
+_OUTLINE_COLOUR = (244, 250, 88)  # ASAP's colour for a new annotation
 _NO_GROUP = "None"
 _ORDER = re.compile(r"[0-9]{1,9}")
 _OF_ANNOTATION = frozenset({"Name", "Type", "PartOfGroup", "Color"})
@@ -38,13 +38,13 @@ _OF_GROUP = frozenset({"Name", "PartOfGroup", "Color"})
 def read_asap(path: str | Path, groups: Mapping[str, Role] | None = None) -> tuple[Annotation, ...]:
     """Read the annotations of an ASAP XML file.
 
-    Vertices come in the order of their ``Order``. Outlines with fewer than three vertices occur in real files and are
-    kept, but have no area. A group that is not known itself takes the role of its nearest known parent group. A decimal
-    comma is read where it can be nothing else (see xml.position).
+    Vertices are sorted by their ``Order``. Outlines with fewer than three vertices occur in real files and are kept,
+    but have no area. An unknown group takes the role of its nearest known ancestor. A decimal comma is accepted where
+    it can be nothing else (see xml.position).
 
     Args:
         path: the XML file.
-        groups: roles of further groups; they go before the built-in ones. Case does not matter.
+        groups: roles of further groups; they take precedence over the built-in ones. Case does not matter.
 
     Returns:
         The annotations in the order of the file.
@@ -52,7 +52,7 @@ def read_asap(path: str | Path, groups: Mapping[str, Role] | None = None) -> tup
     Raises:
         AnnotationNotFoundError: there is no such file.
         EmptyFileError: it has no bytes.
-        AnnotationFormatError: not XML, a document type, not ASAP, or a number that is none; names the place.
+        AnnotationFormatError: not XML, a document type, not ASAP, or an invalid number; says where.
         UnknownGroupError: a group has no known meaning.
     """
     return read_asap_set(path, groups).annotations
@@ -61,7 +61,7 @@ def read_asap(path: str | Path, groups: Mapping[str, Role] | None = None) -> tup
 def read_asap_set(
     path: str | Path, groups: Mapping[str, Role] | None = None, *, unknown: Role | None = None
 ) -> AnnotationSet:
-    """Read an ASAP XML file whole: annotations and groups with their nesting, colours and attributes.
+    """Read all of an ASAP XML file: annotations and groups with their nesting, colours and attributes.
 
     Args:
         path: the XML file.
@@ -78,20 +78,20 @@ def read_asap_set(
 
 
 def write_asap(path: str | Path, annotations: Iterable[Annotation], groups: Iterable[Group] = ()) -> None:
-    """Write an ASAP XML file: whole or absent, the same bytes for the same annotations.
+    """Write an ASAP XML file atomically; equal annotations yield equal bytes.
 
-    Positions are written with as many decimals as bring back the same float64. The given groups come first, then those
-    of the annotations in the order of their first use, coloured by their role. Annotations without a colour get the
-    yellow that ASAP gives new ones. Attributes of annotations are written as those of groups are: ASAP reads past them.
+    Positions are written with as many decimals as the same float64 needs to be read back. The given groups come first,
+    then those of the annotations in order of first use, coloured by their role. Annotations without a colour get the
+    yellow of ASAP's new ones. Attributes of annotations are written like those of groups: ASAP ignores them.
 
     Args:
-        path: the XML file; its folder is made.
+        path: the XML file; its folder is created.
         annotations: what to write; roles are not stored, they follow from the groups.
         groups: with their nesting, colours and attributes.
 
     Raises:
-        ValueError: a name, group or attribute holds a character that XML cannot, or a group's attribute has a name that
-            XML cannot.
+        ValueError: a name, group or attribute holds a character that XML cannot hold, or a group's attribute has a name
+            that XML does not allow.
         StorageError: the file system refuses.
     """
     annotations = tuple(annotations)
@@ -112,7 +112,7 @@ def _all_groups(annotations: Iterable[Annotation], groups: tuple[Group, ...]) ->
         if annotation.group not in names:
             names.add(annotation.group)
             listed.append(Group(name=annotation.group, colour=ROLE_COLOURS[annotation.role]))
-    # ASAP gives up on a file that names a group it does not list.
+    # ASAP refuses a file that names a group it does not list.
     for parent in [group.parent for group in groups if group.parent is not None]:
         if parent not in names:
             names.add(parent)
@@ -147,7 +147,7 @@ def _group_lines(group: Group) -> Iterator[str]:
         yield "\t\t\t<Attributes>"
         for name, value in attributes.items():
             if not is_name(name):
-                raise ValueError(f"ASAP cannot hold an attribute of the name {name!r} (group {group.name!r})")
+                raise ValueError(f"ASAP cannot hold an attribute named {name!r} (group {group.name!r})")
             yield f'\t\t\t\t<Attribute {name}="{quoted(value)}" />'
         yield "\t\t\t</Attributes>"
     else:
@@ -156,7 +156,7 @@ def _group_lines(group: Group) -> Iterator[str]:
 
 
 def _colour(owner: Annotation | Group) -> tuple[str, dict[str, str]]:
-    """The colour as the file shall have it, or "", and the other attributes."""
+    """The colour as written to the file, or "", and the other attributes."""
     attributes = dict(owner.attributes)
     if owner.colour is not None:
         return hexadecimal(owner.colour), attributes
@@ -164,13 +164,13 @@ def _colour(owner: Annotation | Group) -> tuple[str, dict[str, str]]:
 
 
 class _Found:
-    """What has been read of one file so far: nothing of the tree is needed once an element has ended."""
+    """What has been read of one file so far; nothing of the tree is needed once an element has ended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._drawn: list[dict[str, Any]] = []
         self._groups: list[Group] = []
-        self._open: str | None = None  # the tag of the annotation or group that is being read
+        self._open: str | None = None  # the tag of the annotation or group being read
         self._name = ""
         self._attributes: dict[str, str] = {}
         self._orders = array("q")
@@ -180,7 +180,7 @@ class _Found:
         if element.tag in ("Annotation", "Group"):
             if self._open:
                 raise AnnotationFormatError(
-                    self._path, "has another within it", where=f"{self._open.lower()} {self._name!r}"
+                    self._path, "contains another one", where=f"{self._open.lower()} {self._name!r}"
                 )
             check_count(self._path, len(self._drawn) + len(self._groups))
             self._open = element.tag
@@ -212,7 +212,7 @@ class _Found:
         )
 
     def _keep_colour(self, element: Any) -> None:  # noqa: ANN401
-        """ASAP also takes colours by name; what is no #RRGGBB is kept as it is written."""
+        """ASAP also accepts colours by name; anything but #RRGGBB is kept as written."""
         text = element.get("Color")
         if text and colour_of(text) is None:
             self._attributes["Color"] = text
@@ -241,7 +241,7 @@ class _Found:
                 self._path,
                 f"Type is {shortened(kind)!r}",
                 where=f"annotation {self._name!r}",
-                mend=f"ASAP knows {', '.join(KINDS)}",
+                mend=f"ASAP's types are {', '.join(KINDS)}",
             )
         self._drawn.append(
             {
@@ -262,7 +262,7 @@ class _Found:
             return vertices
         if (orders < 0).any():
             raise AnnotationFormatError(
-                self._path, "some vertices have an Order, some have not", where=f"annotation {self._name!r}"
+                self._path, "some vertices have an Order, others do not", where=f"annotation {self._name!r}"
             )
         return vertices[np.argsort(orders, kind="stable")]
 
@@ -298,7 +298,7 @@ class _Found:
                     self._path,
                     f"the group {shortened(group)!r} has no known meaning",
                     where=f"annotation {name!r}",
-                    mend=f"rename it, or give groups= its role; known groups: {', '.join(sorted(roles))}",
+                    mend=f"rename it, or add its role to groups=; known groups: {', '.join(sorted(roles))}",
                 )
         return role
 

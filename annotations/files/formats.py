@@ -1,4 +1,4 @@
-"""Annotation files of any format: read by what they are, written by their suffix, converted without silent losses."""
+"""Annotation files of any format: read by content, written by suffix, converted without silent losses."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from annotations.files.xml import is_name, root_of
 from annotations.splines import TOLERANCE_PX
 from wsi.inputs import open_regular
 
-CROSSING = "outlines that cross themselves become their areas"
+CROSSING = "outlines that cross themselves are split into their areas"
 """A loss: see ``losses``."""
 SUFFIXES = frozenset({".xml", ".geojson", ".json"})
-"""By which annotation files are told from slides and masks."""
+"""Suffixes that tell annotation files from slides and masks."""
 
 _LEADING = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 
@@ -51,13 +51,13 @@ def read_annotations(path: str | Path, groups: Mapping[str, Role] | None = None)
     """Read the annotations of a file of any known format.
 
     Args:
-        path: ASAP XML, ImageScope XML or GeoJSON; what it is follows from its content, not from its name.
-        groups: roles of further groups; they go before the built-in ones. Case does not matter.
+        path: ASAP XML, ImageScope XML or GeoJSON, recognised by content, not by name.
+        groups: roles of further groups; they take precedence over the built-in ones. Case does not matter.
 
     Raises:
         AnnotationNotFoundError: there is no such file.
         EmptyFileError: it has no content.
-        AnnotationFormatError: of no known format, or damaged; names the place.
+        AnnotationFormatError: not a known format, or damaged; says where.
         UnknownGroupError: a group has no known meaning.
     """
     return read_annotation_set(path, groups).annotations
@@ -66,7 +66,7 @@ def read_annotations(path: str | Path, groups: Mapping[str, Role] | None = None)
 def read_annotation_set(
     path: str | Path, groups: Mapping[str, Role] | None = None, *, unknown: Role | None = None
 ) -> AnnotationSet:
-    """Read a file of any known format whole: annotations, groups, resolution.
+    """Read all of a file of any known format: annotations, groups, resolution.
 
     Args:
         path: as for read_annotations.
@@ -87,15 +87,15 @@ def read_annotation_set(
 def write_annotations(
     path: str | Path, annotations: AnnotationSet | Iterable[Annotation], form: Format | None = None
 ) -> None:
-    """Write annotations in the format that the file's name asks for.
+    """Write annotations in the format that the file's name implies.
 
     Args:
         path: ``.geojson`` and ``.json`` are GeoJSON, ``.imagescope.xml`` is ImageScope's, any other ``.xml`` ASAP's.
-        annotations: with their groups, where these are known. What the format cannot hold is listed by losses().
-        form: goes before the name.
+        annotations: with their groups, where known. losses() lists what the format cannot hold.
+        form: overrides the name.
 
     Raises:
-        AnnotationFormatError: the name asks for no known format, or a name in it has characters the format cannot hold.
+        AnnotationFormatError: the name implies no known format, or a name inside has characters the format cannot hold.
         StorageError: the file system refuses.
     """
     path = Path(path)
@@ -115,16 +115,16 @@ def write_annotations(
 
 
 def convert_annotations(source: Path, target: Path, form: Format | None = None) -> dict[str, Any]:
-    """Turn an annotation file into another format. Groups need no known meaning: they are taken for tumour.
+    """Convert an annotation file into another format. Groups need no known meaning: unknown ones count as tumour.
 
     Args:
         source: of any known format.
-        target: its name gives the format, as for write_annotations.
-        form: goes before the name.
+        target: its name implies the format, as for write_annotations.
+        form: overrides the name.
 
     Returns:
         ``source`` and ``target`` (names of the formats), ``annotations``, ``vertices`` and ``groups`` (counts of what
-        was read), and ``lost``: what the target cannot hold, each with the names it applies to; empty where nothing is
+        was read), and ``lost``: what the target cannot hold, each with the names it applies to; empty if nothing is
         lost.
 
     Raises:
@@ -145,10 +145,10 @@ def convert_annotations(source: Path, target: Path, form: Format | None = None) 
 
 
 def format_named(path: str | Path) -> Format:
-    """The format that a file's name asks for.
+    """The format that a file's name implies.
 
     Raises:
-        AnnotationFormatError: none.
+        AnnotationFormatError: the suffix is unknown.
     """
     name = Path(path).name.casefold()
     if name.endswith((".geojson", ".json")):
@@ -168,7 +168,7 @@ def format_of(path: str | Path) -> Format:
     Raises:
         AnnotationNotFoundError: there is no such file.
         EmptyFileError: it has no content.
-        AnnotationFormatError: no known format.
+        AnnotationFormatError: the format is unknown.
     """
     path = Path(path)
     try:
@@ -189,18 +189,18 @@ def format_of(path: str | Path) -> Format:
         return Format.IMAGESCOPE
     reason = f"its root is <{root[:40]}>" if root else "it is neither XML nor JSON"
     raise AnnotationFormatError(
-        path, f"is no annotation file: {reason}", mend="known are ASAP XML, ImageScope XML and GeoJSON"
+        path, f"is not an annotation file: {reason}", mend="use ASAP XML, ImageScope XML or GeoJSON"
     )
 
 
 def losses(drawn: AnnotationSet, form: Format) -> dict[str, list[str]]:
-    """What a format cannot hold of a set of annotations.
+    """What a format cannot hold of an AnnotationSet.
 
-    GeoJSON takes an outline that crosses itself apart into its areas. Whether these lie inside a cut-out, and so are
-    tumour again, is then judged for each and no longer for the whole outline.
+    In GeoJSON an outline that crosses itself is split into its areas. Whether they lie inside a cut-out, and so are
+    tumour again, is then decided for each of them instead of for the whole outline.
 
     Returns:
-        By the kind of loss the names of the annotations, groups or attributes it applies to.
+        The names of the annotations, groups or attributes affected, by kind of loss.
     """
     rules = {Format.ASAP: _lost_in_asap, Format.GEOJSON: _lost_in_geojson, Format.IMAGESCOPE: _lost_in_imagescope}
     lost: dict[str, list[str]] = {}
@@ -253,7 +253,7 @@ def _lost_in_geojson(drawn: AnnotationSet) -> Iterator[tuple[str, str]]:
 
 
 def _lost_with_holes(drawn: AnnotationSet) -> Iterator[tuple[str, str]]:
-    """What goes where several annotations make one feature: its name, colour and attributes are those of the first."""
+    """What is lost where several annotations make one feature: only the first keeps name, colour and attributes."""
     for parts in bundled(drawn.annotations):
         first = parts[0][0]
         for outer, *holes in parts:
@@ -307,7 +307,7 @@ def _lost_in_imagescope(drawn: AnnotationSet) -> Iterator[tuple[str, str]]:
 
 
 def _hole_group(hole: Annotation) -> str:
-    """The group that reading gives it back with, by the meaning of its layer."""
+    """The group that reading assigns to it, by the meaning of its layer."""
     meaning = known_roles(None).get(hole.attributes[HOLE_OF].strip().casefold(), Role.TUMOUR)
     return HOLE_GROUP if meaning is Role.TUMOUR else IGNORED_HOLE_GROUP
 
@@ -316,7 +316,7 @@ def _reshaped_by_imagescope(one: Annotation) -> str | None:
     if one.kind == "Spline":
         return f"splines become polygons, within {TOLERANCE_PX:g} px"
     if one.kind == "Rectangle" and len(one.vertices) == 2:
-        return "rectangles get their four corners"
+        return "rectangles become their four corners"
     if one.kind == "None" or (one.kind == "Dot") != (one.kind in ("Dot", "PointSet") and len(one.vertices) == 1):
         return "kinds: None becomes a line, a set of one point a dot"
     return None

@@ -30,17 +30,17 @@ from wsi.store import atomic_text
 
 UNCLASSIFIED = "Unclassified"  # QuPath's word for an object without a class
 PART_OF = "part of"
-"""Attribute of the outlines that one feature holds together (a MultiPolygon); the value is the feature's number."""
+"""Attribute of outlines that belong to one feature (a MultiPolygon); the value is the feature's number."""
 
-_MOST_BYTES = 1 << 26  # takes about 1 GB to read
+_MOST_BYTES = 1 << 26  # needs about 1 GB of memory to read
 _UNKNOWN_COLOUR = (200, 200, 0)
 _POINT_KINDS = {"Point": "Dot", "MultiPoint": "PointSet", "LineString": "Measurement"}
-# Properties that the fields of Annotation and Feature hold.
+# Properties that have a field in Annotation and Feature.
 _OWN_PROPERTIES = frozenset({"name", "classification", "color"})
 # What QuPath writes for any annotation.
 _DEFAULTS: Mapping[str, tuple[Any, ...]] = {"objectType": ("annotation",), "measurements": ({}, [])}
 RESERVED_ATTRIBUTES = _OWN_PROPERTIES | {"id", PART_OF, HOLE_OF}
-"""Attributes that are no properties of a feature: the format says them in other ways, or uses the name itself."""
+"""Attributes that are not properties of a feature: the format expresses them otherwise, or uses the name itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,10 +52,10 @@ class Feature:
         name: shown in QuPath's list.
         classification: its class, which read_geojson takes as its group.
         measurements: numbers by name.
-        colour: of the object; None for that of its class.
-        class_colour: of its class; None for that of the role which the built-in groups give it.
-        attributes: its ``id`` and other properties (isLocked, objectType ...) by their names, as read_geojson_set
-            gives them.
+        colour: of the object; None to use its class's.
+        class_colour: of its class; None to use that of its role among the built-in groups.
+        attributes: its ``id`` and other properties (isLocked, objectType ...) by name, as returned by
+            read_geojson_set.
     """
 
     geometry: shapely.Geometry
@@ -68,7 +68,7 @@ class Feature:
 
 
 def write_geojson(path: str | Path, features: Sequence[Feature]) -> None:
-    """Write a FeatureCollection of QuPath annotations: whole or absent, the same bytes for the same features.
+    """Write a FeatureCollection of QuPath annotations atomically; equal features yield equal bytes.
 
     Raises:
         ValueError: a geometry is empty, or a number is not finite.
@@ -82,19 +82,19 @@ def write_geojson(path: str | Path, features: Sequence[Feature]) -> None:
 def read_geojson(path: str | Path, groups: Mapping[str, Role] | None = None) -> tuple[Annotation, ...]:
     """Read the annotations of QuPath's GeoJSON: a FeatureCollection, a list of features, one feature or one geometry.
 
-    The group of a feature is its classification; without one its name, where that is a known group; else
+    The group of a feature is its classification; without one, its name if that is a known group; else
     ``Unclassified``, which means nothing unless ``groups`` says so. A MultiPolygon becomes several annotations. A hole
-    of a tumour becomes a cut-out of the group HOLE_GROUP, behind its outline; a hole of anything else becomes part of
-    the outline, which then runs around it and back.
+    in tumour becomes a cut-out of the group HOLE_GROUP, after its outline; a hole in anything else becomes part of the
+    outline, which then runs around it and back.
 
     Args:
         path: the file.
-        groups: roles of further groups; they go before the built-in ones. Case does not matter.
+        groups: roles of further groups; they take precedence over the built-in ones. Case does not matter.
 
     Raises:
         AnnotationNotFoundError: there is no such file.
         EmptyFileError: it has no content.
-        AnnotationFormatError: not JSON, not GeoJSON, or a position that is none; names the feature.
+        AnnotationFormatError: not JSON, not GeoJSON, or an invalid position; names the feature.
         UnknownGroupError: a group has no known meaning.
     """
     return read_geojson_set(path, groups).annotations
@@ -103,10 +103,10 @@ def read_geojson(path: str | Path, groups: Mapping[str, Role] | None = None) -> 
 def read_geojson_set(
     path: str | Path, groups: Mapping[str, Role] | None = None, *, unknown: Role | None = None
 ) -> AnnotationSet:
-    """Read QuPath's GeoJSON whole: the annotations, and the classes with their colours as groups.
+    """Read all of QuPath's GeoJSON: the annotations, and the classes with their colours as groups.
 
-    Properties that Annotation has no field for (isLocked, objectType, measurements ...) are kept in its attributes as
-    JSON texts (strings as they are), the feature's id among them.
+    Properties without a field in Annotation (isLocked, objectType, measurements ...) are kept in its attributes as JSON
+    (strings unquoted), the feature's id among them.
 
     Args:
         path: the file.
@@ -189,14 +189,14 @@ def _attributes(path: Path, where: str, feature: Mapping[str, Any], properties: 
 
 
 def _text(value: Any) -> str:  # noqa: ANN401  (whatever JSON can hold)
-    """A property as text: strings as they are, unless they look like the text of something else."""
+    """A property as text: strings unquoted, unless they look like the JSON of something else."""
     if isinstance(value, str) and not _is_json_of_other(value):
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
 def _value(text: str) -> Any:  # noqa: ANN401
-    """The property of which _text makes this text."""
+    """The inverse of _text."""
     if _is_json_of_other(text):
         return json.loads(text)
     if text.startswith('"'):
@@ -209,7 +209,7 @@ def _value(text: str) -> Any:  # noqa: ANN401
 
 
 def _is_json_of_other(text: str) -> bool:
-    """Whether text is what JSON makes of something that is not a string."""
+    """Whether text is the JSON of something other than a string."""
     try:
         value = json.loads(text, parse_constant=_refuse)
         return not isinstance(value, str) and json.dumps(value, ensure_ascii=False) == text
@@ -253,7 +253,7 @@ def _parsed(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def _features(path: Path, content: Any) -> Sequence[Any]:  # noqa: ANN401
@@ -289,7 +289,7 @@ def _meaning(
         path,
         f"the group {candidates[0]!r} has no known meaning",
         where=where,
-        mend=f"rename it, or give groups= its role; known groups: {', '.join(sorted(roles))}",
+        mend=f"rename it, or add its role to groups=; known groups: {', '.join(sorted(roles))}",
     )
 
 
@@ -324,7 +324,7 @@ def _outlines(
 
 def _listed(path: Path, where: str, value: Any) -> list[Any]:  # noqa: ANN401
     if not isinstance(value, list):
-        raise AnnotationFormatError(path, "its coordinates are no list", where=where)
+        raise AnnotationFormatError(path, "its coordinates are not a list", where=where)
     return value
 
 
@@ -332,7 +332,7 @@ def _points(path: Path, where: str, points: Any) -> NDArray[np.float64]:  # noqa
     for number, point in enumerate(_listed(path, where, points)):
         if not (isinstance(point, list) and len(point) >= 2 and all(_is_position(value) for value in point[:2])):
             raise AnnotationFormatError(
-                path, f"{str(point)[:40]!r} is no position on a slide", where=f"{where}, vertex {number}"
+                path, f"{str(point)[:40]!r} is not a position on a slide", where=f"{where}, vertex {number}"
             )
     return np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2)
 
@@ -347,7 +347,7 @@ def _open(ring: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _around(rings: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """One outline that runs along the first ring and, the other way round, along its holes: there it winds to zero."""
+    """One outline along the first ring and, in the opposite sense, along its holes, where the winding number is 0."""
     outer = rings[0]
     parts = [outer]
     for hole in rings[1:]:

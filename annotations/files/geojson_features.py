@@ -1,4 +1,4 @@
-"""Annotations as GeoJSON features: one each, but for holes and for the parts that a file gave as one."""
+"""Annotations as GeoJSON features: one each, except for holes and for parts that a file listed as one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from annotations.polygons import to_geometry
 
 
 def features_of(annotations: Iterable[Annotation], groups: Iterable[Group] = ()) -> list[Feature]:
-    """Annotations as features: one each, but for what a file gave as one (holes, parts of a MultiPolygon).
+    """Annotations as features: one each, except for what a file listed as one (holes, parts of a MultiPolygon).
 
-    Outlines are written as their areas: a Spline as its polygon, and what crosses itself in valid pieces, because
-    GeoJSON has no other polygons. Outlines without an area become a point or a line. What has no vertex is left out.
+    Outlines are written as their areas: a Spline as its polygon, and an outline that crosses itself in valid pieces,
+    because GeoJSON allows no others. Outlines without an area become a point or a line; without a vertex, nothing.
 
     Args:
         annotations: in the order of the file to write.
@@ -39,7 +39,7 @@ def features_of(annotations: Iterable[Annotation], groups: Iterable[Group] = ())
 def bundled(annotations: Iterable[Annotation]) -> list[list[list[Annotation]]]:
     """Which annotations make one feature: for each feature its parts, for each part an outline and its holes.
 
-    A hole joins the last outline of its group that contains it; what none contains stays by itself.
+    A hole joins the last outline of its group that contains it; a hole that none contains stays by itself.
     """
     features: list[list[list[Annotation]]] = []
     shells: dict[str, list[tuple[list[Annotation], shapely.Polygon]]] = {}
@@ -88,7 +88,7 @@ def _geometry(parts: Sequence[Sequence[Annotation]]) -> shapely.Geometry:
 def _shape(outer: Annotation, holes: Sequence[Annotation]) -> shapely.Geometry:
     rings = [ring for ring in (one.outline for one in (outer, *holes)) if ring is not None]
     if outer.outline is not None:
-        # The first vertex is repeated even where the drawing does so itself: one repetition belongs to the format.
+        # The first vertex is repeated even if the drawing already repeats it: the format demands one repetition.
         shell, *inner = (np.vstack([ring, ring[:1]]) for ring in rings)
         polygon = shapely.Polygon(shell, inner)
         if polygon.is_valid:

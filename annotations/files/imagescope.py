@@ -29,9 +29,9 @@ from wsi.store import atomic_text
 
 ROOT = "Annotations"
 IN_TAG = "@"
-"""Before the names of attributes that stand in the tag of a layer or region, not in its list of attributes."""
+"""Prefix of attributes from the tag of a layer or region, as opposed to those from its list of attributes."""
 
-# ImageScope's numbers, and the words of other software that writes the format.
+# ImageScope's numbers, and the words used by other software that writes the format.
 _KINDS = {
     "0": "Polygon",
     "1": "Rectangle",
@@ -60,7 +60,7 @@ _LIKE = {"Dot": "PointSet"}
 _ELLIPSE_EDGES = 360
 _OF_REGION = frozenset({"Id", "DisplayId", "Text", "NegativeROA", "Length", "Area", "LengthMicrons", "AreaMicrons"})
 _OF_LAYER = frozenset({"Id", "Name", "LineColor"})
-# What ImageScope itself writes for a layer and a region that were drawn by hand.
+# What ImageScope itself writes for a layer and a region drawn by hand.
 _LAYER_DEFAULTS = {
     "ReadOnly": "0",
     "NameReadOnly": "0",
@@ -85,25 +85,25 @@ _REGION_DEFAULTS = {
 def read_imagescope_set(
     path: str | Path, groups: Mapping[str, Role] | None = None, *, unknown: Role | None = None
 ) -> AnnotationSet:
-    """Read an ImageScope XML file whole: annotations, layers as groups, and um per px.
+    """Read all of an ImageScope XML file: annotations, layers as groups, and um per px.
 
-    The group of a region is its layer's name; without one the layer's attribute ``Name`` or ``Description``; else
+    The group of a region is its layer's name; without one, the layer's attribute ``Name`` or ``Description``; else
     ``Layer`` and the layer's Id, as ImageScope shows it. A region with ``NegativeROA="1"`` is cut out of its layer: in
-    a layer of tumour it becomes a cut-out of the group HOLE_GROUP, in any other one of IGNORED_HOLE_GROUP. An ellipse,
-    which the file holds as its bounding box, becomes a polygon of 360 edges.
+    a layer of tumour it becomes a cut-out of the group HOLE_GROUP, in any other layer one of IGNORED_HOLE_GROUP. An
+    ellipse, which the file holds as its bounding box, becomes a polygon of 360 edges.
 
-    Attributes of regions and layers are kept, those in their tags behind an ``@``. Not kept are what ImageScope makes
-    anew: the numbers of layers and regions, lengths and areas, and the columns of its table.
+    Attributes of regions and layers are kept, those in their tags prefixed with ``@``. What ImageScope recomputes is
+    not: the numbers of layers and regions, lengths and areas, and the columns of its table.
 
     Args:
         path: the XML file.
-        groups: roles of further groups; they go before the built-in ones. Case does not matter.
+        groups: roles of further groups; they take precedence over the built-in ones. Case does not matter.
         unknown: the role of groups without a known meaning; with None they are an error.
 
     Raises:
         AnnotationNotFoundError: there is no such file.
         EmptyFileError: it has no bytes.
-        AnnotationFormatError: not XML, a document type, not ImageScope, or a number that is none; says where.
+        AnnotationFormatError: not XML, a document type, not ImageScope, or an invalid number; says where.
         UnknownGroupError: a group has no known meaning.
     """
     found = _Found(Path(path), known_roles(groups), unknown)
@@ -115,19 +115,19 @@ def read_imagescope_set(
 def write_imagescope(
     path: str | Path, annotations: Iterable[Annotation], groups: Iterable[Group] = (), *, mpp: float | None = None
 ) -> None:
-    """Write an ImageScope XML file: a layer for each group, whole or absent, the same bytes for the same annotations.
+    """Write an ImageScope XML file atomically, a layer for each group; equal annotations yield equal bytes.
 
-    Annotations that a file gave as holes become negative regions of their layer. Cut-outs of other files keep a layer
-    of their own. Splines become their polygons; a Rectangle gets its four corners.
+    Annotations that a file listed as holes become negative regions of their layer. Cut-outs from other files keep a
+    layer of their own. Splines become their polygons, Rectangles their four corners.
 
     Args:
-        path: the XML file; its folder is made.
+        path: the XML file; its folder is created.
         annotations: what to write.
-        groups: with their colours and attributes; layers stand in this order, then in that of their first use.
-        mpp: um per level-0 px, where it is known: ImageScope measures with it.
+        groups: with their colours and attributes; layers are written in this order, then in order of first use.
+        mpp: um per level-0 px, if known: ImageScope measures with it.
 
     Raises:
-        ValueError: a name or attribute cannot be held by XML.
+        ValueError: XML cannot hold a name or attribute.
         StorageError: the file system refuses.
     """
     layers = {group.name: group for group in groups}
@@ -145,7 +145,7 @@ def write_imagescope(
 
 
 def is_held(attribute: str) -> bool:
-    """Whether ImageScope's files can hold an attribute of this name, of an annotation or a group."""
+    """Whether ImageScope's files can hold an attribute of this name, on an annotation or a group."""
     if not attribute.startswith(IN_TAG):
         return True
     name = attribute[len(IN_TAG) :]
@@ -153,7 +153,7 @@ def is_held(attribute: str) -> bool:
 
 
 def drawn_outline(annotation: Annotation) -> NDArray[np.float64]:
-    """The vertices that ImageScope gets: those of the area, or the points of what has none."""
+    """The vertices written for ImageScope: those of the area, or the points where there is none."""
     outline = annotation.outline if annotation.kind in ("Spline", "Rectangle") else None
     return annotation.vertices if outline is None else outline
 
@@ -229,7 +229,7 @@ def _sizes(annotation: Annotation, mpp: float | None) -> dict[str, str]:
 def _tag(attributes: Mapping[str, str]) -> str:
     for name in attributes:
         if not is_name(name):
-            raise ValueError(f"XML cannot hold an attribute of the name {name!r}")
+            raise ValueError(f"XML cannot hold an attribute named {name!r}")
     return "".join(f' {name}="{quoted(value)}"' for name, value in attributes.items())
 
 
@@ -300,7 +300,7 @@ class _Found:
                 self._path,
                 f"Type is {shortened(kind)!r}",
                 where=f"layer {layer!r}, region {text or region.get('Id', '')!r}",
-                mend="known are 0 polygon, 1 rectangle, 2 ellipse, 3 arrow, 4 ruler, 5 point",
+                mend="use 0 polygon, 1 rectangle, 2 ellipse, 3 arrow, 4 ruler or 5 point",
             )
         shape = _KINDS[kind.casefold()]
         if kind.casefold() in _ELLIPSES and len(vertices) == 2:
@@ -331,7 +331,7 @@ class _Found:
                 self._path,
                 f"the layer {shortened(layer)!r} has no known meaning",
                 where=f"region {text!r}",
-                mend=f"rename it, or give groups= its role; known groups: {', '.join(sorted(self._roles))}",
+                mend=f"rename it, or add its role to groups=; known groups: {', '.join(sorted(self._roles))}",
             )
         return role
 
@@ -342,7 +342,7 @@ class _Found:
 
 
 def _kept(tag: Mapping[str, str], own: frozenset[str], defaults: Mapping[str, str]) -> dict[str, str]:
-    """What a tag says beyond what fields hold and what ImageScope writes anyway."""
+    """The attributes of a tag that have no field and differ from what ImageScope writes anyway."""
     return {IN_TAG + name: value for name, value in tag.items() if name not in own and defaults.get(name) != value}
 
 
@@ -355,7 +355,7 @@ def _resolution(text: str | None) -> float | None:
 
 
 def _colour(text: str | None) -> Colour | None:
-    """Windows' COLORREF: red in the lowest byte."""
+    """A Windows COLORREF: red in the lowest byte."""
     if text is None or not text.strip().isdecimal() or len(text) > 10:
         return None
     packed = int(text)
@@ -363,7 +363,7 @@ def _colour(text: str | None) -> Colour | None:
 
 
 def _ellipse(box: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The ellipse within two opposite corners, as a polygon whose area differs by a twenty-thousandth."""
+    """The ellipse between two opposite corners, as a polygon whose area is off by a twenty-thousandth."""
     centre, radii = box.mean(axis=0), np.abs(box[1] - box[0]) / 2
     angle = np.arange(_ELLIPSE_EDGES) * (2 * math.pi / _ELLIPSE_EDGES)
     polygon: NDArray[np.float64] = centre + radii * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -371,7 +371,7 @@ def _ellipse(box: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _box_of_ellipse(vertices: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """The corners of which _ellipse makes these vertices; None where they have been changed since."""
+    """The inverse of _ellipse; None if the vertices have been changed since."""
     if len(vertices) != _ELLIPSE_EDGES:
         return None
     box = np.array([vertices.min(axis=0), vertices.max(axis=0)])

@@ -14,14 +14,14 @@ from lxml import etree
 from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError
 from wsi.inputs import open_regular
 
-# The largest published file (71,315 vertices) has 5 MB and 5 levels; ImageScope writes 6 levels.
+# The largest published file (71,315 vertices) has 5 MB and is 5 levels deep; ImageScope writes 6 levels.
 MOST_BYTES = 1 << 27
 MOST_OBJECTS = 500_000
 DEEPEST = 32
 FARTHEST_PX = 1e9
 
 _SHOWN_CHARACTERS = 40
-# float() takes '1_00', Arabic digits, 'nan' and 'infinity'; the formats mean plain decimals.
+# float() accepts '1_00', Arabic digits, 'nan' and 'infinity'; the formats mean plain decimals.
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,2})?")
 # One to three digits, a comma and three digits: thousands in one country, thousandths in the next.
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}(?![0-9])")
@@ -31,7 +31,7 @@ _HEX_COLOUR = re.compile(r"#[0-9A-Fa-f]{6}")
 
 
 def elements(path: Path, root: str, software: str) -> Iterator[tuple[bool, Any]]:
-    """Walk over the elements of a file in the order of their tags, holding no more than the open ones.
+    """Walk over the elements of a file in the order of their tags, keeping only the open ones in memory.
 
     Args:
         path: the file.
@@ -59,7 +59,7 @@ def elements(path: Path, root: str, software: str) -> Iterator[tuple[bool, Any]]
             raise AnnotationFormatError(
                 path,
                 f"is not an {software} file: its root is <{shortened(element.tag)}>",
-                mend=f"it begins with <{root}>",
+                mend=f"it must begin with <{root}>",
             )
         if depth > DEEPEST:
             raise AnnotationFormatError(path, f"is nested more than {DEEPEST} levels deep")
@@ -82,7 +82,7 @@ def _events(path: Path) -> Generator[tuple[str, Any], None, None]:
     try:
         with open_regular(path) as file:
             _check_size(path, path.stat().st_size)
-            # Arguments as measured: any one of them loosened lets a document read other files or exhaust memory.
+            # All are needed, by experiment: any one loosened lets a document read other files or exhaust memory.
             events = etree.iterparse(
                 file,
                 events=("start", "end"),
@@ -117,7 +117,7 @@ def _check_size(path: Path, size: int) -> None:
 
 
 def check_count(path: Path, count: int) -> None:
-    """Refuse a file with more annotations and groups than memory is meant for."""
+    """Refuse a file with more annotations and groups than memory allows for."""
     if count >= MOST_OBJECTS:
         raise AnnotationFormatError(path, f"holds more than {MOST_OBJECTS:,} annotations and groups")
 
@@ -125,11 +125,11 @@ def check_count(path: Path, count: int) -> None:
 def position(text: str | None) -> float:
     """A position in level-0 px from an attribute.
 
-    A comma is taken as the decimal sign where it can be nothing else: ``1234,5`` and ``12345,678`` are numbers, while
+    A comma is read as the decimal sign where it can be nothing else: ``1234,5`` and ``12345,678`` are numbers, while
     ``1,234`` (thousands or thousandths), ``1,234.5`` and ``1,234,567`` are refused.
 
     Raises:
-        ValueError: missing, no plain decimal, or farther than any slide reaches; the message is a clause.
+        ValueError: missing, not a plain decimal, or farther out than any slide extends; the message is a clause.
     """
     if text is None:
         raise ValueError("missing")
@@ -139,21 +139,21 @@ def position(text: str | None) -> float:
         raise ValueError(f"{shortened(text)!r}: its comma may mean thousands or decimals, write a point")
     value = float(text.replace(",", "."))
     if abs(value) > FARTHEST_PX:
-        raise ValueError(f"{shortened(text)}, no position on a slide")
+        raise ValueError(f"{shortened(text)}, not a position on a slide")
     return value
 
 
 def shortened(text: object) -> str:
-    """Text for a message, at most 40 characters."""
+    """Text shortened for a message, at most 40 characters."""
     shown = str(text)
     return shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "…"
 
 
 def quoted(text: str) -> str:
-    """Text as an attribute's value, without the quotation marks around it.
+    """Text escaped as an attribute's value, without the quotation marks around it.
 
     Raises:
-        ValueError: it holds a character that XML cannot.
+        ValueError: it holds a character that XML cannot hold.
     """
     if fault := _NOT_XML.search(text):
         raise ValueError(f"XML cannot hold the character {fault.group()!r} of {text!r}")
@@ -167,7 +167,7 @@ def is_name(text: str) -> bool:
 
 
 def written(value: float) -> str:
-    """A number with as many decimals as bring back the same float64, never with an exponent."""
+    """A number with as many decimals as the same float64 needs to be read back, never with an exponent."""
     return np.format_float_positional(value, trim="-")
 
 

@@ -1,4 +1,4 @@
-"""One annotation file to its mask pyramid, on the grid that was asked for."""
+"""One annotation file to its mask pyramid, on the requested grid."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from wsi.slide import Slide
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRecipe:
-    """How every mask of a call is made.
+    """How every mask of a call is drawn.
 
     Attributes:
         size: (width, height) of level 0 in px where there is no slide.
-        slide_mpp: um per level-0 px in place of what the slide says, or of a slide that is not there.
+        slide_mpp: um per level-0 px; overrides the slide's own, and is needed for mpp where there is no slide.
         mpp: um per pixel of the mask; None with ``level`` None is level 0.
         level: the level of the slide whose grid the mask has.
-        values: see write_annotation_mask, as the following ones.
-        reduce: how coarse pixels come from level 0.
+        values: see write_annotation_mask, as for the following ones.
+        reduce: how coarse pixels are derived from level 0.
         tile_size: side of a tile in px.
         compression: of the tiles.
         groups: roles of further groups.
-        allows_empty: a mask without tumour is no error.
+        allows_empty: a mask without tumour is not an error.
         threads: per slide.
     """
 
@@ -50,7 +50,7 @@ class MaskRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskJob:
-    """One mask to be made; ``slides`` is where the slide of that name was looked for."""
+    """One mask to be drawn; ``slides`` is where the slide of that name was looked for."""
 
     annotation_file: Path
     slide: Path | None
@@ -60,7 +60,7 @@ class MaskJob:
 
 
 def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """Make one mask; ``on_tiles`` hears (the file's name, tiles done, tiles in all).
+    """Draw one mask; ``on_tiles`` is called with (the file's name, tiles done, tiles in all).
 
     Returns:
         ``mask`` and ``annotations`` (paths), ``size`` (width, height in px) and ``mpp`` (um per px or None) of the
@@ -124,5 +124,5 @@ def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame]:
         level = recipe.level or 0
         if level >= len(slide.levels):
             last = len(slide.levels) - 1
-            raise SlideError(slide.path, f"has no level {level}", mend=f"--out-level goes from 0 to {last}")
+            raise SlideError(slide.path, f"has no level {level}", mend=f"--out-level must be 0 to {last}")
         return (columns, rows), slide.frame_of(level)

@@ -1,8 +1,8 @@
 """Annotations to a pyramidal mask TIFF: streamed, painted only where an outline passes.
 
-A tile that no edge passes through is background, tumour or cut-out all over, which the point at its centre tells; such
-tiles are never painted, and all that hold one value only are the same coded bytes. Memory: the outlines, a few tiles
-per thread and the tables of offsets.
+A tile that no edge crosses is background, tumour or cut-out throughout, as the point at its centre shows; such tiles
+are never painted, and all tiles of one value share their encoded bytes. Memory: the outlines, a few tiles per thread
+and the tables of offsets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Values = Literal["0/255", "asap", "0/1"]
 TileNews = Callable[[int, int], None]
 
 MASK_VALUES: Mapping[Values, tuple[int, int]] = MappingProxyType({"0/255": (255, 0), "asap": (1, 2), "0/1": (1, 0)})
-"""Pixel values of tumour and of cut-outs. ``0/255`` is CAMELYON16's, ``asap`` that of ASAP and CAMELYON17."""
+"""Pixel values of tumour and of cut-outs. CAMELYON16 uses ``0/255``, ASAP and CAMELYON17 use ``asap``."""
 
 _PAINTED = -1
 _IMAGE_DESCRIPTION = 270
@@ -44,7 +44,7 @@ class MaskStats:
     Attributes:
         tumour_px: pixels of tumour on the finest level.
         painted_tiles: tiles of the finest level that were painted pixel by pixel.
-        tiles: of the finest level in all.
+        tiles: all tiles of the finest level.
         stored_tiles: tiles with anything in them, over all levels.
     """
 
@@ -68,28 +68,28 @@ def write_annotation_mask(
 ) -> MaskStats:
     """Paint annotations by the rule of Painting and write them as a tiled pyramidal BigTIFF of 8 bits.
 
-    Lower levels are half the size each. A pixel of theirs is tumour where any of the four above it is, so that no
-    lesion vanishes; with the values of ASAP a cut-out goes before background in the same way.
+    Each lower level is half the size. Its pixel is tumour if any of the four above it is, so that no lesion vanishes;
+    with ASAP's values a cut-out takes precedence over background in the same way.
 
     Args:
         path: the file to write; an existing one is replaced when the new one is complete.
         annotations: of one slide.
         frame: the finest level. ``slide.frame`` for level 0, ``slide.frame_of(n)`` for the grid of a coarser level,
-            ``slide.frame_at(mpp)`` for any resolution. Where its mpp is not known the file says none.
-        values: ``0/255`` and ``0/1``: background and tumour. ``asap``: 0 background, 1 tumour, 2 what lies in a cut-out
-            and is no tumour.
-        reduce: how pixels of a coarse frame come from level 0, see Painting.mask.
+            ``slide.frame_at(mpp)`` for any resolution. If its mpp is unknown the file states none.
+        values: ``0/255`` and ``0/1``: background and tumour. ``asap``: 0 background, 1 tumour, 2 inside a cut-out and
+            not tumour.
+        reduce: how pixels of a coarse frame are derived from level 0, see Painting.mask.
         tile_size: side of a tile in px, a multiple of 16.
-        compression: deflate opens in every viewer, lzw in the oldest, zstd is the smallest and quickest.
+        compression: deflate opens in every viewer, lzw even in the oldest, zstd is the smallest and fastest.
         workers: threads; by default one per usable core. The bytes of the file do not depend on it.
-        on_tiles: hears of (tiles done, tiles in all) after every row of tiles.
+        on_tiles: called with (tiles done, tiles in all) after every row of tiles.
 
     Raises:
         ValueError: an argument is out of range.
         StorageError: the file cannot be written (disk full, no such folder).
     """
     if values not in MASK_VALUES:
-        raise ValueError(f"the values of a mask are one of {', '.join(MASK_VALUES)}, got {values!r}")
+        raise ValueError(f"the values of a mask must be one of {', '.join(MASK_VALUES)}, got {values!r}")
     if workers is not None and workers < 1:
         raise ValueError(f"painting needs at least 1 thread, got {workers}")
     check_tile_size(tile_size)
@@ -110,7 +110,7 @@ def write_annotation_mask(
 
 
 class _AnnotationTiles(MaskTiles):
-    """Masks halved so that tumour goes before cut-outs and these before background; even tiles are encoded once."""
+    """Masks halved so that tumour wins over cut-outs and these over background; uniform tiles are encoded once."""
 
     def __init__(self, *, tile_size: int, compression: Compression) -> None:
         self._even: dict[int, bytes] = {}
@@ -126,8 +126,8 @@ class _AnnotationTiles(MaskTiles):
         return self._even[value]
 
     def halve(self, tile: NDArray[Any]) -> NDArray[Any]:
-        """The smallest of 2 x 2 px that is not 0: tumour has a smaller value than cut-outs."""
-        # One less, 0 is the largest of 8 bits.
+        """The smallest nonzero value of 2 x 2 px: tumour has a smaller one than cut-outs."""
+        # 0 - 1 wraps to the largest 8-bit value.
         below = tile - np.uint8(1)
         pairs = np.minimum(below[0::2], below[1::2])
         smallest = np.minimum(pairs[:, 0::2], pairs[:, 1::2])
@@ -138,8 +138,8 @@ class _Drawing:
     """The tiles of one mask, in order, and the count of their tumour.
 
     Attributes:
-        plan: int16 (rows, columns) of tiles: the one value that a tile has all over, or _PAINTED.
-        tumour_px: pixels of tumour in the tiles that were given out.
+        plan: int16 (rows, columns) of tiles: the single value of a uniform tile, or _PAINTED.
+        tumour_px: pixels of tumour in the tiles yielded so far.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class _Drawing:
         self.plan = self._planned(frame.coarser(tile_size))
 
     def tiles(self, workers: int, on_tiles: TileNews | None) -> Generator[NDArray[np.uint8] | None]:
-        """All tiles row by row, full size also at the edge; None for background all over."""
+        """All tiles row by row, full size even at the edge; None for a tile of background only."""
         rows, columns = self.plan.shape
         indices = [(int(row), int(column)) for row, column in np.argwhere(self.plan == _PAINTED)]
         full = {
@@ -180,7 +180,7 @@ class _Drawing:
                     on_tiles((row + 1) * columns, rows * columns)
 
     def _planned(self, tiles: Frame) -> NDArray[np.int16]:
-        """See ``plan``. Tiles that reach beyond the frame are painted unless they are background."""
+        """See ``plan``. Tiles that extend beyond the frame are painted unless they are background."""
         tumour, cut_outs = self._tumour.cover(tiles), self._cut_outs.cover(tiles)
         plan = np.zeros(tiles.shape, dtype=np.int16)
         plan[cut_outs == Cover.ALL] = self._cut_out_value
@@ -206,12 +206,12 @@ class _Drawing:
 
 
 def _cut_outs_alone(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """The cut-outs as what is to be painted."""
+    """The cut-outs, turned into tumour so that they are painted."""
     return [replace(one, role=Role.TUMOUR) for one in annotations if one.role is Role.CUT_OUT]
 
 
 def _pages(tables: Iterable[LevelTable], kind: MaskTiles, mpp: float | None, values: Values) -> Generator[Tags]:
-    """The directories of all levels; the first says what the values mean."""
+    """The directories of all levels; the first states what the values mean."""
     tumour, cut_out = MASK_VALUES[values]
     meaning = f"mask: 0 background, {tumour} tumour" + (f", {cut_out} cut out of tumour" if cut_out else "")
     for index, table in enumerate(tables):

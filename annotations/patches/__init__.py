@@ -1,1 +1,1 @@
-"""Labelled patches: looked for, labelled, tabled, split and stored."""
+"""Labelled patches: sampled, labelled, tabled, split and stored."""

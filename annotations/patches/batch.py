@@ -1,7 +1,7 @@
-"""Labelled training patches from one slide: where to look, what is there, and what may be learnt from it.
+"""Labelled training patches from one slide: where they are drawn, how many of each kind, and which are allowed.
 
-Lesions are equal: each is looked at as often as any other, so that a few isolated tumour cells count as much as a
-metastasis that fills the node. Everything follows from the seed and the slide's name.
+All lesions are drawn from equally often, so that a few isolated tumour cells count as much as a metastasis that fills
+the node. Everything is determined by the seed and the slide's name.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """What kinds of patches are drawn.
+    """How the kinds of patches share a slide's patches.
 
     Attributes:
-        border: of the tumour patches, centred on an outline. Where no such place is tumour by the rule one within the
-            lesion is taken, unless all are to be on outlines (1).
+        border: of the tumour patches, centred on an outline. If no such position is tumour by the rule, one within the
+            lesion is used, unless all must be on outlines (1).
         near: of the normal patches of a slide with tumour, beside a lesion.
         background: of the normal patches, half on the edge of the tissue and half off it.
-        turns: whose turn it is among the lesions of a slide: ``lesion`` lets each come as often as any other, ``area``
-            as often as it is large.
+        turns: how the lesions of a slide take turns: ``lesion`` draws from each equally often, ``area`` in
+            proportion to its area.
     """
 
     border: float = 0.3
@@ -69,9 +69,9 @@ class Shares:
 
     def __post_init__(self) -> None:
         if min(self.border, self.near, self.background) < 0 or max(self.border, self.near + self.background) > 1:
-            raise ValueError(f"shares lie between 0 and 1, got {self}")
+            raise ValueError(f"shares must lie between 0 and 1, got {self}")
         if self.turns not in ("lesion", "area"):
-            raise ValueError(f"lesions take turns by lesion or by area, got {self.turns!r}")
+            raise ValueError(f"lesions must take turns by lesion or by area, got {self.turns!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,7 +83,7 @@ class PatchBatch:
         centre: number of the medical centre, or None.
         mpp: um per pixel of the patches.
         images: uint8 (n, side, side, 3), RGB.
-        targets: uint8 (n, side, side): 1 tumour, 0 anything else, 255 not known.
+        targets: uint8 (n, side, side): 1 tumour, 0 anything else, 255 unknown.
         x, y: float64 (n,), level-0 position of the outer corner of pixel (0, 0).
         kinds: n of KINDS.
         split: of the patient (train, validation, test, or a fold).
@@ -103,7 +103,7 @@ class PatchBatch:
     def __post_init__(self) -> None:
         count, side = self.targets.shape[0], self.targets.shape[1]
         if self.images.shape != (count, side, side, 3) or self.targets.shape != (count, side, side):
-            raise ValueError(f"images {self.images.shape} and targets {self.targets.shape} do not belong together")
+            raise ValueError(f"images {self.images.shape} and targets {self.targets.shape} do not match")
         if not self.x.shape == self.y.shape == (count,) or len(self.kinds) != count:
             raise ValueError(f"{count} patches need as many positions and kinds")
 
@@ -132,42 +132,42 @@ def draw_patches(
     hard_choice: HardChoice = "worst",
     rule: LabelRule | None = None,
 ) -> Iterator[DrawnPatch]:
-    """Draw the places of labelled patches on one slide.
+    """Draw the positions of labelled patches on one slide.
 
-    Patches lie on the pixel grid of ``slide.frame_at(mpp)``, the one that inference uses. Tumour patches go round the
-    lesions (outlines at most MERGE_GAP_UM apart are one) and are tumour by the rule; normal and background patches hold
-    no tumour at all. Where a slide has no such position after some tries there are fewer patches than asked for.
+    Patches lie on the pixel grid of ``slide.frame_at(mpp)``, the one that inference uses. Tumour patches rotate through
+    the lesions (outlines at most MERGE_GAP_UM apart are one) and are tumour by the rule; normal and background patches
+    hold no tumour at all. If no such position is found after a number of tries there are fewer patches than requested.
 
     Args:
         slide: its resolution must be known.
-        annotations: what was drawn on it, or None where nothing was.
+        annotations: what was drawn on it, or None if nothing was.
         tissue: where there is tissue.
         mpp: um per pixel of the patches.
         size_px: side of the patches in pixels.
         count_tumour: patches with tumour.
         count_normal: patches without.
-        seed: with the slide's name it decides every place.
-        negative: the slide is known to hold no tumour at all. Never to be concluded from missing annotations.
-        partly_annotated: tumour was left undrawn (a list of such slides comes with CAMELYON16): what lies in no
-            outline is then not known, and nothing is normal.
+        seed: determines every position, with the slide's name.
+        negative: the slide is known to hold no tumour at all. Never infer it from missing annotations.
+        partly_annotated: tumour was left undrawn (CAMELYON16 lists such slides): everything outside the outlines is
+            then unknown, and nothing is normal.
         shares: of the kinds of patches.
-        mistakes: what a model found on the slide; hard patches lie where it calls normal tissue tumour.
+        mistakes: a model's heatmap of the slide; hard patches lie where it calls normal tissue tumour.
         count_hard: hard patches without tumour; 0 without ``mistakes``.
-        hard_choice: ``even`` draws them evenly from the cells with a probability of at least 0.5. ``worst`` takes these
-            cells by falling probability, equal ones row by row from the top left: the patch is centred on its cell, as
-            far as it stays on the slide, and begins at least half a side away, along x or y, from every hard patch
-            before it, so that one blob of false positives does not take all places. Chance has no part in it.
+        hard_choice: ``even`` draws them uniformly from the cells with a probability of at least 0.5. ``worst`` takes
+            these cells by falling probability, ties row by row from the top left: the patch is centred on its cell, as
+            far as it stays on the slide, and begins at least half a side away, along x or y, from every earlier hard
+            patch, so that one blob of false positives does not take them all. No randomness is involved.
         rule: when a patch is tumour; by default when it shows any.
 
     Raises:
         SamplingError: no annotations for a slide that is not negative; tumour drawn on a slide that is; tumour patches
-            wanted without drawn tumour; normal patches wanted from a partly annotated slide.
-        ResolutionError: the slide's mpp is not known.
+            requested without drawn tumour; normal patches requested from a partly annotated slide.
+        ResolutionError: the slide's mpp is unknown.
         TileError: a tile is damaged.
         ValueError: ``hard_choice`` is neither even nor worst.
     """
     if hard_choice not in get_args(HardChoice):
-        raise ValueError(f"hard patches are chosen even or worst, got {hard_choice!r}")
+        raise ValueError(f"hard_choice must be even or worst, got {hard_choice!r}")
     shares = shares or Shares()
     labels = PatchLabels.of(annotations or (), is_partial=partly_annotated)
     whole = slide.frame_at(mpp)
@@ -177,7 +177,9 @@ def draw_patches(
     )
     if count_tumour and not sites:
         raise SamplingError(
-            slide.path, "tumour patches are wanted but no tumour is drawn", mend="check the groups of its annotations"
+            slide.path,
+            "tumour patches were requested but no tumour is drawn",
+            mend="check the groups of its annotations",
         )
     sampler = PatchSampler(
         slide=slide,
@@ -218,11 +220,13 @@ def _check_claims(
         raise SamplingError(
             slide.path,
             "has no annotations and is not known to be negative: nothing on it can be called normal",
-            mend="give its annotations, or negative=True when its label says so",
+            mend="pass its annotations, or negative=True if its label says so",
         )
     if negative and sites:
         raise SamplingError(
-            slide.path, "is said to be negative but tumour is drawn on it", mend="leave the slide out or mend its label"
+            slide.path,
+            "is said to be negative but tumour is drawn on it",
+            mend="leave the slide out or correct its label",
         )
     if partly and normal:
         raise SamplingError(

@@ -1,4 +1,4 @@
-"""A picture of what was drawn: some patches of every class and kind, for a look before training."""
+"""A picture of what was drawn: examples of every class and kind, to look at before training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INK = (30, 30, 30)
 
 
 def pick_examples(table: PatchTable, *, each: int = 12, seed: int = 0) -> dict[str, NDArray[np.int64]]:
-    """Rows to be shown, by title: up to ``each`` of every class and kind, from as many slides as possible.
+    """Rows to show, by title: up to ``each`` of every class and kind, from as many slides as possible.
 
     Titles say what they are: ``tumour, drawn as border: 120 patches of 8 slides``.
     """
@@ -30,7 +30,7 @@ def pick_examples(table: PatchTable, *, each: int = 12, seed: int = 0) -> dict[s
     for label, kind in pairs:
         rows = rng.permutation(np.flatnonzero((table["class"] == label) & (table["kind"] == kind)))
         slides = table["slide"][rows].astype(str)
-        # The first patch of every slide goes before the second of any.
+        # The first patch of every slide precedes the second of any.
         turn = np.zeros(len(rows), np.int64)
         for slide in np.unique(slides):
             own = np.flatnonzero(slides == slide)
@@ -43,12 +43,12 @@ def pick_examples(table: PatchTable, *, each: int = 12, seed: int = 0) -> dict[s
 def contact_sheet(
     table: PatchTable, examples: Mapping[str, NDArray[np.int64]], images: Mapping[str, Sequence[NDArray[np.uint8]]]
 ) -> NDArray[np.uint8]:
-    """Draw the examples, a strip for each class and kind; frames are red for tumour, green for normal.
+    """Draw the examples, a strip for each class and kind; borders are red for tumour, green for normal.
 
     Args:
         table: all patches.
         examples: as from pick_examples.
-        images: by the same titles, uint8 (side, side, 3) for each row; thumbnails will do.
+        images: by the same titles, uint8 (side, side, 3) for each row; thumbnails suffice.
 
     Returns:
         uint8 (rows, columns, 3).
@@ -76,7 +76,7 @@ def contact_sheet(
 
 
 def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A patch as small as the sheet shows it: of many large ones only this need be held."""
+    """A patch at the size that the sheet shows, so that many large ones need not be kept."""
     small = Pillow.fromarray(image).resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Pillow.Resampling.BOX)
     return np.asarray(small)
 

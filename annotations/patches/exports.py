@@ -1,6 +1,6 @@
-"""Patches written out for other tools: WebDataset tar shards, HDF5 as CLAM reads it, folders of pictures.
+"""Patches exported for other tools: WebDataset tar shards, HDF5 as CLAM reads it, folders of pictures.
 
-Every slide has files of its own, each whole or absent; equal patches give equal bytes.
+Every slide has its own files, each whole or absent; equal patches yield equal bytes.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def export_images(folder: Path, slide: Slide, rows: PatchTable, *, quality: int 
         folder: of the export.
         slide: the slide.
         rows: its patches.
-        quality: of JPEG, 1 to 100; None writes PNG, without loss.
+        quality: of JPEG, 1 to 100; None writes lossless PNG.
 
     Returns:
         The files.
 
     Raises:
-        PathologyError: the slide cannot be read, or the files not be written.
+        PathologyError: the slide cannot be read, or the files cannot be written.
     """
     written = []
     for number, image in images_of(slide, rows):
@@ -83,13 +83,13 @@ def export_webdataset(folder: Path, slide: Slide, rows: PatchTable, *, quality: 
         folder: of the export.
         slide: the slide.
         rows: its patches, 1,000 a shard; ``.cls`` is 0 normal, 1 tumour, 255 unknown.
-        quality: of JPEG, 1 to 100; None writes PNG, without loss.
+        quality: of JPEG, 1 to 100; None writes lossless PNG.
 
     Returns:
         The files.
 
     Raises:
-        PathologyError: the slide cannot be read, or the files not be written.
+        PathologyError: the slide cannot be read, or the files cannot be written.
     """
     written = []
     suffix = "png" if quality is None else "jpg"
@@ -112,8 +112,8 @@ def export_webdataset(folder: Path, slide: Slide, rows: PatchTable, *, quality: 
 def export_hdf5(folder: Path, slide: Slide, rows: PatchTable) -> list[Path]:
     """Write ``<slide>.h5`` as CLAM's tools do: datasets ``imgs`` and ``coords`` with their attributes, and ``labels``.
 
-    ``coords`` are level-0 px, rounded to whole ones as CLAM has them. ``patch_level`` is the stored level that the
-    patches were read from and ``patch_size`` their side in its px, so that reading there gives the same field.
+    ``coords`` are level-0 px, rounded to integers as in CLAM. ``patch_level`` is the stored level that the patches were
+    read from and ``patch_size`` their side in its px, so that reading there returns the same field.
 
     Args:
         folder: of the export.
@@ -125,7 +125,7 @@ def export_hdf5(folder: Path, slide: Slide, rows: PatchTable) -> list[Path]:
 
     Raises:
         PatchStoreError: h5py is not installed.
-        PathologyError: the slide cannot be read, or the file not be written.
+        PathologyError: the slide cannot be read, or the file cannot be written.
     """
     try:
         import h5py  # noqa: PLC0415  (slow import, and only in the extra)
@@ -172,7 +172,7 @@ def encoded(image: NDArray[np.uint8], quality: int | None) -> bytes:
 
 
 def _key(slide: Slide, rows: PatchTable, number: int) -> str:
-    # A point would end the key for WebDataset.
+    # For WebDataset a point ends the key.
     name = slide.name.replace(".", "_")
     return f"{name}_{number:06d}_x{round(float(rows['x'][number]))}_y{round(float(rows['y'][number]))}"
 
@@ -189,9 +189,9 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 class _PatientFile(io.FileIO):
-    """A file that takes everything once the disk is full, and tells the error in the end.
+    """A file that accepts every write once the disk is full, and raises the error at the end.
 
-    HDF5 cannot close what it could not write, and then ends the process.
+    HDF5 cannot close a file that it could not write, and then aborts the process.
     """
 
     refused: OSError | None = None
@@ -199,10 +199,10 @@ class _PatientFile(io.FileIO):
     @classmethod
     @contextmanager
     def over(cls, path: Path) -> Iterator[_PatientFile]:
-        """A new file.
+        """Open a new file.
 
         Raises:
-            OSError: something of it could not be written.
+            OSError: part of it could not be written.
         """
         with cls(path, "w+") as file:
             try:
@@ -212,7 +212,7 @@ class _PatientFile(io.FileIO):
                     raise file.refused
 
     def write(self, data: Buffer, /) -> int:
-        """All of the bytes, or none after an error."""
+        """Write all of the bytes, or none after an error."""
         view = memoryview(data).cast("B")
         at = 0
         while at < len(view) and self.refused is None:

@@ -14,7 +14,7 @@ from annotations.painting import Painting, polygon_mask
 from wsi.geometry import Frame
 
 IGNORE = 255
-"""The target of pixels of which nothing is known."""
+"""The target of pixels about which nothing is known."""
 
 PatchClass = Literal["tumour", "normal", "unknown"]
 CLASSES: tuple[PatchClass, ...] = ("tumour", "normal", "unknown")
@@ -35,9 +35,9 @@ class LabelRule:
 
     def __post_init__(self) -> None:
         if self.kind not in ("any", "centre", "area"):
-            raise ValueError(f"a patch is labelled by any, centre or area, got {self.kind!r}")
+            raise ValueError(f"a patch must be labelled by any, centre or area, got {self.kind!r}")
         if (self.kind == "area") != (self.share is not None) or not 0 < (1 if self.share is None else self.share) <= 1:
-            raise ValueError(f"area needs a share of more than 0 and at most 1, the others none; got {self.share}")
+            raise ValueError(f"area needs a share above 0 and at most 1, the others none; got {self.share}")
 
     @classmethod
     def parse(cls, text: str) -> LabelRule:
@@ -51,7 +51,7 @@ class LabelRule:
             return cls(kind="area", share=float(share or "nan"))
         if kind in ("any", "centre") and not share:
             return cls(kind="any" if kind == "any" else "centre")
-        raise ValueError(f"a patch is labelled by any, centre or area:SHARE, got {text!r}")
+        raise ValueError(f"a patch must be labelled by any, centre or area:SHARE, got {text!r}")
 
     def __str__(self) -> str:
         return self.kind if self.share is None else f"{self.kind}:{self.share:g}"
@@ -64,7 +64,7 @@ class PatchLabels:
     Attributes:
         annotations: all of the slide.
         painting: their tumour.
-        is_partial: tumour was left undrawn, so that nothing is known of what lies in no outline.
+        is_partial: tumour was left undrawn, so that everything outside the outlines is unknown.
     """
 
     annotations: tuple[Annotation, ...]
@@ -78,7 +78,7 @@ class PatchLabels:
         return cls(annotations=drawn, painting=Painting.of(drawn), is_partial=is_partial)
 
     def target(self, frame: Frame) -> NDArray[np.uint8]:
-        """Uint8 (rows, columns): 1 where the centre of a pixel lies in tumour, 0 where not, 255 where not known."""
+        """Uint8 (rows, columns): 1 where the centre of a pixel lies in tumour, 0 where not, 255 where unknown."""
         tumour = self.painting.mask(frame).array
         target = tumour.astype(np.uint8)
         if self.is_partial:
@@ -92,11 +92,11 @@ class PatchLabels:
         Args:
             frame: of the patch.
             target: its ``target``.
-            rule: how it is told.
+            rule: decides the class.
 
         Returns:
-            By centre ``unknown`` where nothing is known of the centre, by any and area where less than half of the
-            pixels are known and these do not make it tumour.
+            ``unknown`` by centre if the centre is unknown; by any and area if less than half of the pixels are known
+            and these do not make it tumour.
         """
         if rule.kind == "centre":
             value = int(self.target(centre_of(frame))[0, 0])

@@ -1,4 +1,4 @@
-"""Where labelled patches of one slide are looked for: places are tried until they hold what their kind promises."""
+"""Sampling labelled patches on one slide: positions are tried until the patch holds what its kind promises."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from wsi.slide import Slide
 
 TUMOUR, BORDER, NORMAL, NEAR, BACKGROUND, HARD = KINDS = ("tumour", "border", "normal", "near", "background", "hard")
 HardChoice = Literal["even", "worst"]
-"""Which false positives become patches: any of them alike, or the most probable ones, apart from each other."""
+"""Which false positives become patches: a uniform draw, or the most probable ones, apart from each other."""
 
-_TRIES = 20  # places looked at for one patch before it is given up
-_INK_CANDIDATES = 6  # of so many places off the tissue the darkest is taken: ink, dust, the slide's edge
+_TRIES = 20  # positions tried for one patch before giving up
+_INK_CANDIDATES = 6  # the darkest of so many positions off the tissue is used: ink, dust, the slide's edge
 _IGNORED_AT_MOST = 0.5
-_HARD_FROM = 0.5  # of probability: where a model calls normal tissue tumour
+_HARD_FROM = 0.5  # a probability: from here on a model calls normal tissue tumour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,10 +31,10 @@ class DrawnPatch:
     """Where a patch was drawn, without its pixels.
 
     Attributes:
-        kind: one of KINDS: what was looked for.
+        kind: one of KINDS: what was sampled for.
         frame: of the patch, on its slide.
-        target: uint8 (side, side): 1 tumour, 0 anything else, 255 not known.
-        label: its class by the rule that was asked for.
+        target: uint8 (side, side): 1 tumour, 0 anything else, 255 unknown.
+        label: its class by the requested rule.
         lesion: which of the slide's lesions (outlines at most MERGE_GAP_UM apart are one) it was drawn for, in the
             order of the annotations; None for none.
     """
@@ -48,17 +48,17 @@ class DrawnPatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PatchSampler:
-    """Draws places until they hold what their kind promises.
+    """Draws positions until the patch holds what its kind promises.
 
     Attributes:
         slide: what is drawn from.
         whole: its frame at the resolution of the patches; these lie on its grid.
         size_px: their side.
         sites: the slide's lesions.
-        labels: what is known of every pixel.
+        labels: what is known about every pixel.
         rule: when a patch is tumour.
-        turns: whose turn it is among the lesions: each as often as any other, or as often as it is large.
-        rng: decides every place but those of the worst mistakes.
+        turns: how the lesions take turns: equally often, or in proportion to their area.
+        rng: determines every position except those of the worst mistakes.
     """
 
     slide: Slide
@@ -73,10 +73,10 @@ class PatchSampler:
     def tumour(self, count: int, *, count_border: int, only_border: bool = False) -> Iterator[DrawnPatch]:
         """Inner and border patches; the lesions take turns.
 
-        Where a border has no position that is tumour by the rule an inner one is taken, but with ``only_border`` none.
+        If no border position is tumour by the rule an inner one is used, or none with ``only_border``.
         """
-        # An outline goes near the centre of its patch; a deposit lies anywhere in the middle half, or at the centre
-        # where that decides the class.
+        # An outline lies near the centre of its patch; a deposit anywhere in the middle half, or at the centre if that
+        # decides the class.
         jitter = 0 if self.rule.kind == "centre" else 1 / 4
         for number, lesion in enumerate(self._turns(count + count_border)):
             site, patch = self.sites[lesion], None
@@ -99,14 +99,14 @@ class PatchSampler:
                 yield patch
 
     def hard(self, mistakes: Heatmap, count: int, *, choice: HardChoice) -> Iterator[DrawnPatch]:
-        """Around cells that a model takes for tumour; what holds tumour is left out as in every normal patch."""
+        """Around cells that a model takes for tumour; patches with tumour are left out, as for every normal kind."""
         if choice == "worst":
             yield from self._worst(mistakes, count)
         else:
             yield from self._from_cells(HARD, mistakes.frame, mistakes.array >= _HARD_FROM, count)
 
     def background(self, tissue: Mask, count: int) -> Iterator[DrawnPatch]:
-        """Half on the edge of the tissue, half off it, where of some positions the darkest is taken."""
+        """Half on the edge of the tissue, half off it, there at the darkest of several positions."""
         on_edge = count - count // 2
         yield from self._from_cells(BACKGROUND, tissue.frame, _edge(tissue.array), on_edge)
         for _ in range(count // 2):
@@ -126,7 +126,7 @@ class PatchSampler:
         return (x, y) if _holds(tissue, x, y) else None
 
     def _turns(self, count: int) -> Iterator[int]:
-        """Numbers of lesions: in random order, each once before any comes again; or as often as they are large."""
+        """Indices of lesions: in random order, each once before any is repeated; or in proportion to their area."""
         if self.turns == "area" and self.sites:
             area = np.array([(site.side**2).sum() for site in self.sites])
             yield from self.rng.choice(len(area), count, p=area / area.sum()).tolist()
@@ -174,7 +174,7 @@ class PatchSampler:
         keeps: Callable[[NDArray[np.uint8]], bool],
         lesion: int | None,
     ) -> DrawnPatch | None:
-        """The first of some positions that is as it should be; ``jitter`` in sides of a patch, to each side."""
+        """The first position that holds what its kind promises; ``jitter`` in sides of a patch, in each direction."""
         for _ in range(_TRIES):
             point = draw_point()
             shift = self.rng.uniform(-jitter, jitter, 2) * self.size_px
@@ -212,12 +212,12 @@ class PatchSampler:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Mistakes:
-    """The cells that a patch may still be centred on; nothing is sorted, so that 50 million cells are no burden.
+    """The cells that a patch may still be centred on; nothing is sorted, so that 50 million cells are manageable.
 
     Attributes:
-        probability: float32 (rows, columns), owned; 0 for cells that are out.
-        highest: float32 (rows,), of each row.
-        tops, lefts: int64 (rows,) and (columns,), ascending: where on the slide's grid the patch of a cell begins.
+        probability: float32 (rows, columns), owned; 0 for dropped cells.
+        highest: float32 (rows,), the highest of each row.
+        tops, lefts: int64 (rows,) and (columns,), ascending: where on the slide's grid a cell's patch begins.
         size_px: side of the patches.
     """
 
@@ -243,23 +243,23 @@ class _Mistakes:
         )
 
     def worst(self) -> tuple[int, int] | None:
-        """Row and column of the most probable cell, of equal ones the first, row by row; None where all are low."""
+        """Row and column of the most probable cell, the first of equal ones row by row; None if all are low."""
         row = int(self.highest.argmax())
         return (row, int(self.probability[row].argmax())) if self.highest[row] >= _HARD_FROM else None
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Where a cell's patch begins on the slide's grid: its first row and column."""
+        """The first row and column of a cell's patch on the slide's grid."""
         return int(self.tops[row]), int(self.lefts[column])
 
     def drop_around(self, row: int, column: int) -> None:
-        """Leave out every cell whose patch begins less than half a side from this one's, along both axes."""
+        """Drop every cell whose patch begins less than half a side from this one's, along both axes."""
         rows, columns = self._within((self.size_px - 1) // 2, row, column)
         self._drop(rows, columns, np.True_)
 
     def drop_unfit(self, row: int, column: int, target: NDArray[np.uint8]) -> None:
-        """Leave out a cell whose patch is no use, and all whose patches share so much of it that they are none either.
+        """Drop a cell whose patch is unfit, and all whose patches share so much of it that they must be unfit, too.
 
-        Otherwise every cell of a metastasis, where a good model is surest, would have to be looked at.
+        Otherwise every cell of a metastasis, where a good model is most certain, would have to be tried.
         """
         self._drop(*self._within(0, row, column), np.True_)
         rows, columns = self._within(self.size_px - 1, row, column)
@@ -268,7 +268,7 @@ class _Mistakes:
         self._drop(rows, columns, (_counts(target == 1, down, right) > 0) | (ignored > _IGNORED_AT_MOST))
 
     def _within(self, reach: int, row: int, column: int) -> tuple[slice, slice]:
-        """Cells whose patches begin at most so many px from this one's."""
+        """Cells whose patches begin at most ``reach`` px from this one's."""
         rows, columns = (
             slice(int(np.searchsorted(starts, start - reach)), int(np.searchsorted(starts, start + reach, "right")))
             for starts, start in zip((self.tops, self.lefts), self.corner(row, column), strict=True)
@@ -288,7 +288,7 @@ def _cell_centres(cells: Frame, whole: Frame) -> tuple[NDArray[np.float64], NDAr
 
 
 def _counts(pixels: NDArray[np.bool_], down: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many set pixels of a square lie in it when it is shifted by each of n x m steps: int64 (n, m)."""
+    """How many set pixels of a square remain inside it when it is shifted by each of n x m steps: int64 (n, m)."""
     side = len(pixels)
     sums = np.zeros((side + 1, side + 1), np.int64)
     sums[1:, 1:] = pixels.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
@@ -303,7 +303,7 @@ def _counts(pixels: NDArray[np.bool_], down: NDArray[np.int64], right: NDArray[n
 
 
 def _kept(start: float, last: int) -> int:
-    """A patch's first row or column: 0 to ``last``; a slide smaller than a patch lies in its middle."""
+    """A patch's first row or column, clamped to 0 .. ``last``; a slide smaller than a patch is centred in it."""
     return last // 2 if last < 0 else min(max(round(start), 0), last)
 
 
@@ -326,7 +326,7 @@ def _holds(mask: Mask, x: float, y: float) -> bool:
 
 
 def _edge(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Tissue cells with a neighbour, above, below, left or right, that is none."""
+    """Tissue cells with a neighbour above, below, left or right that is not tissue."""
     padded = np.pad(tissue, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return tissue & ~inner

@@ -1,4 +1,4 @@
-"""The lesions of a slide as places to draw patches from."""
+"""The lesions of a slide as sites to draw patches from."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class LesionSite:
     outline: NDArray[np.float64]
 
     def inner_point(self, rng: np.random.Generator) -> tuple[float, float]:
-        """A random (x, y) in the tumour, every part of its area equally likely."""
+        """A random (x, y) in the tumour, uniform over its area."""
         area = self.side**2
         cell = rng.choice(len(area), p=area / area.sum())
         x, y = rng.uniform(-0.5, 0.5, 2) * self.side[cell]
         return float(self.x[cell] + x), float(self.y[cell] + y)
 
     def border_point(self, rng: np.random.Generator) -> tuple[float, float]:
-        """A random (x, y) on the outlines, every part of their length equally likely."""
+        """A random (x, y) on the outlines, uniform along their length."""
         length = np.hypot(*(self.outline[:, 2:] - self.outline[:, :2]).T)
         x0, y0, x1, y1 = self.outline[rng.choice(len(length), p=length / length.sum())]
         along = rng.uniform()
@@ -45,7 +45,7 @@ class LesionSite:
 
 
 def find_sites(annotations: Sequence[Annotation], painting: Painting, *, mpp: float) -> tuple[LesionSite, ...]:
-    """Group the tumour outlines that lie at most MERGE_GAP_UM apart; what cut-outs leave nothing of is no site.
+    """Group the tumour outlines that lie at most MERGE_GAP_UM apart; those that cut-outs remove wholly are dropped.
 
     Args:
         annotations: of one slide.

@@ -1,7 +1,7 @@
-"""Patches kept as what they were cut from: a folder of sparse slides beside the table, no new format.
+"""Patches stored as the tiles they were cut from: a folder of sparse slides beside the table, no new format.
 
 OUT/patches.parquet is the table, OUT/slides/NAME.tif holds the compressed tiles that its patches touch, copied byte
-for byte, and OUT/annotations/ the files they were labelled by. The slides open in OpenSlide and QuPath.
+for byte, and OUT/annotations/ holds the files they were labelled by. The slides open in OpenSlide and QuPath.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SLIDES, ANNOTATIONS = "slides", "annotations"
 
 
 def patch_windows(slide: Slide, rows: PatchTable) -> dict[int, Windows]:
-    """What the patches of one slide are made of, by level: for ``wsi.writing.sparse``."""
+    """The windows that the patches of one slide are read from, by level: for ``wsi.writing.sparse``."""
     found: dict[int, list[Windows]] = {}
     for downsample in np.unique(rows["downsample"]).tolist():
         chosen = rows.rows(rows["downsample"] == downsample)
@@ -44,21 +44,21 @@ def patch_windows(slide: Slide, rows: PatchTable) -> dict[int, Windows]:
 def store_slide(
     folder: Path, slide: Slide, rows: PatchTable, *, annotation_file: Path | None, quality: int = 90
 ) -> dict[str, Any]:
-    """Write what one slide brings into a store; each file is whole or absent.
+    """Write one slide's part of a store; each file is whole or absent.
 
     Args:
         folder: of the store.
         slide: the slide.
         rows: its patches.
-        annotation_file: what they were labelled by; copied into the store.
-        quality: of tiles that cannot be copied and have to be encoded again.
+        annotation_file: the file they were labelled by; copied into the store.
+        quality: of tiles that cannot be copied and must be re-encoded.
 
     Returns:
-        What was done: see ``wsi.writing.sparse.SparseStats``; ``fingerprint`` of the sparse slide; ``contours``, the
-        path of the copied annotation file from the folder, or None.
+        The fields of ``wsi.writing.sparse.SparseStats``; ``fingerprint`` of the sparse slide; ``contours``, the path
+        of the copied annotation file relative to the folder, or None.
 
     Raises:
-        PathologyError: the slide cannot be read, or the store not be written.
+        PathologyError: the slide cannot be read, or the store cannot be written.
     """
     target = folder / sparse_name(slide.name)
     with storage(target):
@@ -74,12 +74,12 @@ def store_slide(
 
 
 def finish_store(folder: Path, table: PatchTable, done: Mapping[str, Mapping[str, Any]]) -> None:
-    """Publish the table of a store whose slides are all written: with it the store is complete.
+    """Publish the table of a store whose slides are all written; this completes the store.
 
     Args:
         folder: of the store.
         table: all patches.
-        done: what store_slide gave, by slide.
+        done: what store_slide returned, by slide.
 
     Raises:
         StorageError: the file system refuses.
@@ -90,9 +90,9 @@ def finish_store(folder: Path, table: PatchTable, done: Mapping[str, Mapping[str
 
 
 def read_store(folder: str | Path) -> PatchTable:
-    """The table of a store, after a look at whether its slides are there and as long as they were.
+    """The table of a store, after checking that its slides are there and of the recorded length.
 
-    Its ``files`` go from the store's folder: ``table.places(folder)``.
+    Its ``files`` are relative to the store's folder: ``table.positions(folder)``.
 
     Raises:
         PatchStoreError: there is no complete store.
@@ -101,18 +101,18 @@ def read_store(folder: str | Path) -> PatchTable:
     if not (folder / TABLE).is_file():
         raise PatchStoreError(
             folder,
-            f"is no complete patch store: it has no {TABLE}",
-            mend="make it with sentinode patches; a second call goes on",
+            f"is not a complete patch store: it has no {TABLE}",
+            mend="make it with sentinode patches; a second call resumes it",
         )
     table = read_patch_table(folder / TABLE)
     if "store" not in table.about:
         raise PatchStoreError(
-            folder, "is an export for other tools: its slides lie elsewhere", mend="make patches without --format"
+            folder, "is an export for other tools: its slides are elsewhere", mend="make patches without --format"
         )
     for name, record in table.about["store"].items():
         file = Path(located(table.files[name], folder))
         if not file.is_file() or file.stat().st_size != record["file_bytes"]:
-            raise PatchStoreError(file, "is not as it was written", mend="make the patches again")
+            raise PatchStoreError(file, "has changed since it was written", mend="make the patches again")
     return table
 
 
@@ -120,8 +120,8 @@ def read_pixels(folder: str | Path) -> tuple[PatchTable, NDArray[np.uint8], NDAr
     """All patches of a store in memory.
 
     Returns:
-        The table; images, uint8 (n, side, side, 3); targets, uint8 (n, side, side): 1 tumour, 0 anything else, 255 not
-        known.
+        The table; images, uint8 (n, side, side, 3); targets, uint8 (n, side, side): 1 tumour, 0 anything else, 255
+        unknown.
 
     Raises:
         PatchStoreError: there is no complete store, or its patches differ in size.
@@ -158,5 +158,5 @@ def paint_targets(labels: PatchLabels, rows: PatchTable) -> NDArray[np.uint8]:
 
 
 def sparse_name(slide: str) -> str:
-    """The path of a sparse slide from the store's folder."""
+    """The path of a sparse slide relative to the store's folder."""
     return f"{SLIDES}/{slide}.tif"

@@ -1,4 +1,4 @@
-"""Who is learnt from and who is judged on: splits in which no patient stands on both sides."""
+"""Whom to learn from and whom to test on: splits in which no patient is on both sides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from annotations.errors import SamplingError
 
 TRAIN, VALIDATION, TEST = _NAMES = ("train", "validation", "test")
 FOLD = "fold-"
-"""What the name of a fold begins with; its number, from 0, follows."""
+"""Prefix of a fold's name; its number, from 0, follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +21,9 @@ class Split:
     """How patients are split.
 
     Attributes:
-        kind: ``patient`` by shares, ``centre`` holds one centre out, ``folds`` makes equal parts.
+        kind: ``patient`` splits by shares, ``centre`` holds one centre out, ``folds`` makes equal parts.
         shares: of train, validation and test (two are train and test), for ``patient``.
-        number: the centre, or how many folds.
+        number: the centre, or the number of folds.
     """
 
     kind: Literal["patient", "centre", "folds"]
@@ -41,13 +41,13 @@ class Split:
         if kind == "patient":
             shares = tuple(float(part) for part in rest.split(","))
             if len(shares) not in (2, 3) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-                raise ValueError(f"shares of a split are two or three, positive, and add up to 1, got {rest}")
+                raise ValueError(f"a split needs two or three positive shares that add up to 1, got {rest}")
             return cls(kind="patient", shares=shares)
         if kind == "centre":
             return cls(kind="centre", number=int(rest))
         if kind == "folds" and int(rest) >= 2:
             return cls(kind="folds", number=int(rest))
-        raise ValueError(f"a split is patient:SHARES, centre:NUMBER or folds:NUMBER, got {text!r}")
+        raise ValueError(f"a split must be patient:SHARES, centre:NUMBER or folds:NUMBER, got {text!r}")
 
     def of(
         self,
@@ -60,7 +60,7 @@ class Split:
         """The split of every patch: text (n,); see split_by_patient, leave_centre_out and k_fold.
 
         Raises:
-            SamplingError: the patients cannot be split so.
+            SamplingError: the patients cannot be split that way.
         """
         if self.kind == "centre":
             return leave_centre_out(patients, centres, self.number)
@@ -74,27 +74,27 @@ class Split:
 def split_by_patient(
     patients: NDArray[np.str_], shares: Mapping[str, float], *, seed: int, has_tumour: NDArray[np.bool_] | None = None
 ) -> NDArray[np.object_]:
-    """Give every patient to one split.
+    """Assign every patient to one split.
 
-    Patients with and without tumour are shared out apart, so that each split gets of both; a split's number of patients
-    is its share of theirs, rounded, the remainders going to the largest fractions. What rounding gave a split too many
-    of those with tumour it gets fewer of those without.
+    Patients with and without tumour are apportioned separately, so that each split gets some of both; a split's number
+    of patients is its share of theirs, rounded, the remainders going to the largest fractions. A split that rounding
+    gave too many with tumour gets correspondingly fewer without.
 
     Args:
-        patients: text (n,), whose each patch is.
-        shares: of the patients, by the name of the split; positive, 1 in all.
-        seed: decides who goes where.
+        patients: text (n,), the patient of each patch.
+        shares: of the patients, by the name of the split; positive, 1 in total.
+        seed: determines the assignment.
         has_tumour: bool (n,), whether each patch is tumour.
 
     Returns:
         Text (n,): the split of each patch.
 
     Raises:
-        SamplingError: there are so few patients that a split gets none.
+        SamplingError: there are too few patients to give every split one.
         ValueError: the shares are not positive or do not add up to 1.
     """
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"shares of a split are positive and add up to 1, got {dict(shares)}")
+        raise ValueError(f"shares of a split must be positive and add up to 1, got {dict(shares)}")
     rng = np.random.default_rng(seed)
     split_of: dict[str, str] = {}
     owed = np.zeros(len(shares))
@@ -108,7 +108,7 @@ def split_by_patient(
     if empty:
         raise SamplingError(
             None,
-            f"{len(split_of)} patients are too few for these shares: none is left for {' and '.join(empty)}",
+            f"{len(split_of)} patients are too few for these shares: none are left for {' and '.join(empty)}",
             mend="give it a larger share, or more patients",
         )
     return np.array([split_of[patient] for patient in patients.tolist()], dtype=object)
@@ -117,12 +117,12 @@ def split_by_patient(
 def k_fold(
     patients: NDArray[np.str_], folds: int, *, seed: int, has_tumour: NDArray[np.bool_] | None = None
 ) -> NDArray[np.object_]:
-    """Give every patient to one of ``fold-0`` ... ; sizes differ by at most one patient with tumour and one without.
+    """Assign every patient to one of ``fold-0`` ... ; sizes differ by at most one patient with tumour and one without.
 
     Args:
-        patients: text (n,), whose each patch is.
-        folds: how many, at least 2.
-        seed: decides who goes where.
+        patients: text (n,), the patient of each patch.
+        folds: their number, at least 2.
+        seed: determines the assignment.
         has_tumour: bool (n,), whether each patch is tumour.
 
     Raises:
@@ -133,10 +133,10 @@ def k_fold(
         raise ValueError(f"k-fold needs at least 2 folds, got {folds}")
     count = len(np.unique(patients))
     if count < folds:
-        raise SamplingError(None, f"{count} patients do not fill {folds} folds", mend="ask for fewer folds")
+        raise SamplingError(None, f"{count} patients cannot fill {folds} folds", mend="request fewer folds")
     rng = np.random.default_rng(seed)
     fold_of: dict[str, str] = {}
-    at = 0  # the second group goes on where the first ended: the folds stay equally large
+    at = 0  # the second stratum continues where the first ended: the folds stay equally large
     for group in _strata(patients, has_tumour):
         for patient in rng.permutation(group).tolist():
             fold_of[patient] = f"{FOLD}{at % folds}"
@@ -148,24 +148,26 @@ def leave_centre_out(patients: NDArray[np.str_], centres: NDArray[np.integer], h
     """``test`` for the patients of one centre, ``train`` for all others.
 
     Args:
-        patients: text (n,), whose each patch is.
-        centres: int (n,), the centre of each patch, -1 where it is not known.
-        held_out: the centre that is tested on.
+        patients: text (n,), the patient of each patch.
+        centres: int (n,), the centre of each patch, -1 where unknown.
+        held_out: the centre to test on.
 
     Raises:
-        SamplingError: a centre is not known, no patch or every patch is of the one held out, or a patient is of two
+        SamplingError: a centre is unknown, no patch or every patch is from the one held out, or a patient has two
             centres.
     """
     if (centres < 0).any():
         unknown = str(patients[centres < 0][0])
-        raise SamplingError(None, f"the centre of {unknown} is not known", mend="split by patient, or name its centre")
+        raise SamplingError(None, f"the centre of {unknown} is unknown", mend="split by patient, or name its centre")
     tested = centres == held_out
     if tested.all() or not tested.any():
         reason = "all patches are" if tested.any() else "no patch is"
-        raise SamplingError(None, f"{reason} of centre {held_out}", mend="hold another centre out")
+        raise SamplingError(None, f"{reason} from centre {held_out}", mend="hold another centre out")
     both = np.intersect1d(patients[tested].astype(str), patients[~tested].astype(str))
     if both.size:
-        raise SamplingError(None, f"{both[0]} has slides of centre {held_out} and of another", mend="split by patient")
+        raise SamplingError(
+            None, f"{both[0]} has slides from centre {held_out} and from another", mend="split by patient"
+        )
     return np.where(tested, TEST, TRAIN).astype(object)
 
 
@@ -179,7 +181,7 @@ def _strata(patients: NDArray[np.str_], has_tumour: NDArray[np.bool_] | None) ->
 
 
 def _apportioned(count: int, exact: NDArray[np.float64]) -> list[int]:
-    """``count`` in whole parts by the method of the largest remainder; parts that are owed less than 0 get none."""
+    """``count`` in whole parts by the largest-remainder method; parts owed less than 0 get none."""
     parts = np.zeros(len(exact), np.int64)
     for _ in range(count):
         parts[np.argmax(np.round(exact - parts, 9))] += 1

@@ -1,4 +1,4 @@
-"""Which patches a network learns from: a small table in Parquet; the pixels stay in the slides."""
+"""Which patches a network learns from: a small Parquet table; the pixels stay in the slides."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ COLUMNS: Mapping[str, type] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PatchTable:
-    """Patches of many slides, one a row.
+    """Patches of many slides, one per row.
 
     Attributes:
         columns: by name, each (n,): ``slide``, ``patient``, ``split`` (text); ``class`` (tumour, normal or unknown, by
-            the rule); ``kind`` (what was looked for: tumour, border, normal, near, background, hard); ``centre`` and
-            ``lesion`` (-1 where there is none or it is not known); ``tumour_fraction`` of the pixels; ``x`` and ``y``
-            (level-0 px of the outer corner of pixel (0, 0)); ``level`` (the stored one that is read); ``mpp`` (um per
-            px) and ``downsample`` (level-0 px per px) of the patch; ``size_px`` (its side).
+            the rule); ``kind`` (what was sampled for: tumour, border, normal, near, background, hard); ``centre`` and
+            ``lesion`` (-1 if none or unknown); ``tumour_fraction`` of the pixels; ``x`` and ``y`` (level-0 px of the
+            outer corner of pixel (0, 0)); ``level`` (the stored one that is read); ``mpp`` (um per px) and
+            ``downsample`` (level-0 px per px) of the patch; ``size_px`` (its side).
         rule: when a patch is tumour.
-        files: where the slides lie, by name: paths, relative ones from the table's own folder, or URLs.
+        files: the slides' files by name: paths, relative ones to the table's own folder, or URLs.
         about: how the patches were drawn; values that JSON can hold.
-        groups: what groups of annotations mean beyond the known ones, by which the annotation files were read.
+        groups: roles of further groups that the annotation files were read with.
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -67,12 +67,12 @@ class PatchTable:
 
     def __post_init__(self) -> None:
         if self.columns.keys() != COLUMNS.keys():
-            raise ValueError(f"a patch table has the columns {list(COLUMNS)}, got {list(self.columns)}")
+            raise ValueError(f"a patch table must have the columns {list(COLUMNS)}, got {list(self.columns)}")
         if len({column.shape for column in self.columns.values()}) != 1 or self.columns["slide"].ndim != 1:
-            raise ValueError("the columns of a patch table are of one length")
+            raise ValueError("the columns of a patch table must have the same length")
         missing = sorted(set(self.columns["slide"].tolist()) - self.files.keys())
         if missing:
-            raise ValueError(f"a patch table needs the files of its slides, not those of {missing[:3]}")
+            raise ValueError(f"a patch table needs the files of all its slides; missing: {missing[:3]}")
 
     def __len__(self) -> int:
         return len(self.columns["slide"])
@@ -85,7 +85,7 @@ class PatchTable:
         """Side of the patches.
 
         Raises:
-            PatchStoreError: there are none, or they differ in it.
+            PatchStoreError: there are no patches, or they differ in it.
         """
         return int(self._only("size_px"))
 
@@ -94,7 +94,7 @@ class PatchTable:
         """Um per pixel of the patches.
 
         Raises:
-            PatchStoreError: there are none, or they differ in it.
+            PatchStoreError: there are no patches, or they differ in it.
         """
         return float(self._only("mpp"))
 
@@ -105,7 +105,7 @@ class PatchTable:
         return np.array([numbers[label] for label in self.columns["class"].tolist()], np.int64)
 
     def rows(self, chosen: NDArray[np.bool_] | NDArray[np.integer]) -> PatchTable:
-        """Some of the rows, by a mask or by their numbers."""
+        """A selection of rows, by a mask or by their indices."""
         return replace(self, columns={name: column[chosen] for name, column in self.columns.items()})
 
     def with_split(self, split: NDArray[Any]) -> PatchTable:
@@ -113,10 +113,10 @@ class PatchTable:
         return replace(self, columns={**self.columns, "split": split.astype(object)})
 
     def positions(self, folder: str | Path = ".") -> PatchPositions:
-        """What reads the pixels: for ``wsi.patches.reading`` and the datasets of ``wsi.cnn.patch_loading``.
+        """Where the pixels are read: for ``wsi.patches.reading`` and the datasets of ``wsi.cnn.patch_loading``.
 
         Args:
-            folder: the table's own, from which relative paths of slides go.
+            folder: the table's own, to which slides' paths are relative.
         """
         names, numbers = np.unique(self.columns["slide"].astype(str), return_inverse=True)
         return PatchPositions(
@@ -129,7 +129,7 @@ class PatchTable:
         )
 
     def counts(self, *by: str) -> dict[str, int]:
-        """How many patches there are of each combination of values of some columns."""
+        """The number of patches for each combination of values in the given columns."""
         keys = ["/".join(str(value) for value in row) for row in zip(*(self.columns[name] for name in by), strict=True)]
         names, counts = np.unique(keys, return_counts=True)
         return dict(zip(names.tolist(), counts.tolist(), strict=True))
@@ -138,14 +138,12 @@ class PatchTable:
         values = np.unique(self.columns[name])
         if len(values) != 1:
             found = ", ".join(f"{value:g}" for value in values.tolist()) or "none"
-            raise PatchStoreError(
-                None, f"patches of one {name} are wanted, found {found}", mend="take some of the rows"
-            )
+            raise PatchStoreError(None, f"patches must have the same {name}, found {found}", mend="select rows")
         return float(values[0])
 
 
 def located(file: str, folder: str | Path) -> str:
-    """Where a slide of a table lies that was read from a folder."""
+    """The path or URL of a slide in a table that was read from a folder."""
     return file if is_url(file) else str(Path(folder) / file)
 
 
@@ -162,16 +160,16 @@ def table_of(
     about: Mapping[str, Any] | None = None,
     groups: Mapping[str, Role] | None = None,
 ) -> PatchTable:
-    """The rows of one slide's places; all are of the split ``train``.
+    """One slide's patches as rows; all are in the split ``train``.
 
     Args:
         positions: as drawn; their pixel targets are not kept.
         slide: its name.
-        file: where it lies.
+        file: its path or URL.
         level: the stored level that the patches are read from.
         mpp: um per px of the patches.
         rule: by which they were labelled.
-        patient: whose it is; the slide's name where None.
+        patient: whose it is; None for the slide's name.
         centre: number of the medical centre.
         about: how they were drawn.
         groups: see PatchTable.
@@ -205,25 +203,25 @@ def join_tables(tables: Sequence[PatchTable]) -> PatchTable:
     """Several tables as one, in the given order.
 
     Raises:
-        PatchStoreError: there is none, they label by different rules, or one name stands for two slides.
+        PatchStoreError: there are none, they label by different rules, or one name stands for two slides.
     """
     rules = {table.rule for table in tables}
     if len(rules) != 1:
         found = ", ".join(sorted(str(rule) for rule in rules)) or "none"
-        raise PatchStoreError(None, f"tables of one rule are wanted, found {found}", mend="draw all alike")
+        raise PatchStoreError(None, f"tables must share one labelling rule, found {found}", mend="draw all by one rule")
     files: dict[str, str] = {}
     for table in tables:
         for name, file in table.files.items():
             if files.setdefault(name, file) != file:
                 raise PatchStoreError(
-                    None, f"the slide {name} lies in two places: {files[name]} and {file}", mend="rename one of them"
+                    None, f"the slide {name} has two files: {files[name]} and {file}", mend="rename one of them"
                 )
     columns = {name: np.concatenate([table.columns[name] for table in tables]) for name in COLUMNS}
     return replace(tables[0], columns=columns, files=files)
 
 
 def write_patch_table(path: str | Path, table: PatchTable) -> None:
-    """Write a table as Parquet; whole or absent, equal tables give equal bytes.
+    """Write a table as Parquet, atomically; equal tables yield equal bytes.
 
     Raises:
         StorageError: the file system refuses.
@@ -257,7 +255,7 @@ def table_bytes(table: PatchTable) -> bytes:
 
 
 def read_patch_table(path: str | Path) -> PatchTable:
-    """Read a table that write_table wrote.
+    """Read a table written by write_patch_table.
 
     Raises:
         PatchStoreError: there is none, or it is damaged or something else.
@@ -269,7 +267,7 @@ def read_patch_table(path: str | Path) -> PatchTable:
     if not path.is_file():
         raise PatchStoreError(path, "there is no such table", mend="make it with sentinode patches")
     try:
-        # One thread and no mapping: nothing of it is left over when the process forks.
+        # One thread and no memory mapping: nothing remains for a fork to inherit.
         found = parquet.read_table(path, use_threads=False, memory_map=False)
         about = json.loads((found.schema.metadata or {})[_KEY])
         if about["version"] != _VERSION:
@@ -283,7 +281,7 @@ def read_patch_table(path: str | Path) -> PatchTable:
             groups={name: Role(role) for name, role in about.get("groups", {}).items()},
         )
     except (pa.ArrowException, KeyError, ValueError, TypeError, OSError) as error:
-        raise PatchStoreError(path, f"is no readable patch table: {error}", mend="make it again") from error
+        raise PatchStoreError(path, f"is not a readable patch table: {error}", mend="make it again") from error
     odd = {*table["class"].tolist()} - {*CLASSES} | {*table["kind"].tolist()} - {*KINDS}
     if odd:
         raise PatchStoreError(path, f"names an unknown class or kind: {min(odd)}", mend="make it again")

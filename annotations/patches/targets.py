@@ -1,4 +1,4 @@
-"""Classes of all pixels of many patches, held small: a patch of one class takes no more than its number."""
+"""Classes of all pixels of many patches, kept compact: a patch of one class is stored as that class alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _QUICKEST = 1
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PatchTargets:
-    """Uint8 (n, side, side), any of which can be given back.
+    """A compact uint8 (n, side, side), any rows of which can be retrieved.
 
     Attributes:
         size_px: side of the patches.
-        held: of each patch its only class, or all classes compressed.
+        held: the only class of each patch, or all its classes compressed.
     """
 
     size_px: int
@@ -26,12 +26,12 @@ class PatchTargets:
 
     @classmethod
     def normal(cls, count: int, size_px: int) -> PatchTargets:
-        """So many patches of 0."""
+        """``count`` patches of class 0."""
         return cls(size_px=size_px, held=[0] * count)
 
     @classmethod
     def joined(cls, parts: Iterable[PatchTargets]) -> PatchTargets:
-        """All patches of several, in their order.
+        """Concatenate several, in order.
 
         Raises:
             ValueError: they differ in size, or there are none.
@@ -44,10 +44,10 @@ class PatchTargets:
         return len(self.held)
 
     def put(self, chosen: NDArray[np.integer], targets: NDArray[np.uint8]) -> None:
-        """Set some patches.
+        """Set the targets of the chosen patches.
 
         Args:
-            chosen: int (n,), their numbers.
+            chosen: int (n,), their indices.
             targets: uint8 (n, side, side).
 
         Raises:
@@ -55,14 +55,14 @@ class PatchTargets:
         """
         expected = (len(chosen), self.size_px, self.size_px)
         if targets.dtype != np.uint8 or targets.shape != expected:
-            raise ValueError(f"targets are uint8 {expected}, got {targets.dtype} {targets.shape}")
+            raise ValueError(f"targets must be uint8 {expected}, got {targets.dtype} {targets.shape}")
         for number, target in zip(chosen.tolist(), targets, strict=True):
             first = int(target.flat[0])
             is_one = bool((target == first).all())
             self.held[number] = first if is_one else zlib.compress(target.tobytes(), _QUICKEST)
 
     def __call__(self, chosen: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Uint8 (n, side, side) of some patches, by their numbers."""
+        """Uint8 (n, side, side) of the patches at the chosen indices."""
         found = np.empty((len(chosen), self.size_px, self.size_px), np.uint8)
         for target, number in zip(found, chosen.tolist(), strict=True):
             held = self.held[number]

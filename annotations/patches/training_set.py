@@ -1,6 +1,6 @@
-"""What a network may learn from and what it is judged by: patches of several stores and tables, ready to be read.
+"""The patches a network may learn from and is judged on: several stores and tables, ready to read.
 
-Sets that fit into memory are read once; of all others the pixels come from the slides while the network learns.
+Sets that fit into memory are read once; for all others the pixels are read from the slides while the network learns.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class TrainingSet:
 
     Attributes:
         patches: with their pixels, mpp and patients.
-        judges: patients whom the split gives to ``validation``.
+        judges: patients in the split ``validation``.
         left_out: patients whose patches were left out: those of the split ``test``, or of the fold left out.
-        pixels: where the pixels are read.
-        groups: what groups of annotations mean beyond the known ones, by all sources together.
+        pixels: where the pixels are read from.
+        groups: roles of further groups, from all sources together.
     """
 
     patches: TrainingPatches
@@ -54,7 +54,7 @@ class TrainingSet:
 
     @property
     def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
-        """Tiles that were read as white because they could not be decoded, each with its slide, so far."""
+        """Tiles read as white so far because they could not be decoded, each with its slide."""
         return self.pixels.bad_tiles
 
     @property
@@ -86,25 +86,25 @@ def open_training_set(
     held_bytes: int | None = None,
     workers: int | None = None,
 ) -> TrainingSet:
-    """Open what ``sentinode patches`` wrote. Patches of the split ``test`` are left out: they are for judging only.
+    """Open the output of ``sentinode patches``. Patches of the split ``test`` are left out: they are for testing only.
 
     Args:
         paths: folders of sparse slides, tables (``.parquet``, or a folder that holds one), Zarr stores; joined.
-        fold: which fold is left out, where patients were split into folds.
+        fold: the fold to leave out, if patients were split into folds.
         on_bad_tile: as for ``Slide.open``.
-        held_bytes: sets of at most so many bytes of pixels and classes are read into memory; 256 MiB by default.
-        workers: threads that decode.
+        held_bytes: sets of at most this many bytes of pixels and classes are read into memory; 256 MiB by default.
+        workers: decoding threads.
 
     Raises:
-        PatchStoreError: a source is incomplete or damaged, its slides or contours have changed since, or they differ in
-            size or resolution, or in what a patient is for.
-        FoldError: the folds and ``fold`` do not go together.
-        PathologyError: a slide or its contours cannot be read.
+        PatchStoreError: a source is incomplete or damaged, its slides or annotations have changed since, or sources
+            differ in size, resolution, or a patient's split.
+        FoldError: ``fold`` does not match the folds.
+        PathologyError: a slide or its annotations cannot be read.
     """
     sources = [_opened(Path(path), fold, on_bad_tile) for path in paths]
     _check_alike(sources)
     if fold is not None and not any(_folds(source.splits) for source in sources):
-        raise FoldError(None, f"there are no folds, and so no fold {fold}", mend="leave --fold out")
+        raise FoldError(None, f"there are no folds, so no fold {fold}", mend="leave --fold out")
     left_out = frozenset[str]().union(*(source.left_out for source in sources))
     judges, others = (
         frozenset(
@@ -115,8 +115,8 @@ def open_training_set(
         for is_judge in (True, False)
     )
     for one, two, what in (
-        (left_out, judges | others, "is left out of one source and not of another"),
-        (judges, others, "is of the split validation in one source and not in another"),
+        (left_out, judges | others, "is left out of one source but not of another"),
+        (judges, others, "is in the split validation in one source but not in another"),
     ):
         if one & two:
             raise PatchStoreError(None, f"{min(one & two)} {what}", mend="draw them with one split")
@@ -160,7 +160,9 @@ def _of_table(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
         table = read_store(folder)
     facts: Mapping[str, Any] = table.about.get("store") or table.about.get("sources") or {}
     if not facts:
-        raise PatchStoreError(path, "does not say where its contours lie", mend="make it again with sentinode patches")
+        raise PatchStoreError(
+            path, "does not say where its annotations are", mend="make it again with sentinode patches"
+        )
     splits = table["split"].astype(str)
     kept = _is_kept(path, splits, fold)
     rows = table.rows(kept)
@@ -205,7 +207,7 @@ def _of_zarr(path: Path, fold: int | None) -> _Source:
 
 
 def _is_kept(path: Path, splits: NDArray[np.str_], fold: int | None) -> NDArray[np.bool_]:
-    """Which patches may be learnt from or validated on."""
+    """Which patches may be used for learning or validation."""
     folds = _folds(splits)
     if folds and fold is None:
         raise FoldError(
@@ -215,7 +217,9 @@ def _is_kept(path: Path, splits: NDArray[np.str_], fold: int | None) -> NDArray[
         raise FoldError(path, f"has no fold {fold}, only {', '.join(folds)}", mend="name one of them with --fold")
     kept: NDArray[np.bool_] = (splits != TEST) & (splits != f"{FOLD}{fold}")
     if not kept.any():
-        raise PatchStoreError(path, "holds no patches to learn from: all are of the split test", mend="split otherwise")
+        raise PatchStoreError(
+            path, "holds no patches to learn from: all are in the split test", mend="split differently"
+        )
     return kept
 
 
@@ -227,11 +231,15 @@ def _check_alike(sources: Sequence[_Source]) -> None:
     kinds = sorted({(source.pixels.size_px, source.mpp) for source in sources})
     if len(kinds) != 1:
         listed = ", ".join(f"{side} px at {mpp} um/px" for side, mpp in kinds) or "none given"
-        raise PatchStoreError(None, f"patch sets must be of one size and resolution: {listed}", mend="draw all alike")
+        raise PatchStoreError(
+            None,
+            f"patch sets must have the same size and resolution: {listed}",
+            mend="draw all with one --size and --mpp",
+        )
 
 
 def _fingerprint(slide: str, fact: Mapping[str, Any]) -> str:
-    """Of a slide, which has to be the one that patches were drawn from."""
+    """The fingerprint of a slide, checked against the one that patches were drawn from."""
     found = Slide(slide).fingerprint()
     if found != fact["fingerprint"]:
         raise PatchStoreError(slide, "has changed since patches were drawn from it", mend="draw the patches again")
@@ -246,7 +254,7 @@ def _contours(folder: Path, fact: Mapping[str, Any], groups: Mapping[str, Role])
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest() if expected is not None else None
     except OSError as error:
-        raise PatchStoreError(path, f"cannot be read: {error.strerror}", mend="bring it back") from error
+        raise PatchStoreError(path, f"cannot be read: {error.strerror}", mend="restore it") from error
     if found != expected:
         raise PatchStoreError(path, "has changed since patches were labelled by it", mend="draw the patches again")
     return read_annotations(path, groups)

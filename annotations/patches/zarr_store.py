@@ -1,4 +1,4 @@
-"""Labelled patches with all their pixels: one Zarr group, published whole, or read from a store of sparse slides."""
+"""Labelled patches with all their pixels: one Zarr group, published atomically, or read from sparse slides."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wsi.store import DONE, publish, verify
 from wsi.zarr_groups import UNREADABLE, open_group
 
 STORE_KIND = "sentinode patches"
-_CHUNK_PATCHES = 8  # compressed together, and so read together
+_CHUNK_PATCHES = 8  # compressed together, hence read together
 _CHUNK_BYTES = 16 * 2**20  # fewer patches, where they are large
 _SHARD_BYTES = 64 * 2**20  # of pixels in one file
 _STRETCH, _BLOCK = 64, 1024  # patches in a stretch, and read at a time: see PassPlan
@@ -37,7 +37,7 @@ class PatchSet:
 
     Attributes:
         images: uint8 (n, side, side, 3), RGB.
-        targets: uint8 (n, side, side): 1 tumour, 0 anything else, 255 not known.
+        targets: uint8 (n, side, side): 1 tumour, 0 anything else, 255 unknown.
         mpp: um per pixel.
         table: columns of n: slide, patient, kind, split (text); centre (-1 unknown); x, y (level-0 px of the outer
             corner of pixel (0, 0)); tumour_fraction.
@@ -55,18 +55,18 @@ class PatchSet:
 
     @property
     def patients(self) -> NDArray[Any]:
-        """Text (n,): whom each patch is of; patches of one patient are never split between training and test."""
+        """Text (n,): the patient of each patch; one patient's patches are never divided between training and test."""
         return self.table["patient"]
 
 
 def write_patches(path: str | Path, batches: Sequence[PatchBatch], *, drawn: PatchTable | None = None) -> None:
-    """Publish batches as one store: whole or absent; equal batches give equal bytes.
+    """Publish batches as one store, atomically; equal batches yield equal bytes.
 
     Args:
         path: the folder to publish; an older store there is replaced.
         batches: all with one mpp and one size.
-        drawn: their rows, one by one in the same order: what the batches do not say (class, lesion, level ...) and the
-            rule by which a patch is tumour are stored, too.
+        drawn: their rows, in the same order: adds what the batches lack (class, lesion, level ...) and the rule by
+            which a patch is tumour.
 
     Raises:
         PatchStoreError: there are no patches, or their mpp or size differ.
@@ -88,7 +88,7 @@ def write_patches(path: str | Path, batches: Sequence[PatchBatch], *, drawn: Pat
         columns = _columns(batches)
         if drawn is not None:
             if not np.array_equal(columns["slide"], drawn["slide"]):
-                raise ValueError("the rows are of other slides than the batches")
+                raise ValueError("the rows are from other slides than the batches")
             columns = {
                 name: column.astype(str) if column.dtype == object else column for name, column in drawn.columns.items()
             } | columns
@@ -98,7 +98,7 @@ def write_patches(path: str | Path, batches: Sequence[PatchBatch], *, drawn: Pat
 
 
 def read_patches(path: str | Path) -> PatchSet:
-    """Read a published store whole: Zarr after comparing every file with its sha256, or a folder of sparse slides.
+    """Read all of a published store: Zarr after comparing every file with its sha256, or a folder of sparse slides.
 
     Raises:
         PatchStoreError: there is none, or it is incomplete, damaged or something else.
@@ -122,7 +122,7 @@ def open_store(path: Path) -> PatchStore:
     """
     if not (path / DONE).is_file():
         raise PatchStoreError(
-            path, f"is no complete patch store: it has no {DONE}", mend="make it with sentinode patches"
+            path, f"is not a complete patch store: it has no {DONE}", mend="make it with sentinode patches"
         )
     try:
         verify(path)
@@ -131,16 +131,16 @@ def open_store(path: Path) -> PatchStore:
     except ArtefactError as error:
         raise PatchStoreError(error.path, error.reason, where=error.where, mend="make the patches again") from error
     except UNREADABLE as error:
-        raise PatchStoreError(path, f"is no readable patch store: {error}", mend="make it again") from error
+        raise PatchStoreError(path, f"is not a readable patch store: {error}", mend="make it again") from error
     if store is None:
         raise PatchStoreError(path, "is another kind of artefact", mend="make patches with sentinode patches")
     if not store.is_whole:
-        raise PatchStoreError(path, "its parts do not belong together", mend="make it again")
+        raise PatchStoreError(path, "its parts do not match", mend="make it again")
     return store
 
 
 class PatchStore:
-    """A published Zarr store whose pixels are read when they are wanted; open it with ``open_store``.
+    """A published Zarr store whose pixels are read on demand; open it with ``open_store``.
 
     Attributes:
         mpp: um per pixel.
@@ -156,7 +156,7 @@ class PatchStore:
 
     @property
     def is_whole(self) -> bool:
-        """Whether pixels, classes and resolution are as they have to be."""
+        """Whether pixels, classes and resolution are consistent."""
         shape = (self._count, self.size_px, self.size_px)
         is_right = (self._images.shape, self._targets.shape) == ((*shape, 3), shape)
         return is_right and math.isfinite(self.mpp) and self.mpp > 0
@@ -165,13 +165,13 @@ class PatchStore:
         return int(self._images.shape[0])
 
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Uint8 (n, side, side) of some patches."""
+        """Uint8 (n, side, side) of the given patches."""
         targets = np.empty((len(rows), self.size_px, self.size_px), np.uint8)
         _fill(targets, self._targets, rows)
         return targets
 
     def pixels(self, rows: NDArray[np.int64]) -> ZarrPixels:
-        """The pixels of some patches, to be read later."""
+        """The pixels of the given patches, to be read later."""
         return ZarrPixels(self._images, rows)
 
 
@@ -196,11 +196,11 @@ class ZarrPixels:
 
     @property
     def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
-        """None: a damaged part is an error."""
+        """Always empty: a damaged part is an error."""
         return ()
 
     def plan(self) -> PassPlan:
-        """Patches that are compressed together are read together."""
+        """Patches compressed together are read together."""
         chunk = self._rows // int(self._images.chunks[0])
         clusters = np.split(np.arange(len(self._rows)), np.flatnonzero(np.diff(chunk)) + 1)
         return PassPlan(
@@ -208,7 +208,7 @@ class ZarrPixels:
         )
 
     def read(self, indices: NDArray[np.int64], *, out: NDArray[np.uint8], workers: int) -> None:
-        """Fill ``out``; Zarr has threads of its own.
+        """Fill ``out``; ``workers`` is ignored because Zarr has its own threads.
 
         Raises:
             PatchStoreError: a part is damaged.
@@ -223,7 +223,7 @@ class ZarrPixels:
 
 
 def _fill(out: NDArray[np.uint8], array: Any, rows: NDArray[np.int64]) -> None:  # noqa: ANN401  (a Zarr array)
-    """Some patches of an array. Runs of neighbours as slices: Zarr takes 20 times as long for lists of numbers."""
+    """Read patches of an array. Neighbours are read as slices: Zarr takes 20 times as long for lists of indices."""
     at = 0
     for stretch in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
         if len(stretch):
@@ -240,7 +240,11 @@ def join_patches(sets: Sequence[PatchSet]) -> PatchSet:
     kinds = {(one.mpp, one.size_px) for one in sets}
     if len(kinds) != 1:
         listed = ", ".join(f"{side} px at {mpp} um/px" for mpp, side in sorted(kinds)) or "none given"
-        raise PatchStoreError(None, f"patch sets must be of one size and resolution: {listed}", mend="draw all alike")
+        raise PatchStoreError(
+            None,
+            f"patch sets must have the same size and resolution: {listed}",
+            mend="draw all with one --size and --mpp",
+        )
     return PatchSet(
         images=np.concatenate([one.images for one in sets]),
         targets=np.concatenate([one.targets for one in sets]),
@@ -257,11 +261,13 @@ def _read_sparse(path: Path) -> PatchSet:
 
 def _common(path: Path, batches: Sequence[PatchBatch]) -> tuple[float, int]:
     if not any(batch.kinds for batch in batches):
-        raise PatchStoreError(path, "there are no patches to store", mend="draw some, or look why none were found")
+        raise PatchStoreError(path, "there are no patches to store", mend="draw some, or find out why none were found")
     kinds = {(batch.mpp, batch.images.shape[1]) for batch in batches}
     if len(kinds) > 1:
         listed = ", ".join(f"{side} px at {mpp} um/px" for mpp, side in sorted(kinds))
-        raise PatchStoreError(path, f"the patches differ in size or resolution: {listed}", mend="draw all alike")
+        raise PatchStoreError(
+            path, f"the patches differ in size or resolution: {listed}", mend="draw all with one --size and --mpp"
+        )
     ((mpp, side),) = kinds
     return mpp, side
 
@@ -307,9 +313,9 @@ def _write_pixels(group: Any, name: str, parts: Iterable[NDArray[np.uint8]], sha
 
 
 def _regrouped(parts: Iterable[NDArray[np.uint8]], size: int) -> Iterable[tuple[int, NDArray[np.uint8]]]:
-    """(first patch, patches) in whole shards, so that each is written once."""
+    """(index of the first patch, patches) in whole shards, so that each is written once."""
     start, held, count = 0, list[NDArray[np.uint8]](), 0
-    # Batches may be mapped files: never more of them than two shards is in memory.
+    # Batches may be memory-mapped files: at most two shards of them are in memory.
     for part in (batch[at : at + size] for batch in parts for at in range(0, len(batch), size)):
         held.append(part)
         count += len(part)
@@ -323,7 +329,7 @@ def _regrouped(parts: Iterable[NDArray[np.uint8]], size: int) -> Iterable[tuple[
 
 
 def _write_column(table: Any, name: str, column: NDArray[Any]) -> None:  # noqa: ANN401
-    """Numbers as they are; text as codes into a list of names, which every Zarr reader understands."""
+    """Numbers unchanged; text as codes into a list of names, which every Zarr reader understands."""
     if column.dtype.kind != "U":
         table.create_array(name, data=column)
         return

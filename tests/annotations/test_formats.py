@@ -124,7 +124,7 @@ def test_groups_need_no_meaning_to_be_converted(tmp_path: Path) -> None:
         (Format.GEOJSON, drawn(points=[(0, 0), (9, 9), (9, 0), (0, 9)]), "outlines that cross themselves"),
         (Format.GEOJSON, drawn(attributes={"color": "x"}), "attributes of annotations"),
         (Format.IMAGESCOPE, drawn("Spline"), "splines become polygons, within 0.25 px"),
-        (Format.IMAGESCOPE, drawn("Rectangle", points=[(0, 0), (1, 1)]), "rectangles get their four corners"),
+        (Format.IMAGESCOPE, drawn("Rectangle", points=[(0, 0), (1, 1)]), "rectangles become their four corners"),
         (Format.IMAGESCOPE, drawn("None"), "kinds: None becomes a line"),
         (Format.IMAGESCOPE, drawn(colour=(1, 2, 3)), "colours of annotations"),
         (Format.IMAGESCOPE, drawn(attributes={"@Text": "x"}), "attributes of annotations"),

@@ -64,9 +64,12 @@ def test_any_map_comes_back(tmp_path: Path, words: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[groups]\n"Lesion A" = "cancer"', r"'Lesion A': the role is 'cancer' \(it is one of tumour, cut out, tissue"),
-        ("[groups]\na = 1", "'a': the role is '1'"),
-        ("[groups]\n[groups.a]\nb = 'tumour'", "'a': the role is"),
+        (
+            '[groups]\n"Lesion A" = "cancer"',
+            r"'Lesion A': the role 'cancer' is unknown \(use one of tumour, cut out, tissue",
+        ),
+        ("[groups]\na = 1", "'a': the role '1' is unknown"),
+        ("[groups]\n[groups.a]\nb = 'tumour'", "'a': the role "),
         ("[groups]\na = 'tumour'\nA = 'tissue'", "'a' has another role"),
         ("[groups]", r"no table \[groups\]"),
         ("", r"no table \[groups\]"),

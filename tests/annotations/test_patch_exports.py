@@ -174,7 +174,7 @@ def test_a_store_of_sparse_slides(slide: Slide, rows: PatchTable, expected: NDAr
     copy = tmp_path / "slides" / "p1.node_2.tif"
     assert copy.stat().st_size < Path(slide.path).stat().st_size / 2
     copy.write_bytes(copy.read_bytes()[:-1])
-    with pytest.raises(PatchStoreError, match="not as it was written"):
+    with pytest.raises(PatchStoreError, match="has changed since it was written"):
         read_store(tmp_path)
 
 

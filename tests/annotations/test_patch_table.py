@@ -89,7 +89,7 @@ def test_tables_are_joined() -> None:
     with pytest.raises(PatchStoreError, match="one rule"):
         join_tables([one, made_up(3, rule="any")])
     moved = PatchTable(columns=one.columns, rule=one.rule, files=dict.fromkeys(one.files, "x.tif"), about={})
-    with pytest.raises(PatchStoreError, match="two places"):
+    with pytest.raises(PatchStoreError, match="has two files"):
         join_tables([one, moved])
 
 
@@ -157,7 +157,7 @@ def test_folds_are_even_and_apart(names: list[str], folds: int, seed: int) -> No
     array = np.array(names, dtype=object)
     tumour = np.random.default_rng(seed).random(len(names)) < 0.4
     if len(set(names)) < folds:
-        with pytest.raises(SamplingError, match="do not fill"):
+        with pytest.raises(SamplingError, match="cannot fill"):
             k_fold(array, folds, seed=seed)
         return
     split = k_fold(array, folds, seed=seed, has_tumour=tumour)
@@ -183,9 +183,9 @@ def test_a_centre_is_left_out(names: list[str], held_out: int) -> None:
 
 def test_centres_that_do_not_tell_patients_apart_are_refused() -> None:
     names = np.array(["a", "b", "b"], dtype=object)
-    with pytest.raises(SamplingError, match="b has slides of centre 1 and of another"):
+    with pytest.raises(SamplingError, match="b has slides from centre 1 and from another"):
         leave_centre_out(names, np.array([0, 0, 1]), 1)
-    with pytest.raises(SamplingError, match="centre of b is not known"):
+    with pytest.raises(SamplingError, match="centre of b is unknown"):
         leave_centre_out(names, np.array([0, -1, 1]), 1)
 
 

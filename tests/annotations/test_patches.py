@@ -360,7 +360,7 @@ def test_patches_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
 
 
 def test_damaged_stores_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(PatchStoreError, match="no complete patch store"):
+    with pytest.raises(PatchStoreError, match="not a complete patch store"):
         read_patches(tmp_path / "none")
     path = tmp_path / "patches"
     write_patches(path, [made_up(5)])

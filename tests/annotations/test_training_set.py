@@ -125,12 +125,12 @@ def test_patients_of_the_test_are_left_out(folder: Path) -> None:
     assert set(found.patches.patients.tolist()) == set(names[1:])
     assert found.judges == {names[1]}
     other = split_of(folder, "other.parquet", dict(zip(names, ("test", "train", "train"), strict=True)))
-    with pytest.raises(PatchStoreError, match=f"{names[1]} is of the split validation in one source and not in anoth"):
+    with pytest.raises(PatchStoreError, match=f"{names[1]} is in the split validation in one source but not in anoth"):
         open_training_set([path, other])
     with pytest.raises(PatchStoreError, match=f"{names[0]} is left out of one source"):
         open_training_set([path, folder / "table.parquet"])
     only = split_of(folder, "only.parquet", dict.fromkeys(names, "test"))
-    with pytest.raises(PatchStoreError, match="all are of the split test"):
+    with pytest.raises(PatchStoreError, match="all are in the split test"):
         open_training_set([only])
 
 
@@ -154,7 +154,7 @@ def test_folds_are_named(folder: Path) -> None:
         open_training_set([path])
     with pytest.raises(PatchStoreError, match="no fold 7, only fold-0, fold-1, fold-2"):
         open_training_set([path], fold=7)
-    with pytest.raises(PatchStoreError, match="no folds, and so no fold 0"):
+    with pytest.raises(PatchStoreError, match="no folds, so no fold 0"):
         open_training_set([folder / "table.parquet"], fold=0)
     done = CliRunner().invoke(app, ["train", str(path), "-o", str(folder / "m.safetensors"), "--device", "cpu"])
     assert isinstance(done.exception, ConfigurationError)
@@ -177,21 +177,21 @@ def test_changed_sources_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PatchStoreError, match=r"gone\.xml: cannot be read"):
         open_training_set([saved(drawn, contours=str(tmp_path / "gone.xml"))])
     write_patch_table(tmp_path / "t.parquet", replace(table, about={}))
-    with pytest.raises(PatchStoreError, match="does not say where its contours lie"):
+    with pytest.raises(PatchStoreError, match="does not say where its annotations are"):
         open_training_set([tmp_path / "t.parquet"])
 
 
 def test_what_cannot_be_joined_is_refused(folder: Path, tmp_path: Path) -> None:
     draw(folder, tmp_path / "small.parquet", size_px=96)
-    with pytest.raises(PatchStoreError, match=r"of one size and resolution: 96 px at 8\.0 um/px, 112 px"):
+    with pytest.raises(PatchStoreError, match=r"the same size and resolution: 96 px at 8\.0 um/px, 112 px"):
         open_training_set([tmp_path / "small.parquet", folder / "sparse"])
     with pytest.raises(PatchStoreError, match="none given"):
         open_training_set([])
-    with pytest.raises(PatchStoreError, match="no complete patch store"):
+    with pytest.raises(PatchStoreError, match="not a complete patch store"):
         open_training_set([tmp_path])
     mixed = doubled(read_patch_table(folder / "table.parquet"))
     write_patch_table(tmp_path / "mixed.parquet", mixed)
-    with pytest.raises(PatchStoreError, match="patches of one size_px are wanted, found 56, 112"):
+    with pytest.raises(PatchStoreError, match="patches must have the same size_px, found 56, 112"):
         open_training_set([tmp_path / "mixed.parquet"])
 
 

@@ -184,9 +184,9 @@ def test_options_without_effect_are_refused(cohort: Path, tmp_path: Path, given:
 def test_a_split_that_cannot_be_is_told_before_anything_is_drawn(cohort: Path, tmp_path: Path) -> None:
     news = News()
     for split, message in (
-        ("folds:4", "do not fill"),
+        ("folds:4", "cannot fill"),
         ("centre:4", "no patch is"),
-        ("patient:0.9,0.1", "none is left"),
+        ("patient:0.9,0.1", "none are left"),
     ):
         with pytest.raises(SamplingError, match=message):
             run(cohort, tmp_path / "out", replace(RECIPE, split=Split.parse(split)), news=news)
