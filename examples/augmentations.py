@@ -1,8 +1,8 @@
-"""A picture of each way in which training patches are varied.
+"""Draw each augmentation of training patches.
 
 Run: python examples/augmentations.py SLIDE FOLDER [MPP]
 
-Each picture in FOLDER shows a patch of the slide as it is and six times varied; MPP is what one pixel is to be, in um.
+Each picture in FOLDER shows a patch of the slide unchanged and with six variations; MPP is um per pixel.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PICTURES: tuple[Variation, ...] = (
 
 
 def main(path: Path, folder: Path, mpp: float) -> None:
-    """Write a picture of each variation, and one of all together as training has them."""
+    """Write a picture of each augmentation, and one of all together, as in training."""
     patch = densest_patch(path, mpp)
     variations = {one.name: Augmentation((one,)) for one in PICTURES}
     for name, augmentation in {**variations, "everything": FULL}.items():
@@ -43,7 +43,7 @@ def main(path: Path, folder: Path, mpp: float) -> None:
 
 
 def densest_patch(path: Path, mpp: float) -> NDArray[np.uint8]:
-    """The pixels around the middle of the slide's tissue, (192, 192, 3)."""
+    """Read the pixels around the middle of the slide's tissue, (192, 192, 3)."""
     with Slide.open(path) as slide:
         tissue, frame = find_tissue(slide), slide.frame_at(mpp)
         rows, columns = np.nonzero(tissue.array)
@@ -54,7 +54,7 @@ def densest_patch(path: Path, mpp: float) -> NDArray[np.uint8]:
 
 
 def strip(patch: NDArray[np.uint8], augmentation: Augmentation) -> NDArray[np.uint8]:
-    """The patch, and beside it its variations."""
+    """Put the patch and its variations side by side."""
     seeds = np.stack([np.zeros(VARIED), np.arange(VARIED)], axis=1).astype(np.int64)
     copies = torch.from_numpy(np.stack([patch] * VARIED))
     pixels, _ = augmentation(copies, np.zeros(copies.shape[:3], np.uint8), seeds)

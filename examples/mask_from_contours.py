@@ -1,4 +1,4 @@
-"""Turn ASAP contours into a mask on the grid of a slide, and compare the areas.
+"""Paint ASAP annotations as a mask on the grid of a slide, and compare the areas.
 
 Run: python examples/mask_from_contours.py SLIDE XML
 """
@@ -20,7 +20,7 @@ def main(slide_path: Path, xml: Path) -> None:
         mask = rasterize(annotations, frame)
         by_pixels = mask.array.sum() * frame.pixel_um**2
         by_polygons = tumour_area(annotations).area * (slide.mpp or 1.0) ** 2
-    print(f"{len(annotations)} contours; tumour {by_polygons / 1e6:.4f} mm2, as pixels {by_pixels / 1e6:.4f} mm2")
+    print(f"{len(annotations)} annotations; tumour {by_polygons / 1e6:.4f} mm2, as pixels {by_pixels / 1e6:.4f} mm2")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from wsi import Slide, find_tissue, tissue_area_um2
 
 
 def main(path: Path) -> None:
-    """Print what a slide holds."""
+    """Print facts about a slide."""
     with Slide.open(path) as slide:
         print(f"{slide.name}: {len(slide.levels)} levels, {slide.mpp} um/px")
         overview = slide.read_at(16.0)

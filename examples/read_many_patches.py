@@ -1,4 +1,4 @@
-"""Read many overlapping patches at once, a level as a lazy array, and one tile as the JPEG that the file holds.
+"""Read many overlapping patches at once, a level as a lazy array, and one tile as the JPEG stored in the file.
 
 Run: python examples/read_many_patches.py SLIDE
 """

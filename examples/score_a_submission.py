@@ -15,7 +15,7 @@ from wsi import save_png
 
 
 def main(reference: Path, submission: Path, picture: Path) -> None:
-    """Print what looks wrong, kappa and each centre's kappa; draw the confusion matrix."""
+    """Print anything suspicious, kappa and each centre's kappa; draw the confusion matrix."""
     truth = read_stage_table(reference)
     found = check_submission(Task.STAGES, submission, expected=list(truth.stages))
     require_complete(found)

@@ -12,7 +12,7 @@ from staging import StageTable, read_label_table, read_stage_table, score_kappa,
 
 
 def main(labels: Path, reference: Path) -> None:
-    """Print stages, patients without one, and kappa."""
+    """Print stages, unscored patients, and kappa."""
     staging = stage_patients(read_label_table(labels))
     for patient, stage in staging.stages.items():
         print(patient, stage.value)

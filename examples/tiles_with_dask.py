@@ -1,8 +1,8 @@
-"""A number for every tile of tissue, computed by worker processes through Dask.
+"""Compute a number for every tile of tissue, on worker processes through Dask.
 
 Run: python examples/tiles_with_dask.py SLIDE [MPP]
 
-MPP is what one pixel is to be, in um. docs/dask.md tells when this pays and what is sent where.
+MPP is um per pixel. docs/dask.md explains when this pays and what is sent where.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(path: Path, mpp: float) -> None:
     ):
         plan = TilePlan.over(slide.frame_at(mpp), core_px=128, mask=find_tissue(slide))
         tiles: Any = plan_to_dask(slide, plan)  # nothing is read yet
-        means = tiles.mean(axis=(1, 2, 3)).compute()  # of each tile only its mean comes back
+        means = tiles.mean(axis=(1, 2, 3)).compute()  # only the mean of each tile comes back
         darkest = plan[int(means.argmin())].frame
         print(f"{len(plan)} tiles of {128 * mpp:g} um on {len(client.ncores())} processes: mean {means.mean():.1f}")
         print(f"the darkest lies at x {darkest.x:.0f}, y {darkest.y:.0f}: mean {means.min():.1f}")

@@ -1,10 +1,10 @@
-"""Train the small network on real CAMELYON16 patches and synthetic ones, and judge it by a slide it has not seen.
+"""Train the small network on real CAMELYON16 and synthetic patches, and evaluate it on an unseen slide.
 
 Run: python examples/train_on_real_patches.py PATCHES [PASSES]
 
-PATCHES holds tumor/ and normal/ with PNG patches of 256 px at 0.243 um/px, called SLIDE_X_Y.png. All patches of one
-slide are kept out of training and judged; then those of the other. A tumour patch counts as tumour all over. With so
-few patches the areas say that learning works, and little about how well: another seed gives others.
+PATCHES has tumor/ and normal/ with PNG patches of 256 px at 0.243 um/px, named SLIDE_X_Y.png. All patches of one slide
+are held out and evaluated; then those of the other. A tumour patch counts as tumour all over. With so few patches the
+areas show that learning works, but little about how well: another seed gives other areas.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from wsi.patches.feeding import HeldPatches
 MPP = 0.486
 SIDE_PX = 128
 PASSES = 6
-REAL_TIMES = 4  # so often a pass shows each real patch
+REAL_TIMES = 4  # how often a pass shows each real patch
 
 
 def main(folder: Path, passes: int = PASSES) -> None:
-    """Print the area under the ROC curve on each slide that was held out."""
+    """Print the area under the ROC curve on each held-out slide."""
     images, is_tumour, slides = real_patches(folder)
     with TemporaryDirectory() as work:
         drawn = phantom_patches(Path(work))
@@ -48,7 +48,7 @@ def main(folder: Path, passes: int = PASSES) -> None:
 
 
 def real_patches(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.str_]]:
-    """Pixels (n, 128, 128, 3) at 0.486 um/px, whether each is tumour, and its slide."""
+    """Read pixels (n, 128, 128, 3) at 0.486 um/px, whether each is tumour, and its slide."""
     paths = sorted(folder.glob("*/*.png"))
     pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths]).astype(np.float64)
     halved = pixels.reshape(len(paths), SIDE_PX, 2, SIDE_PX, 2, 3).mean(axis=(2, 4))
@@ -57,7 +57,7 @@ def real_patches(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_], ND
 
 
 def phantom_patches(work: Path) -> PatchSet:
-    """Patches of one synthetic patient, at the resolution of the real ones."""
+    """Sample patches of one synthetic patient, at the resolution of the real ones."""
     (patient,) = plan_cohort(patients=1, centres=(3,), seed=1, mpp=MPP, size_um=(4500.0, 3500.0))
     for slide in patient.slides:
         render_slide(slide, work)
@@ -77,7 +77,7 @@ def phantom_patches(work: Path) -> PatchSet:
 
 
 def fit(drawn: PatchSet, images: NDArray[np.uint8], is_tumour: NDArray[np.bool_], passes: int) -> torch.nn.Module:
-    """A network of synthetic patches and of real ones, each shown several times."""
+    """Train a network on synthetic and real patches, the real ones shown several times."""
     targets = np.broadcast_to(is_tumour[:, None, None].astype(np.uint8), images.shape[:3])
     patches = HeldPatches(
         np.concatenate([drawn.images, *[images] * REAL_TIMES]),
@@ -88,7 +88,7 @@ def fit(drawn: PatchSet, images: NDArray[np.uint8], is_tumour: NDArray[np.bool_]
 
 
 def report(what: str, network: torch.nn.Module, images: NDArray[np.uint8], is_tumour: NDArray[np.bool_]) -> None:
-    """Print how well the mean probability of a patch's cells tells tumour patches from normal ones."""
+    """Print how well the mean probability of a patch's cells separates tumour from normal patches."""
     with torch.inference_mode():
         cells = network(torch.from_numpy(images).permute(0, 3, 1, 2)).softmax(dim=1)[:, 1]
     area = area_under_curve(is_tumour, cells.mean(dim=(1, 2)).numpy())

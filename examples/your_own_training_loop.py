@@ -1,9 +1,9 @@
-"""A network and a training loop of your own on a patch table: the pixels come straight from the slides.
+"""Your own network and training loop on a patch table: the pixels come straight from the slides.
 
 Run: python examples/your_own_training_loop.py TABLE.parquet [PASSES]
 
-TABLE is what `sentinode patches SLIDES ANNOTATIONS -o TABLE.parquet` wrote. Nothing is extracted: each pass reads the
-patches in another order, every tile once per window, while the network learns from the window before.
+TABLE is from `sentinode patches SLIDES ANNOTATIONS -o TABLE.parquet`. Nothing is extracted: each pass reads the patches
+in another order, every tile once per block, while the network learns from the previous block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wsi import PatchStream
 
 
 def main(path: Path, passes: int = 2) -> None:
-    """Print the loss and the share of patches told rightly, pass by pass."""
+    """Print the loss and the number of correctly classified patches, pass by pass."""
     table = read_patch_table(path)
     table = table.rows((table["split"] == "train") & (table["class"] != "unknown"))
     stream = PatchStream(table.positions(path.parent), table.labels, batch=16, seed=0)

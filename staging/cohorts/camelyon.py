@@ -1,7 +1,7 @@
-"""The CAMELYON datasets as they lie on disk: stage tables, slide names and layouts of folders.
+"""The CAMELYON datasets on disk: stage tables, slide names and folder layouts.
 
-The forms of the files are those of camelyon17.grand-challenge.org (Data, Evaluation) and of Litjens et al., GigaScience
-2018; the same slides lie in archives by centre and, flat, in the public object store.
+The file formats are those of camelyon17.grand-challenge.org (Data, Evaluation) and of Litjens et al., GigaScience 2018;
+the same slides come in archives by centre and, flat, in the public object store.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StageTable:
     Attributes:
         stages: stage by patient (``patient_000``), from the rows that end in .zip.
         labels: label by slide (``patient_000_node_0``), from all other rows.
-        unzipped: patients whose rows carry a stage but no .zip: the organisers' score does not see them.
+        unzipped: patients whose rows have a stage but no .zip: the organisers' score ignores them.
         path: the file it was read from.
     """
 
@@ -68,8 +68,8 @@ class SlideFile:
     Attributes:
         path: the file.
         name: its file name without suffix: the slide's id in every table.
-        patient: ``patient_000``, or None where the name does not say.
-        node: 0 to 4, or None where the name does not say.
+        patient: ``patient_000``; None if the name does not give it.
+        node: 0 to 4; None if the name does not give it.
     """
 
     path: Path
@@ -79,20 +79,20 @@ class SlideFile:
 
 
 def read_stage_table(path: str | PathLike[str], *, submission: bool = False) -> StageTable:
-    """Read a table in the organisers' form: header ``patient,stage``, rows ``patient_000.zip,pN0`` and
+    """Read a table in the organisers' format: header ``patient,stage``, rows ``patient_000.zip,pN0`` and
     ``patient_000_node_0.tif,negative``.
 
     LF or CRLF, a byte order mark, spaces, blank lines and any case are accepted; slides with or without suffix.
 
     Args:
         path: the CSV.
-        submission: of rows for the same patient the last one wins, as in the organisers' score; otherwise the table is
-            a reference, and rows that contradict each other are an error.
+        submission: the last of several rows for a patient wins, as in the organisers' score; otherwise the table is a
+            reference, and contradictory rows are an error.
 
     Raises:
-        TableError: it cannot be read, has no such header, or a row is not of two columns.
-        UnknownLabelError: a stage or slide label is none of the known ones.
-        ConflictError: a reference says two things of one patient or slide.
+        TableError: it cannot be read, has another header, or a row does not have two columns.
+        UnknownLabelError: a stage or slide label is unknown.
+        ConflictError: a reference says two things about one patient or slide.
     """  # noqa: D205  (the two kinds of rows do not fit one line)
     path = Path(path)
     rows = _Rows(path)
@@ -117,11 +117,11 @@ def read_label_table(path: str | PathLike[str]) -> dict[str, SlideLabel]:
     """Read slide labels: the slide rows of the organisers' table, or a CSV with header ``slide,label[,...]``.
 
     Returns:
-        Label by slide name without suffix, in the order of the rows.
+        Labels by slide name without suffix, in the order of the rows.
 
     Raises:
-        TableError: it cannot be read, has neither header, or holds no slide.
-        UnknownLabelError: a label is none of the known ones.
+        TableError: it cannot be read, has neither header, or has no slide.
+        UnknownLabelError: a label is unknown.
         ConflictError: two rows of one slide contradict each other.
     """
     path = Path(path)
@@ -137,7 +137,7 @@ def read_label_table(path: str | PathLike[str]) -> dict[str, SlideLabel]:
     else:
         raise _header_error(path, rows.header, "slide,label or patient,stage")
     if not labels:
-        raise TableError(path, "has no row of a slide", mend="rows are like patient_000_node_0.tif,negative")
+        raise TableError(path, "has no row for a slide", mend="rows are like patient_000_node_0.tif,negative")
     return labels
 
 
@@ -146,10 +146,10 @@ def write_stage_table(
     stages: Mapping[str, PatientStage],
     labels: Mapping[str, SlideLabel] | None = None,
 ) -> None:
-    """Write a table in the organisers' form: each patient's row, then the rows of the patient's slides.
+    """Write a table in the organisers' format: each patient's row, then the rows of the patient's slides.
 
-    Slides of patients without a stage stand in the patient's place without a row of the patient; slides that are named
-    otherwise stand last, by their bare names. The file is whole or absent.
+    Slides of a patient without a stage come in the same order, without a row for the patient; slides with other names
+    come last, by their bare names. The file is complete or absent.
 
     Args:
         path: the CSV.
@@ -158,11 +158,11 @@ def write_stage_table(
 
     Raises:
         StorageError: it cannot be written.
-        ValueError: a patient is named otherwise than ``patient_000``.
+        ValueError: a patient's name is not of the form ``patient_000``.
     """
     wrong = [patient for patient in stages if not _is_patient(patient)]
     if wrong:
-        raise ValueError(f"a patient is named like patient_000, got {wrong[0]!r}")
+        raise ValueError(f"a patient's name must be like patient_000, got {wrong[0]!r}")
     rows: list[tuple[tuple[int, int, str], str, str]] = [
         ((_number(patient), -1, ""), f"{patient.lower()}.zip", stage.value) for patient, stage in stages.items()
     ]
@@ -178,9 +178,9 @@ def write_stage_table(
 def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[SlideFile]:
     """Find the slides of a cohort: in folders of any depth (every CAMELYON layout is one), or named one by one.
 
-    In folders, files count by their suffix; masks, annotations and hidden files do not, and photographs (JPEG, PNG)
-    only when there is nothing else. A file that is named itself always counts: its reader judges it. Of the files of a
-    DICOM series, which are one slide's levels, the first by name stands for the slide.
+    In folders, files are found by suffix; masks, annotations and hidden files are skipped, and photographs (JPEG, PNG)
+    count only if there is nothing else. A file named itself always counts: its reader decides. A DICOM series, whose
+    files are the levels of one slide, is represented by its first file by name.
 
     Args:
         paths: one or more folders and files.
@@ -190,14 +190,14 @@ def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
 
     Raises:
         NoSlidesError: a path does not exist, or there is no slide.
-        PackedSlidesError: slides are packed in zip archives and not unpacked beside them.
+        PackedSlidesError: slides are in zip archives and not unpacked beside them.
         DuplicateSlideError: two slides have the same name.
     """
     asked = [Path(paths)] if isinstance(paths, str | PathLike) else [Path(path) for path in paths]
     found: dict[Path, SlideFile] = {}
     for path in asked:
         if not path.exists():
-            raise NoSlidesError(path, "there is no such file or directory", mend="name slides or their folder")
+            raise NoSlidesError(path, "does not exist", mend="name slides or their folder")
         files = _slides_below(path) if path.is_dir() else [path]
         if not path.is_dir() and path.suffix.lower() == ".zip":
             raise _packed(path, [path])
@@ -216,7 +216,7 @@ def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
 
 
 class _Rows:
-    """The rows of a small CSV with their line numbers; ``header`` in lower case without spaces."""
+    """The rows of a small CSV with their line numbers; ``header`` is lower case without spaces."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -224,7 +224,7 @@ class _Rows:
         self.header = [cell.lower() for cell in header[1]]
 
     def pairs(self, *, exact: bool) -> Iterator[tuple[int, str, str]]:
-        """(line, first cell, second cell) of every row that is not blank; ``exact``: no third may follow."""
+        """Yield (line, first cell, second cell) of every non-blank row; ``exact`` refuses further cells."""
         for line, row in self._rows:
             filled = len(row) if exact else min(len(row), 2)
             while filled > 2 and not row[filled - 1]:
@@ -241,11 +241,11 @@ class _Rows:
 
 def _header_error(path: Path, header: list[str], wanted: str) -> TableError:
     got = f"begins with {','.join(header)[:60]!r}" if header else "is empty"
-    return TableError(path, f"{got} where the header {wanted} is wanted", where="line 1", mend=f"begin with {wanted}")
+    return TableError(path, f"{got}, not with the header {wanted}", where="line 1", mend=f"begin with {wanted}")
 
 
 def _zipped(name: str) -> str | None:
-    """The patient of a row that the organisers' score sees, or None."""
+    """Return the patient of a row that the organisers' score reads, or None."""
     return name[: -len(".zip")].strip().lower() if name.lower().endswith(".zip") else None
 
 
@@ -279,7 +279,7 @@ def _slides_below(folder: Path) -> list[Path]:
         raise _packed(folder, packed)
     if not slides:
         known = " ".join(sorted(slide_suffixes() | photograph_suffixes()))
-        raise NoSlidesError(folder, "holds no slides", mend=f"known are {known}")
+        raise NoSlidesError(folder, "contains no slides", mend=f"known suffixes are {known}")
     return slides
 
 
@@ -296,7 +296,7 @@ def _one_per_series(slides: list[Path]) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Files in folder and below that may be slides or archives of slides; links to folders are followed once."""
+    """Yield files in a folder and below that may be slides or archives; links to folders are followed once."""
     entered: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)

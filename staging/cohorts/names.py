@@ -1,4 +1,4 @@
-"""What the names of slides and patients tell: how they are compared, whose slide it is, and of which centre."""
+"""The names of slides and patients: how they are compared, and the patient and centre they give."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from staging.stages.pn import parse_slide_name
 from wsi.readers.opening import photograph_suffixes, slide_suffixes
 
 CENTRES = ("CWZ", "RST", "UMCU", "RUMC", "LPON")
-"""By the number that centre_of gives."""
+"""Names of the centres, by the number from centre_of."""
 
 _OF_RESULTS = frozenset({".csv", ".xml", ".zarr"})
 _PATIENTS = 200
 _MOST_NAME_BYTES = 200  # an artefact's work folder adds some 40
 
 # Training slides of CAMELYON16 by number (Litjens et al., GigaScience 2018: 170 of RUMC and 100 of UMCU); the names of
-# its test slides do not tell.
+# its test slides do not give the centre.
 _CAMELYON16 = re.compile(r"(normal|tumor)_([0-9]{3})")
 _LAST_OF_RUMC = {"normal": 100, "tumor": 70}
 
 
 def name_fault(name: str) -> str | None:
-    """Why artefacts cannot be named after a slide, or None; names of files end at 255 bytes, and ours are longer."""
+    """Return why artefacts cannot be named after a slide, or None; file names end at 255 bytes, and ours are longer."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        return "its name holds characters that are no text"
+        return "its name has characters that are not text"
     size = len(name.encode())
     return f"its name has {size} bytes, more than {_MOST_NAME_BYTES}" if size > _MOST_NAME_BYTES else None
 
 
 def slide_name(name: str) -> str:
-    """A slide's name as tables show it: without suffix, and in lower case where it is a CAMELYON17 name."""
+    """Return a slide's name for tables: without suffix, and in lower case if it is a CAMELYON17 name."""
     try:
         patient, node = parse_slide_name(name)
     except SlideNameError:
@@ -41,7 +41,7 @@ def slide_name(name: str) -> str:
 
 
 def slide_key(name: str) -> str:
-    """A slide's name as names are compared: without suffix and in lower case."""
+    """Return a slide's name for comparison: without suffix and in lower case."""
     return _without_suffix(name).lower()
 
 
@@ -52,7 +52,7 @@ def _without_suffix(name: str) -> str:
 
 
 def patient_of(slide: str) -> str | None:
-    """The patient (``patient_000``) that a slide's name tells, or None."""
+    """Return the patient (``patient_000``) that a slide's name gives, or None."""
     try:
         return parse_slide_name(slide)[0]
     except SlideNameError:
@@ -60,10 +60,10 @@ def patient_of(slide: str) -> str | None:
 
 
 def centre_of(patient: int) -> int:
-    """The medical centre of a CAMELYON17 patient: 0 CWZ, 1 RST, 2 UMCU, 3 RUMC, 4 LPON, twenty patients each.
+    """Return the medical centre of a CAMELYON17 patient: 0 CWZ, 1 RST, 2 UMCU, 3 RUMC, 4 LPON; 20 patients each.
 
     Args:
-        patient: number in the name; 0-99 are the training patients, 100-199 the test patients, taken to follow in the
+        patient: number in the name; 0-99 are the training patients, 100-199 the test patients, assumed to be in the
             same order.
 
     Raises:
@@ -75,14 +75,14 @@ def centre_of(patient: int) -> int:
 
 
 def centre_of_patient(patient: str) -> int | None:
-    """The centre of ``patient_000`` by centre_of, or None where CAMELYON17 has no such patient."""
+    """Return the centre of ``patient_000`` by centre_of, or None if CAMELYON17 has no such patient."""
     head, _, number = patient.lower().partition("_")
     is_number = head == "patient" and number.isascii() and number.isdigit()
     return centre_of(int(number)) if is_number and int(number) < _PATIENTS else None
 
 
 def centre_name(slide: str) -> str | None:
-    """The centre that a CAMELYON slide comes from, or None where its name does not tell."""
+    """Return the centre that a CAMELYON slide comes from, or None if its name does not give it."""
     patient = patient_of(slide)
     centre = None if patient is None else centre_of_patient(patient)
     if centre is not None:

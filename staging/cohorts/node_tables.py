@@ -1,4 +1,4 @@
-"""What tables say of slides beyond their labels: the probability of each label, and where the node lay."""
+"""Tables with more about slides than their labels: the probability of each label, and the site of the node."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _FARTHEST_SUM = 5e-3  # probabilities are written with a few digits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSite:
-    """Where the node of a slide lay, and how its metastasis was found (internal mammary nodes only)."""
+    """The site of a slide's node, and how its metastasis was detected (internal mammary nodes only)."""
 
     site: Site
     detection: Detection | None = None
 
 
 def read_label_probabilities(path: str | PathLike[str]) -> dict[str, tuple[float, ...]] | None:
-    """The probability of each label, from a table with the columns slide, negative, itc, micro and macro.
+    """Read the probability of each label, from a table with the columns slide, negative, itc, micro and macro.
 
     Returns:
-        Probabilities in the order of SlideLabel by slide, scaled to sum to 1; None where the table has no such columns.
+        By slide, probabilities in the order of SlideLabel, scaled to sum to 1; None if the table has no such columns.
 
     Raises:
-        TableError: unreadable, some of the columns only, or a row without probabilities that sum to 1.
+        TableError: unreadable, only some of the columns, or a row whose probabilities do not sum to 1.
         ConflictError: two rows of one slide contradict each other.
     """
     path = Path(path)
@@ -45,7 +45,7 @@ def read_label_probabilities(path: str | PathLike[str]) -> dict[str, tuple[float
         return None
     if len(known) < len(PROBABILITY_COLUMNS):
         missing = ", ".join(name for name in PROBABILITY_COLUMNS if name not in header)
-        raise TableError(path, f"has probabilities of some labels but not of {missing}", where="line 1")
+        raise TableError(path, f"has probabilities for some labels but not for {missing}", where="line 1")
     columns = [header.index(name) for name in PROBABILITY_COLUMNS]
     found: Entries[tuple[float, ...]] = Entries(path)
     for line, cells in rows[1:]:
@@ -60,7 +60,7 @@ def _probabilities(path: Path, line: int, texts: list[str]) -> tuple[float, ...]
     if len(shares) < len(texts) or abs(math.fsum(shares) - 1) > _FARTHEST_SUM:
         raise TableError(
             path,
-            f"{','.join(texts)!r} are no probabilities that sum to 1",
+            f"{','.join(texts)!r} are not probabilities that sum to 1",
             where=f"line {line}",
             mend=f"give {', '.join(PROBABILITY_COLUMNS)} from 0 to 1",
         )
@@ -69,17 +69,19 @@ def _probabilities(path: Path, line: int, texts: list[str]) -> tuple[float, ...]
 
 
 def read_node_sites(path: str | PathLike[str]) -> dict[str, NodeSite]:
-    """Where nodes lay, from a table ``slide,site,detection``: axillary or internal mammary; sentinel, clinical or none.
+    """Read node sites from a table ``slide,site,detection``: axillary or internal mammary; sentinel, clinical or none.
 
     Raises:
         TableError: unreadable, or another header.
-        UnknownLabelError: a site or way of detection is none of the known ones.
+        UnknownLabelError: a site or way of detection is unknown.
         ConflictError: two rows of one slide contradict each other.
     """
     path = Path(path)
     rows = read_rows(path)
     if not rows or tuple(cell.lower() for cell in rows[0][1]) not in (SITE_COLUMNS, SITE_COLUMNS[:2]):
-        raise TableError(path, "is no table of sites", where="line 1", mend=f"its header is {','.join(SITE_COLUMNS)}")
+        raise TableError(
+            path, "is not a table of sites", where="line 1", mend=f"its header is {','.join(SITE_COLUMNS)}"
+        )
     found: Entries[NodeSite] = Entries(path)
     for line, cells in rows[1:]:
         site, detection, *_ = [*cells[1:], "", ""]
@@ -92,10 +94,10 @@ def read_node_sites(path: str | PathLike[str]) -> dict[str, NodeSite]:
 def tnm_stages(
     labels: Mapping[str, SlideLabel], sites: Mapping[str, NodeSite]
 ) -> tuple[dict[str, TnmStage], dict[str, str]]:
-    """The pN category of each patient by staging.stages.tnm, and the reason of every patient that has none.
+    """Return the pN category of each patient by staging.stages.tnm, and the reason for every patient without one.
 
     Args:
-        labels: by slide (``patient_000_node_0``), of patients whose slides are all there.
+        labels: by slide (``patient_000_node_0``), of patients with all their slides.
         sites: by slide.
     """
     patients: dict[str, list[str]] = {}
@@ -124,7 +126,7 @@ def _tnm_stage(labels: Mapping[str, SlideLabel], sites: Mapping[str, NodeSite]) 
         for slide, label in labels.items()
         if sites[slide].site is Site.INTERNAL_MAMMARY and label >= SlideLabel.MICRO
     }
-    # one node that was found clinically makes the site clinically detected
+    # one clinically detected node makes the site clinically detected
     detection = Detection.CLINICAL if Detection.CLINICAL in ways else None
     if ways == {Detection.SENTINEL}:
         detection = Detection.SENTINEL

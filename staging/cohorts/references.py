@@ -1,4 +1,4 @@
-"""What is known and what is claimed of slides, in tables: truth, predictions, names, and the centre a name tells."""
+"""Tables of truth and predictions for slides, normal slides and patients."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _Value = TypeVar("_Value")
 
 
 def read_truth(path: str | PathLike[str]) -> dict[str, bool]:
-    """Which slides hold a metastasis.
+    """Read which slides have a metastasis.
 
-    Taken are CAMELYON16's reference.csv (no header; name, Tumor or Normal, and more), the organisers' stage_labels.csv
-    of CAMELYON17 and a CSV with header ``slide,label``. Labels are Tumor and Normal, 1 and 0, or negative, itc, micro
-    and macro, of which the last three count as a metastasis.
+    Accepts CAMELYON16's reference.csv (no header; name, Tumor or Normal, and more), the organisers' stage_labels.csv of
+    CAMELYON17 and a CSV with header ``slide,label``. Labels are Tumor and Normal, 1 and 0, or negative, itc, micro and
+    macro, of which the last three count as a metastasis.
 
     Returns:
-        True for a metastasis, by the slide's name as slide_key gives it, in the order of the rows.
+        True for a metastasis, by slide_key, in the order of the rows.
 
     Raises:
         TableError: unreadable, no rows, or a row of another form.
-        UnknownLabelError: a label is none of the known ones.
+        UnknownLabelError: a label is unknown.
         ConflictError: two rows of one slide contradict each other.
     """
     path = Path(path)
@@ -52,19 +52,19 @@ def read_truth(path: str | PathLike[str]) -> dict[str, bool]:
                 path,
                 f"unknown label {cells[1][:60]!r}",
                 where=f"line {line}",
-                mend="known are Tumor, Normal, negative, itc, micro, macro, 1 and 0",
+                mend="use one of Tumor, Normal, negative, itc, micro, macro, 1, 0",
             )
         slides.add(line, slide_key(cells[0]), _KINDS[cells[1].lower()])
     return _some(path, slides, "test_001,Tumor")
 
 
 def read_predictions(path: str | PathLike[str]) -> dict[str, float]:
-    """How likely a metastasis each slide is: ``name,probability`` rows, or a CSV whose header names both columns.
+    """Read the probability of metastasis of each slide: rows ``name,probability``, or a CSV with named columns.
 
-    The labels.csv of a run is one. Any finite numbers do: only their order counts.
+    labels.csv of a run is accepted. The numbers may be any finite ones: only their order counts.
 
     Returns:
-        Probability by the slide's name as slide_key gives it.
+        Probabilities by slide_key.
 
     Raises:
         TableError: unreadable, another header, no rows, or a row without a number.
@@ -85,10 +85,10 @@ def read_predictions(path: str | PathLike[str]) -> dict[str, float]:
 
 
 def read_normal_slides(path: str | PathLike[str]) -> frozenset[str]:
-    """The normal slides that a file names: one name a line, or those of a table that read_truth takes.
+    """Read the normal slides in a file: one name per line, or a table that read_truth accepts.
 
     Raises:
-        TableError: unreadable, or as read_truth.
+        TableError: unreadable, or as for read_truth.
     """
     rows = read_rows(path)
     if all(len(cells) == 1 for _, cells in rows):
@@ -97,10 +97,10 @@ def read_normal_slides(path: str | PathLike[str]) -> frozenset[str]:
 
 
 def read_patients(path: str | PathLike[str]) -> dict[str, str]:
-    """The patient of each slide, from rows ``slide,patient`` with or without this header.
+    """Read the patient of each slide, from rows ``slide,patient`` with or without this header.
 
     Returns:
-        Patient by the slide's name as slide_key gives it.
+        Patients by slide_key.
 
     Raises:
         TableError: unreadable, no rows, or a row of another form.
@@ -118,9 +118,9 @@ def read_patients(path: str | PathLike[str]) -> dict[str, str]:
 
 
 def _some(path: Path, slides: Entries[_Value], example: str) -> dict[str, _Value]:
-    """All that a table says; nothing is an error."""
+    """Return the entries of a table; refuse an empty one."""
     if not slides.values:
-        raise TableError(path, "has no row of a slide", mend=f"rows are like {example}")
+        raise TableError(path, "has no row for a slide", mend=f"rows are like {example}")
     return slides.values
 
 
@@ -135,7 +135,7 @@ def _probability_column(path: Path, header: Row) -> int:
     if names[0] not in _NAME_COLUMNS or not known:
         raise TableError(
             path,
-            f"begins with {','.join(cells)[:60]!r} where slide,probability is wanted",
+            f"begins with {','.join(cells)[:60]!r}, not with slide,probability",
             where=f"line {line}",
             mend="name these columns, or write no header",
         )

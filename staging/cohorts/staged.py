@@ -1,4 +1,4 @@
-"""Patients staged from a table of slide labels, with the probabilities and the full category that tables allow."""
+"""Stage patients from a table of slide labels, with stage probabilities and full pN categories if tables allow."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from staging.stages.tnm import TnmStage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedTable:
-    """What a table of labels says of its patients.
+    """The stages of the patients in a table of labels.
 
     Attributes:
         path: the table that was written.
         staging: stages and unscored patients.
-        probabilities: of each stage by patient; None where the table has none of labels.
-        tnm: full category by patient; None where sites were not given.
-        tnm_unsupported: why other patients have none.
+        probabilities: of each stage, by patient; None if the table has none of labels.
+        tnm: full pN category by patient; None if sites were not given.
+        tnm_unsupported: why the other patients have none.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class StagedTable:
     tnm_unsupported: Mapping[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps."""
+        """Return plain values for json.dumps."""
         record: dict[str, Any] = {
             "stages": str(self.path),
             "patients": len(self.staging.stages),
@@ -55,13 +55,13 @@ class StagedTable:
 def stage_table(
     labels: Path, output: Path, *, expected_nodes: int = EXPECTED_NODES, sites: Path | None = None
 ) -> StagedTable:
-    """Stage every patient of a table of labels, and write the table of stages in the organisers' form.
+    """Stage every patient in a table of labels, and write the table of stages in the organisers' format.
 
     Args:
-        labels: as read_label_table takes it; it may hold the probability of each label.
+        labels: a table for read_label_table; it may also have the probability of each label.
         output: the table of stages.
         expected_nodes: slides per patient.
-        sites: as read_node_sites takes it.
+        sites: a table for read_node_sites.
 
     Raises:
         TableError: a table cannot be read.

@@ -1,7 +1,7 @@
 """Submissions to the CAMELYON challenges: made from a run, and checked before they are sent.
 
-CAMELYON17 takes one table of stages. CAMELYON16 takes a folder of one CSV of detections per slide (lesion task) and one
-table of a probability per slide (slide task).
+CAMELYON17 takes one table of stages. CAMELYON16 takes a folder with one CSV of detections per slide (lesion task) and
+one table with a probability per slide (slide task).
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class Task(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What was written or checked.
+    """A submission that was written or checked.
 
     Attributes:
         task: which of the three.
         path: the table, or the folder of the lesion task.
         entries: patients of a stage table, slides otherwise.
-        detections: of the lesion task over all slides.
-        missing: what was expected and is not in it.
-        beyond: what is in it and was not expected; the organisers ignore it.
-        doubts: what is allowed but looks wrong.
+        detections: total detections of the lesion task.
+        missing: expected entries that are not in it.
+        beyond: entries that were not expected; the organisers ignore them.
+        doubts: what is allowed but suspicious.
     """
 
     task: Task
@@ -59,7 +59,7 @@ class Submission:
     doubts: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps."""
+        """Return plain values for json.dumps."""
         found: dict[str, Any] = {"task": self.task.value, "submission": str(self.path), "entries": self.entries}
         if self.detections is not None:
             found["detections"] = self.detections
@@ -75,18 +75,18 @@ def write_submission(
     radius_um: float = RADIUS_UM,
     allow_incomplete: bool = False,
 ) -> Submission:
-    """Write a submission from what ``sentinode run`` left.
+    """Write a submission from the output of ``sentinode run``.
 
     Args:
         task: what to submit.
-        run: the run's directory.
+        run: the directory of the run.
         output: the table to write, or the folder of the lesion task.
-        threshold: cells of the heatmaps at or below it are no detections.
-        radius_um: no two detections of a slide lie nearer.
-        allow_incomplete: also where slides of the run are quarantined or patients could not be staged.
+        threshold: detections must exceed this probability.
+        radius_um: minimum distance between two detections on a slide.
+        allow_incomplete: write it even if slides are quarantined or patients could not be staged.
 
     Raises:
-        CohortError: the directory holds no finished run, or the run is incomplete.
+        CohortError: the directory has no finished run, or the run is incomplete.
         ArtefactError: a heatmap is damaged.
         StorageError: the output cannot be written.
     """
@@ -96,7 +96,7 @@ def write_submission(
         raise CohortError(
             run,
             f"is incomplete: {listed(left_out)}",
-            mend="mend what failed and run again, or give --allow-incomplete: the organisers' score may then refuse it",
+            mend="fix what failed and run again, or give --allow-incomplete: the organisers' score may then refuse it",
         )
     if task is Task.STAGES:
         table = read_stage_table(run / "stages.csv")
@@ -116,15 +116,15 @@ def write_submission(
 
 
 def check_submission(task: Task, path: Path, *, expected: Collection[str] | None = None) -> Submission:
-    """Read a submission as the organisers do and say what is missing or looks wrong.
+    """Read a submission as the organisers do and report what is missing or suspicious.
 
     Args:
         task: what it is.
         path: the table, or the folder of the lesion task.
-        expected: names of the patients (stages) or slides that must be in it; None checks the form alone.
+        expected: names of the patients (stages) or slides that must be in it; None checks only the format.
 
     Raises:
-        TableError: a file is not of the organisers' form; names file and line.
+        TableError: a file is not in the organisers' format; names file and line.
     """
     if task is Task.LESIONS:
         return _check_lesions(path, expected)
@@ -144,14 +144,14 @@ def check_submission(task: Task, path: Path, *, expected: Collection[str] | None
     for patient, stage in table.stages.items():
         labels = [label for slide, label in table.labels.items() if slide.startswith(f"{patient}_")]
         if len(labels) == 5 and stage_patient(labels) is not stage:
-            doubts.append(f"{patient} is {stage.value} but its slides make {stage_patient(labels).value}")
+            doubts.append(f"{patient} is {stage.value} but its slides give {stage_patient(labels).value}")
     return _compared(task, path, table.stages, expected, doubts=doubts)
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """The patients or slides that a file or folder names: the first column of a CSV, or the files of a folder.
+    """Read the names of patients or slides: the first column of a CSV, or the files of a folder.
 
-    Suffixes (.zip, .tif …) are left away; of a stage table only the patients' rows count.
+    Suffixes (.zip, .tif …) are dropped; in a stage table only the rows of patients count.
 
     Raises:
         TableError: unreadable, or nothing is named.
@@ -166,16 +166,18 @@ def read_names(path: Path) -> tuple[str, ...]:
         zipped = [name for name in names if name.lower().endswith(".zip")]
         names = zipped or names
     if not names:
-        raise TableError(path, "names neither patient nor slide", mend="give one name a line, a table or a folder")
+        raise TableError(path, "names neither patients nor slides", mend="give one name per line, a table or a folder")
     return tuple(dict.fromkeys(_bare(name) for name in names))
 
 
 def _check_lesions(folder: Path, expected: Collection[str] | None) -> Submission:
     if not folder.is_dir():
-        raise TableError(folder, "is no folder", mend="the lesion task takes one CSV of detections per slide")
+        raise TableError(folder, "is not a folder", mend="the lesion task takes one CSV of detections per slide")
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".csv"]
     if not files:
-        raise TableError(folder, "holds no CSV", mend="write test_001.csv and so on, an empty one without detections")
+        raise TableError(
+            folder, "contains no CSV", mend="write test_001.csv and so on, empty for slides without detections"
+        )
     found = {slide_key(file.stem): read_detections(file) for file in files}
     doubts = []
     if not any(one.probability.size for one in found.values()):
@@ -185,7 +187,7 @@ def _check_lesions(folder: Path, expected: Collection[str] | None) -> Submission
         doubts.append(f"more than 1,000 detections on {listed(crowded)}: each off a lesion is a false positive")
     corner = [slide for slide, one in found.items() if one.x.size and max(one.x.max(), one.y.max()) < 4000]
     if len(corner) == sum(bool(one.x.size) for one in found.values()) > 1:
-        doubts.append("all positions are below 4,000: they must be level-0 px")
+        doubts.append("all positions are below 4,000, but must be level-0 px")
     total = int(np.sum([one.probability.size for one in found.values()]))
     return _compared(Task.LESIONS, folder, found, expected, doubts=doubts, detections=total)
 
@@ -216,7 +218,7 @@ def require_complete(submission: Submission) -> None:
     """Refuse a submission that lacks what was expected.
 
     Raises:
-        MissingPatientError: names what is missing.
+        MissingPatientError: entries are missing, which it names.
     """
     if submission.missing:
         raise MissingPatientError(
@@ -227,17 +229,17 @@ def require_complete(submission: Submission) -> None:
 
 
 def _probabilities(run: Path) -> dict[str, float]:
-    """The probability of every slide that a run has finished."""
+    """Read the probability of every finished slide of a run."""
     records = sorted((run / "slides").glob("*.json")) if (run / "slides").is_dir() else []
     if not records:
-        raise CohortError(run, "holds no finished slides", mend="name the output of sentinode run")
+        raise CohortError(run, "has no finished slides", mend="name the output of sentinode run")
     found = {}
     for record in records:
         try:
             analysis = read_json(record)["analysis"]
             found[str(analysis["slide"])] = float(analysis["probability"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CohortError(record, "is no record of a slide", mend="run the slide again") from error
+            raise CohortError(record, "is not a slide record", mend="run the slide again") from error
     return found
 
 

@@ -35,7 +35,9 @@ def train(
     ] = "one-cycle",
     augment: Annotated[
         Literal["light", "full"],
-        typer.Option(help="light: rotation, stain, focus. full: Macenko stain, brightness, blur and JPEG instead of focus."),
+        typer.Option(
+            help="light: rotation, stain, focus. full: Macenko stain, brightness, blur and JPEG instead of focus."
+        ),
     ] = "light",
     average: Annotated[float, typer.Option(help="Decay of the running mean of the weights; 0 for none.", min=0)] = 0.0,
     patience: Annotated[

@@ -1,1 +1,1 @@
-"""The slide label that is learned from heatmaps."""
+"""The slide label learned from heatmaps."""

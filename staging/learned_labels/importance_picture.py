@@ -13,13 +13,13 @@ from wsi.charts import Bar, bar_chart
 def importance_picture(
     names: Sequence[str], importances: Sequence[float], *, title: str, most: int = 20
 ) -> NDArray[np.uint8]:
-    """Bars of the most important predictors, the longest on top.
+    """Draw bars of the most important predictors, the longest on top.
 
     Args:
         names: of the predictors.
-        importances: of each, summing to 1.
+        importances: of the predictors, summing to 1.
         title: the first line.
-        most: how many are shown; the last line sums up the rest.
+        most: number of bars; the last bar sums up the rest.
 
     Returns:
         uint8 (rows, columns, 3).

@@ -1,4 +1,4 @@
-"""A slide classifier trained on the heatmaps of a folder, and applied to those of another."""
+"""Train a slide classifier on the heatmaps of one folder, and apply it to those of another."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from wsi.store import atomic_text
 
 
 def train_on_heatmaps(heatmaps: Path, reference: Path, output: Path, recipe: Recipe) -> dict[str, Any]:
-    """Train a classifier on a folder of heatmaps and a table of labels; write it, and a picture of what it looks at.
+    """Train a classifier on a folder of heatmaps and a table of labels; write it with a picture of its importances.
 
     Returns:
-        What was made, and how well it does on slides it has not seen, for JSON.
+        What was made, and how well it does on unseen slides, for JSON.
 
     Raises:
-        CohortError: heatmaps and labels do not belong together, or cannot be split as the recipe says.
+        CohortError: heatmaps and labels do not match, or cannot be split as the recipe says.
         ArtefactError, ResolutionError: a heatmap cannot be used.
-        StorageError: the file system refuses.
+        StorageError: a file cannot be written.
     """
     slides = gather(find_heatmaps(heatmaps), read_label_table(reference), split=recipe.split, reference=reference)
     model = train_classifier(slides, recipe)
@@ -42,15 +42,15 @@ def train_on_heatmaps(heatmaps: Path, reference: Path, output: Path, recipe: Rec
 
 
 def label_heatmaps(model: Path, heatmaps: Path, output: Path) -> dict[str, Any]:
-    """Write the label that a classifier gives to each heatmap of a folder.
+    """Write the label that a classifier gives each heatmap in a folder.
 
     Returns:
         What was done, for JSON.
 
     Raises:
-        CheckpointError: the classifier cannot be read, or was trained on other predictors than this version computes.
+        CheckpointError: the classifier cannot be read, or was trained on predictors other than this version's.
         ArtefactError, ResolutionError: a heatmap cannot be used.
-        StorageError: the file system refuses.
+        StorageError: a file cannot be written.
     """
     classifier, found = read_classifier(model), find_heatmaps(heatmaps)
     atomic_text(output, learned_label_table(classifier, found, model=model))
@@ -58,22 +58,22 @@ def label_heatmaps(model: Path, heatmaps: Path, output: Path) -> dict[str, Any]:
 
 
 def find_heatmaps(folder: Path) -> list[Path]:
-    """The heatmaps of a folder, by name.
+    """Find the heatmaps in a folder, by name.
 
     Raises:
         ArtefactError: there are none.
     """
     found = sorted(folder.glob("*.zarr"))
     if not found:
-        raise ArtefactError(folder, "holds no heatmaps", mend="name the folder heatmaps of a run")
+        raise ArtefactError(folder, "contains no heatmaps", mend="name the heatmaps folder of a run")
     return found
 
 
 def learned_label_table(classifier: SlideClassifier, heatmaps: Sequence[Path], *, model: Path | None = None) -> str:
-    """One row per slide: its label and the probability of each; stage takes both.
+    """Format one row per slide: its label and the probability of each label; stage takes both.
 
     Raises:
-        CheckpointError: the classifier was trained on other predictors than this version computes.
+        CheckpointError: the classifier was trained on predictors other than this version's.
         ArtefactError, ResolutionError: a heatmap cannot be used.
     """
     if classifier.predictors != PREDICTOR_NAMES:

@@ -1,7 +1,7 @@
-"""What a heatmap says of its slide in numbers, for a learned label.
+"""Numbers that summarise a heatmap, for a learned label.
 
 The predictors are those of the best entries of CAMELYON17 (P. Bandi et al., IEEE Transactions on Medical Imaging 38(2),
-2019): how much of the tissue is tumour at several thresholds, and shape and probabilities of the two largest lesions.
+2019): the share of tissue that is tumour at several thresholds, and shape and probabilities of the two largest lesions.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ PREDICTOR_NAMES = (
 
 
 def slide_predictors(heatmap: Heatmap, *, merge_gap_um: float = MERGE_GAP_UM) -> NDArray[np.float64]:
-    """The predictors of a slide, in the order of PREDICTOR_NAMES; those of lesions that are not there are 0.
+    """Compute the predictors of a slide, in the order of PREDICTOR_NAMES; those of missing lesions are 0.
 
-    ``area_share_t`` is the tissue's share of cells with at least the probability t, ``probability_share_t`` the sum of
+    ``area_share_t`` is the share of tissue cells with probability at least t, ``probability_share_t`` the sum of
     their probabilities divided by the number of tissue cells. Lesions are outlined at 0.5; the largest is the longest.
 
     Args:
@@ -55,7 +55,7 @@ def slide_predictors(heatmap: Heatmap, *, merge_gap_um: float = MERGE_GAP_UM) ->
         float64 (len(PREDICTOR_NAMES),).
 
     Raises:
-        ResolutionError: mpp is not known.
+        ResolutionError: mpp is unknown.
     """
     lesions, _ = measure_heatmap(heatmap, threshold=OUTLINE_THRESHOLD, merge_gap_um=merge_gap_um)
     values = heatmap.array.astype(np.float64)

@@ -1,7 +1,7 @@
-"""Training of the learned slide label, and an honest estimate of how good it is.
+"""Training of the learned slide label, with an unbiased estimate of its quality.
 
 Nested cross-validation: the slides of a patient (or of a centre) are never on both sides of a fold, and the limits that
-decide on a label are tuned within the training side of each fold, on slides that its trees did not see.
+decide the label are tuned within the training side of each fold, on slides that its trees did not see.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class LabelledSlides:
     """Slides of known label.
 
     Attributes:
-        names: of the slides.
+        names: names of the slides.
         predictors: float64 (n, predictors).
         ranks: int64 (n,), of their SlideLabels.
         groups: of each slide, what must stay on one side of a fold: its patient or centre.
-        predictor_names: of the predictors.
+        predictor_names: names of the predictors.
     """
 
     names: tuple[str, ...]
@@ -46,7 +46,7 @@ class LabelledSlides:
     predictor_names: tuple[str, ...] = PREDICTOR_NAMES
 
     def part(self, chosen: NDArray[np.intp]) -> LabelledSlides:
-        """Some of the slides."""
+        """Select some of the slides."""
         return replace(
             self,
             names=tuple(self.names[at] for at in chosen),
@@ -61,9 +61,9 @@ class Recipe:
     """How a classifier is made.
 
     Attributes:
-        kind: of its trees.
-        trees: how many (with boosting per class).
-        folds: of the cross-validation; leave-one-centre-out has as many as centres.
+        kind: kind of trees.
+        trees: number of trees (with boosting per class).
+        folds: number of cross-validation folds; leave-one-centre-out has one per centre.
         split: whether patients or centres stay together.
         seed: of trees and folds.
     """
@@ -82,17 +82,17 @@ def gather(
     split: Split = "patients",
     reference: Path | None = None,
 ) -> LabelledSlides:
-    """The predictors and labels of slides.
+    """Compute the predictors of heatmaps and match them with labels.
 
     Args:
         heatmaps: published ones, named by their slides.
         labels: of the slides; both must name the same ones.
-        split: patients keep a patient's slides together (a slide named otherwise is its own patient), centres those of
-            a CAMELYON centre.
-        reference: where the labels come from, for the errors.
+        split: "patients" keeps a patient's slides together (a slide whose name gives none is its own patient),
+            "centres" those of a CAMELYON centre.
+        reference: the file of the labels, for errors.
 
     Raises:
-        CohortError: a heatmap without a label, a label without a heatmap, or a slide whose name tells no centre.
+        CohortError: a heatmap without a label, a label without a heatmap, or a slide whose name gives no centre.
         ArtefactError, ResolutionError: a heatmap cannot be used.
     """
     by_name = {slide_key(path.stem): path for path in heatmaps}
@@ -112,7 +112,7 @@ def gather(
 
 
 def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
-    """Train on all slides; the provenance holds what nested cross-validation says of such a classifier.
+    """Train on all slides; the provenance has the result of nested cross-validation.
 
     Raises:
         CohortError: all slides have one label, or there are fewer patients (or centres) than folds.
@@ -132,7 +132,7 @@ def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
     final = _grown(slides, recipe)
     return replace(
         final,
-        # the outer folds' predictions are of unseen slides: the right ones to tune the final limits on
+        # predictions of the outer folds are for unseen slides, so they can tune the final limits
         limits=tune_limits(slides.ranks, seen),
         provenance={
             "slides": len(slides.ranks),
@@ -150,10 +150,10 @@ def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
 
 
 def tune_limits(ranks: Whole, probabilities: Floats) -> tuple[float, ...]:
-    """Limits for itc, micro and macro on a grid of twentieths that make the quadratic kappa largest.
+    """Tune limits for itc, micro and macro on a grid of twentieths to maximise the quadratic kappa.
 
-    One limit after the other is moved to its best place until none moves; of equally good places the nearest to one
-    half is taken, so that what the slides do not decide stays in the middle.
+    One limit at a time is moved to its best value until none moves; of equally good values the nearest to one half is
+    taken, so that what the slides do not decide stays in the middle.
 
     Args:
         ranks: int64 (n,), of the true labels.
@@ -181,7 +181,7 @@ def _kappa(ranks: Whole, probabilities: Floats, limits: tuple[float, ...]) -> fl
 
 
 def _nested(slides: LabelledSlides, held_out: Floats, recipe: Recipe) -> tuple[Floats, tuple[float, ...]]:
-    """(probabilities of held-out slides, limits), both from the training side only."""
+    """Return (probabilities of held-out slides, limits), both from the training side only."""
     unseen: Floats = np.zeros((len(slides.ranks), len(SlideLabel)))
     unseen[np.arange(len(slides.ranks)), slides.ranks] = 1.0
     if len(set(slides.groups)) > 1:
@@ -209,7 +209,7 @@ def _grown(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
 
 
 def _folds(slides: LabelledSlides, recipe: Recipe) -> list[NDArray[np.intp]]:
-    """The held-out slides of each fold: whole groups, dealt so that the worst labels spread evenly."""
+    """Choose the held-out slides of each fold: whole groups, dealt so that the worst labels spread evenly."""
     groups = sorted(set(slides.groups))
     count = len(groups) if recipe.split == "centres" else recipe.folds
     if count < 2 or len(groups) < count:
@@ -231,7 +231,7 @@ def _folds(slides: LabelledSlides, recipe: Recipe) -> list[NDArray[np.intp]]:
 def _refuse(path: Path | None, names: Iterable[str], noun: str, mend: str) -> None:
     missing = sorted(names)
     if missing:
-        raise CohortError(path, f"there is no {noun} of {listed(missing)}", mend=mend)
+        raise CohortError(path, f"there is no {noun} for {listed(missing)}", mend=mend)
 
 
 def _or_none(value: float) -> Any:  # noqa: ANN401  (a number or null in JSON)

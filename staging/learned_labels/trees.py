@@ -1,7 +1,7 @@
-"""A learned slide label: trees over the predictors of a heatmap, kept as JSON and read without scikit-learn.
+"""A learned slide label: trees over the predictors of a heatmap, stored as JSON and read without scikit-learn.
 
-A slide gets the worst label of which at least a limit's probability says that the slide is that bad or worse; the
-limits make the quadratic kappa largest on predictions of slides that the trees did not see.
+A slide gets the worst label for which the probability of that label or a worse one reaches its limit; the limits
+maximise the quadratic kappa on predictions for slides that the trees did not see.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Tree:
     """One decision tree; node 0 is its root.
 
     Attributes:
-        left, right: number of the node on either side; -1 for leaves.
-        predictor: the number that a node looks at; to the left goes what is at most the threshold.
+        left, right: number of the child on either side; -1 for leaves.
+        predictor: index of the predictor that a node tests; values up to the threshold go left.
         threshold: of that predictor, as float32.
         value: of each node: a share of every class (forest), or one number (boosting).
         target: the class whose score the tree adds to (boosting); None in a forest.
@@ -51,7 +51,7 @@ class Tree:
         parts: tuple[tuple[Any, ...], ...] = (self.right, self.predictor, self.threshold, self.value)
         if size == 0 or any(len(part) != size for part in parts):
             raise ValueError("a tree has one entry per node")
-        # children stand behind their parents, so that every way down ends
+        # children come after their parents, so that every path ends
         for number, (left, right) in enumerate(zip(self.left, self.right, strict=True)):
             if (left == _LEAF) != (right == _LEAF) or (
                 left != _LEAF and not (number < left < size and number < right < size)
@@ -59,7 +59,7 @@ class Tree:
                 raise ValueError(f"node {number} of a tree has impossible children")
 
     def values(self, predictors: NDArray[np.float32]) -> Floats:
-        """The leaf's value for each row of predictors: float64 (n, classes or 1)."""
+        """Return the leaf's value for each row of predictors: float64 (n, classes or 1)."""
         left, right, predictor = np.array(self.left), np.array(self.right), np.array(self.predictor)
         threshold = np.array(self.threshold)
         at = np.zeros(len(predictors), dtype=np.int64)
@@ -76,14 +76,14 @@ class SlideClassifier:
 
     Attributes:
         kind: of the trees.
-        predictors: names of the numbers that predict takes, in their order.
-        labels: the classes that the training slides had, in their order.
+        predictors: names of the numbers that predict takes, in order.
+        labels: the classes of the training slides, in order.
         trees: of all classes.
-        base: score of each class before any tree (boosting); one number where there are two classes.
-        rate: what each tree's value is multiplied by (boosting).
-        limits: for itc, micro and macro: from which probability of that label or a worse one on it is given.
+        base: score of each class before any tree (boosting); one number for two classes.
+        rate: factor of each tree's value (boosting).
+        limits: for itc, micro and macro: the probability of that label or a worse one from which it is given.
         importances: of the predictors, summing to 1.
-        provenance: what it was made from, and how well it did on slides it had not seen.
+        provenance: what it was made from, and how well it did on unseen slides.
     """
 
     kind: Kind
@@ -97,7 +97,7 @@ class SlideClassifier:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def predict(self, predictors: Floats) -> Floats:
-        """The probability of each SlideLabel: float64 (n, 4), rows sum to 1; a label that no slide had gets 0.
+        """Predict the probability of each SlideLabel: float64 (n, 4), rows sum to 1; a label never trained on gets 0.
 
         Args:
             predictors: float64 (n, len(self.predictors)).
@@ -106,7 +106,7 @@ class SlideClassifier:
             ValueError: another number of predictors.
         """
         if predictors.ndim != 2 or predictors.shape[1] != len(self.predictors):
-            raise ValueError(f"predictors are (n, {len(self.predictors)}), got {predictors.shape}")
+            raise ValueError(f"predictors must be (n, {len(self.predictors)}), got {predictors.shape}")
         narrow = predictors.astype(np.float32)  # as scikit-learn compares them
         shares = self._forest(narrow) if self.kind == "forest" else self._boosted(narrow)
         result = np.zeros((len(predictors), len(SlideLabel)))
@@ -114,11 +114,11 @@ class SlideClassifier:
         return result
 
     def label(self, probabilities: Floats) -> list[SlideLabel]:
-        """The label of each row of predict's result, by the limits."""
+        """Return the label of each row of predict's result, by the limits."""
         return [list(SlideLabel)[rank] for rank in ranks_of(probabilities, self.limits)]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which from_json makes the same classifier."""
+        """Return a JSON object from which from_json makes the same classifier."""
         record = asdict(self)
         record["features"] = record.pop("predictors")
         for tree in record["trees"]:
@@ -127,7 +127,7 @@ class SlideClassifier:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SlideClassifier:
-        """The classifier that to_json wrote.
+        """Read what to_json wrote.
 
         Raises:
             ValueError, KeyError, TypeError: the record is of another form.
@@ -149,7 +149,7 @@ class SlideClassifier:
         if not trees or len(model.limits) != len(SlideLabel) - 1:
             raise ValueError("lacks trees or limits")
         if not all(0 <= number < len(model.predictors) for tree in trees for number in tree.predictor):
-            raise ValueError("looks at predictors that it does not name")
+            raise ValueError("uses predictors that it does not name")
         width = len(model.labels) if model.kind == "forest" else 1
         if any(len(value) != width for tree in trees for value in tree.value):
             raise ValueError("has leaves of another size")
@@ -182,7 +182,7 @@ def _tree(record: Mapping[str, Any]) -> Tree:
 
 
 def ranks_of(probabilities: Floats, limits: tuple[float, ...]) -> Whole:
-    """The rank of the worst label whose probability, with those of worse ones, reaches its limit: int64 (n,)."""
+    """Return the rank of the worst label whose probability, with those of worse ones, reaches its limit: int64 (n,)."""
     at_least = np.cumsum(probabilities[:, ::-1], axis=1)[:, ::-1][:, 1:]
     reached = at_least >= np.array(limits)
     worst = reached.shape[1] - np.argmax(reached[:, ::-1], axis=1)
@@ -192,7 +192,7 @@ def ranks_of(probabilities: Floats, limits: tuple[float, ...]) -> Whole:
 def fit(
     predictors: Floats, ranks: Whole, *, names: tuple[str, ...], kind: Kind = "forest", trees: int = 300, seed: int = 0
 ) -> SlideClassifier:
-    """Grow trees on slides of known label; the limits stay at one half.
+    """Grow trees on labelled slides; the limits stay at one half.
 
     Args:
         predictors: float64 (n, predictors).
@@ -200,7 +200,7 @@ def fit(
         names: of the predictors.
         kind: "forest" (L. Breiman, Machine Learning 45, 2001) with classes weighted by their rarity, or "boosting" (J.
             H. Friedman, Annals of Statistics 29, 2001).
-        trees: how many; with boosting per class.
+        trees: number of trees; with boosting per class.
         seed: the same seed grows the same trees.
 
     Raises:
@@ -269,7 +269,7 @@ def write_classifier(path: Path, classifier: SlideClassifier) -> None:
     """Write a classifier as JSON.
 
     Raises:
-        StorageError: the file system refuses.
+        StorageError: the file cannot be written.
     """
     atomic_text(path, json_text(classifier.to_json()))
 
@@ -278,7 +278,7 @@ def read_classifier(path: Path) -> SlideClassifier:
     """Read what write_classifier wrote.
 
     Raises:
-        CheckpointError: it is no such file.
+        CheckpointError: it is not such a file.
     """
     try:
         return SlideClassifier.from_json(read_json(path))
@@ -288,5 +288,5 @@ def read_classifier(path: Path) -> SlideClassifier:
         ) from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
-            path, f"is no slide classifier: {error}", mend="make one with sentinode label --train"
+            path, f"is not a slide classifier: {error}", mend="make one with sentinode label --train"
         ) from error

@@ -181,7 +181,7 @@ class _Pairs:
 
 
 def _parts(spans: Spans, side: int) -> Iterator[tuple[slice, int]]:
-    """Yield spans of whole bands of ``side`` rows, some at a time, with two more bands, and the row where they begin."""
+    """Yield spans of whole bands of ``side`` rows, some at a time, with two more bands, and the row of these."""
     at = 0
     while at < len(spans):
         few = slice(at, at + _SPANS_AT_ONCE)

@@ -1,4 +1,4 @@
-"""A synthetic CAMELYON17 cohort whose truth is known exactly."""
+"""A synthetic CAMELYON17 cohort with exactly known truth."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ CELL_UM = 16.0
 TINT_CELL_UM = 32.0
 """Side of a cell of the tint grid in um."""
 RIM = 2
-"""Cells of glass around both grids, so that every tile has neighbours to be interpolated from."""
+"""Cells of glass around both grids, so that every tile has neighbours to interpolate from."""
 
 _PENS = ((0.28, 0.36, 0.78), (0.25, 0.62, 0.42), (0.24, 0.24, 0.27))
 
@@ -25,10 +25,10 @@ class Anatomy:
     """One section; cell (RIM, RIM) of each grid begins at the slide's corner.
 
     Attributes:
-        tissue: uint8 (rows, columns): Tissue codes of the section as it is without tumour.
-        tumour: uint8, the same shape: which tumour texture a metastasis at this place shows.
+        tissue: uint8 (rows, columns): Tissue codes of the section without tumour.
+        tumour: uint8, the same shape: the tumour texture of a metastasis at this position.
         depth_um: float32, the same shape: distance to the node's outline, positive inside.
-        tint: float32 (rows, columns, 3) on the tint grid: share of the light that passes what lies on or over the
+        tint: float32 (rows, columns, 3) on the tint grid: share of the light that passes whatever is on or over the
             tissue (uneven stain, folds, ink), 1 for all of it.
     """
 
@@ -59,7 +59,7 @@ def draw_anatomy(
     pen: bool,
     fold: bool,
 ) -> Anatomy:
-    """One section on a slide of this size, in one or two pieces."""
+    """Draw one section on a slide of this size, in one or two pieces."""
     shape = (int(np.ceil(height_um / CELL_UM)) + 2 * RIM + 1, int(np.ceil(width_um / CELL_UM)) + 2 * RIM + 1)
     tissue = np.full(shape, Tissue.GLASS, dtype=np.uint8)
     depth = np.full(shape, -1e4, dtype=np.float32)
@@ -234,7 +234,7 @@ def _tint(rng: np.random.Generator, tissue: NDArray[np.uint8], depth: Field, *, 
     step = round(TINT_CELL_UM / CELL_UM)
     # both grids have RIM cells of glass before the slide's corner, in their own cell size
     covered = np.pad(tissue[RIM::step, RIM::step] > Tissue.FAT, RIM)
-    # fades out inside the tissue, where nobody sees it, not on the white beside it
+    # fades out inside the tissue, where it is invisible, not on the white beside it
     for axis in (0, 1):
         covered = covered & np.roll(covered, 1, axis) & np.roll(covered, -1, axis)
     deep = np.pad(depth[RIM::step, RIM::step], RIM, mode="edge")
@@ -243,7 +243,7 @@ def _tint(rng: np.random.Generator, tissue: NDArray[np.uint8], depth: Field, *, 
     hue = coarse_noise(rng, shape, wavelength=1800 / TINT_CELL_UM, finest=250 / TINT_CELL_UM)
     absorbed = np.clip(0.045 + 0.03 * light, 0, 0.14)[..., None] * np.array([1.0, 1.25, 0.8])
     absorbed = absorbed + np.clip(0.02 * hue, -0.02, 0.06)[..., None] * np.array([1.0, -0.2, 0.3])
-    # the whole slide a little thicker or longer in the bath than the next one
+    # each slide is a little thicker, or was longer in the bath, than the next
     absorbed = absorbed + rng.uniform(0, 0.04) + rng.normal(0, 0.012, 3)
     tint = 1 - np.clip(absorbed, 0, 0.3) * covered[..., None]
     if fold:

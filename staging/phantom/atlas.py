@@ -1,4 +1,4 @@
-"""Coloured textures ready to be copied into tiles: one toroidal picture per tissue for a centre and a resolution."""
+"""Coloured textures to be copied into tiles: one toroidal picture per tissue for a centre and a resolution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RELIEF_STEP = 1 / 200
 _FIRMNESS = 0.0016
 _RAGGEDNESS = 0.36
 _RAGGED_UM = 48.0
-_SEED = 20170512  # the textures are the same for every cohort: what differs between cohorts is the plan
+_SEED = 20170512  # textures are the same for every cohort: only the plan differs between cohorts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,10 +26,10 @@ class Atlas:
     """One tissue as a picture that repeats every ``period`` px.
 
     Attributes:
-        period: px after which the picture continues with itself.
+        period: px after which the picture repeats.
         pixels: uint8 (period + reach, period + reach, 3), so that any window up to ``reach`` px is one slice.
-        relief: int8, the same rows and columns: how firmly a px holds its place against a neighbouring tissue, in
-            steps of RELIEF_STEP; nuclei hold, gaps between cells give way.
+        relief: int8, the same rows and columns: how firmly a px resists a neighbouring tissue, in steps of
+            RELIEF_STEP; nuclei resist, gaps between cells give way.
     """
 
     period: int
@@ -37,24 +37,24 @@ class Atlas:
     relief: NDArray[np.int8]
 
     def window(self, row: int, column: int, height: int, width: int) -> NDArray[np.uint8]:
-        """A view uint8 (height, width, 3) of the endless picture from (row, column) on."""
+        """Return a view uint8 (height, width, 3) of the endless picture from (row, column) on."""
         top, left = row % self.period, column % self.period
         return self.pixels[top : top + height, left : left + width]
 
     def relief_window(self, row: int, column: int, height: int, width: int) -> NDArray[np.int8]:
-        """The relief under ``window`` of the same arguments, int8 (height, width)."""
+        """Return the relief under ``window`` with the same arguments, int8 (height, width)."""
         top, left = row % self.period, column % self.period
         return self.relief[top : top + height, left : left + width]
 
 
 @lru_cache(maxsize=1)
 def atlases(centre: Centre, mpp: float, reach: int) -> tuple[Atlas, ...]:
-    """One Atlas per Tissue, in the order of their codes; cached for the slides that follow.
+    """Make one Atlas per Tissue, in the order of their codes; cached for the slides that follow.
 
     Args:
-        centre: whose stain and optics.
+        centre: the centre whose stain and optics are used.
         mpp: um per px.
-        reach: largest window side that will be asked for, in px.
+        reach: largest window side that will be requested, in px.
     """
     period, _ = _sizes(mpp)
     rng = np.random.default_rng(_SEED)

@@ -1,4 +1,4 @@
-"""Cells under the microscope: stamps of single cells and the toroidal canvas on which they are put."""
+"""Cells under the microscope: stamps of single cells and the toroidal canvas they are put on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Kind:
         body_um: diameter of the cell (0: no visible body).
         eosin: eosin of the body.
         basophilia: haematoxylin of the body.
-        clears: whether the cell hides what lies under it (a vacuole does, with eosin 0).
+        clears: whether the cell hides what is under it (as a vacuole does, with eosin 0).
         lie: direction of the long axis in radians; None for any.
         ragged: irregularity of the outline.
     """
@@ -51,7 +51,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:
-    """One cell: uint8 (side, side) haematoxylin and eosin, and what of the ground shows through (0 to 256) or None."""
+    """One cell: uint8 (side, side) haematoxylin and eosin, and how much ground shows through (0 to 256) or None."""
 
     h: NDArray[np.uint8]
     e: NDArray[np.uint8]
@@ -59,7 +59,7 @@ class Stamp:
 
 
 def cut_stamps(rng: np.random.Generator, kind: Kind, *, pixel_um: float, count: int) -> list[Stamp]:
-    """Different cells of one kind, their edges antialiased for px of ``pixel_um``."""
+    """Cut different cells of one kind, with edges antialiased for px of ``pixel_um``."""
     grain = periodic_noise(rng, 192, wavelength=5.0 / pixel_um, roughness=-0.4, finest=1.3 / pixel_um)
     return [_cut(rng, kind, pixel_um, grain) for _ in range(count)]
 
@@ -102,7 +102,7 @@ def _cut(rng: np.random.Generator, kind: Kind, pixel_um: float, grain: Field) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
-    """Polar coordinates of a stamp's px in um, stretched so that the cell is round in them."""
+    """Polar coordinates of a stamp's px in um, stretched to make the cell round."""
 
     radius: Field
     theta: Field
@@ -170,7 +170,7 @@ class Canvas:
                 target[...] = np.pad(_bytes(value * unit), _MARGIN, mode="wrap")
 
     def put(self, stamps: list[Stamp], centres: NDArray[np.float64]) -> None:
-        """Put one of ``stamps`` after the other, in turn, with its centre at each of ``centres`` (n, 2: x, y in um)."""
+        """Put the ``stamps``, in turn, with their centres at each of ``centres`` (n, 2: x, y in um)."""
         halves = [stamp.h.shape[0] // 2 for stamp in stamps]
         corners = np.rint(centres / self.pixel_um).astype(np.intp) % self.size
         for number, (x, y) in enumerate(corners.tolist()):

@@ -34,13 +34,13 @@ _SMALL_UM = 320.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LesionTruth:
-    """One metastasis as it was drawn.
+    """One metastasis as drawn.
 
     Attributes:
         longest_diameter_um: largest distance between two vertices of its outlines.
         deposits: number of its outlines.
         centroid: x, y of the filled outlines' centre of mass, level-0 px.
-        label: what it would make of a slide on its own.
+        label: the label of a slide with this lesion alone.
     """
 
     longest_diameter_um: float
@@ -51,7 +51,7 @@ class LesionTruth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideTruth:
-    """One slide as it was drawn.
+    """One slide as drawn.
 
     Attributes:
         name: file name without suffix.
@@ -60,7 +60,7 @@ class SlideTruth:
         mpp: um per level-0 px.
         width, height: of level 0 in px.
         seed: of the cohort.
-        lesions: the largest first.
+        lesions: largest first.
     """
 
     name: str
@@ -75,12 +75,12 @@ class SlideTruth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortTruth:
-    """All that is known about a phantom cohort.
+    """The truth about a phantom cohort.
 
     Attributes:
         seed: of the cohort.
-        stages: stage by patient (``patient_000``).
-        slides: in order of their names.
+        stages: stages by patient (``patient_000``).
+        slides: in order of name.
     """
 
     seed: int
@@ -90,7 +90,7 @@ class CohortTruth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A slide that is ready to be rendered, and what it shows."""
+    """A slide ready to be rendered, and what it shows."""
 
     section: Section
     lesions: tuple[GrownLesion, ...]
@@ -109,21 +109,21 @@ def generate_cohort(
     first_patient: int = 0,
     on_slide: Callable[[str], None] | None = None,
 ) -> CohortTruth:
-    """Make a cohort below ``out`` in the layout of CAMELYON17's object store; equal arguments give equal bytes.
+    """Make a cohort in ``out`` in the layout of CAMELYON17's object store; equal arguments give equal bytes.
 
     Writes ``images/*.tif``, ``annotations/*.xml`` (slides with lesions only), ``stage_labels.csv`` and, last,
     ``truth.json``.
 
     Args:
-        out: folder; made where it is missing.
+        out: folder; made if missing.
         patients: as for plan_cohort.
         centres: as for plan_cohort.
         seed: as for plan_cohort.
         mpp: as for plan_cohort.
-        workers: processes; the bytes do not depend on their number.
+        workers: number of processes; it does not change the bytes.
         size_um: as for plan_cohort.
         first_patient: as for plan_cohort.
-        on_slide: told the name of each slide once it is complete.
+        on_slide: called with the name of each slide once it is complete.
 
     Raises:
         ValueError: an argument is out of range.
@@ -132,7 +132,7 @@ def generate_cohort(
     planned = plan_cohort(
         patients=patients, centres=centres, seed=seed, mpp=mpp, size_um=size_um, first_patient=first_patient
     )
-    # slides of one scanner and stain after another: each process keeps the textures of the last ones
+    # slides of one scanner and stain follow one another: each process keeps the last textures
     slides = sorted(
         (slide for patient in planned for slide in patient.slides),
         key=lambda slide: (slide.mpp, slide.centre, slide.name),
@@ -204,7 +204,7 @@ def lay_out(plan: SlidePlan) -> Layout:
             shifts=plan.random(_PURPOSES).integers(0, 1 << 20, (len(Tissue), 2)),
         )
         return Layout(section=section, lesions=lesions, truth=_truth(plan, section, lesions))
-    raise RuntimeError(f"no section holds the lesions of {plan.name}")
+    raise RuntimeError(f"no section has room for the lesions of {plan.name}")
 
 
 def _render_all(slides: Sequence[SlidePlan], out: Path, workers: int) -> Iterator[SlideTruth]:
@@ -222,7 +222,7 @@ def _render_all(slides: Sequence[SlidePlan], out: Path, workers: int) -> Iterato
 
 
 def _grow(rng: np.random.Generator, ground: Ground, plan: SlidePlan) -> list[GrownLesion] | None:
-    """The lesions of a slide; None where the largest, which decides the label, finds no place."""
+    """Grow the lesions of a slide; None if there is no room for the largest, which decides the label."""
     grown: list[GrownLesion] = []
     for planned in plan.lesions:
         lesion = _grow_one(rng, ground, planned)
@@ -241,7 +241,7 @@ def _grow_one(rng: np.random.Generator, ground: Ground, lesion: LesionPlan) -> G
 
 
 def _fill_small(anatomy: Anatomy, lesion: GrownLesion) -> None:
-    """Let small deposits be solid: nests and glands are wider than they, and they could show nothing but stroma."""
+    """Make small deposits solid: nests and glands are wider, so that they could show nothing but stroma."""
     for outline in lesion.deposits:
         low, high = outline.min(axis=0), outline.max(axis=0)
         if (high - low).max() < _SMALL_UM:
@@ -251,7 +251,7 @@ def _fill_small(anatomy: Anatomy, lesion: GrownLesion) -> None:
 
 
 def _on_grid(lesion: GrownLesion, mpp: float) -> GrownLesion:
-    """A lesion in level-0 px, rounded as they are written."""
+    """Convert a lesion to level-0 px, rounded as written."""
     return GrownLesion(
         deposits=tuple(np.round(outline / mpp, _DECIMALS) for outline in lesion.deposits),
         islands=tuple(np.round(outline / mpp, _DECIMALS) for outline in lesion.islands),
@@ -274,7 +274,7 @@ def _truth(plan: SlidePlan, section: Section, grown: Sequence[GrownLesion]) -> S
     lesions.sort(key=lambda lesion: -lesion.longest_diameter_um)
     label = max((lesion.label for lesion in lesions), default=SlideLabel.NEGATIVE)
     if label is not plan.label:
-        raise RuntimeError(f"{plan.name} was drawn as {label} and planned as {plan.label}")
+        raise RuntimeError(f"{plan.name} was drawn as {label} but planned as {plan.label}")
     return SlideTruth(
         name=plan.name,
         label=label,
@@ -319,7 +319,7 @@ def _annotations(plan: SlidePlan, section: Section) -> list[Annotation]:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  (whatever asdict gives)
-    """The value with the enumerations' texts in their place."""
+    """Replace enumeration members in the value by their texts."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Outlines of metastases: irregular polygons that fit into the tissue and have exactly the wanted diameter."""
+"""Outlines of metastases: irregular polygons that fit into the tissue and have exactly the requested diameter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RIPPLE_UM = 34.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GrownLesion:
-    """One lesion as it is drawn: float64 (n, 2) outlines x, y in um on the slide, not closed.
+    """One lesion as drawn: float64 (n, 2) outlines x, y in um on the slide, not closed.
 
     Attributes:
         deposits: tumour.
@@ -32,7 +32,7 @@ class GrownLesion:
 
 
 class Ground:
-    """Where on a section metastases may still grow; what is placed blocks its surroundings."""
+    """Where on a section metastases may still grow; a grown lesion blocks its surroundings."""
 
     def __init__(self, anatomy: Anatomy) -> None:
         solid = (anatomy.tissue != Tissue.GLASS) & (anatomy.tissue != Tissue.FAT)
@@ -40,11 +40,11 @@ class Ground:
         self.free: NDArray[np.bool_] = solid & (anatomy.depth_um > _MARGIN_UM)
 
     def holds(self, points: Outline) -> bool:
-        """Whether all points (n, 2: x, y in um) lie on free ground."""
+        """Return whether all points (n, 2: x, y in um) are on free ground."""
         return bool(self.free[self._cells(points)].all())
 
     def room(self, x: float, y: float, turns: NDArray[np.float64], reach_um: float) -> NDArray[np.float64]:
-        """How far in um one can go from (x, y) in each direction before free ground ends, ``reach_um`` at most."""
+        """Return how far free ground extends from (x, y) in each direction, in um, ``reach_um`` at most."""
         steps = np.arange(1, int(reach_um / 12) + 2) * 12.0
         rays = np.stack(
             [x + steps[None, :] * np.cos(turns)[:, None], y + steps[None, :] * np.sin(turns)[:, None]], axis=2
@@ -54,7 +54,7 @@ class Ground:
         return np.asarray(blocked * 12.0 - 12.0)
 
     def block(self, lesion: GrownLesion) -> None:
-        """Take the lesion and all that is nearer than another lesion may come."""
+        """Block the lesion and everything nearer to it than another lesion may be."""
         from scipy import ndimage  # noqa: PLC0415  (slow to import)
 
         points = np.concatenate(lesion.deposits)
@@ -78,12 +78,12 @@ class Ground:
 
 
 def fill_polygon(x: NDArray[np.float64], y: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Cells whose centre lies inside a closed polygon by the non-zero rule.
+    """Find the cells whose centre is inside a closed polygon by the non-zero rule.
 
     Args:
         x: of the vertices (n,) in cells; cell (row, column) covers [column, column + 1) x [row, row + 1).
         y: of the vertices (n,).
-        shape: (rows, columns) of the raster, which begins at (0, 0); vertices may lie outside.
+        shape: (rows, columns) of the raster, which begins at (0, 0); vertices may be outside.
 
     Returns:
         bool ``shape``.
@@ -106,7 +106,7 @@ def fill_polygon(x: NDArray[np.float64], y: NDArray[np.float64], shape: tuple[in
 
 
 def longest_diameter(points: Outline) -> float:
-    """The largest distance between two of the points (n, 2), in their unit."""
+    """Return the largest distance between two of the points (n, 2), in their unit."""
     from scipy.spatial import ConvexHull, distance  # noqa: PLC0415  (slow to import)
 
     hull = points[ConvexHull(points).vertices] if len(points) > 8 else points
@@ -121,13 +121,13 @@ def grow_lesion(
     Args:
         rng: source of randomness.
         ground: where there is room.
-        diameter_um: wanted longest diameter of the lesion, all deposits together.
-        deposits: how many tumour deposits less than MERGE_GAP_UM apart form it.
+        diameter_um: longest diameter of the lesion, all deposits together.
+        deposits: number of tumour deposits, less than MERGE_GAP_UM apart, that form it.
         island: whether to leave a lymphoid island in the largest deposit.
-        loop: whether the largest outline crosses itself once, as outlines drawn by hand do.
+        loop: whether the largest outline crosses itself once, as hand-drawn outlines do.
 
     Returns:
-        The outlines, or None where no place was found.
+        The outlines, or None if no room was found.
     """
     starts = np.argwhere(ground.free)
     if not len(starts):
@@ -178,13 +178,13 @@ def _polar(x: float, y: float, radius: NDArray[np.float64]) -> Outline:
 
 
 def _fitted(rng: np.random.Generator, ground: Ground, x: float, y: float, diameter_um: float) -> Outline | None:
-    """An outline around (x, y) that grows where there is room until it has the diameter."""
+    """Grow an outline around (x, y) where there is room until it has the diameter."""
     star = _star(rng, diameter_um, rough=0.16)
     turns = np.linspace(0, 2 * np.pi, len(star), endpoint=False)
     rays = min(len(star), 720)
     few = np.linspace(0, 2 * np.pi, rays, endpoint=False)
     limit = ground.room(x, y, few, 1.1 * diameter_um)
-    # the rays end at cells of the grid: an outline along their shortest neighbours is smooth and stays inside
+    # the rays end at grid cells: an outline along the shortest of neighbouring rays is smooth and stays inside
     near = np.stack([np.roll(limit, shift) for shift in range(-3, 4)]).min(axis=0)
     limit = np.stack([np.roll(near, shift) for shift in range(-3, 4)]).mean(axis=0)
     limit = np.interp(turns, few, limit, period=2 * np.pi)
@@ -209,7 +209,7 @@ def _fitted(rng: np.random.Generator, ground: Ground, x: float, y: float, diamet
 
 
 def _cluster(rng: np.random.Generator, diameter_um: float, deposits: int) -> list[Outline] | None:
-    """Deposits around (0, 0), each less than MERGE_GAP_UM from the first, together as wide as wanted."""
+    """Make deposits around (0, 0), each less than MERGE_GAP_UM from the first, together of the requested diameter."""
     from scipy.spatial import cKDTree  # noqa: PLC0415  (slow to import)
 
     for _ in range(30):

@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 Field = NDArray[np.float32]
 _ONE_THREAD = 200_000  # OpenBLAS takes several threads from 262,144 multiplications on
-_SPLINE_LOSS = np.float32(1.12)  # the splines smooth the finest waves: what is left has this much less deviation
+_SPLINE_LOSS = np.float32(1.12)  # splines smooth the finest waves, which divides the deviation by this
 
 
 def periodic_noise(
     rng: np.random.Generator, size: int, *, wavelength: float, roughness: float = 1.0, finest: float = 0.0
 ) -> Field:
-    """A random field that continues over its edges.
+    """Make a random field that continues over its edges.
 
     Args:
         rng: source of randomness.
         size: rows and columns.
         wavelength: the longest wave in samples.
-        roughness: exponent of the fall of the amplitudes towards shorter waves; larger is smoother.
+        roughness: exponent by which amplitudes fall towards shorter waves; larger is smoother.
         finest: the shortest wave in samples; 0 for no limit.
 
     Returns:
@@ -54,15 +54,15 @@ def rectangle_noise(
 
 
 def spline_rows(count: int, step: float, phase: float) -> Field:
-    """The matrix that samples a coarse signal by quadratic B-splines.
+    """Make the matrix that samples a coarse signal by quadratic B-splines.
 
     Args:
-        count: samples wanted.
-        step: their distance in coarse cells.
+        count: number of samples.
+        step: distance of the samples in coarse cells.
         phase: position of the first sample in coarse cells, where cell j covers j to j + 1; at least 1.
 
     Returns:
-        float32 (count, cells): each row sums to 1; multiply it with the coarse cells from index 0 on.
+        float32 (count, cells): each row sums to 1; multiply it by the coarse cells from index 0 on.
     """
     position = phase + step * np.arange(count)
     cell = np.floor(position).astype(np.intp)
@@ -76,9 +76,9 @@ def spline_rows(count: int, step: float, phase: float) -> Field:
 
 
 def product(left: Field, right: Field) -> Field:
-    """``left @ right`` in pieces that BLAS does not spread over threads.
+    """Compute ``left @ right`` in pieces that BLAS does not spread over threads.
 
-    Several processes draw side by side: threads that wait for each other would cost more than they bring.
+    Several processes draw side by side: threads waiting for each other would cost more than they gain.
     """
     rows, inner = left.shape
     columns = right.shape[1]
@@ -95,7 +95,7 @@ def product(left: Field, right: Field) -> Field:
 
 
 def enlarge(field: Field, down: Field, across: Field) -> Field:
-    """``down @ field @ across.T`` for matrices of spline_rows, of whose columns each row needs only three.
+    """Compute ``down @ field @ across.T`` for matrices from spline_rows, each row of which needs only three columns.
 
     Returns:
         float32 (rows of down, rows of across).
@@ -110,7 +110,7 @@ def enlarge(field: Field, down: Field, across: Field) -> Field:
 
 
 def _bands(matrix: Field) -> Iterator[tuple[slice, slice]]:
-    """Runs of rows and the columns in which they are not zero."""
+    """Yield ranges of rows with the columns in which they are not zero."""
     for first in range(0, len(matrix), 64):
         rows = slice(first, min(first + 64, len(matrix)))
         low = int(np.argmax(matrix[first] > 0))
@@ -119,7 +119,7 @@ def _bands(matrix: Field) -> Iterator[tuple[slice, slice]]:
 
 
 def enlarge_periodic(field: Field, size: int) -> Field:
-    """A periodic field sampled more finely, smooth and still periodic: float32 (size, size)."""
+    """Sample a periodic field more finely, smooth and still periodic: float32 (size, size)."""
     small = field.shape[0]
     matrix = spline_rows(size, small / size, 1.0 + 0.5 * small / size)
     padded = np.pad(field, ((1, matrix.shape[1] - 1 - small),) * 2, mode="wrap")
@@ -129,7 +129,7 @@ def enlarge_periodic(field: Field, size: int) -> Field:
 def coarse_noise(
     rng: np.random.Generator, shape: tuple[int, int], *, wavelength: float, roughness: float = 0.8, finest: float = 0.0
 ) -> Field:
-    """A random field on (rows, columns), drawn as coarsely as its waves allow and enlarged smoothly.
+    """Make a random field on (rows, columns), drawn as coarsely as its waves allow and enlarged smoothly.
 
     Returns:
         float32 ``shape``, mean about 0, standard deviation about 1.

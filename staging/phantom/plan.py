@@ -1,4 +1,4 @@
-"""Who gets what: stages of patients, labels of slides, lesions of slides. Pure: nothing is drawn or written here."""
+"""The plan of a cohort: stages of patients, labels and lesions of slides. Pure: nothing is drawn or written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NODES = 5
 _PER_BLOCK = 20
 _MIN_SIZE_UM = (4500.0, 3500.0)
 
-# (ITC, micro, macro) nodes of five and in how many of the 100 training patients of CAMELYON17 they occur
+# (ITC, micro, macro) nodes of five, and how many of the 100 training patients of CAMELYON17 have them
 # (stage_labels.csv of the organisers; its totals are 323 negative, 35 ITC, 57 micro and 85 macro slides).
 _COMPOSITIONS: dict[PatientStage, dict[tuple[int, int, int], int]] = {
     PatientStage.PN0: {(0, 0, 0): 25},
@@ -40,7 +40,7 @@ _COMPOSITIONS: dict[PatientStage, dict[tuple[int, int, int], int]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LesionPlan:
-    """One lesion before it has a place.
+    """One lesion before it has a position.
 
     Attributes:
         diameter_um: its longest diameter, all deposits together.
@@ -57,20 +57,20 @@ class LesionPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlidePlan:
-    """One slide before it is drawn; holds all that its pixels follow from.
+    """One slide before it is drawn, with everything that determines its pixels.
 
     Attributes:
         name: file name without suffix.
         patient, node: numbers in the name.
         centre: index into stain.CENTRES.
-        seed: of the cohort; with patient and node the seed of the slide.
-        label: what the largest lesion makes of the slide.
+        seed: of the cohort; together with patient and node the seed of the slide.
+        label: the label by the largest lesion.
         mpp: um per px of the finest level.
         width_um, height_um: of the scanned glass.
         pieces: 1 or 2 pieces of tissue.
         fatty: whether the node's middle is replaced by fat.
         pen, fold: whether the glass is marked, the tissue folded.
-        lesions: the largest first.
+        lesions: largest first.
     """
 
     name: str
@@ -89,7 +89,7 @@ class SlidePlan:
     lesions: tuple[LesionPlan, ...]
 
     def random(self, purpose: int) -> np.random.Generator:
-        """A stream of its own for each purpose, the same wherever and whenever the slide is drawn."""
+        """Return a separate random stream for each purpose, independent of where and when the slide is drawn."""
         return np.random.default_rng(np.random.SeedSequence([self.seed, self.patient, self.node, purpose]))
 
 
@@ -115,13 +115,13 @@ def plan_cohort(
     """Plan a cohort in the proportions of CAMELYON17's training set.
 
     Args:
-        patients: how many.
-        centres: 0 to 4; patients go round them in turn and are numbered as in CAMELYON17 (20 per centre, then from
+        patients: number of patients.
+        centres: 0 to 4; patients are assigned to them in turn and numbered as in CAMELYON17 (20 per centre, then from
             100 on).
         seed: of everything.
-        mpp: um per px of the coarsest scanner; the centres' own lie between 0.904 and 1 of it.
-        size_um: width and height of every slide; drawn for each where not given.
-        first_patient: how many places of the round to leave out first.
+        mpp: um per px of the coarsest scanner; those of the centres are 0.904 to 1 times this.
+        size_um: width and height of every slide; random for each by default.
+        first_patient: number of patients to skip first.
 
     Returns:
         The patients in order of their numbers.
@@ -135,9 +135,9 @@ def plan_cohort(
             f"a cohort needs at least 1 patient and a first of at least 0, got {patients}, {first_patient}"
         )
     if not centres or len(set(centres)) != len(centres) or not set(centres) <= {centre.index for centre in CENTRES}:
-        raise ValueError(f"centres are different numbers from 0 to {len(CENTRES) - 1}, got {centres}")
+        raise ValueError(f"centres must be different numbers from 0 to {len(CENTRES) - 1}, got {centres}")
     if first_patient + patients > 2 * _PER_BLOCK * len(centres):
-        raise ValueError(f"{len(centres)} centres hold {2 * _PER_BLOCK * len(centres)} patients at most")
+        raise ValueError(f"{len(centres)} centres have at most {2 * _PER_BLOCK * len(centres)} patients")
     if not 0.2 <= mpp <= 8:
         raise ValueError(f"mpp is um per px and must be 0.2 to 8, got {mpp}")
     if size_um is not None and (size_um[0] < _MIN_SIZE_UM[0] or size_um[1] < _MIN_SIZE_UM[1]):
@@ -160,7 +160,7 @@ def plan_cohort(
 
 
 def _stage_counts(patients: int) -> dict[PatientStage, int]:
-    """How many patients get each stage: largest remainders, and every stage once from five patients on."""
+    """Count the patients of each stage: largest remainders, and every stage at least once from five patients on."""
     weights = {stage: sum(mixture.values()) for stage, mixture in _COMPOSITIONS.items()}
     total = sum(weights.values())
     least = 1 if patients >= len(weights) else 0
@@ -177,7 +177,7 @@ def _stage_counts(patients: int) -> dict[PatientStage, int]:
 
 
 def _compositions(rng: np.random.Generator, stage: PatientStage, count: int) -> list[tuple[int, int, int]]:
-    """Mixtures of node labels for ``count`` patients, drawn without replacement from the real patients."""
+    """Draw mixtures of node labels for ``count`` patients, without replacement from the real patients."""
     real = [mixture for mixture, times in _COMPOSITIONS[stage].items() for _ in range(times)]
     drawn: list[tuple[int, int, int]] = []
     while len(drawn) < count:
@@ -226,7 +226,7 @@ def _plan_slide(
 
 
 def _plan_lesions(rng: np.random.Generator, label: SlideLabel, width_um: float) -> tuple[LesionPlan, ...]:
-    """The lesion that makes the label, and smaller ones beside it on some slides."""
+    """Plan the lesion that decides the label, and on some slides smaller ones beside it."""
     if label is SlideLabel.NEGATIVE:
         return ()
     largest = _draw_diameter(rng, label, width_um)
@@ -248,7 +248,7 @@ def _plan_lesions(rng: np.random.Generator, label: SlideLabel, width_um: float) 
 
 
 def _draw_diameter(rng: np.random.Generator, label: SlideLabel, width_um: float) -> float:
-    """A diameter in um that makes the label: log-uniform, every fourth close to a limit of the size rule."""
+    """Draw a diameter in um for the label: log-uniform, every fourth close to a limit of the size rule."""
     rule = SizeRule()
     low, high, edges = {
         SlideLabel.ITC: (60.0, 195.0, (0.95 * rule.itc_max_um,)),

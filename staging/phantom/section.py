@@ -1,4 +1,4 @@
-"""Rendering: the tiles of one slide from its anatomy, its outlines and the textures of its centre."""
+"""Render the tiles of one slide from its anatomy, its outlines and the textures of its centre."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from staging.phantom.stain import Centre
 TILE_PX = 512
 _FAR_UM = 700.0
 _SOFT_MPP = 0.6
-"""Below this many um per px borders between tissues are blurred."""
+"""Borders between tissues are blurred below this many um per px."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,12 +27,12 @@ class Section:
     """One slide that can be rendered tile by tile.
 
     Attributes:
-        centre: whose stain, optics and scanner.
+        centre: the centre whose stain, optics and scanner are used.
         mpp: um per px.
         width, height: of the slide in px.
-        anatomy: what lies where.
-        tumours, islands: outlines (n, 2) x, y in level-0 px: metastases, and what is cut out of them.
-        shifts: where each texture begins, int (tissues, 2).
+        anatomy: the tissues of the section.
+        tumours, islands: outlines (n, 2) x, y in level-0 px: metastases, and areas cut out of them.
+        shifts: start of each texture, int (tissues, 2).
     """
 
     centre: Centre
@@ -50,12 +50,12 @@ class Section:
         return -(-self.height // TILE_PX), -(-self.width // TILE_PX)
 
     def tiles(self) -> Iterator[NDArray[np.uint8] | None]:
-        """All tiles row by row, uint8 (512, 512, 3); None where a Philips scanner stores nothing."""
+        """Yield all tiles row by row, uint8 (512, 512, 3); None where a Philips scanner stores nothing."""
         rows, columns = self.grid
         return (self.tile(row, column) for row in range(rows) for column in range(columns))
 
     def tile(self, row: int, column: int) -> NDArray[np.uint8] | None:
-        """One tile, also beyond the slide's edge where the last tiles overhang."""
+        """Render one tile, including beyond the slide's edge where the last tiles overhang."""
         top, left = row * TILE_PX, column * TILE_PX
         tint = _Spline.of(self.anatomy.tint.shape[:2], (top, left), TILE_PX, mpp=self.mpp, cell_um=TINT_CELL_UM)
         tinted = self.anatomy.tint[tint.cells]
@@ -79,7 +79,7 @@ class Section:
         return out
 
     def classes(self, row: int, column: int) -> NDArray[np.uint8]:
-        """Tissue codes of one tile as it is rendered, uint8 (512, 512)."""
+        """Return the tissue codes of one tile as rendered, uint8 (512, 512)."""
         out = np.empty((TILE_PX, TILE_PX), dtype=np.uint8)
 
         def copy(code: int, block: _Block, where: NDArray[np.bool_] | None) -> None:
@@ -89,7 +89,7 @@ class Section:
         return out
 
     def tumour_mask(self, row: int, column: int) -> NDArray[np.bool_] | None:
-        """Which px of a tile have their centre in a metastasis, bool (512, 512); None for no px of it."""
+        """Return which px of a tile have their centre in a metastasis, bool (512, 512); None if there are none."""
         top, left = row * TILE_PX, column * TILE_PX
         mask = _fill(self.tumours, top, left)
         if mask is not None:
@@ -109,7 +109,7 @@ class Section:
         return not self.anatomy.tissue[around.cells].any()
 
     def _compose(self, top: int, left: int, textures: Sequence[Atlas], copy: _Copy) -> list[NDArray[np.intp]]:
-        """Put all tissues in their places; returns the px (flat indices into the tile) along their borders."""
+        """Compose all tissues; return the px (flat indices into the tile) along their borders."""
         seams: list[NDArray[np.intp]] = []
         tumour = self.tumour_mask(top // TILE_PX, left // TILE_PX)
         anatomy = self.anatomy
@@ -135,9 +135,9 @@ class Section:
         textures: Sequence[Atlas],
         copy: _Copy,
     ) -> list[NDArray[np.intp]]:
-        """Put the tissues of a grid into one block; returns the px along their borders where they are to be blurred.
+        """Put the tissues of a grid into one block; return the px along their borders if they are to be blurred.
 
-        At each px the tissue wins that has the largest share of the cells around it (by splines) times its relief.
+        At each px the tissue with the largest share of the surrounding cells (by splines) times its relief wins.
         """
         cells = grid[block.spline.cells]
         present = np.flatnonzero(np.bincount(cells.ravel()))
@@ -154,7 +154,7 @@ class Section:
             relief = textures[code].relief_window(row, column, block.side, block.side)
             score = np.multiply(relief[thin // 2 :: thin, thin // 2 :: thin], np.float32(RELIEF_STEP))
             score += np.float32(1)
-            score *= share  # a factor, so that a tissue wins nowhere beyond the reach of its cells
+            score *= share  # a factor, so that a tissue never wins beyond the reach of its cells
             if best is None:
                 copy(code, block, where)
                 best = score
@@ -174,7 +174,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A square of px on the slide, where it lies inside its tile, and the cells around it."""
+    """A square of px on the slide, its position inside its tile, and the cells around it."""
 
     top: int
     left: int
@@ -184,7 +184,7 @@ class _Block:
 
 
 def _blocks(shape: tuple[int, int], top: int, left: int, mpp: float, side: int) -> Iterator[_Block]:
-    """A tile cut into squares."""
+    """Cut a tile into squares."""
     starts = range(0, TILE_PX, side)
     columns = [_axis(shape[1], left + x, side, mpp, CELL_UM) for x in starts]
     for y in starts:
@@ -224,7 +224,7 @@ def _axis(cells: int, start: int, side: int, mpp: float, cell_um: float) -> tupl
     index = np.clip(np.arange(first, first + matrix.shape[1]), 0, cells - 1)
     low, high = int(index[0]), int(index[-1]) + 1
     if high - low < matrix.shape[1]:
-        # the square overhangs the grid: the outermost cells stand for those that are missing
+        # the square overhangs the grid: the outermost cells stand in for the missing ones
         inner = np.zeros((side, high - low), dtype=np.float32)
         np.add.at(inner.T, index - low, matrix.T)
         matrix = inner
@@ -232,7 +232,7 @@ def _axis(cells: int, start: int, side: int, mpp: float, cell_um: float) -> tupl
 
 
 def _thinning(mpp: float) -> int:
-    """Every how many px the border between two tissues is computed."""
+    """Return the spacing in px at which the border between two tissues is computed."""
     return 2 if mpp <= 1.2 else 1
 
 
@@ -286,14 +286,14 @@ def _soften(tile: NDArray[np.uint8], seams: Sequence[NDArray[np.intp]]) -> None:
 
 
 def _shade(tile: NDArray[np.uint8], spline: _Spline, tint: Field, *, rows: int) -> None:
-    """Let the tile's light pass through the tint, in place; ``rows`` of px together have the same tint."""
+    """Pass the tile's light through the tint, in place; groups of ``rows`` px share the same tint."""
     shares = np.moveaxis(tint, 2, 0) * np.float32(256)
     down, across = spline.down[rows // 2 :: rows], spline.across.T
     light = np.stack([product(product(down, share), across) for share in shares])
     factors = np.empty((TILE_PX // rows, TILE_PX, 3), dtype=np.uint16)
     np.copyto(factors, np.moveaxis(light, 0, 2), casting="unsafe")
     stripes = tile.reshape(-1, rows, TILE_PX * 3)
-    some = max(1, 32 // rows)  # so many at a time that the widened px stay in the processor's cache
+    some = max(1, 32 // rows)  # few enough at a time that the widened px stay in the processor's cache
     wide = np.empty((some, rows, TILE_PX * 3), dtype=np.uint16)
     for first in range(0, len(stripes), some):
         part = stripes[first : first + some]

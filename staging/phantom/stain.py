@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 H_UNIT = 160
-"""Canvas value that stands for the haematoxylin of one ordinary lymphocyte nucleus."""
+"""Canvas value of the haematoxylin of an ordinary lymphocyte nucleus."""
 E_UNIT = 80
-"""Canvas value that stands for the eosin of ordinary collagen."""
+"""Canvas value of the eosin of ordinary collagen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +22,8 @@ class Centre:
     each CAMELYON17 centre (CC0): patient_006_node_1, patient_024_node_2, patient_056_node_1, patient_066_node_1 and
     patient_097_node_3, in this order. As in Macenko et al. (ISBI 2009) the extremes are taken: eosin is the median of
     the 6 % of stained pixels that absorb the least red for their green, haematoxylin the mean of the 12 % darkest
-    pixels less a quarter of that eosin. The blur makes the
-    ratio of horizontal gradient to contrast of drawn cortex rank as in these fields.
+    pixels minus a quarter of that eosin. The blur makes the ratio of horizontal gradient to contrast of drawn cortex
+    rank as in these fields.
 
     Attributes:
         index: 0 to 4, as in CAMELYON17.
@@ -107,7 +107,7 @@ CENTRES: tuple[Centre, ...] = (
 
 @lru_cache(maxsize=len(CENTRES))
 def colours(centre: Centre) -> NDArray[np.uint32]:
-    """The colour of every pair of concentrations under the centre's stain (Beer-Lambert).
+    """Compute the colour of every pair of concentrations under the centre's stain (Beer-Lambert).
 
     Returns:
         uint32 (65536,): index ``haematoxylin * 256 + eosin`` in canvas values; bytes red, green, blue, 0 in memory.

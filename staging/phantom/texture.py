@@ -1,4 +1,4 @@
-"""What each tissue of a lymph node looks like under the microscope, as haematoxylin and eosin on a toroidal canvas."""
+"""The microscopic texture of each tissue of a lymph node, as haematoxylin and eosin on a toroidal canvas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from staging.phantom.noise import Field, enlarge_periodic
 
 
 class Tissue(IntEnum):
-    """What lies at a place of a section; the value is the code in class maps."""
+    """The tissue at a position of a section; the value is the code in class maps."""
 
     GLASS = 0
     FAT = 1
@@ -89,7 +89,7 @@ _LUMEN = Kind(nucleus_um=0.0, body_um=24, spread=0.35, aspect=1.6, clears=True, 
 
 
 def paint(tissue: Tissue, rng: np.random.Generator, *, size: int, pixel_um: float) -> Canvas:
-    """One tissue on a canvas of ``size`` fine px of ``pixel_um``."""
+    """Paint one tissue on a canvas of ``size`` fine px of ``pixel_um``."""
     canvas = Canvas(size, pixel_um)
     _RECIPES[tissue](canvas, rng)
     return canvas
@@ -104,7 +104,7 @@ def _scatter(
     share: float = 1.0,
     where: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
-    """Places (n, 2: x, y in um) in shuffled order on a jittered hexagonal grid that continues over the edges."""
+    """Draw positions (n, 2: x, y in um) in shuffled order on a jittered hexagonal grid that wraps around the edges."""
     columns = max(1, round(canvas.width_um / spacing_um))
     rows = max(2, 2 * round(canvas.width_um / spacing_um / np.sqrt(0.75) / 2))
     row, column = np.divmod(np.arange(rows * columns), columns)

@@ -80,7 +80,7 @@ class FrocScore:
         }
 
     def lesion_table(self) -> list[dict[str, Any]]:
-        """Return one row per lesion: hit, missed or itc, and the highest probability on it, which has no effect if ITC."""
+        """Return one row per lesion: hit, missed or itc, and the highest probability on it (no effect if itc)."""
         return [
             {
                 "slide": slide.slide,

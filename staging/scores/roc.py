@@ -1,7 +1,7 @@
 """Area under the ROC curve of a score per slide, with two intervals. Uses numbers and bools, never texts.
 
-DeLong's interval follows DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845, by the midranks of Sun and Xu,
-IEEE Signal Processing Letters 21 (2014) 1389-1393; the other is the percentile bootstrap over slides.
+DeLong's interval follows DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845, by midranks as in Sun and
+Xu, IEEE Signal Processing Letters 21 (2014) 1389-1393; the other is the percentile bootstrap over slides.
 """
 
 from __future__ import annotations

@@ -43,12 +43,12 @@ class Unscored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staging:
-    """The outcome of a cohort: every patient is in exactly one of the two.
+    """The stages of a cohort: every patient is either staged or unscored.
 
     Attributes:
-        stages: stage by patient (``patient_000``), in order of the patients' numbers.
+        stages: stages by patient (``patient_000``), in order of patient number.
         unscored: the patients that cannot be staged, in the same order.
-        at_least: staged patients of whom a slide was seen only in part: their stage is at least this.
+        at_least: staged patients with a slide that was seen only in part: their stage is a lower bound.
     """
 
     stages: dict[str, PatientStage] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Staging:
 
 
 def parse_slide_name(name: str) -> tuple[str, int]:
-    """(patient, node) of a CAMELYON17 slide name: ``patient_000_node_0`` with or without suffixes, in any case.
+    """Parse (patient, node) from a CAMELYON17 slide name: ``patient_000_node_0``, with or without suffixes, any case.
 
     Raises:
         SlideNameError: the name is of another form.
@@ -66,14 +66,14 @@ def parse_slide_name(name: str) -> tuple[str, int]:
     if match is None:
         raise SlideNameError(
             None,
-            f"the slide name {name.strip()!r} does not say patient and node",
+            f"the slide name {name.strip()!r} does not give patient and node",
             mend="name slides like patient_000_node_0",
         )
     return match.group(1).lower(), int(match.group(2))
 
 
 def stage_patient(labels: Iterable[SlideLabel]) -> PatientStage:
-    """The stage of a patient with these slide labels, one per node.
+    """Return the stage of a patient with these slide labels, one per node.
 
     CAMELYON17 (camelyon17.grand-challenge.org/Evaluation): a macro-metastasis and four or more positive nodes are pN2,
     a macro-metastasis pN1, a micro-metastasis pN1mi, isolated tumour cells pN0(i+), else pN0. Nodes with only isolated
@@ -94,20 +94,20 @@ def stage_patient(labels: Iterable[SlideLabel]) -> PatientStage:
 
 
 def stage_probabilities(nodes: Iterable[Sequence[float]]) -> dict[PatientStage, float]:
-    """How likely each stage of a patient is when each node's label is known by its probabilities only.
+    """Compute the probability of each stage of a patient from label probabilities of each node.
 
-    Exact for nodes that are independent of each other: the nodes are added one by one to the joint distribution of all
-    that the rule of stage_patient looks at (a macro-metastasis or none, isolated tumour cells or none, and the number
-    of positive nodes up to four), so that it takes time in proportion to the number of nodes.
+    Exact for independent nodes: the nodes are added one by one to the joint distribution of everything that the rule of
+    stage_patient uses (any macro-metastasis, any isolated tumour cells, and the number of positive nodes up to four),
+    so the time is proportional to the number of nodes.
 
     Args:
-        nodes: for each node the probability of every SlideLabel, in their order.
+        nodes: for each node the probability of every SlideLabel, in order.
 
     Returns:
-        A probability for every stage; they sum to 1.
+        The probability of every stage; they sum to 1.
 
     Raises:
-        ValueError: no nodes, or a node's numbers are no probabilities that sum to 1.
+        ValueError: no nodes, or a node's numbers are not probabilities that sum to 1.
     """
     states: dict[tuple[bool, bool, int], float] = {(False, False, 0): 1.0}
     count = 0
@@ -134,16 +134,18 @@ def stage_probabilities(nodes: Iterable[Sequence[float]]) -> dict[PatientStage, 
 
 
 def _stage_of(macro: bool, itc: bool, positive: int) -> PatientStage:  # noqa: FBT001  (a state, not options)
-    """The stage of a patient of whom only this is known."""
+    """Return the stage of a patient from these facts alone."""
     nodes = [SlideLabel.MACRO] * macro + [SlideLabel.MICRO] * (positive - macro) + [SlideLabel.ITC] * itc
     return stage_patient([*nodes, SlideLabel.NEGATIVE])
 
 
 def _check_probabilities(node: Sequence[float]) -> None:
     if len(node) != len(SlideLabel) or not all(0 <= share <= 1 for share in node):
-        raise ValueError(f"a node has a probability from 0 to 1 of each of {len(SlideLabel)} labels, got {list(node)}")
+        raise ValueError(
+            f"a node needs a probability from 0 to 1 for each of {len(SlideLabel)} labels, got {list(node)}"
+        )
     if abs(math.fsum(node) - 1) > _FARTHEST_SUM:
-        raise ValueError(f"a node's probabilities sum to 1, got {math.fsum(node)}")
+        raise ValueError(f"a node's probabilities must sum to 1, got {math.fsum(node)}")
 
 
 def stage_patients(
@@ -153,16 +155,16 @@ def stage_patients(
     partial: Collection[str] = (),
     expected_nodes: int = EXPECTED_NODES,
 ) -> Staging:
-    """Stage every patient whose slides are all there; name the reason for every other.
+    """Stage every patient with all slides; give the reason for every other.
 
     Args:
-        labels: label by slide name (``patient_000_node_0``, with or without a suffix).
-        failed: reason by slide name of the slides that have no label. A slide in both counts as failed.
+        labels: labels by slide name (``patient_000_node_0``, with or without a suffix).
+        failed: reasons by slide name, for slides without a label. A slide in both counts as failed.
         partial: slides, among those with a label, that were seen only in part.
         expected_nodes: slides per patient, numbered from 0.
 
     Returns:
-        Stages and unscored patients. A slide whose name says no patient appears among the unscored by its own name.
+        Stages and unscored patients. A slide whose name gives no patient is among the unscored by its own name.
     """
     failed = failed or {}
     nodes: defaultdict[str, defaultdict[int, set[SlideLabel]]] = defaultdict(lambda: defaultdict(set))
@@ -196,7 +198,7 @@ def stage_patients(
 
 
 def _obstacle(nodes: Mapping[int, set[SlideLabel]], faults: Mapping[int, str], expected: int) -> str | None:
-    """Why a patient with these nodes cannot be staged; None when nothing stands against it."""
+    """Return why a patient with these nodes cannot be staged; None if it can."""
     missing = sorted(set(range(expected)) - set(nodes) - set(faults))
     unexpected = sorted((set(nodes) | set(faults)) - set(range(expected)))
     disputed = sorted(node for node, found in nodes.items() if len(found) > 1)

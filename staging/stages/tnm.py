@@ -2,9 +2,8 @@
 
 Source: S. B. Edge et al. (eds.), AJCC Cancer Staging Manual, 7th edition, 2010, chapter 32 (Breast), and M. B. Amin
 et al. (eds.), 8th edition, 2017, chapter 48 (Breast), section "Pathological (pN)". Both editions agree on every
-combination that is staged here. Where they differ, or where neither names the combination, there is an error and no
-guess; level
-III axillary (infraclavicular) and supraclavicular nodes and molecular findings are not taken.
+combination that is staged here. Where they differ, or neither names the combination, an error is raised instead of
+guessing; level III axillary (infraclavicular) and supraclavicular nodes and molecular findings are not supported.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class TnmStage(Ranked):
 
 
 class Site(Ranked):
-    """Where a node lay, on the side of the tumour."""
+    """The site of a node, on the side of the tumour."""
 
     AXILLARY = "axillary"
     INTERNAL_MAMMARY = "internal mammary"
@@ -81,11 +80,11 @@ class NodeCounts:
 
     def __post_init__(self) -> None:
         if min(self.macro, self.micro, self.itc) < 0 or self.examined < self.macro + self.micro + self.itc:
-            raise ValueError(f"counts of nodes are at least 0 and no more than were examined, got {self}")
+            raise ValueError(f"counts of nodes must be at least 0 and at most those examined, got {self}")
 
     @classmethod
     def of(cls, labels: list[SlideLabel]) -> NodeCounts:
-        """The counts of nodes with these labels."""
+        """Count nodes with these labels."""
         return cls(
             macro=labels.count(SlideLabel.MACRO),
             micro=labels.count(SlideLabel.MICRO),
@@ -113,7 +112,7 @@ def stage_nodes(
     *,
     detection: Detection | None = None,
 ) -> TnmStage:
-    """The pN category of a patient.
+    """Return the pN category of a patient.
 
     Axillary nodes alone: a macro-metastasis and 1-3 positive nodes are pN1a, 4-9 pN2a, 10 or more pN3a;
     micro-metastases alone pN1mi, isolated tumour cells alone pN0(i+), else pN0. Internal mammary nodes with a micro-
@@ -121,8 +120,8 @@ def stage_nodes(
     with pN2a. Clinically detected: pN2b without positive axillary nodes, pN3b with pN1a or pN2a.
 
     Args:
-        axillary: nodes of levels I and II, sentinel nodes among them.
-        internal_mammary: nodes beside the sternum, where any were examined.
+        axillary: nodes of levels I and II, including sentinel nodes.
+        internal_mammary: nodes beside the sternum, if any were examined.
         detection: of their metastases; needed where they have any.
 
     Raises:
@@ -144,7 +143,7 @@ def stage_nodes(
     if detection is None:
         raise UnsupportedStageError(
             None,
-            "internal mammary nodes are positive, but not how they were detected",
+            "internal mammary nodes are positive, but it is not known how they were detected",
             mend="say sentinel or clinical",
         )
     axilla = _axilla(axillary)
