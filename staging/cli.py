@@ -30,7 +30,7 @@ from staging.commands import (
     train,
     verify,
 )
-from wsi.errors import OutputExistsError, OutputInUseError, PathologyError, StorageError
+from wsi.errors import OutputExistsError, OutputInUseError, OutputNameError, PathologyError, StorageError
 
 # the codes of sysexits.h where one fits (FAULTS: 1 fatal, 2 wrong usage, 74 storage, 75 output in use)
 EXIT_FATAL, EXIT_USAGE, EXIT_STORAGE, EXIT_IN_USE = 1, 2, 74, 75
@@ -89,7 +89,10 @@ def main() -> None:
     except PathologyError as error:
         from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
 
-        _end(error, EXIT_USAGE if isinstance(error, ConfigurationError | OutputExistsError) else EXIT_FATAL)
+        _end(
+            error,
+            EXIT_USAGE if isinstance(error, ConfigurationError | OutputExistsError | OutputNameError) else EXIT_FATAL,
+        )
     except BrokenPipeError:
         # the reader of stdout has exited (head, less): not an error; silence the interpreter's own flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -106,5 +106,9 @@ class OutputExistsError(PathologyError, FileExistsError):
     """There is something at an output that is not this command's own: it is never replaced."""
 
 
+class OutputNameError(PathologyError, ValueError):
+    """An output's suffix promises another kind of file than is written."""
+
+
 class OutputInUseError(PathologyError, RuntimeError):
     """Another run holds the output directory."""

@@ -16,6 +16,9 @@ from wsi.raster import Heatmap
 from wsi.store import DONE, publish, verify
 from wsi.zarr_groups import UNREADABLE, open_group
 
+KIND = "heatmap"
+"""As DONE.json calls it."""
+
 _CHUNK_PX = 512
 MOST_CELLS = 2**28
 """Far more than any slide has (10 gigapixels at a stride of 8 px have 1.6e8); a larger array is a bomb."""
@@ -41,7 +44,7 @@ def write_heatmap(
     from zarr.codecs import Crc32cCodec, ZstdCodec  # noqa: PLC0415
 
     frame = heatmap.frame
-    with publish(path, provenance, kind="heatmap", is_own=is_own) as work:
+    with publish(path, provenance, kind=KIND, is_own=is_own) as work:
         group = zarr.open_group(work, mode="w", zarr_format=3)
         group.attrs.update(
             {

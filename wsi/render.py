@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
+from wsi.errors import OutputNameError
 from wsi.geometry import Frame
 from wsi.raster import Heatmap, Image, Mask
 from wsi.slide import Slide
@@ -87,11 +88,16 @@ def save_png(path: str | PathLike[str], array: NDArray[np.uint8]) -> None:
     """Write uint8 (rows, columns, 3) as RGB or (rows, columns) as grey; the file is whole or absent.
 
     Raises:
+        OutputNameError: the path does not end in .png.
+        OutputExistsError: a folder, a link or a device is there.
         StorageError: it cannot be written.
     """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise OutputNameError(path, f"ends in {path.suffix or 'nothing'}, but a PNG is written", mend="end it in .png")
     data = BytesIO()
     Pillow.fromarray(array).save(data, format="PNG")
-    atomic_bytes(Path(path), data.getvalue())
+    atomic_bytes(path, data.getvalue())
 
 
 def _on_grid(values: NDArray[np.float32], source: Frame, target: Frame) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -37,12 +38,40 @@ def storage(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def keep_apart(output: Path, *inputs: str | Path | None) -> None:
+    """Refuse an output that is one of the inputs, or holds one of them: it would be replaced.
+
+    Raises:
+        OutputExistsError: it is.
+    """
+    for one in inputs:
+        if isinstance(one, Path) and one.exists() and output.exists() and output.samefile(one):
+            raise OutputExistsError(output, "is an input and an output", mend="choose another output")
+
+
+def check_target(path: Path) -> None:
+    """Refuse to replace anything but a regular file: no folder, no link, no device.
+
+    Raises:
+        OutputExistsError: something else is there.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
+        raise OutputExistsError(path, f"is {kind}, which is never replaced by a file", mend="choose another output")
+
+
 def atomic_bytes(path: Path, data: bytes) -> None:
     """Write a file that is either whole or absent.
 
     Raises:
+        OutputExistsError: a folder, a link or a device is there.
         StorageError: the file system refuses.
     """
+    check_target(path)
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         work = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -114,6 +143,15 @@ def publish(target: Path, provenance: Mapping[str, Any], *, kind: str, is_own: b
             _remove(old)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def check_artefact(target: Path, *, kind: str) -> None:
+    """Refuse before the work what ``publish`` would refuse after it.
+
+    Raises:
+        OutputExistsError: something else than an artefact of this kind is at ``target``.
+    """
+    _refuse_others(target, kind, is_own=False)
 
 
 def provenance_of(target: Path) -> dict[str, Any] | None:

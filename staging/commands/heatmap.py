@@ -39,7 +39,11 @@ def heatmap(
     from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
     from staging.runs.single_heatmap import make_heatmap  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
+    from wsi.store import keep_apart  # noqa: PLC0415
 
+    for target in (output, overlay, tiff):
+        if target is not None:
+            keep_apart(target, Path(slide), model)
     with CohortProgress(1) as progress:
         made = make_heatmap(
             slide,

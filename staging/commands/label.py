@@ -69,6 +69,8 @@ def label(
 
     and then: sentinode label --apply MODEL.json other/heatmaps -o labels.csv
     """
+    from wsi.store import keep_apart  # noqa: PLC0415  (slow import)
+
     wanted = 2 if train else 1
     if train and apply is not None:
         raise ConfigurationError(None, "--train and --apply exclude each other", mend="train first, then apply")
@@ -83,6 +85,7 @@ def label(
         raise ConfigurationError(
             None, "--cells and --slides are for labels by size", mend="leave them out, or leave out --train and --apply"
         )
+    keep_apart(output, *inputs, apply)
     if train:
         from staging.learned_labels.labelling import train_on_heatmaps  # noqa: PLC0415  (slow import)
         from staging.learned_labels.training import Recipe  # noqa: PLC0415

@@ -41,7 +41,9 @@ def stage(
     Example: sentinode stage labels.csv -o stages.csv
     """
     from staging.cohorts.staged import stage_table  # noqa: PLC0415  (slow import)
+    from wsi.store import keep_apart  # noqa: PLC0415
 
+    keep_apart(output, labels, sites)
     staged = stage_table(labels, output, expected_nodes=nodes, sites=sites)
     for patient in sorted(staged.staging.at_least):
         stage_at_least = staged.staging.stages[patient].value

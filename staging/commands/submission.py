@@ -53,7 +53,9 @@ def write(
     """
     from staging.cohorts.submission import Task, write_submission  # noqa: PLC0415
     from staging.lesions.detections import RADIUS_UM  # noqa: PLC0415  (slow import)
+    from wsi.store import keep_apart  # noqa: PLC0415
 
+    keep_apart(output.parent, run)
     done = write_submission(
         Task(task),
         run,

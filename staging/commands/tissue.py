@@ -23,8 +23,10 @@ def tissue(
     """
     from wsi.render import save_png  # noqa: PLC0415  (slow import)
     from wsi.slide import Slide  # noqa: PLC0415
+    from wsi.store import keep_apart  # noqa: PLC0415
     from wsi.tissue import find_tissue, tissue_area_um2  # noqa: PLC0415
 
+    keep_apart(output, Path(slide))
     with Slide.open(slide, mpp=slide_mpp) as opened:
         mask = find_tissue(opened, um_per_px=um_per_px)
     save_png(output, mask.array.astype("uint8") * 255)

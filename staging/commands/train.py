@@ -105,7 +105,9 @@ def train(
     from wsi.cnn.augmentation import FULL, LIGHT  # noqa: PLC0415  (loads torch)
     from wsi.cnn.method import Method  # noqa: PLC0415
     from wsi.cnn.ranks import is_first_process  # noqa: PLC0415
+    from wsi.store import keep_apart  # noqa: PLC0415
 
+    keep_apart(output, *patches, start, reference, annotations)
     cohort = None
     if slides and annotations is not None and reference is not None:
         cohort = LabelledCohort(

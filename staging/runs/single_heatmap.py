@@ -8,11 +8,12 @@ from typing import Any
 
 from staging.runs.cluster import TileNews
 from wsi.coverage import Coverage
-from wsi.heatmap_store import write_heatmap
+from wsi.heatmap_store import KIND, write_heatmap
 from wsi.raster import Heatmap
 from wsi.readers.base import BadTile, OnBadTile
 from wsi.render import overlay, save_png, thumbnail
 from wsi.slide import Slide
+from wsi.store import check_artefact, check_target
 from wsi.tissue import find_tissue
 from wsi.writing.heatmap_file import write_heatmap_tiff
 
@@ -75,6 +76,10 @@ def make_heatmap(
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.looking import look  # noqa: PLC0415
 
+    check_artefact(output, kind=KIND)
+    for target in (picture, tiff):
+        if target is not None:
+            check_target(target)
     checkpoint = load_checkpoint(model)
     with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened:
         heatmap, coverage = look(

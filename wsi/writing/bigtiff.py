@@ -17,6 +17,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from wsi.errors import StorageError
+from wsi.store import check_target
 
 Value = tuple[int, int, bytes]
 """One tag's value: field type, number of values, their bytes."""
@@ -97,9 +98,11 @@ def new_bigtiff(path: str | PathLike[str]) -> Iterator[BigTiff]:
     An older file under the name stays untouched until then.
 
     Raises:
+        OutputExistsError: a folder, a link or a device is there.
         StorageError: the file system refuses (disk full, no such folder).
     """
     path = Path(path)
+    check_target(path)
     hidden = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     with _storage_errors(path):
         file = hidden.open("xb")
