@@ -319,6 +319,14 @@ def test_layers_hold_every_tumour_outline_once() -> None:
     assert [len(layer.cut_outs) for layer in found] == [4, 3, 2, 1, 0]
 
 
+def test_a_sliver_without_a_pixel_of_its_own_grid_is_no_island() -> None:
+    """That grid has 256 pixels along the sliver, so that its only row of centres lies at 1/512 of its length."""
+    cut_out = drawn(Role.CUT_OUT, box(-10, -10, 600, 600))
+    for height, cut_outs in ((0.9, 1), (1.1, 0)):
+        (layer,) = layers([drawn(Role.TUMOUR, box(0, 0, 512, height)), cut_out])
+        assert len(layer.cut_outs) == cut_outs
+
+
 def test_a_frame_elsewhere_is_empty() -> None:
     tumour = [drawn(Role.TUMOUR, box(0, 0, 20, 20))]
     for x, y in ((-50, 0), (50, 0), (0, -50), (0, 50)):

@@ -23,6 +23,7 @@ from slide_files import RNG, picture, through_openslide, write_tiff
 
 from wsi.geometry import Frame, Region, Window, tile_order
 from wsi.readers import jpeg, turbo
+from wsi.readers.tiff_tiles import _Recent
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
 
@@ -167,6 +168,37 @@ def test_a_tile_wanted_again_and_again_is_decoded_twice_at_most(plain: Path, dec
         for x in range(70, 400, 7):
             slide.read(Region(x=x, y=70, width=30, height=30))
     assert max(decoded.values()) <= 2
+
+
+@pytest.mark.parametrize(("again", "decodings"), [(22, 2), (23, 1)])
+def test_where_most_parts_come_again_a_new_tile_is_decoded_whole_at_once(
+    plain: Path, decoded: Counter[bytes], again: int, decodings: int
+) -> None:
+    """Of the last 32 parts, the older ones counting less: 1 - (31/32)**23 of the parts, times 31/32 for the new one."""
+    if turbo.find_turbo() is None:
+        pytest.skip("libjpeg-turbo 3 is not installed")
+    with Slide.open(plain) as slide:
+        for x in range(70, 71 + again):
+            slide.read(Region(x=x, y=70, width=9, height=9))
+        assert list(decoded.values()) == [2]  # a part, then the whole
+        decoded.clear()
+        for x in (200, 210, 220):
+            slide.read(Region(x=x, y=70, width=9, height=9))
+    assert list(decoded.values()) == [decodings]
+
+
+def test_the_values_used_last_are_kept_up_to_the_limit() -> None:
+    recent: _Recent[str] = _Recent(10)
+    for key in "ab":
+        recent.put(key, key.upper(), 5)
+    assert (recent.get("a"), recent.get("x")) == ("A", None)
+    recent.put("a", "another", 5)
+    recent.put("c", "C", 1)
+    assert ["b" in recent, recent.get("a"), recent.get("c")] == [False, "A", "C"]
+    recent.put("too large", "-", 11)
+    assert "too large" not in recent
+    recent.put("all", "-", 10)
+    assert [key in recent for key in ("a", "c", "all")] == [False, False, True]
 
 
 def test_many_regions_of_other_readers(tmp_path: Path) -> None:
