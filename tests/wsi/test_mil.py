@@ -310,6 +310,7 @@ def changed(head: MilHead, weights: dict[str, Any] | None = None, **meta: Any) -
     data = head.to_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     settled = json.loads(header["__metadata__"]["sentinode"]) | meta
+    settled.pop("sha256")  # as files of 0.1.0, whose values have to be refused for what they are
     arrays = safetensors.numpy.load(data) | (weights or {})
     kept = {name: value for name, value in arrays.items() if value is not None}
     text = json.dumps({name: value for name, value in settled.items() if value is not None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from wsi.errors import CheckpointError
 from wsi.inputs import open_regular
 
 _KEY = "sentinode"
+_DIGEST = "sha256"
 _LARGEST_HEADER = 1 << 20
 
 
@@ -51,7 +53,8 @@ class WeightsFile:
             ValueError, TypeError: the metadata is no JSON.
         """
         # one metadata entry only: safetensors writes several in no fixed order
-        text = json.dumps({"format": self.format} | dict(meta), sort_keys=True, allow_nan=False, separators=(",", ":"))
+        said = {"format": self.format} | dict(meta)
+        text = _text(said | {_DIGEST: _digest(said, weights)})
         return safetensors.numpy.save(dict(weights), metadata={_KEY: text})
 
     def read(self, path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -62,11 +65,14 @@ class WeightsFile:
                 damaged.
         """
         data = self._bytes(path)
-        meta = self._meta(path, self._header(path, data))
+        meta, digest = self._meta(path, self._header(path, data))
         try:
-            return meta, safetensors.numpy.load(data)
+            weights = safetensors.numpy.load(data)
         except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(path, f"is a damaged safetensors file: {error}", mend=self.another) from error
+        if digest is not None and digest != _digest(meta, weights):
+            raise CheckpointError(path, "is damaged: its content is not what was written", mend="copy the file again")
+        return meta, weights
 
     def check_shapes(
         self, path: Path | None, expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, NDArray[Any]]
@@ -125,8 +131,8 @@ class WeightsFile:
             raise CheckpointError(path, "has a header that is no JSON object", mend=self.another)
         return header
 
-    def _meta(self, path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-        """Our own metadata, with exactly the fields of its version."""
+    def _meta(self, path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Our own metadata, with exactly the fields of its version, and the digest; files of 0.1.0 have none."""
         entries = header.get("__metadata__")
         text = entries.get(_KEY) if isinstance(entries, dict) else None
         if not isinstance(text, str):
@@ -134,6 +140,7 @@ class WeightsFile:
         meta = self._parse(path, text.encode(errors="replace"), "metadata")
         if not isinstance(meta, dict) or meta.get("format") != self.format:
             raise CheckpointError(path, f"its metadata is not a {self.format}'s", mend=self.another)
+        digest = meta.pop(_DIGEST, None)
         version = meta.get("version")
         if type(version) is not int or version not in self.fields:
             first, last = min(self.fields), max(self.fields)
@@ -143,7 +150,7 @@ class WeightsFile:
         if set(meta) != self.fields[version]:
             odd = ", ".join(sorted(set(meta) ^ self.fields[version]))
             raise CheckpointError(path, f"its metadata lacks or adds: {odd:.200}", mend=self.another)
-        return meta
+        return meta, digest
 
     def _parse(self, path: Path, text: bytes, what: str) -> Any:  # noqa: ANN401  (whatever the file holds)
         def refuse(name: str) -> NoReturn:
@@ -153,6 +160,19 @@ class WeightsFile:
             return json.loads(text, parse_constant=refuse)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(path, f"its {what} is no JSON: {error}", mend=self.another) from error
+
+
+def _text(meta: Mapping[str, Any]) -> str:
+    return json.dumps(meta, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+
+def _digest(meta: Mapping[str, Any], weights: Mapping[str, NDArray[Any]]) -> str:
+    """Hex sha256 of the metadata and of all weights by name, with their types and shapes."""
+    digest = hashlib.sha256(_text(meta).encode())
+    for name, values in sorted(weights.items()):
+        digest.update(f"\n{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def check_finite(path: Path | None, weights: Mapping[str, NDArray[Any]]) -> None:
