@@ -6,7 +6,7 @@ import io
 import multiprocessing
 import pickle
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from slide_files import RNG, picture, through_openslide, write_tiff
 
 from wsi.geometry import Frame, Region, Window, tile_order
 from wsi.readers import jpeg, turbo
+from wsi.readers.source import FileSource
 from wsi.readers.tiff_tiles import _Recent
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
@@ -36,9 +37,17 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """With libjpeg-turbo 3, and as where it is not installed."""
     if request.param == "whole tiles":
         monkeypatch.setattr(jpeg, "find_turbo", lambda: None)
-    elif turbo.find_turbo() is None:
-        pytest.skip("libjpeg-turbo 3 is not installed")
+    else:
+        needs_turbo()
     return str(request.param)
+
+
+def needs_turbo() -> turbo.Turbo:
+    """What decodes a part of a JPEG."""
+    found = turbo.find_turbo()
+    if found is None:
+        pytest.skip("libjpeg-turbo 3 is not installed")
+    return found
 
 
 # --- parts of tiles -------------------------------------------------------------------------------------------------
@@ -46,9 +55,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("subsampling", "unit"), SUBSAMPLINGS)
 def test_a_cropped_jpeg_is_cut_out_of_the_whole(subsampling: str, unit: int) -> None:
-    cropper = turbo.find_turbo()
-    if cropper is None:
-        pytest.skip("libjpeg-turbo 3 is not installed")
+    cropper = needs_turbo()
     noise = RNG.integers(0, 256, (128, 160, 3), dtype=np.uint8)  # every wrong neighbour shows
     stream = simplejpeg.encode_jpeg(noise, quality=80, colorsubsampling=subsampling)
     whole = simplejpeg.decode_jpeg(stream)
@@ -175,8 +182,7 @@ def test_where_most_parts_come_again_a_new_tile_is_decoded_whole_at_once(
     plain: Path, decoded: Counter[bytes], again: int, decodings: int
 ) -> None:
     """Of the last 32 parts, the older ones counting less: 1 - (31/32)**23 of the parts, times 31/32 for the new one."""
-    if turbo.find_turbo() is None:
-        pytest.skip("libjpeg-turbo 3 is not installed")
+    needs_turbo()
     with Slide.open(plain) as slide:
         for x in range(70, 71 + again):
             slide.read(Region(x=x, y=70, width=9, height=9))
@@ -185,6 +191,34 @@ def test_where_most_parts_come_again_a_new_tile_is_decoded_whole_at_once(
         for x in (200, 210, 220):
             slide.read(Region(x=x, y=70, width=9, height=9))
     assert list(decoded.values()) == [decodings]
+
+
+def test_tiles_are_fetched_together_and_those_at_hand_not_at_all(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_turbo()
+    fetched: list[int] = []
+    many = FileSource.read_many
+
+    def counted(self: FileSource, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        fetched.append(len(ranges))
+        return many(self, ranges)
+
+    def one(self: FileSource, offset: int, count: int) -> bytes:
+        raise AssertionError((self, offset, count))
+
+    with Slide.open(plain) as slide:
+        monkeypatch.setattr(FileSource, "read_many", counted)
+        monkeypatch.setattr(FileSource, "read", one)
+        for part in range(3):  # a part, then the whole, which is kept
+            slide.read(Region(x=70 + part, y=70, width=100, height=30))
+    assert fetched == [2, 2]
+
+
+def test_a_tile_wanted_whole_is_not_kept(plain: Path, decoded: Counter[bytes]) -> None:
+    with Slide.open(plain) as slide:
+        for _ in range(2):
+            slide.read(Region(x=64, y=64, width=64, height=192))
+            slide.read(Region(x=192, y=64, width=128, height=64))
+    assert sorted(decoded.values()) == [2] * 5
 
 
 def test_the_values_used_last_are_kept_up_to_the_limit() -> None:
