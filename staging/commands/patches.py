@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from annotations.patches.labels import LabelRule
     from annotations.patches.splits import Split
 
-_Format = Literal["sparse", "table", "zarr", "webdataset", "hdf5", "png", "jpeg"]
-
 
 def patches(
     slides: Annotated[
@@ -106,11 +104,12 @@ def patches(
         ),
     ] = None,
     form: Annotated[
-        _Format | None,
+        str | None,
         typer.Option(
             "--format",
-            help="What is written: slides with only the tiles needed (their bytes copied, nothing decoded), "
-            "the table alone, or an export for other tools.",
+            help="What is written: sparse slides with only the tiles needed (their bytes copied, nothing decoded), "
+            "the table alone, or an export for other tools (zarr, webdataset, hdf5, png, jpeg).",
+            metavar="NAME",
             show_default="sparse, or by the output's name",
         ),
     ] = None,

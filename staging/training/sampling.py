@@ -10,27 +10,16 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
+from rich.filesize import decimal
 
 from annotations.patches.table import NO_CENTRE, PatchTable, join_tables
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.errors import CohortError
 from staging.runs.cluster import each
-from staging.training.outputs import (
-    PatchFormat,
-    PatchOutput,
-    SlidePart,
-    check_output,
-    check_room,
-    claim,
-    expected_bytes,
-    finish,
-    form_of,
-    room_bytes,
-    size_text,
-    store_part,
-    write_contact_sheet,
-)
+from staging.training.outputs import PatchOutput, Record, SlidePart, form_of
+from staging.training.room import check_room, expected_bytes, room_bytes
 from staging.training.sources import PatchRecipe, PatchSource, described, draw, find_sources
+from staging.training.storing import check_output, claim, finish, store_part, write_contact_sheet
 from wsi.lock import OutputLock
 from wsi.slide import Slide
 
@@ -83,7 +72,7 @@ def sample_cohort(
         recipe: what to draw.
         workers: number of processes.
         news: receives the progress of sampling, and of storing if it is a StoringNews.
-        form: a value of PatchFormat, overriding the output's name.
+        form: a name among FORMATS, overriding the output's name.
         quality: JPEG quality, if any JPEG is encoded.
         has_contact_sheet: draw some patches of every kind as a PNG.
 
@@ -110,7 +99,7 @@ def sample_cohort(
         if left_out:
             telling.say(_left_out_text(left_out, len(slides)))
     with OutputLock(output if target.form.is_folder else target.work):
-        claim(target, {"recipe": described(recipe), "format": target.form.value, "quality": quality})
+        claim(target, {"recipe": described(recipe), "format": target.form.name, "quality": quality})
         tables = _drawn(sources, recipe, target, workers=workers, news=news)
         table = _joined(tables, recipe, annotations)
         short = {source.slide.name: lack for source in sources if (lack := _lack(source, tables[source.slide.name]))}
@@ -123,13 +112,11 @@ def sample_cohort(
         claim(target, {"slides and contours": {name: tables[name].about["digest"] for name in sorted(tables)}})
         expected = expected_bytes(target, parts)
         if telling is not None:
-            telling.say(
-                f"{len(table)} patches of {len(parts)} slides, about {size_text(expected)} as {target.form.value}"
-            )
+            telling.say(f"{len(table)} patches of {len(parts)} slides, about {decimal(expected)} as {target.form.name}")
         check_room(output, room_bytes(target, parts))
         sheet = write_contact_sheet(target, table) if has_contact_sheet else None
         done = _stored(parts, len(table), target, workers=workers, news=telling)
-        if target.form is not PatchFormat.SPARSE:
+        if not target.form.has_slides:
             table = replace(table, about={**table.about, "sources": _sources(sources, table)})
         finish(target, table, done)
     return {
@@ -141,7 +128,7 @@ def sample_cohort(
         "splits": table.counts("split", "class"),
         "bytes": expected,
         "contact_sheet": None if sheet is None else str(sheet),
-        **(_copied(done) if target.form is PatchFormat.SPARSE else {}),
+        **target.form.told(done),
     }
 
 
@@ -219,28 +206,19 @@ def _own(part: SlidePart, tables: dict[str, PatchTable]) -> PatchTable:
 
 def _stored(
     parts: Sequence[SlidePart], total: int, target: PatchOutput, *, workers: int, news: StoringNews | None
-) -> dict[str, dict[str, Any]]:
-    done: dict[str, dict[str, Any]] = {}
-    if target.form is PatchFormat.TABLE:
+) -> dict[str, Record]:
+    done: dict[str, Record] = {}
+    if not target.form.has_pixels:
         return done
     if news is not None:
         news.stored("", 0, total)
     for part, outcome in each(store_part, parts, workers=workers, on_tiles=_ignore):
         if isinstance(outcome, BaseException):
             raise outcome
-        name = str(part.rows["slide"][0])
-        done[name] = outcome
+        done[part.name] = outcome
         if news is not None:
-            news.stored(name, len(part.rows), total)
+            news.stored(part.name, len(part.rows), total)
     return done
-
-
-def _copied(done: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "tiles_copied": sum(record["tiles_copied"] for record in done.values()),
-        "tiles_encoded": sum(record["tiles_encoded"] for record in done.values()),
-        "not_exact": sorted(name for name, record in done.items() if not record["is_exact"]),
-    }
 
 
 def _ignore(_slide: str, _done: int, _total: int) -> None:

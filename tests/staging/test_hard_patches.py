@@ -360,7 +360,7 @@ def test_another_choice_is_another_recipe_and_another_device_is_not(images: Path
         sampled(images, cohort, tmp_path / "store", hard_choice="even")
     assert (tmp_path / "store" / "patches.parquet").read_bytes() == before
     recipe = PatchRecipe(mpp=1.0, size_px=64, tumour=0, normal=2, seed=3)
-    assert described(recipe)["hard_choice"] == "even"
+    assert described(recipe)["hard_choice"] == "worst"
     assert not {"device", "threads"} & described(recipe).keys()
 
 

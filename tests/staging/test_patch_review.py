@@ -274,7 +274,7 @@ def test_pictures_that_a_kill_left_half_written_are_swept(cohort: Path, tmp_path
 def test_only_what_is_left_to_do_must_find_room(
     cohort: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("staging.training.outputs._RESERVE_BYTES", 0)
+    monkeypatch.setattr("staging.training.room._RESERVE_BYTES", 0)
     recipe = replace(RECIPE, tumour=20, normal=20)
     run(cohort, tmp_path / "out", recipe, form=form)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50_000))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from staging.cli import app
 from staging.cohorts.camelyon import StageTable, find_slides
 from staging.errors import CohortError, ConfigurationError
 from staging.lesions.labels import SlideLabel
+from staging.training.outputs import FORMATS, ExportFormat, PatchOutput, SlidePart
 from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe, find_sources, shared_out
 from wsi.errors import StorageError
@@ -438,3 +439,36 @@ def test_every_part_of_the_tumour_alike(cohort: Path, tmp_path: Path) -> None:
     assert lesions("lesion") == {0: 20, 1: 20}
     assert lesions("uniform")[0] >= 36
     assert lesions("border") == {0: 20, 1: 20}
+
+
+class Corners(ExportFormat):
+    """A form of a test: the corners of each slide's patches as text."""
+
+    name = "corners"
+
+    def export(self, part: SlidePart, slide: Slide) -> list[Path]:
+        path = part.output.path / f"{slide.name}.txt"
+        path.write_text("\n".join(map(str, part.rows["x"].tolist())))
+        return [path]
+
+    def pixel_bytes(self, output: PatchOutput, parts: Sequence[SlidePart]) -> int:  # noqa: ARG002
+        return 8 * sum(len(part.rows) for part in parts)
+
+
+def test_a_new_form_is_a_class_and_a_line(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("staging.training.outputs.FORMATS", {**FORMATS, "corners": Corners()})
+    run(cohort, tmp_path / "out", RECIPE, form="corners")
+    table = read_patch_table(tmp_path / "out" / "patches.parquet")
+    written = {path.stem: path.read_text().split() for path in (tmp_path / "out").glob("*.txt")}
+    assert written.keys() == set(table["slide"].tolist())
+    for name, lines in written.items():
+        assert [float(line) for line in lines] == table["x"][table["slide"] == name].tolist()
+    (tmp_path / "out" / "patient_001_node_0.txt").write_text("")
+    run(cohort, tmp_path / "out", RECIPE, form="corners")
+    assert (tmp_path / "out" / "patient_001_node_0.txt").read_text().split() == written["patient_001_node_0"]
+
+
+def test_an_unknown_form_is_refused_by_name(cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no --format tfrecord \(known are sparse, table, zarr, webdataset"):
+        run(cohort, tmp_path / "out", RECIPE, form="tfrecord")
+    assert not (tmp_path / "out").exists()

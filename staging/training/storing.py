@@ -1,0 +1,175 @@
+"""Drawn patches stored slide by slide, with records of what an output is made from, so that a second call resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from annotations.patches.contact_sheet import contact_sheet, pick_examples, thumbnail
+from annotations.patches.table import PatchTable
+from staging.errors import ConfigurationError
+from staging.runs.cluster import TileNews
+from staging.training.outputs import NOTE, PARTS, PatchOutput, Record, SlidePart
+from wsi.patches.pool import SlidePool
+from wsi.patches.reading import read_positions
+from wsi.render import save_png
+from wsi.store import atomic_text, digest_of, json_text, sweep
+
+CONTACT_SHEET = "contact_sheet.png"
+
+
+def check_output(output: PatchOutput) -> None:
+    """Refuse to overwrite other files, and a quality that would have no effect; nothing is touched.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    path, form = output.path, output.form
+    if output.quality is not None and not form.has_jpeg:
+        raise ConfigurationError(None, f"--quality is for JPEG, and {form.name} has none", mend="leave it out")
+    if path.exists() and not (path.is_dir() and all(entry.name == ".lock" for entry in path.iterdir())):
+        form.refuse_others(output)
+
+
+def claim(output: PatchOutput, made_from: Mapping[str, Any]) -> None:
+    """Record what an output folder is made from, so that a later call resumes only the same work.
+
+    Args:
+        output: the target of the patches.
+        made_from: what decides the contents of the output; JSON values. Later calls may add to it.
+
+    Raises:
+        ConfigurationError: the folder has other files, or patches made differently; they are not touched.
+        StorageError: the file system refuses.
+    """
+    if not output.form.is_folder:
+        return
+    note = output.work / NOTE
+    wanted = json.loads(json_text(made_from))
+    earlier = _read(note)
+    if not any(entry.name not in (".lock", PARTS, NOTE) for entry in _entries(output.path, output.work)):
+        earlier = None  # an earlier call wrote nothing
+    odd = _differences(earlier or {}, wanted)
+    if odd:
+        raise ConfigurationError(
+            output.path, f"has patches made with other {', '.join(odd)}", mend="name another output or remove it"
+        )
+    if earlier is None and any(entry.name not in (".lock", PARTS) for entry in output.path.iterdir()):
+        raise ConfigurationError(output.path, "is not empty and has no patches", mend="name another output")
+    # pictures are two folders deep
+    for folder in (output.path, *output.path.glob("*"), *output.path.glob("*/*")):
+        sweep(folder)
+    atomic_text(note, json_text({**(earlier or {}), **wanted}))
+
+
+def store_part(part: SlidePart, _: TileNews) -> Record:
+    """Write one slide's part, unless an earlier call wrote it.
+
+    Returns:
+        What was done, with at least ``patches``.
+
+    Raises:
+        PathologyError: the slide cannot be read, or the part cannot be written.
+    """
+    earlier = stored_before(part)
+    if earlier is not None:
+        return earlier
+    done = {"digest": _digest(part), "patches": len(part.rows), **part.output.form.write(part)}
+    atomic_text(_record(part), json_text(done))
+    return done
+
+
+def stored_before(part: SlidePart) -> Record | None:
+    """Return an earlier call's record of this part, if its files still exist with the same sizes."""
+    earlier = _read(_record(part))
+    if earlier is None or earlier.get("digest") != _digest(part):
+        return None
+    files = part.output.form.files(part, earlier)
+    folder = part.output.parts_folder
+    is_whole = files is not None and all(_is_there(folder / name, size) for name, size in files.items())
+    return earlier if is_whole else None
+
+
+def finish(output: PatchOutput, table: PatchTable, done: Mapping[str, Record]) -> None:
+    """Combine the parts and publish the result.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    output.form.finish(output, table, done)
+    # folders keep their records, so that a second call finds everything done
+    if not output.form.is_folder:
+        shutil.rmtree(output.work, ignore_errors=True)
+
+
+def write_contact_sheet(output: PatchOutput, table: PatchTable) -> Path:
+    """Draw some patches of every kind as one PNG, in the output folder or beside the output.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        PathologyError: a slide cannot be read, or the picture cannot be written.
+    """
+    examples = pick_examples(table)
+    pool = SlidePool()
+    try:
+        positions = table.positions()
+        images = {
+            title: [thumbnail(read_positions(positions, np.array([row]), pool)[0]) for row in rows.tolist()]
+            for title, rows in examples.items()
+        }
+    finally:
+        pool.close()
+    beside = output.path.with_name(f"{output.path.stem}_{CONTACT_SHEET}")
+    path = output.path / CONTACT_SHEET if output.form.is_folder else beside
+    save_png(path, contact_sheet(table, examples, images))
+    return path
+
+
+def _record(part: SlidePart) -> Path:
+    return part.output.work / f"{part.name}.json"
+
+
+def _digest(part: SlidePart) -> str:
+    return digest_of(
+        {"about": dict(part.rows.about), "form": part.output.form.name, "quality": part.output.quality}
+        | {"split": sorted(set(part.rows["split"].tolist()))}
+    )
+
+
+def _is_there(path: Path, size: int | None) -> bool:
+    return path.is_file() and (size is None or path.stat().st_size == size)
+
+
+def _read(record: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _entries(*folders: Path) -> Iterator[Path]:
+    for folder in folders:
+        if folder.is_dir():
+            yield from folder.iterdir()
+
+
+def _differences(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """List differences in what both name: settings of the recipe, slides, or else the key itself."""
+    found = []
+    for key in sorted(wanted.keys() & earlier.keys()):
+        old, new = earlier[key], wanted[key]
+        if old != new and isinstance(old, dict) and isinstance(new, dict):
+            names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+            shown = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+            found.append(f"{key} ({shown})")
+        elif old != new:
+            found.append(key)
+    return found
