@@ -1,4 +1,4 @@
-"""How training patches are varied, and which label each of their cells has."""
+"""How training patches are varied, and the label of each of their cells."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SHARPEST, _SOFTEST = -0.5, 1.0
 def cell_targets(targets: NDArray[np.uint8], architecture: CellGeometry) -> NDArray[np.uint8]:
     """The label of each output cell: uint8 (n, side, side) to (n, i, j).
 
-    Taken from the pixels next to the cell's centre (four, as the centre is a corner of pixels where the receptive field
-    is even); 255 where they differ.
+    Taken from the pixels next to the cell's centre (four if the receptive field is even, as the centre is then a corner
+    of pixels); 255 where they differ.
     """
     count = architecture.cells(targets.shape[1])
     low = int(np.floor(architecture.centre_px))
@@ -39,14 +39,14 @@ def augment(
     jitter: StainJitter,
     rng: np.random.Generator,
 ) -> tuple[torch.Tensor, NDArray[np.uint8]]:
-    """Turn, stain and focus each image in its own way.
+    """Turn, stain and focus each image independently.
 
     Args:
         images: uint8 (n, side, side, 3).
         targets: uint8 (n, side, side).
-        architecture: of the network that is trained.
-        jitter: how far stains are moved.
-        rng: the only source of chance.
+        architecture: of the network being trained.
+        jitter: how far stains are shifted.
+        rng: the only source of randomness.
 
     Returns:
         Float32 (n, 3, side, side) on the 0..255 scale, and the targets of the cells, uint8 (n, i, j).
@@ -62,7 +62,7 @@ def augment(
 
 
 def turned(array: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    """One of the eight ways to lay a square (side, side, ...): quarter turns, and from 4 on mirrored as well."""
+    """One of the eight orientations of a square (side, side, ...): quarter turns, from 4 on also mirrored."""
     result = np.rot90(array, turn % 4)
     return result[:, ::-1] if turn >= 4 else result
 

@@ -1,7 +1,7 @@
-"""Varying training patches where the network computes: batched, on the CPU or a GPU alike.
+"""Varying training patches on the network's own device: batched, the same on the CPU or a GPU.
 
-Chance is drawn on the CPU, for each patch from a seed of its own: what becomes of a patch depends neither on the other
-patches of its batch nor on the device (but for rounding).
+Random numbers are drawn on the CPU, for each patch from its own seed: the result for a patch depends neither on the
+other patches of its batch nor on the device (except for rounding).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _DRAWS = 7 + JITTER_DRAWS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Which variations there are; they are applied in this order.
+    """The variations, applied in this order.
 
     Attributes:
-        turns: lay the square in one of its eight ways.
-        macenko: share of the patches whose stains are normalised before they are moved, so that the network sees
+        turns: put the square into one of its eight orientations.
+        macenko: share of the patches whose stains are normalised before they are shifted, so that the network sees
             normalised colours as well.
-        stain: how far haematoxylin, eosin and the rest are moved; None leaves them.
+        stain: how far haematoxylin, eosin and the rest are shifted; None leaves them.
         brightness: grey values are multiplied by a factor from exp(-brightness) .. exp(brightness).
-        blur: largest standard deviation in px of a Gaussian; a patch's lies evenly between 0 and it.
+        blur: largest standard deviation in px of a Gaussian; each patch's is uniform between 0 and it.
         jpeg: share of the patches that go through JPEG compression.
         quality: lowest and highest quality of that.
     """
@@ -47,24 +47,24 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not (0 <= self.macenko <= 1 and 0 <= self.jpeg <= 1):
-            raise ValueError(f"shares lie in 0..1, got macenko {self.macenko} and jpeg {self.jpeg}")
+            raise ValueError(f"shares must be in 0..1, got macenko {self.macenko} and jpeg {self.jpeg}")
         if not (0 <= self.brightness < 2 and 0 <= self.blur <= _MOST_BLUR):
-            raise ValueError(f"brightness lies in 0..2 and blur in 0..{_MOST_BLUR} px: {self.brightness}, {self.blur}")
+            raise ValueError(f"brightness must be in 0..2, blur in 0..{_MOST_BLUR} px: {self.brightness}, {self.blur}")
         if not 1 <= self.quality[0] <= self.quality[1] <= 100:
-            raise ValueError(f"qualities are two numbers in 1..100, the lower first, got {self.quality}")
+            raise ValueError(f"quality must be two numbers in 1..100, the lower first, got {self.quality}")
 
     def draw(self, seeds: NDArray[np.int64]) -> Draws:
-        """The chances of each patch, from its own seed.
+        """The random numbers of each patch, from its own seed.
 
         Args:
-            seeds: int64 (n, k): k non-negative numbers together are a patch's seed, for example those of the run,
+            seeds: int64 (n, k): k non-negative numbers together are a patch's seed, for example those of the training,
                 the pass and the patch.
         """
         chances = np.array([np.random.default_rng(seed.tolist()).random(_DRAWS) for seed in seeds])
         return Draws(chances=chances.reshape(len(seeds), _DRAWS))
 
     def turn_of(self, draws: Draws) -> NDArray[np.int64]:
-        """Which of the eight ways each patch is laid, int64 (n,): quarter turns, and from 4 on mirrored as well."""
+        """The orientation of each patch, int64 (n,): quarter turns, from 4 on also mirrored."""
         return np.floor(draws.chances[:, 0] * 8).astype(np.int64) * self.turns
 
     def __call__(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -72,7 +72,7 @@ class Augmentation:
 
         Args:
             images: uint8 (n, side, side, 3), RGB, on any device.
-            draws: what ``draw`` gave.
+            draws: from ``draw``.
 
         Returns:
             Float32 (n, 3, side, side) on the 0..255 scale, on the same device, channels last in memory.
@@ -105,7 +105,7 @@ class Augmentation:
         if self.stain is not None:
             mix, shift = (torch.from_numpy(part).to(pixels.device) for part in self.stain.moves(2 * chances[:, 7:] - 1))
             channels = density.unbind(dim=1)
-            # sums written out: a matrix product's last bits may depend on how many patches there are
+            # sums written out: a matrix product's last bits may depend on the number of patches
             moved = [
                 sum(
                     (channels[source] * mix[:, source, target, None, None] for source in (1, 2)),
@@ -120,7 +120,7 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Draws:
-    """What chance says about each patch.
+    """The random numbers of each patch.
 
     Attributes:
         chances: float64 (n, 18), each from 0..1.
@@ -130,7 +130,7 @@ class Draws:
 
 
 def laid(images: torch.Tensor, turns: NDArray[np.int64]) -> torch.Tensor:
-    """Each square laid in its way: (n, side, side, ...) of any type, as ``Augmentation.turn_of`` numbers the ways."""
+    """Put each square into its orientation, numbered as by ``Augmentation.turn_of``: (n, side, side, ...), any type."""
     result = images.clone()
     for turn in np.unique(turns[turns > 0]).tolist():
         index = torch.from_numpy(np.flatnonzero(turns == turn)).to(images.device)
@@ -159,5 +159,5 @@ def blurred(pixels: torch.Tensor, sigma: NDArray[np.float64]) -> torch.Tensor:
 
 
 def _each(values: NDArray[np.float64], like: torch.Tensor) -> torch.Tensor:
-    """One number per image, to be multiplied with (n, 3, rows, columns)."""
+    """One number per image, broadcastable to (n, 3, rows, columns)."""
     return torch.from_numpy(values.astype(np.float32)).to(like.device).view(-1, 1, 1, 1)
