@@ -13,7 +13,7 @@ from wsi.geometry import Window, z_order
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Windows:
-    """Windows of one level or frame; each may reach beyond it or lie outside.
+    """Windows of one level or frame; each may extend beyond it or lie outside.
 
     Attributes:
         rows, columns: int64 (n,), of each window's first pixel.
@@ -27,14 +27,14 @@ class Windows:
 
     @classmethod
     def of(cls, windows: Iterable[Window]) -> Windows:
-        """One value of many."""
+        """Collect many windows."""
         sides = [(one.row, one.column, one.height, one.width) for one in windows]
         rows, columns, heights, widths = np.array(sides, dtype=np.int64).reshape(-1, 4).T
         return cls(rows=rows, columns=columns, heights=heights, widths=widths)
 
     @classmethod
     def joined(cls, parts: Sequence[Windows]) -> Windows:
-        """All windows of several, one after the other."""
+        """Concatenate several."""
         return cls(
             rows=np.concatenate([part.rows for part in parts]),
             columns=np.concatenate([part.columns for part in parts]),
@@ -51,7 +51,7 @@ class Windows:
             yield Window(row=row, column=column, height=height, width=width)
 
     def take(self, chosen: NDArray[np.int64]) -> Windows:
-        """Some of them, by their numbers."""
+        """The windows at the chosen indices."""
         return Windows(
             rows=self.rows[chosen],
             columns=self.columns[chosen],
@@ -60,7 +60,7 @@ class Windows:
         )
 
     def alike(self) -> Windows:
-        """Windows that begin where these do, all as high and wide as the largest of them."""
+        """Windows with the same origins, all as high and wide as the largest."""
         return Windows(
             rows=self.rows,
             columns=self.columns,
@@ -85,19 +85,19 @@ class Windows:
         return height, width
 
     def lie_on(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
-        """Which of them lie wholly on a level of (rows, columns): bool (n,)."""
+        """Whether each lies wholly on a level of (rows, columns): bool (n,)."""
         is_after = (self.rows >= 0) & (self.columns >= 0)
         return is_after & (self.rows + self.heights <= shape[0]) & (self.columns + self.widths <= shape[1])
 
     def tiles(self, shape: tuple[int, int], tile_shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which tiles of a level they touch.
+        """The tiles of a level that they touch.
 
         Args:
             shape: (rows, columns) of the level.
             tile_shape: (rows, columns) of a tile.
 
         Returns:
-            int64 (uses,) twice: the number of a window, and that of a tile that it touches, counted row by row; in the
+            int64 (uses,) twice: the index of a window, and that of a tile that it touches, counted row by row; in the
             order of the windows.
         """
         height, width = tile_shape
@@ -116,11 +116,11 @@ class Windows:
     def cut(
         self, shape: tuple[int, int], tile_shape: tuple[int, int]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], Windows, Windows]:
-        """What of a level's tiles lies in them: ``Window.cut`` of all at once.
+        """The parts of a level's tiles in them: ``Window.cut`` of all at once.
 
         Returns:
-            As ``tiles``, and twice what they have in common, counted from the window's first pixel, and from the
-            tile's. Beyond the level nothing lies.
+            As ``tiles``, and twice the common part, counted from the window's first pixel, and from the tile's. Beyond
+            the level there is none.
         """
         number, tile = self.tiles(shape, tile_shape)
         row, column = np.divmod(tile, -(-shape[1] // tile_shape[1]))
@@ -132,6 +132,6 @@ class Windows:
         return number, tile, own, Windows(rows=top - y, columns=left - x, heights=heights, widths=widths)
 
     def tile_order(self, tile_shape: tuple[int, int]) -> NDArray[np.int64]:
-        """An order of windows in which those of neighbouring tiles stand near each other: their numbers, (n,)."""
+        """An order of windows in which those of neighbouring tiles are close to each other: their indices, (n,)."""
         rows, columns = self.rows + self.heights // 2, self.columns + self.widths // 2
         return z_order(rows // tile_shape[0], columns // tile_shape[1])

@@ -210,7 +210,7 @@ def test_a_second_call_on_one_output_is_refused(store: Path, tmp_path: Path) -> 
         for same in (model, tmp_path / "m"):
             done = CliRunner().invoke(cli.app, [*command, str(same)])
             assert type(done.exception) is OutputInUseError, done.output
-            assert str(done.exception).startswith(f"{same}: is in use by another run (process {os.getpid()}")
+            assert str(done.exception).startswith(f"{same}: is in use by process {os.getpid()}")
         assert not model.exists()
         assert CliRunner().invoke(cli.app, [*command, str(tmp_path / "other.safetensors")]).exit_code == 0
     assert CliRunner().invoke(cli.app, [*command, str(model)]).exit_code == 0
@@ -348,7 +348,7 @@ def test_processes_hear_that_the_first_cannot_go_on(store: Path, tmp_path: Path)
         ended = started_twice([sys.executable, "-m", "staging", "train", store, "-o", model, "--device", "cpu"])
     told = [process.stderr for process in ended]
     assert [process.returncode for process in ended] == [cli.EXIT_IN_USE, cli.EXIT_FATAL], told
-    assert "is in use by another run" in told[0]
+    assert "is in use by process" in told[0]
     assert "the first process failed" in told[1]
     assert "Traceback" not in "".join(told)
 
