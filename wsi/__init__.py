@@ -1,4 +1,4 @@
-"""One slide, up to its heatmap. The names below are loaded when they are first used; see ``__init__.pyi``."""
+"""One slide, up to its heatmap. The names below are loaded on first use; see ``__init__.pyi``."""
 
 import lazy_loader
 

@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 INK, PALE_INK, GREY, GRID, PAPER = (30, 30, 30), (110, 110, 110), (190, 190, 190), (226, 226, 226), (255, 255, 255)
-# Okabe and Ito's blue and orange: told apart by the colour-blind, and in print by their brightness.
+# Okabe and Ito's blue and orange: distinct to the colour-blind, and in print by their brightness.
 BLUE, ORANGE = (0, 114, 178), (230, 159, 0)
 TITLE_PX, FONT_PX, SMALL_PX = 20, 16, 14
 MARGIN_PX, LINE_PX = 24, 26
@@ -33,12 +33,12 @@ _DETAIL = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """What is shown along one side of a plot.
+    """One axis of a plot.
 
     Attributes:
-        name: what it is; may be empty.
-        ticks: rising; the plot reaches from the first to the last.
-        is_log: spaced by logarithms; the first tick is positive then.
+        name: its label; may be empty.
+        ticks: ascending; the plot extends from the first to the last.
+        is_log: logarithmic; the first tick must then be positive.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Axis:
     is_log: bool = False
 
     def along(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """0 at the first tick, 1 at the last; what lies beyond an end lies on it."""
+        """0 at the first tick, 1 at the last; values beyond an end are clamped to it."""
         first, last = self.ticks[0], self.ticks[-1]
         if self.is_log:
             share = np.log(np.maximum(values, first) / first) / np.log(last / first)
@@ -61,10 +61,10 @@ class Curve:
 
     Attributes:
         points: float64 (n, 2), x and y; those that are not finite are left out.
-        name: in the legend, where there is one and there are points.
+        name: in the legend, if it has one and there are points.
         ink: its colour.
         width: of the line in px.
-        dots: float64 (n, 2), points that are marked on it.
+        dots: float64 (n, 2), points to mark on it.
     """
 
     points: NDArray[np.float64]
@@ -76,7 +76,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A value with its name; ``label`` is the value as text, ``is_pale`` says that it counts less."""
+    """A value with its name; ``label`` is the value as text, ``is_pale`` marks one that counts less."""
 
     name: str
     value: float
@@ -85,7 +85,7 @@ class Bar:
 
 
 class Canvas:
-    """White paper to write and draw on; all measures are px of the finished picture."""
+    """White paper to write and draw on; all measures are in px of the finished picture."""
 
     def __init__(self, width: float, height: float) -> None:
         self._picture = Pillow.new("RGB", (round(width) * _DETAIL, round(height) * _DETAIL), PAPER)
@@ -96,66 +96,66 @@ class Canvas:
         return np.array(self._picture.reduce(_DETAIL))
 
     def head(self, title: str, notes: Sequence[str]) -> None:
-        """A title and lines below it; see head_size."""
+        """Write a title and lines below it; see head_size."""
         self.write((MARGIN_PX, MARGIN_PX), title, TITLE_PX, anchor="lt")
         for number, note in enumerate(notes, start=1):
             self.write((MARGIN_PX, MARGIN_PX + number * LINE_PX), note, SMALL_PX, anchor="lt", ink=PALE_INK)
 
     def write(self, point: Point, text: str, size: int, *, anchor: str, ink: Ink = INK) -> None:
-        """Text with Pillow's anchor at a point."""
+        """Write text with Pillow's anchor at a point."""
         self._draw.text((point[0] * _DETAIL, point[1] * _DETAIL), text, fill=ink, font=_font(size), anchor=anchor)
 
     def write_upwards(self, point: Point, text: str, size: int, *, ink: Ink = INK) -> None:
-        """Text turned to read upwards; its left edge and vertical middle are at the point."""
+        """Write text rotated to read upwards; its left edge and vertical middle are at the point."""
         label = Pillow.new("RGB", (round(text_width(text, size) + 4) * _DETAIL, (size + 8) * _DETAIL), PAPER)
         ImageDraw.Draw(label).text((2 * _DETAIL, 2 * _DETAIL), text, fill=ink, font=_font(size), anchor="lt")
         turned = label.transpose(Pillow.Transpose.ROTATE_90)
         self._picture.paste(turned, (round(point[0] * _DETAIL), round(point[1] * _DETAIL - turned.height / 2)))
 
     def line(self, points: Sequence[Point], ink: Ink, width: int = 1) -> None:
-        """A line through points; fewer than two draw none."""
+        """Draw a line through points; nothing for fewer than two."""
         if len(points) > 1:
             self._draw.line(
                 [(x * _DETAIL, y * _DETAIL) for x, y in points], fill=ink, width=width * _DETAIL, joint="curve"
             )
 
     def dot(self, point: Point, ink: Ink, radius: int = 5) -> None:
-        """A dot with a white rim."""
+        """Draw a dot with a white rim."""
         centre = point[0] * _DETAIL, point[1] * _DETAIL
         self._draw.circle(centre, radius * _DETAIL, fill=ink, outline=PAPER, width=_DETAIL)
 
     def box(self, box: Box, *, fill: Ink | None = None, outline: Ink | None = None) -> None:
-        """A rectangle."""
+        """Draw a rectangle."""
         left, top, right, bottom = (edge * _DETAIL for edge in box)
         self._draw.rectangle((left, top, right, bottom), fill=fill, outline=outline, width=_DETAIL)
 
 
 def head_size(title: str, notes: Sequence[str]) -> tuple[float, float]:
-    """(right, bottom) of what Canvas.head writes, in px."""
+    """(right, bottom) of the text that Canvas.head writes, in px."""
     widths = (text_width(title, TITLE_PX), *(text_width(note, SMALL_PX) for note in notes))
     return MARGIN_PX + max(widths), MARGIN_PX + LINE_PX * (len(notes) + 1)
 
 
 def text_width(text: str, size: int) -> float:
-    """Of text in px."""
+    """The width of text in px."""
     return float(_font(size).getbbox(text)[2]) / _DETAIL
 
 
 def curve_chart(
     curves: Sequence[Curve], *, title: str, notes: Sequence[str] = (), x: Axis, y: Axis, has_diagonal: bool = False
 ) -> NDArray[np.uint8]:
-    """Curves in a square, the first one on top.
+    """Draw curves in a square, the first one on top.
 
     Args:
-        curves: what is drawn.
+        curves: the curves.
         title: the first line.
         notes: lines below it.
-        x: the axis below.
+        x: the axis at the bottom.
         y: the axis on the left.
         has_diagonal: draw the line from corner to corner.
 
     Returns:
-        uint8 (rows, columns, 3); charts of equally many notes are equally high.
+        uint8 (rows, columns, 3); charts with equally many notes have the same height.
     """
     right, top = head_size(title, notes)
     left, top = MARGIN_PX + LINE_PX + _TICKS_PX, top + LINE_PX
@@ -174,7 +174,7 @@ def curve_chart(
 
 
 def bar_chart(bars: Sequence[Bar], *, title: str) -> NDArray[np.uint8]:
-    """Lying bars below each other; the longest fills the width.
+    """Draw horizontal bars below each other; the longest fills the width.
 
     Args:
         bars: at least one, none below 0.
@@ -207,12 +207,12 @@ def even_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def whole_ticks(low: int, high: int) -> tuple[float, ...]:
-    """At most six ticks from low to high, all of them whole numbers."""
+    """At most six ticks from low to high, all of them integers."""
     return tuple(np.unique(np.linspace(low, high, _TICKS).round()).tolist())
 
 
 def round_up(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+    """The next larger 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(max(value, 1e-6)))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value)
 

@@ -1,4 +1,4 @@
-"""How many cores there are to work with."""
+"""The number of cores to work with."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, at least 1: a batch system grants fewer than the machine has."""
+    """Cores that this process may use, at least 1: a batch system may grant fewer than the machine has."""
     try:
         return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # not on every system
+    except AttributeError:  # not available on every system
         return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""How much of a slide's tissue was looked at: what was not looked at is never called negative."""
+"""How much of a slide's tissue was looked at: tissue that was not is never called negative."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from wsi.tissue import covers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """The tissue of a slide and what was looked at of it.
+    """The tissue of a slide and the part of it that was looked at.
 
     Attributes:
         tissue_mm2: area that the tissue detector found on the overview.
-        looked_mm2: the part of it that was looked at.
+        looked_mm2: area of the part that was looked at.
         missing_tiles: tiles under tissue that the slide does not store, on the level that was read.
         bad_tiles: tiles under tissue that could not be decoded.
     """
@@ -33,11 +33,11 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of the tissue that was looked at, 0 to 1; 0 without tissue, as nothing was seen."""
+        """The share of the tissue that was looked at, 0 to 1; 0 without tissue, as nothing was seen."""
         return self.looked_mm2 / self.tissue_mm2 if self.tissue_mm2 else 0.0
 
     def is_whole(self, tolerance: float) -> bool:
-        """Whether at most this share of the tissue went unseen."""
+        """Whether at most the share ``tolerance`` of the tissue went unseen."""
         return self.share >= 1 - tolerance
 
     def __str__(self) -> str:
@@ -55,12 +55,12 @@ class Coverage:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Coverage:
-        """What to_json wrote."""
+        """Read the values of to_json."""
         return cls(**{name: record[name] for name in ("tissue_mm2", "looked_mm2", "missing_tiles", "bad_tiles")})
 
 
 def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: float) -> Coverage:
-    """How much of the tissue was looked at.
+    """Measure how much of the tissue was looked at.
 
     The tissue mask is a pixel wider than what absorbs light (see find_tissue); that rim counts on neither side.
 
@@ -68,10 +68,10 @@ def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: fl
         slide: what was looked at; its resolution must be known.
         tissue: where tissue was found.
         looked: the cells that were looked at, bool (rows, columns) in a frame that covers the slide.
-        downsample: level-0 px per px that was read: it tells the level whose tiles are counted.
+        downsample: level-0 px per px that was read: determines the level whose tiles are counted.
 
     Raises:
-        ResolutionError: mpp is not known.
+        ResolutionError: mpp is unknown.
     """
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
@@ -89,13 +89,13 @@ def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: fl
 
 
 def without_unread(heatmap: Heatmap, slide: Slide, *, downsample: float) -> Heatmap:
-    """A heatmap whose cells over tiles that could not be decoded were not looked at."""
+    """The heatmap with the cells over tiles that could not be decoded marked as not looked at."""
     looked = heatmap.tissue & ~unread(slide, heatmap.frame, downsample=downsample)
     return Heatmap(frame=heatmap.frame, array=np.where(looked, heatmap.array, np.float32(0)), tissue=looked)
 
 
 def unread(slide: Slide, cells: Frame, *, downsample: float) -> NDArray[np.bool_]:
-    """The cells under which a tile could not be decoded and was read as white, bool (rows, columns) of ``cells``."""
+    """The cells over a tile that could not be decoded and was read as white, bool (rows, columns) of ``cells``."""
     grid, bad = _stored(slide, downsample)
     found = np.zeros(cells.shape, bool)
     for row, column in bad:
@@ -123,7 +123,7 @@ def _cells_over(grid: TileGrid, row: int, column: int, cells: Frame) -> tuple[sl
     tile = grid.tile(row, column).region
     rows, columns = cells.fractions([tile.x, tile.right], [tile.y, tile.bottom])
     (top, bottom), (left, right) = rows.tolist(), columns.tolist()
-    # a millionth of a cell of rounding must not pull in a neighbour
+    # rounding by a millionth of a cell must not pull in a neighbour
     return (
         slice(max(0, math.floor(top + 1e-6)), max(0, math.ceil(bottom - 1e-6))),
         slice(max(0, math.floor(left + 1e-6)), max(0, math.ceil(right - 1e-6))),

@@ -1,4 +1,4 @@
-"""What goes wrong with one slide or one artefact: every error names the file, the reason and the mend."""
+"""Errors of one slide or artefact: each names the file, the reason and the mend."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PathologyError(Exception):
     """Root of every error that sentinode raises on purpose.
 
     Args:
-        path: the file (or table, or directory) at fault; None where the fault lies in no file.
+        path: the file (or table, or directory) at fault; None if no file is.
         reason: what is wrong, one clause without a full stop.
         where: where in the file (``level 0, tile row 3, column 7``; ``line 12``).
         mend: what the user can do about it, one clause.
@@ -75,7 +75,7 @@ class SlideNotFoundError(SlideError, FileNotFoundError):
 
 
 class SlideFormatError(SlideError, ValueError):
-    """The file is no slide that can be read: damaged, truncated or of an unknown kind."""
+    """The file cannot be read as a slide: damaged, truncated or of an unknown kind."""
 
 
 class TileError(SlideError, ValueError):
@@ -83,7 +83,7 @@ class TileError(SlideError, ValueError):
 
 
 class ResolutionError(SlideError, ValueError):
-    """The slide does not say how large a pixel is and the caller did not either."""
+    """Neither the slide nor the caller says how large a pixel is."""
 
 
 class NoTissueError(SlideError, ValueError):
@@ -103,7 +103,7 @@ class StorageError(PathologyError, OSError):
 
 
 class OutputExistsError(PathologyError, FileExistsError):
-    """There is something at an output that is not this command's own: it is never replaced."""
+    """Something that this command did not make is at the output: it is never replaced."""
 
 
 class OutputNameError(PathologyError, ValueError):
@@ -111,4 +111,4 @@ class OutputNameError(PathologyError, ValueError):
 
 
 class OutputInUseError(PathologyError, RuntimeError):
-    """Another run holds the output directory."""
+    """Another process holds the output directory."""

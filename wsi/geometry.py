@@ -49,7 +49,7 @@ class Region:
 class Window:
     """A half-open rectangle of pixels of a level, a frame or any array: row <= pixel row < row + height.
 
-    It may reach beyond what it is a window of, or lie outside it.
+    It may extend beyond its level, frame or array, or lie outside it.
     """
 
     row: int
@@ -63,12 +63,12 @@ class Window:
 
     @classmethod
     def between(cls, *, row: int, column: int, bottom: int, right: int) -> Window:
-        """The window from its first pixel to the row and column behind its last one."""
+        """The window from its first pixel to the row and column after its last one."""
         return cls(row=row, column=column, height=bottom - row, width=right - column)
 
     @classmethod
     def around(cls, windows: Sequence[Window]) -> Window:
-        """The smallest window that holds all of some."""
+        """The smallest window that contains all of ``windows``."""
         return cls.between(
             row=min(one.row for one in windows),
             column=min(one.column for one in windows),
@@ -78,17 +78,17 @@ class Window:
 
     @classmethod
     def whole(cls, shape: tuple[int, int]) -> Window:
-        """All of an array of (rows, columns)."""
+        """The window of a whole array of (rows, columns)."""
         return cls(row=0, column=0, height=shape[0], width=shape[1])
 
     @property
     def bottom(self) -> int:
-        """The row behind the last one."""
+        """The row after the last one."""
         return self.row + self.height
 
     @property
     def right(self) -> int:
-        """The column behind the last one."""
+        """The column after the last one."""
         return self.column + self.width
 
     @property
@@ -98,7 +98,7 @@ class Window:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """What cuts the window out of its array: ``array[window.slices]``.
+        """The slices that cut the window out of its array: ``array[window.slices]``.
 
         Raises:
             ValueError: it begins before the array; clip it first.
@@ -108,12 +108,12 @@ class Window:
         return slice(self.row, self.row + self.height), slice(self.column, self.column + self.width)
 
     def intersection(self, other: Window) -> Window | None:
-        """The common pixels, None where there are none."""
+        """The common pixels, None if there are none."""
         common = self.within(other).clipped(other.shape)
         return None if common is None else common.shifted(other.row, other.column)
 
     def clipped(self, shape: tuple[int, int]) -> Window | None:
-        """What of it lies on an array of (rows, columns), None where nothing does; the window itself where all does."""
+        """The part on an array of (rows, columns), None if there is none; the window itself if it all is."""
         row, column = max(self.row, 0), max(self.column, 0)
         height, width = min(self.bottom, shape[0]) - row, min(self.right, shape[1]) - column
         if height < 1 or width < 1:
@@ -123,7 +123,7 @@ class Window:
         return Window(row=row, column=column, height=height, width=width)
 
     def shifted(self, rows: int, columns: int) -> Window:
-        """The window so many pixels further down and to the right."""
+        """The window moved down and to the right by ``rows`` and ``columns``."""
         return Window(row=self.row + rows, column=self.column + columns, height=self.height, width=self.width)
 
     def within(self, other: Window) -> Window:
@@ -140,7 +140,7 @@ class Window:
         )
 
     def tile_range(self, tile_shape: tuple[int, int]) -> Window:
-        """The tiles of (rows, columns) px that it touches, as a window of the grid of tiles, which begins at 0, 0."""
+        """The tiles of (rows, columns) px that it touches, as a window of the tile grid, which begins at 0, 0."""
         height, width = tile_shape
         return Window.between(
             row=self.row // height,
@@ -159,10 +159,10 @@ class Window:
         ]
 
     def cut(self, tile_shape: tuple[int, int]) -> list[tuple[tuple[int, int], Window, Window]]:
-        """The window cut along the borders of tiles.
+        """Cut the window along the borders of tiles.
 
         Returns:
-            For each of ``tiles``: its (row, column), and twice what of the window lies in it: counted from the window's
+            For each of ``tiles``: its (row, column), and twice the part of the window in it: counted from the window's
             first pixel, and from the tile's.
         """
         (height, width), bottom, right = tile_shape, self.bottom, self.right
@@ -210,7 +210,7 @@ class Level:
 
     @property
     def frame(self) -> Frame:
-        """The whole level. A level does not know its mpp: ``Slide.frame_of`` does."""
+        """The whole level. A level does not know its mpp; ``Slide.frame_of`` does."""
         return Frame(x=0.0, y=0.0, downsample=self.downsample, shape=self.shape, mpp=None)
 
 
@@ -222,7 +222,7 @@ class Frame:
         x, y: level-0 position of the outer corner of pixel (0, 0).
         downsample: level-0 px per array pixel, the same along both axes.
         shape: (rows, columns) of the array.
-        mpp: um per level-0 px, or None where the slide does not say.
+        mpp: um per level-0 px, or None if the slide does not say.
     """
 
     x: float
@@ -249,7 +249,7 @@ class Frame:
             ResolutionError: mpp is None.
         """
         if self.mpp is None:
-            raise ResolutionError(None, "the resolution is not known", mend="give it with --slide-mpp or mpp=")
+            raise ResolutionError(None, "the resolution is unknown", mend="set it with --slide-mpp or mpp=")
         return self.mpp * self.downsample
 
     @property
@@ -270,7 +270,7 @@ class Frame:
         return Region(x=x, y=y, width=max(1, right - x), height=max(1, bottom - y))
 
     def positions(self, rows: ArrayLike, columns: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Level-0 (x, y) of rows and columns given as fractions, each in its argument's shape; undoes ``fractions``."""
+        """Level-0 (x, y) of fractional rows and columns, each in its argument's shape; the inverse of ``fractions``."""
         x = self.x + np.asarray(columns, dtype=np.float64) * self.downsample
         y = self.y + np.asarray(rows, dtype=np.float64) * self.downsample
         return x, y
@@ -280,24 +280,24 @@ class Frame:
         return self.positions(np.asarray(rows, dtype=np.float64) + 0.5, np.asarray(columns, dtype=np.float64) + 0.5)
 
     def fractions(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(rows, columns) as fractions: the outer corner of pixel (0, 0) is (0.0, 0.0), its centre (0.5, 0.5)."""
+        """Fractional (rows, columns): the outer corner of pixel (0, 0) is (0.0, 0.0), its centre (0.5, 0.5)."""
         rows = (np.asarray(y, dtype=np.float64) - self.y) / self.downsample
         columns = (np.asarray(x, dtype=np.float64) - self.x) / self.downsample
         return rows, columns
 
     def window_of(self, region: Region) -> Window:
-        """The array's pixels that a region touches, at least one; may reach beyond the array."""
+        """The array's pixels that a region touches, at least one; may extend beyond the array."""
         row, column = (
             math.floor((region.y - self.y) / self.downsample),
             math.floor((region.x - self.x) / self.downsample),
         )
-        # A hair less than the quotient: a region up to a pixel's edge does not touch the next one.
+        # Slightly less than the quotient: a region up to a pixel's edge does not touch the next one.
         bottom = math.ceil((region.bottom - self.y) / self.downsample - _HAIR_PX)
         right = math.ceil((region.right - self.x) / self.downsample - _HAIR_PX)
         return Window(row=row, column=column, height=max(1, bottom - row), width=max(1, right - column))
 
     def part(self, window: Window) -> Frame:
-        """The frame of ``array[window.slices]``; the window may reach beyond this frame."""
+        """The frame of ``array[window.slices]``; the window may extend beyond this frame."""
         return Frame(
             x=self.x + window.column * self.downsample,
             y=self.y + window.row * self.downsample,
@@ -330,14 +330,14 @@ class Frame:
 
     def resampled(self, downsample: float) -> Frame:
         """The same area with pixels of another size; the last row and column may overhang."""
-        # A hair less than the quotient: 1000.0000000001 columns are 1000.
+        # Slightly less than the quotient: 1000.0000000001 columns are 1000.
         rows, columns = (
             max(1, math.ceil(side * self.downsample / downsample * (1 - _HAIR_SHARE))) for side in self.shape
         )
         return Frame(x=self.x, y=self.y, downsample=downsample, shape=(rows, columns), mpp=self.mpp)
 
     def in_px_of(self, downsample: float) -> Frame:
-        """The same array with its position counted in pixels of a level, as if that were level 0."""
+        """The same array with its position in pixels of a level, as if that were level 0."""
         return Frame(
             x=self.x / downsample,
             y=self.y / downsample,
@@ -352,7 +352,7 @@ class TileGrid:
     """A Frame cut into equal tiles from its top left corner; the last row and column may be smaller.
 
     Attributes:
-        frame: what is cut.
+        frame: the frame that is cut.
         tile_shape: (rows, columns) of a full tile in array pixels.
     """
 
@@ -369,7 +369,7 @@ class TileGrid:
         return -(-self.frame.shape[0] // self.tile_shape[0]), -(-self.frame.shape[1] // self.tile_shape[1])
 
     def window(self, row: int, column: int) -> Window:
-        """Where tile (row, column) lies in the array of the frame."""
+        """The window of tile (row, column) in the frame's array."""
         height, width = self.tile_shape
         return Window.between(
             row=row * height,
@@ -389,10 +389,10 @@ class TileGrid:
 
 
 def tile_order(regions: Sequence[Region], level: Level) -> NDArray[np.int64]:
-    """An order of regions in which those that share tiles of a level stand near each other: their numbers, (n,).
+    """An order of regions in which those that share tiles of a level are close to each other: their indices, (n,).
 
-    Regions are taken by the tile at their centre along a Z-curve (Morton order), so that a stretch of any length covers
-    a compact patch of tiles.
+    Regions are ordered by the tile at their centre along a Z-curve (Morton order), so that consecutive ones cover a
+    compact area of tiles.
     """
     x = np.array([region.x + region.width / 2 for region in regions]) / level.downsample
     y = np.array([region.y + region.height / 2 for region in regions]) / level.downsample
@@ -400,7 +400,7 @@ def tile_order(regions: Sequence[Region], level: Level) -> NDArray[np.int64]:
 
 
 def z_order(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The order of cells of a grid along a Z-curve (Morton order): their numbers, (n,); below 0 counts as 0."""
+    """The order of cells of a grid along a Z-curve (Morton order): their indices, (n,); below 0 counts as 0."""
     rows, columns = np.maximum(rows, 0), np.maximum(columns, 0)
     keys = np.zeros(len(rows), dtype=np.int64)
     for bit in range(24):

@@ -34,8 +34,8 @@ def write_heatmap(
 ) -> None:
     """Publish a Heatmap as a Zarr v3 group: ``probability`` and ``tissue`` (rows, columns), the frame as attributes.
 
-    ``coverage`` is kept beside them; ``is_own`` is that of publish. Chunks carry a CRC32C; empty chunks are written and
-    the fill value is NaN: a lost chunk never reads as no tumour.
+    ``coverage`` is stored with them; ``is_own`` as for publish. Chunks carry a CRC32C; empty chunks are written and the
+    fill value is NaN: a lost chunk never reads as no tumour.
 
     Raises:
         StorageError: the file system refuses.
@@ -71,7 +71,7 @@ def write_heatmap(
 
 
 def read_coverage(path: Path) -> Coverage | None:
-    """How much of the tissue a published Heatmap looked at; None where it does not say.
+    """How much of the tissue a published Heatmap covers; None if it does not say.
 
     Raises:
         ArtefactError: there is no heatmap, or it is damaged.

@@ -1,6 +1,6 @@
-"""Files that are read: regular ones only, and never more than they may hold.
+"""Input files: regular ones only, and of bounded size.
 
-A FIFO or a device in a file's place would block for ever or never end.
+A FIFO or a device instead of a file would block forever or never end.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ MOST_BYTES = 2**28
 
 
 def open_regular(path: str | PathLike[str]) -> BufferedReader:
-    """Open a regular file for reading, without waiting for whoever writes into a FIFO.
+    """Open a regular file for reading, without waiting for the writer of a FIFO.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, or is not a regular file.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
@@ -30,14 +30,14 @@ def open_regular(path: str | PathLike[str]) -> BufferedReader:
     os.close(handle)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), fspath(path))
-    raise OSError(errno.EINVAL, "it is no regular file", fspath(path))
+    raise OSError(errno.EINVAL, "it is not a regular file", fspath(path))
 
 
 def read_bytes(path: str | PathLike[str], *, most: int = MOST_BYTES) -> bytes:
     """All bytes of a regular file.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or holds more than ``most`` bytes.
+        OSError: it cannot be read, is not a regular file, or holds more than ``most`` bytes.
     """
     with open_regular(path) as file:
         data = file.read(most + 1)
@@ -51,17 +51,17 @@ def read_text(path: str | PathLike[str], *, most: int = MOST_BYTES) -> str:
 
     Raises:
         OSError: as read_bytes.
-        UnicodeDecodeError: it is no UTF-8.
+        UnicodeDecodeError: it is not UTF-8.
     """
     return read_bytes(path, most=most).decode("utf-8-sig")
 
 
 def read_json(path: str | PathLike[str], *, most: int = MOST_BYTES) -> Any:  # noqa: ANN401  (whatever JSON can hold)
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         OSError: as read_bytes.
-        ValueError: it is no JSON, or nested too deeply.
+        ValueError: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(read_text(path, most=most))

@@ -24,12 +24,12 @@ _STALE_S = 120.0
 class OutputLock:
     """Holds an output directory for this process: flock on one machine, a lease with a heartbeat between machines.
 
-    A lease of another host counts as held while its file was touched in the last two minutes, because flock does not
-    reach across machines on every network file system.
+    Another host's lease counts as held if its file was touched in the last two minutes, because flock does not work
+    across machines on every network file system.
 
     Raises (on entry):
-        OutputInUseError: another run holds the directory.
-        OutputExistsError: the lock file is a link or no regular file.
+        OutputInUseError: another process holds the directory.
+        OutputExistsError: the lock file is a link or not a regular file.
         StorageError: the directory cannot be written.
     """
 
@@ -62,7 +62,7 @@ class OutputLock:
             self._handle = None
 
     def check(self) -> None:
-        """See whether the directory is still the one that is held.
+        """Check that the directory is still the one that is held.
 
         Raises:
             StorageError: it was removed or replaced.
@@ -77,10 +77,10 @@ class OutputLock:
             raise self._lost()
 
     def _lost(self) -> StorageError:
-        return StorageError(self._folder, "was removed or replaced while it was written", mend="start again")
+        return StorageError(self._folder, "was removed or replaced while being written", mend="start again")
 
     def _open(self) -> int:
-        """The lock file, never through a link, never anything but a regular file."""
+        """Open the lock file, never through a link, and only a regular file."""
         try:
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
@@ -93,7 +93,7 @@ class OutputLock:
         return handle
 
     def _no_lock(self) -> OutputExistsError:
-        return OutputExistsError(self._path, "is no lock of sentinode", mend="remove it, or choose another output")
+        return OutputExistsError(self._path, "is not a lock of sentinode", mend="remove it, or choose another output")
 
     def _claim(self, handle: int) -> None:
         holder = self._holder(handle)
@@ -116,9 +116,7 @@ class OutputLock:
 
     def _in_use(self, holder: dict[str, object]) -> OutputInUseError:
         who = f"process {holder.get('pid', '?')} on {holder.get('host', 'this machine')}"
-        return OutputInUseError(
-            self._folder, f"is in use by another run ({who})", mend="wait for it, or choose another output"
-        )
+        return OutputInUseError(self._folder, f"is in use by {who}", mend="wait for it, or choose another output")
 
     def _beat(self, handle: int) -> None:
         while not self._ended.wait(_BEAT_S):

@@ -1,4 +1,4 @@
-"""Arrays that know where they lie: an array plus the Frame that places it on the slide."""
+"""Arrays that know where they lie: an array plus its Frame on the slide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Image:
     def __post_init__(self) -> None:
         _check(self.frame, self.array.shape[:2])
         if self.array.dtype != np.uint8 or self.array.shape[2:] != (3,):
-            raise ValueError(f"an image is uint8 (rows, columns, 3), got {self.array.dtype} {self.array.shape}")
+            raise ValueError(f"an image must be uint8 (rows, columns, 3), got {self.array.dtype} {self.array.shape}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,7 +33,7 @@ class Mask:
     def __post_init__(self) -> None:
         _check(self.frame, self.array.shape)
         if self.array.dtype != np.bool_:
-            raise ValueError(f"a mask is bool, got {self.array.dtype}")
+            raise ValueError(f"a mask must be bool, got {self.array.dtype}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,7 +41,7 @@ class Heatmap:
     """The probability of metastasis: float32 (rows, columns) in 0..1, exactly 0 outside the tissue.
 
     Attributes:
-        tissue: bool, the same shape: the cells on which the network was run.
+        tissue: bool, the same shape: the cells that the network looked at.
     """
 
     frame: Frame
@@ -52,11 +52,11 @@ class Heatmap:
         _check(self.frame, self.array.shape)
         _check(self.frame, self.tissue.shape)
         if self.array.dtype != np.float32 or self.tissue.dtype != np.bool_:
-            raise ValueError(f"a heatmap is float32 with bool tissue, got {self.array.dtype}, {self.tissue.dtype}")
+            raise ValueError(f"a heatmap must be float32 with bool tissue, got {self.array.dtype}, {self.tissue.dtype}")
         if not (self.array.size == 0 or (self.array.min() >= 0 and self.array.max() <= 1)):
-            raise ValueError("a heatmap holds probabilities from 0 to 1 and neither NaN nor infinity")
+            raise ValueError("a heatmap must hold probabilities from 0 to 1, without NaN or infinity")
         if self.array[~self.tissue].any():
-            raise ValueError("a heatmap is 0 outside its tissue")
+            raise ValueError("a heatmap must be 0 outside its tissue")
 
 
 def _check(frame: Frame, shape: tuple[int, ...]) -> None:

@@ -58,18 +58,18 @@ def thumbnail(slide: Slide, *, max_px: int = 1200) -> Image:
 def overlay(image: Image, heatmap: Heatmap, *, threshold: float, outlines: Iterable[Mask] = ()) -> NDArray[np.uint8]:
     """Draw a heatmap over a picture of its slide, with a scale bar and a legend below.
 
-    The higher the probability, the darker and the more opaque the colour; below 0.1 the tissue shows as it is. A dark
-    line runs around everything that reaches the threshold. Where the picture is coarser than the heatmap, its pixels
-    show the highest probability beneath them, so that not even one cell is lost.
+    The higher the probability, the darker and more opaque the colour; below 0.1 the tissue is unchanged. A dark line
+    surrounds everything that reaches the threshold. If the picture is coarser than the heatmap, its pixels show the
+    highest probability beneath them, so that no cell is lost.
 
     Args:
-        image: of the same slide, of any size and place.
+        image: of the same slide, of any size and position.
         heatmap: probabilities.
-        threshold: where the line runs.
-        outlines: lesions to be framed in red, for example those that count.
+        threshold: probability surrounded by the line.
+        outlines: lesions to outline in red, for example those that count.
 
     Returns:
-        uint8 (rows + 52, columns, 3); at least 560 columns, with white beside narrower pictures.
+        uint8 (rows + 52, columns, 3); at least 560 columns, narrower pictures padded with white.
     """
     probability = _on_grid(heatmap.array, heatmap.frame, image.frame)
     picture = _blended(image.array.astype(np.float64), probability)
@@ -85,7 +85,7 @@ def overlay(image: Image, heatmap: Heatmap, *, threshold: float, outlines: Itera
 
 
 def save_png(path: str | PathLike[str], array: NDArray[np.uint8]) -> None:
-    """Write uint8 (rows, columns, 3) as RGB or (rows, columns) as grey; the file is whole or absent.
+    """Write uint8 (rows, columns, 3) as RGB or (rows, columns) as grey, atomically.
 
     Raises:
         OutputNameError: the path does not end in .png.
@@ -101,9 +101,9 @@ def save_png(path: str | PathLike[str], array: NDArray[np.uint8]) -> None:
 
 
 def _on_grid(values: NDArray[np.float32], source: Frame, target: Frame) -> NDArray[np.float64]:
-    """Values of source's grid at target's pixels: linear between cell centres, 0 beyond source.
+    """Values on source's grid at target's pixels: linear between cell centres, 0 beyond source.
 
-    Where cells lie within one pixel of target, it takes at least the highest of them.
+    A pixel of target that contains cells gets at least the highest of them.
     """
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
@@ -121,7 +121,7 @@ def _on_grid(values: NDArray[np.float32], source: Frame, target: Frame) -> NDArr
 
 
 def _blended(picture: NDArray[np.float64], probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., 3) the picture under the colours of its (...) probabilities; unchanged up to 0.1."""
+    """(..., 3): the picture under the colours of its (...) probabilities; unchanged up to 0.1."""
     share = ((probability - _FAINTEST) / (1 - _FAINTEST)).clip(0, 1)
     opacity = share[..., np.newaxis] ** 0.7 * _MOST_OPAQUE
     blended: NDArray[np.float64] = picture + (_colours(share) - picture) * opacity
@@ -146,7 +146,7 @@ def _rim(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _with_legend(canvas: NDArray[np.uint8], frame: Frame, threshold: float) -> NDArray[np.uint8]:
-    """The canvas with scale bar and colour ramp drawn into its lowest rows."""
+    """The canvas with scale bar and colour ramp drawn into its bottom rows."""
     picture = Pillow.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=_FONT_PX)
@@ -164,7 +164,7 @@ def _draw_scale(
     middle: int,
     most_px: int,
 ) -> None:
-    """A bar of 1, 2 or 5 times a power of ten um, or a word where the resolution is not known."""
+    """Draw a bar of 1, 2 or 5 times a power of ten um, or a note if the resolution is unknown."""
     if frame.mpp is None:
         draw.text((_MARGIN_PX, middle), "scale unknown", fill=_INK, font=font, anchor="lm")
         return
@@ -192,7 +192,7 @@ def _draw_ramp(
     middle: int,
     threshold: float,
 ) -> None:
-    """The colours from 0.1 to 1 as they look on white, a mark at the threshold, and what they mean."""
+    """Draw the colours from 0.1 to 1 as they look on white, a mark at the threshold, and their meaning."""
     left = right - 10 - _RAMP_PX
     shades = np.linspace(_FAINTEST, 1, _RAMP_PX)
     for step, colour in enumerate(np.rint(_blended(np.full((_RAMP_PX, 3), 255.0), shades)).astype(int)):

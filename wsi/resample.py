@@ -1,6 +1,6 @@
 """Exact area averaging: every output pixel is the mean of the source pixels it covers, by covered area.
 
-An image is taken as constant over each of its pixels, so the mean is defined for any ratio, also below 1. Positions
+An image counts as constant over each of its pixels, so the mean is defined for any ratio, also below 1. Positions
 are rounded to 2**-20 px and each output pixel is computed from its own position alone, in a fixed order of
 operations: the same pixel comes out bit for bit whatever window it is computed in.
 """
@@ -16,20 +16,20 @@ from wsi.geometry import Frame, Window
 
 _BITS = 20
 _ONE = 1 << _BITS
-# Far above what rounding leaves of a whole quotient, far below what moves a pixel by 2**-20 within 10**6 of them.
+# Far above the rounding error of a whole quotient, far below a shift of 2**-20 px over 10**6 pixels.
 _WHOLE = 1e-13
 _BLOCK_ROWS = 32  # output rows at a time: the running sums stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AxisPlan:
-    """How output pixels along one axis follow from source pixels.
+    """How output pixels along one axis are computed from source pixels.
 
     Attributes:
         start, stop: the source pixels needed, half-open.
         first: int64 (n,), the first source pixel of each output pixel, counted from ``start``.
         weights: float32 (taps, n), the share of source pixel ``first + tap``.
-        factor: whole number of source pixels per output pixel where both grids coincide, else 0.
+        factor: whole number of source pixels per output pixel if the grids coincide, else 0.
     """
 
     start: int
@@ -41,7 +41,7 @@ class AxisPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FramePlan:
-    """How the pixels of a frame follow from those of a level: its rows and its columns."""
+    """How the pixels of a frame are computed from those of a level: its rows and its columns."""
 
     rows: AxisPlan
     columns: AxisPlan
@@ -51,7 +51,7 @@ class FramePlan:
         """Plan a frame.
 
         Args:
-            frame: what is wanted.
+            frame: the output.
             source: level-0 px per px of the level.
         """
         wanted = frame.in_px_of(source)
@@ -63,7 +63,7 @@ class FramePlan:
 
     @property
     def window(self) -> Window:
-        """The pixels of the level that are needed; may reach beyond it."""
+        """The pixels of the level that are needed; may extend beyond it."""
         rows, columns = self.rows, self.columns
         return Window.between(row=rows.start, column=columns.start, bottom=rows.stop, right=columns.stop)
 
@@ -99,7 +99,7 @@ def average(source: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
 
     Args:
         source: uint8 (rows, columns, 3), the pixels of ``plan.window``.
-        plan: what to make of it.
+        plan: of the output.
 
     Returns:
         uint8 (rows, columns, 3) of the planned frame, halves rounded up.
@@ -142,7 +142,7 @@ def _average_weighted(source: NDArray[np.uint8], rows: AxisPlan, columns: AxisPl
     out = np.empty((height, width, 3), dtype=np.uint8)
     row_taps = _tap_indices(rows)
     column_taps = _tap_indices(columns)
-    column_weights = np.repeat(columns.weights, 3, axis=1)  # one weight per sample: numpy's inner loops stay long
+    column_weights = np.repeat(columns.weights, 3, axis=1)  # one weight per sample: keeps numpy's inner loops long
     for top in range(0, height, _BLOCK_ROWS):
         bottom = min(top + _BLOCK_ROWS, height)
         sums = np.zeros((bottom - top, flat.shape[1]), dtype=np.float32)

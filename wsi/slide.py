@@ -31,14 +31,14 @@ from wsi.windows import Windows
 if TYPE_CHECKING:
     import dask.array
 
-_BLOCK_BYTES = 64 * 2**20  # source pixels held at a time by read_frame
+_BLOCK_BYTES = 64 * 2**20  # source pixels that read_frame holds at a time
 _FINGERPRINT_BYTES = 2**20
 
 
 class Slide:
     """One slide. A context manager; usable from many threads; pickles as its path and options.
 
-    The file is opened at the first use in each process, so a slide may be sent to workers or survive a fork.
+    The file is opened on first use in each process, so a slide may be sent to workers or survive a fork.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Slide:
         if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
             raise ValueError(f"mpp is um per level-0 px and must be positive, got {mpp}")
         if on_bad_tile not in ("raise", "white"):
-            raise ValueError(f"on_bad_tile is 'raise' or 'white', got {on_bad_tile!r}")
+            raise ValueError(f"on_bad_tile must be 'raise' or 'white', got {on_bad_tile!r}")
         self.path: Path | str = path if isinstance(path, str) and is_url(path) else Path(path)
         self._given_mpp = mpp
         self._on_bad_tile: OnBadTile = on_bad_tile
@@ -63,13 +63,13 @@ class Slide:
         Args:
             path: a tiled TIFF (also SVS, Philips, OME), any other kind that OpenSlide knows, a JPEG or a PNG; or the
                 URL (s3://, gs://, az://, http://, https://) of a tiled TIFF, which needs the extra ``cloud``.
-            mpp: um per level-0 px, in place of what the file says.
+            mpp: um per level-0 px; overrides the file's.
             on_bad_tile: "raise" ends reading at a tile that cannot be decoded; "white" reads it as white and lists it
                 in ``bad_tiles``.
 
         Raises:
             SlideNotFoundError: there is no such file.
-            SlideFormatError: the file is damaged or no slide.
+            SlideFormatError: the file is damaged or not a slide.
             SlideError: the file may not be read.
             ValueError: mpp is not a positive number.
         """
@@ -89,7 +89,7 @@ class Slide:
 
     @property
     def mpp(self) -> float | None:
-        """Um per level-0 px: as given on opening, else as the file says; None where neither does."""
+        """Um per level-0 px: as given on opening, else from the file; None if neither says."""
         return self._given_mpp if self._given_mpp is not None else self._open().mpp
 
     @property
@@ -99,7 +99,7 @@ class Slide:
 
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
-        """What was read as white because it could not be decoded, since the slide was opened in this process."""
+        """Tiles read as white because they could not be decoded, since the slide was opened in this process."""
         return self._open().bad_tiles
 
     @property
@@ -116,7 +116,7 @@ class Slide:
         """The whole slide with pixels of ``mpp`` um; the last row and column may overhang.
 
         Raises:
-            ResolutionError: the slide's own mpp is not known.
+            ResolutionError: the slide's own mpp is unknown.
         """
         return self.frame.resampled(mpp / self._known_mpp())
 
@@ -133,8 +133,8 @@ class Slide:
         Args:
             region: in level-0 px.
             level: index.
-            out: uint8 (rows, columns, 3) to be filled in place of a new array; reading into the same one again and
-                again saves the system the making of fresh memory.
+            out: uint8 (rows, columns, 3) to fill instead of a new array; reusing one saves the system from allocating
+                memory.
 
         Raises:
             TileError: a tile cannot be decoded.
@@ -165,17 +165,17 @@ class Slide:
     ) -> NDArray[np.uint8]:
         """Stored pixels of many equal regions at once, on several threads.
 
-        However the regions overlap and in whatever order they come, each tile of a tiled TIFF is decoded once for all
-        of them. A pass in several calls does best with regions of one neighbourhood in each (``geometry.tile_order``).
+        However the regions overlap and whatever their order, each tile of a tiled TIFF is decoded once for all of them.
+        A pass in several calls is fastest with neighbouring regions in each (``geometry.tile_order``).
 
         Args:
-            regions: in level-0 px; equally large in px of the level.
+            regions: in level-0 px; of equal size in px of the level.
             level: index.
-            out: uint8 (n, rows, columns, 3) to be filled in place of a new array.
-            workers: threads; all usable cores by default.
+            out: uint8 (n, rows, columns, 3) to fill instead of a new array.
+            workers: threads; by default one per usable core.
 
         Returns:
-            uint8 (n, rows, columns, 3), in the order of the regions, each as ``read`` gives it.
+            uint8 (n, rows, columns, 3), in the order of the regions, each as from ``read``.
 
         Raises:
             TileError: a tile cannot be decoded.
@@ -200,20 +200,20 @@ class Slide:
 
         Args:
             level: index.
-            row: of the tile on the level's grid of tiles.
-            column: of the same tile.
+            row: of the tile in the level's tile grid.
+            column: of the tile.
 
         Returns:
             The JPEG, without application markers; None where the tile is missing.
 
         Raises:
-            ValueError: the slide keeps no JPEG tiles, or there is no such tile.
-            TileError: the stored bytes are no JPEG of the level's kind.
+            ValueError: the slide has no JPEG tiles, or there is no such tile.
+            TileError: the stored bytes are not a JPEG of the level's kind.
         """
         return self._open().tile_bytes(level, row, column)
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
-        """The tiles of a level as they lie in the file, to be copied; None where the kind of file keeps no such."""
+        """The tiles of a level as stored, for copying; None if the kind of file has none."""
         return self._open().stored_tiles(level)
 
     def to_dask(self, level: int = 0, *, tiles_per_chunk: int = TILES_PER_CHUNK) -> dask.array.Array:
@@ -234,15 +234,15 @@ class Slide:
         """Pixels of a frame at any downsample: the mean over the area that each covers, white outside the slide.
 
         Averaged from the coarsest stored level that is not coarser than the frame; a frame finer than level 0
-        averages level 0's pixels taken as constant squares (each repeats). A pixel depends on its own position only:
-        windows of a frame are bit for bit the same as the whole. Memory beside the result stays near 64 MiB of
-        source pixels however large the frame.
+        averages level 0's pixels as constant squares (each repeats). A pixel depends only on its own position: windows
+        of a frame are bit for bit the same as the whole. Memory beyond the result stays near 64 MiB of source pixels
+        however large the frame.
 
         Args:
-            frame: what is read.
-            exact: False lets the decoder make JPEG tiles smaller by 2, 4 or 8 where the frame is that much coarser than
-                the level, which saves about half of the time. The pixels are then off by up to 1.5 grey levels in the
-                mean and by 6 or less in 99 of 100 (measured on tissue); good for pictures.
+            frame: the frame to read.
+            exact: False lets the decoder reduce JPEG tiles by 2, 4 or 8 if the frame is that much coarser than the
+                level, which saves about half of the time. The pixels are then off by up to 1.5 grey levels on average
+                and by 6 or less in 99 of 100 (measured on tissue); good enough for pictures.
 
         Raises:
             TileError: a tile cannot be decoded.
@@ -267,7 +267,7 @@ class Slide:
             exact: as for ``read_frame``.
 
         Raises:
-            ResolutionError: the slide's own mpp is not known.
+            ResolutionError: the slide's own mpp is unknown.
             TileError: a tile cannot be decoded.
         """
         frame = self.frame_at(mpp)
@@ -281,8 +281,8 @@ class Slide:
     def fingerprint(self) -> str:
         """Sha256 (hex) over the file's size and its first and last MiB.
 
-        Tells one slide from another and notices truncation and replacement; it is no checksum of the whole file, and
-        of slides of several files (MIRAX, DICOM) it sees only the one opened.
+        Distinguishes slides and detects truncation and replacement; it is not a checksum of the whole file, and for
+        slides of several files (MIRAX, DICOM) it covers only the one opened.
 
         Raises:
             SlideError: the file cannot be read.
@@ -299,7 +299,7 @@ class Slide:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Give the file back; reading afterwards is a ValueError."""
+        """Close the file; reading afterwards raises ValueError."""
         with self._lock:
             reader, self._reader, self._is_closed = self._reader, None, True
         if reader is not None and self._process == os.getpid():
@@ -321,7 +321,7 @@ class Slide:
 
     def _open(self) -> Reader:
         if self._process != os.getpid():
-            # After a fork the parent's handle is not ours, nor is a lock that one of its threads may hold.
+            # After a fork neither the parent's handle is ours nor a lock that one of its threads may hold.
             self._lock, self._reader, self._process = Lock(), None, os.getpid()
         with self._lock:
             if self._is_closed:
@@ -334,7 +334,7 @@ class Slide:
         mpp = self.mpp
         if mpp is None:
             raise ResolutionError(
-                self.path, "does not say how large its pixels are", mend="give it with --slide-mpp or mpp="
+                self.path, "does not say how large its pixels are", mend="set it with --slide-mpp or mpp="
             )
         return mpp
 

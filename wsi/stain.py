@@ -1,4 +1,4 @@
-"""Stains as light absorbers: optical density, haematoxylin and eosin apart, and stain changes for training.
+"""Stains as light absorbers: optical density, separation of haematoxylin and eosin, and stain jitter for training.
 
 Optical density here is -ln((grey + 1) / 256) per channel: 0 for white, 5.545 for black, finite and exactly invertible
 for all 256 grey values.
@@ -20,7 +20,7 @@ the first two cannot explain (pigment, blood, ink).
 """
 
 JITTER_DRAWS = 11
-"""How many numbers a StainJitter needs for one image."""
+"""The number of random numbers that a StainJitter needs for one image."""
 
 _UNIT = STAIN_VECTORS / np.linalg.norm(STAIN_VECTORS, axis=1, keepdims=True)
 _APART = np.linalg.inv(_UNIT)
@@ -29,10 +29,10 @@ _DENSITY: NDArray[np.float32] = -np.log((np.arange(256) + 1) / 256).astype(np.fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StainJitter:
-    """How far training colours are moved; one draw per image.
+    """How far training colours are shifted; one draw per image.
 
     Attributes:
-        sigma: each stain's concentration is multiplied by a factor from exp(-sigma) .. exp(sigma), each its own.
+        sigma: each stain's concentration is multiplied by a factor from exp(-sigma) .. exp(sigma), independently.
         strength: all optical density is multiplied by one factor from exp(-strength) .. exp(strength): thickness of
             the section and time in the bath.
         hue: the density of each channel is multiplied by its own factor from exp(-hue) .. exp(hue): another dye, lamp
@@ -55,14 +55,14 @@ class StainJitter:
     def __post_init__(self) -> None:
         limits = (self.sigma, self.strength, self.hue, self.bias, self.exposure)
         if not all(0 <= limit < 2 for limit in limits):
-            raise ValueError(f"a stain jitter's limits lie in 0..2, got {self}")
+            raise ValueError(f"a stain jitter's limits must be in 0..2, got {self}")
 
     def __call__(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Move the stains of each image by its own draw.
+        """Shift the stains of each image by its own draw.
 
         Args:
             images: uint8 (n, rows, columns, 3), RGB.
-            rng: the only source of chance; the same state gives the same images.
+            rng: the only source of randomness; the same state yields the same images.
 
         Returns:
             uint8, the same shape, a new array.
@@ -79,7 +79,7 @@ class StainJitter:
         return od_to_rgb(density).reshape(images.shape)
 
     def moves(self, draws: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What draws do to optical density: the same jitter for callers that compute elsewhere.
+        """The effect of draws on optical density: the same jitter for callers that compute elsewhere.
 
         Args:
             draws: float64 (n, JITTER_DRAWS), each from -1..1: where within its limits each amount lies.
@@ -112,26 +112,26 @@ def rgb_to_od(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def od_to_rgb(density: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """The colours of an optical density, rounded and clipped to 0..255; undoes rgb_to_od exactly.
+    """The colours of an optical density, rounded and clipped to 0..255; the exact inverse of rgb_to_od.
 
     Args:
-        density: floating (..., 3), left as it is.
+        density: floating (..., 3), not modified.
     """
     grey = np.exp(-np.asarray(density, dtype=np.float32))
     grey *= 256
-    grey -= 0.5  # minus the one added before the logarithm, plus a half to round by cutting off
+    grey -= 0.5  # minus the one added before the logarithm, plus a half so that truncation rounds
     return np.clip(grey, 0, 255, out=grey).astype(np.uint8)
 
 
 def separate(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Haematoxylin and eosin apart (colour deconvolution with STAIN_VECTORS).
+    """Separate haematoxylin and eosin (colour deconvolution with STAIN_VECTORS).
 
     Args:
         image: uint8 (..., 3), RGB.
 
     Returns:
         (haematoxylin, eosin), float32 (...): the optical density of the unit stain. Colours that no mixture of the
-        stains gives come out slightly negative; nothing is clipped.
+        stains yields come out slightly negative; nothing is clipped.
     """
     concentrations = rgb_to_od(image) @ _APART.astype(np.float32)
     return concentrations[..., 0], concentrations[..., 1]

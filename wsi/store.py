@@ -1,8 +1,8 @@
-"""Artefacts on disk: nothing exists until it is complete, and everything tells what it was made from.
+"""Artefacts on disk: nothing exists until it is complete, and everything records what it was made from.
 
 A published artefact is a folder that holds DONE.json: its kind, its provenance, and size and sha256 of each file. The
-folder is written under a hidden name beside its target and renamed once, so that a killed run leaves no half artefact
-behind.
+folder is written under a hidden name beside its target and renamed once, so that a killed process leaves no half
+artefact behind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DONE = "DONE.json"
 
 @contextmanager
 def storage(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an operating system's refusal (disk full, stale handle) into a StorageError that names the path."""
+    """Turn an OSError (disk full, stale handle) into a StorageError that names the path."""
     try:
         yield
     except PathologyError:
@@ -91,7 +91,7 @@ def atomic_text(path: Path, text: str) -> None:
 
 
 def json_text(value: Any) -> str:  # noqa: ANN401  (whatever JSON can hold)
-    """The one way JSON is written here: sorted keys, no NaN, a final newline, so that equal values give equal bytes."""
+    """The one JSON format used here: sorted keys, no NaN, a final newline, so that equal values yield equal bytes."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -102,19 +102,19 @@ def digest_of(value: Any) -> str:  # noqa: ANN401  (whatever JSON can hold)
 
 @contextmanager
 def publish(target: Path, provenance: Mapping[str, Any], *, kind: str, is_own: bool = False) -> Iterator[Path]:
-    """Give a hidden folder to write into; when the block ends well it becomes ``target``.
+    """Yield a hidden folder to write into; it becomes ``target`` when the block ends without an error.
 
-    The hidden folder is this writer's own. Where another writer has published in the meantime, this one was stopped
-    and woke again: what it made is discarded.
+    The hidden folder is this writer's own. If another writer has published in the meantime, this one was suspended and
+    resumed: its result is discarded.
 
     Args:
         target: the artefact's folder; an older one of the same kind is replaced in the same step.
         provenance: digests of the inputs and the configuration; stored in DONE.json.
         kind: what the artefact is, in a word; stored too.
-        is_own: the folder around ``target`` is this command's own: so is whatever folder is there, however damaged.
+        is_own: the folder around ``target`` is this command's own, and so is any folder at ``target``, however damaged.
 
     Raises:
-        OutputExistsError: something else than an artefact of this kind is at ``target``. It is not touched.
+        OutputExistsError: something other than an artefact of this kind is at ``target``. It is not touched.
         OutputInUseError: another writer has published something else there in the meantime.
         StorageError: the file system refuses. The hidden folder is removed.
     """
@@ -155,21 +155,21 @@ def check_artefact(target: Path, *, kind: str) -> None:
 
 
 def provenance_of(target: Path) -> dict[str, Any] | None:
-    """What a published artefact was made from, or None where there is no complete artefact."""
+    """What a published artefact was made from, or None if there is no complete artefact."""
     record = _done(target)
     return None if record is None else record["provenance"]
 
 
 def kind_of(target: Path) -> str | None:
-    """What a published artefact is, or None where there is no complete artefact."""
+    """The kind of a published artefact, or None if there is no complete artefact."""
     record = _done(target)
     return None if record is None else record["kind"]
 
 
 def verify(target: Path, *, digests: bool = True) -> None:
-    """Compare every file of a published artefact with its size and, if wanted, with its sha256.
+    """Compare every file of a published artefact with its size and, with ``digests``, its sha256.
 
-    Files that are not of the artefact (.DS_Store, Thumbs.db) do not matter.
+    Files that are not part of the artefact (.DS_Store, Thumbs.db) are ignored.
 
     Raises:
         ArtefactError: incomplete, or a file is missing or changed.
@@ -184,7 +184,7 @@ def verify(target: Path, *, digests: bool = True) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed runs left in a folder: hidden work folders and partial files."""
+    """Remove what killed processes left in a folder: hidden work folders and partial files."""
     if folder.is_dir():
         for pattern in (".*.work", ".*.old", ".*.partial"):
             for left in folder.glob(pattern):
@@ -192,7 +192,7 @@ def sweep(folder: Path) -> None:
 
 
 def _done(target: Path) -> dict[str, Any] | None:
-    """DONE.json where it is whole and names only files below its folder."""
+    """The content of DONE.json, None unless it is valid and names only files below its folder."""
     try:
         record = read_json(target / DONE)
         files = {PurePosixPath(name): (file["bytes"], file["sha256"]) for name, file in record["files"].items()}
@@ -204,14 +204,14 @@ def _done(target: Path) -> dict[str, Any] | None:
 
 
 def _refuse_others(target: Path, kind: str, *, is_own: bool) -> tuple[int, int] | None:
-    """What tells the artefact at ``target`` from a later one, None where there is nothing that is whole."""
+    """An identity that distinguishes the artefact at ``target`` from a later one, None if nothing complete is there."""
     if not target.exists() and not target.is_symlink():
         return None
     found = None if target.is_symlink() else kind_of(target)
     if found is None and is_own and target.is_dir() and not target.is_symlink():
         return None
     if found != kind:
-        raise OutputExistsError(target, f"exists and is not a {kind} of sentinode", mend="choose another output")
+        raise OutputExistsError(target, f"exists but is not a {kind} of sentinode", mend="choose another output")
     state = (target / DONE).stat()
     return state.st_ino, state.st_mtime_ns
 
@@ -231,7 +231,7 @@ def measured(path: Path) -> dict[str, Any]:
 
 
 def differs(path: Path, expected: Mapping[str, Any], *, digests: bool = True) -> str | None:
-    """How a file is not as ``measured`` said, or None; without ``digests`` sizes alone are compared."""
+    """How a file differs from ``measured``, or None; without ``digests`` only sizes are compared."""
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != expected["bytes"]:

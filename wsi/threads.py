@@ -1,4 +1,4 @@
-"""Work on plain threads: results in order, a bounded number ahead of whoever takes them."""
+"""Work on plain threads: results in order, a bounded number ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from wsi.cores import usable_cores
 
-_IN_FLIGHT = 2  # items begun per thread: one at work, one ready
+_IN_FLIGHT = 2  # items started per thread: one at work, one ready
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -25,15 +25,15 @@ def map_in_order(
 ) -> Generator[_Result]:
     """``map`` on a pool of threads.
 
-    An error is raised when it is its item's turn. It ends the work, as does closing the generator: what is not begun is
-    given up, what is under way is waited for, and no thread is left.
+    An error is raised at its item's turn. It ends the work, as does closing the generator: items not started are
+    dropped, those in progress are waited for, and no thread remains.
 
     Args:
         function: called from several threads at once.
-        items: taken one by one, no sooner than they are begun.
+        items: taken one by one, when they are started.
         workers: threads; by default one per usable core.
-        ahead: items begun per thread beyond those that were taken.
-        name: how the names of the threads begin.
+        ahead: items started per thread beyond those consumed.
+        name: prefix of the threads' names.
 
     Yields:
         The results, in the order of the items.
@@ -53,7 +53,7 @@ def map_in_order(
 
 
 def do_all(function: Callable[[_Item], None], items: Sequence[_Item], *, workers: int, name: str = "do") -> None:
-    """Call a function with every item, on threads where there are several of both; the first error ends it."""
+    """Call a function with every item, on threads if there are several items and workers; the first error ends it."""
     if workers == 1 or len(items) < 2:
         for item in items:
             function(item)

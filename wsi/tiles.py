@@ -1,7 +1,7 @@
-"""Which windows of a slide are looked at, and their reading in parallel with whoever looks at them.
+"""Which windows of a slide are looked at, and reading them in parallel with their consumer.
 
 A TilePlan is pure: the slide's frame at one resolution is cut into equal square cores, those that touch the mask are
-kept, and each is read with a halo around it so that what is computed from neighbouring windows fits together.
+kept, and each is read with a halo around it so that the results of neighbouring windows fit together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wsi.tissue import covers
 if TYPE_CHECKING:
     import dask.array
 
-_AHEAD = 3  # windows per worker that are read or being read, beyond the one that the consumer has
+_AHEAD = 3  # windows per worker that are read or being read, beyond the consumer's one
 
 
 class FrameSource(Protocol):
@@ -39,9 +39,9 @@ class TileWindow:
 
     Attributes:
         row, column: of the core in the grid of cores.
-        frame: what is read: the core and its halo, always the same size; may reach beyond the slide (read as white).
-        core: where the core lies in the array of the plan's frame, cut off at its edge.
-        inner: where the core lies in the window's array.
+        frame: what is read: the core and its halo, always the same size; may extend beyond the slide (read as white).
+        core: the core in the array of the plan's frame, clipped at its edge.
+        inner: the core in the window's array.
     """
 
     row: int
@@ -53,12 +53,12 @@ class TileWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TilePlan:
-    """The windows of a frame that are to be read, row by row.
+    """The windows of a frame to read, row by row.
 
     Attributes:
         frame: the whole slide at the resolution of the windows.
         core_px: side of a core in px of the frame; cores lie side by side from the frame's top left corner.
-        halo_px: what is read around each core.
+        halo_px: px read around each core.
         cores: (row, column) of each kept core in the grid of cores, in ascending order.
     """
 
@@ -78,7 +78,7 @@ class TilePlan:
         Args:
             frame: the whole slide at the resolution of the windows.
             core_px: side of a core.
-            halo_px: what is read around each core.
+            halo_px: px read around each core.
             mask: in any frame of the same slide, mapped by position; a core is kept if any true pixel of the mask
                 overlaps it. None keeps all.
 
@@ -123,21 +123,21 @@ def stream_tiles(
 ) -> Generator[tuple[TileWindow, NDArray[np.uint8] | None]]:
     """Read the windows of a plan on threads while the consumer works on earlier ones.
 
-    At most 4 x workers windows and what reading them takes are held at any time, whatever the size of the slide.
+    At most 4 x workers windows and the reading buffers are in memory at any time, whatever the size of the slide.
 
     Args:
         slide: read from several threads at once.
         plan: what to read.
-        workers: threads that read.
+        workers: reading threads.
 
     Yields:
         (window, pixels) in the order of the plan; pixels are uint8 (rows, columns, 3) of the window's frame, or None
-        where the slide stores no pixels under it: nothing is to be inferred there.
+        if the slide stores no pixels under it: nothing needs to be inferred there.
 
     Raises:
         ValueError: workers < 1.
-        SlideError: whatever reading raises, when it is the window's turn; later windows are given up. Closing the
-            iterator also ends the reading.
+        SlideError: whatever reading raises, at the window's turn; later windows are dropped. Closing the iterator also
+            ends the reading.
     """
     if workers < 1:
         raise ValueError(f"reading needs at least one worker, got {workers}")
@@ -155,7 +155,7 @@ def _stream(slide: FrameSource, plan: TilePlan, workers: int) -> Generator[tuple
 def plan_to_dask(slide: SlideSource, plan: TilePlan) -> dask.array.Array:
     """The windows of a plan as one lazy array: uint8 (windows, rows, columns, 3), one chunk per window.
 
-    A window's task carries the slide's path and options and the window's position alone. Each process opens the slide
+    A window's task carries only the slide's path and options and the window's position. Each process opens the slide
     once, however many tasks it gets.
 
     Args:
@@ -169,7 +169,7 @@ def plan_to_dask(slide: SlideSource, plan: TilePlan) -> dask.array.Array:
 
     if not len(plan):
         raise ValueError("the plan holds no window")
-    join: Any = da  # Dask's array functions carry no types
+    join: Any = da  # Dask's array functions are untyped
     positions = np.array([(window.frame.x, window.frame.y) for window in plan])
     windows: dask.array.Array = join.map_blocks(
         _read_chunk,

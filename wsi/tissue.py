@@ -16,7 +16,7 @@ _FAINTEST_CERTAIN_OD = 0.06
 _PEN_OD = 0.12
 _SMALLEST_UM2 = 150.0 * 150.0
 _LARGEST_HOLE_UM2 = 600.0 * 600.0
-# measured on one real tile of each CAMELYON17 centre at 16 um/px: green stays 20 and more under red, chroma above 27
+# measured on one real tile of each CAMELYON17 centre at 16 um/px: green is at least 20 below red, chroma above 27
 _PEN_EXCESS = 2
 _BLACK_OD = 0.3
 _BLACK_CHROMA = 14
@@ -27,7 +27,7 @@ def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
 
     The glass and its noise are measured on the slide itself, and the threshold follows from them alone, so that a large
     dark piece never hides a small pale one (as with Otsu's). Green, blue and black marker strokes and specks under
-    150 um are left out; holes up to 600 um that tissue encloses on the picture are filled.
+    150 um are left out; holes up to 600 um that are enclosed by tissue are filled.
 
     Args:
         slide: its resolution must be known.
@@ -37,7 +37,7 @@ def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
         Mask of the whole slide, bool (rows, columns), at least one pixel true.
 
     Raises:
-        ResolutionError: the slide's mpp is not known.
+        ResolutionError: the slide's mpp is unknown.
         NoTissueError: nothing on the slide absorbs more than glass.
         TileError: a tile is damaged.
     """
@@ -54,7 +54,7 @@ def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
     tissue |= _holes(~tissue, _LARGEST_HOLE_UM2 / pixel_um2)
     if not tissue.any():
         raise NoTissueError(
-            slide.path, "no tissue was found", mend="look at the slide; a blank or scan-failed slide ends here"
+            slide.path, "no tissue was found", mend="check the slide: it may be blank, or its scan may have failed"
         )
     tissue = ndimage.binary_dilation(tissue, structure=np.ones((3, 3), bool))
     return Mask(frame=image.frame, array=tissue)
@@ -66,7 +66,7 @@ def tissue_area_um2(mask: Mask) -> float:
 
 
 def covers(mask: Mask, frame: Frame) -> NDArray[np.bool_]:
-    """For every pixel of frame: does any mask pixel that overlaps it hold true? bool (rows, columns) of frame."""
+    """For every pixel of frame, whether any mask pixel that overlaps it is true: bool (rows, columns) of frame."""
     rows, columns = frame.shape
     low_rows, low_columns = mask.frame.fractions(*frame.positions(np.arange(rows), np.arange(columns)))
     step = frame.downsample / mask.frame.downsample
@@ -77,18 +77,18 @@ def covers(mask: Mask, frame: Frame) -> NDArray[np.bool_]:
 
 
 def _any_between(array: NDArray[np.bool_], first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """For every i: the or over rows first[i]..last[i] (exclusive), bool (len(first), columns)."""
+    """For every i, the OR over rows first[i]..last[i] (exclusive): bool (len(first), columns)."""
     kept = last > first
     found = np.zeros((len(first), array.shape[1]), bool)
     if kept.any():
         pairs = np.stack([first, last], 1)[kept].ravel()
-        closed = np.vstack([array, np.zeros((1, array.shape[1]), bool)])  # reduceat wants last within the array
+        closed = np.vstack([array, np.zeros((1, array.shape[1]), bool)])  # reduceat needs last within the array
         found[kept] = np.logical_or.reduceat(closed, pairs, axis=0)[::2]
     return found
 
 
 def _span(low: NDArray[np.float64], step: float, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    # a millionth of a pixel of rounding must not pull in a neighbour
+    # rounding by a millionth of a pixel must not pull in a neighbour
     first = np.floor(low + 1e-6).astype(np.int64)
     last = np.ceil(low + step - 1e-6).astype(np.int64)
     return first.clip(0, size), last.clip(0, size)
@@ -100,14 +100,14 @@ def _density(array: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.
     table = -np.log10(np.maximum(np.arange(256, dtype=np.float32), 1)[:, None] / glass[None, :])
     density = sum(table[array[..., channel], channel] for channel in range(3)) / 3
     red, green = array[..., 0].astype(np.int16), array[..., 1].astype(np.int16)
-    # haematoxylin and eosin both absorb green most: green above red is ink, and so is what is dark without any colour
+    # haematoxylin and eosin both absorb green most: green above red is ink, and so is anything dark without colour
     coloured = (green - red > _PEN_EXCESS) & (density > _PEN_OD)
     pen = coloured | ((np.ptp(array, axis=2) < _BLACK_CHROMA) & (density > _BLACK_OD))
     return density.astype(np.float32), pen
 
 
 def _glass(array: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Colour of the empty glass: per channel the commonest value among bright pixels, or 245 where none is bright."""
+    """Colour of the empty glass: per channel the commonest value among bright pixels, or 245 if none is bright."""
     bright = array[(array.min(axis=2) > 205) & (array.max(axis=2) < 255)]
     if len(bright) < 0.005 * array[..., 0].size:
         return np.full(3, 245, np.float32)
@@ -115,7 +115,7 @@ def _glass(array: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _threshold(density: NDArray[np.float32]) -> float:
-    """Six times the noise of the glass, which shows undisturbed where a pixel is brighter than its commonest colour."""
+    """Six times the noise of the glass, measured on the pixels brighter than its commonest colour."""
     noise = density[(density < 0) & (density > -_FAINTEST_OD)]
     sigma = float(np.sqrt(np.mean(noise**2))) if noise.size else 0.0
     return min(max(6 * sigma, _FAINTEST_OD), _FAINTEST_CERTAIN_OD)

@@ -13,7 +13,7 @@ from wsi.geometry import Window, z_order
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Windows:
-    """Windows of one level or frame; each may reach beyond it or lie outside.
+    """Windows of one level or frame; each may extend beyond it or lie outside.
 
     Attributes:
         rows, columns: int64 (n,), of each window's first pixel.
@@ -27,14 +27,14 @@ class Windows:
 
     @classmethod
     def of(cls, windows: Iterable[Window]) -> Windows:
-        """One value of many."""
+        """Collect many windows."""
         sides = [(one.row, one.column, one.height, one.width) for one in windows]
         rows, columns, heights, widths = np.array(sides, dtype=np.int64).reshape(-1, 4).T
         return cls(rows=rows, columns=columns, heights=heights, widths=widths)
 
     @classmethod
     def joined(cls, parts: Sequence[Windows]) -> Windows:
-        """All windows of several, one after the other."""
+        """Concatenate several."""
         return cls(
             rows=np.concatenate([part.rows for part in parts]),
             columns=np.concatenate([part.columns for part in parts]),
@@ -51,7 +51,7 @@ class Windows:
             yield Window(row=row, column=column, height=height, width=width)
 
     def take(self, chosen: NDArray[np.int64]) -> Windows:
-        """Some of them, by their numbers."""
+        """The windows at the chosen indices."""
         return Windows(
             rows=self.rows[chosen],
             columns=self.columns[chosen],
@@ -60,7 +60,7 @@ class Windows:
         )
 
     def alike(self) -> Windows:
-        """Windows that begin where these do, all as high and wide as the largest of them."""
+        """Windows with the same origins, all as high and wide as the largest."""
         return Windows(
             rows=self.rows,
             columns=self.columns,
@@ -85,7 +85,7 @@ class Windows:
         return height, width
 
     def lie_on(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
-        """Which of them lie wholly on a level of (rows, columns): bool (n,)."""
+        """Whether each lies wholly on a level of (rows, columns): bool (n,)."""
         is_after = (self.rows >= 0) & (self.columns >= 0)
         return is_after & (self.rows + self.heights <= shape[0]) & (self.columns + self.widths <= shape[1])
 
@@ -133,6 +133,6 @@ class Windows:
         return (number, row, column), own, part
 
     def tile_order(self, tile_shape: tuple[int, int]) -> NDArray[np.int64]:
-        """An order of windows in which those of neighbouring tiles stand near each other: their numbers, (n,)."""
+        """An order of windows in which those of neighbouring tiles are close to each other: their indices, (n,)."""
         rows, columns = self.rows + self.heights // 2, self.columns + self.widths // 2
         return z_order(rows // tile_shape[0], columns // tile_shape[1])

@@ -162,7 +162,7 @@ def test_hdf5_without_h5py(slide: Slide, rows: PatchTable, tmp_path: Path, monke
 
 def test_a_store_of_sparse_slides(slide: Slide, rows: PatchTable, expected: NDArray[np.uint8], tmp_path: Path) -> None:
     done = store_slide(tmp_path, slide, rows, annotation_file=None)
-    with pytest.raises(PatchStoreError, match="a second call goes on"):
+    with pytest.raises(PatchStoreError, match="a second call resumes it"):
         read_store(tmp_path)
     finish_store(tmp_path, rows, {slide.name: done})
     table, images, targets = read_pixels(tmp_path)

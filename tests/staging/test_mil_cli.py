@@ -217,7 +217,7 @@ def test_unusable_features_end_a_training(tmp_path: Path, cohort: Path) -> None:
     (folder / "good.zarr" / "DONE.json").unlink()
     none = call("train", folder, labels, "-o", tmp_path / "h")
     assert isinstance(none.exception, NoSlidesError)
-    assert "good: holds no complete features" in str(none.exception)
+    assert "good: has no complete features" in str(none.exception)
     folder = tmp_path / "cohort"
     shutil.copytree(cohort, folder)
     replaced(folder / "patient_003_node_1.zarr", np.full((120, 9), np.nan, np.float32))

@@ -168,7 +168,7 @@ def test_what_cannot_be_trained_is_wrong_usage(folder: Path, tmp_path: Path) -> 
         ConfigurationError, "train", patches, "-o", model, "--start", start
     )
     (tmp_path / "m.progress").write_bytes(b"something else")
-    assert "m.progress: is no progress of a training" in refused(
+    assert "m.progress: is not a readable state of a training" in refused(
         CheckpointError, "train", patches, "-o", model, "--epochs", "1"
     )
     assert not model.exists()

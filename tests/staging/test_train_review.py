@@ -85,7 +85,7 @@ def test_a_pass_whose_judgement_is_not_finite_is_not_kept(monkeypatch: pytest.Mo
     assert result.best > 0
     assert learning_picture(result).std() > 1
     calls, odd = 0, 99
-    with pytest.raises(DivergedError, match="what the network says is no finite number"):
+    with pytest.raises(DivergedError, match="the network's output is not finite"):
         fit(resume=Progress(tmp_path / "progress"))
     assert not list(tmp_path.iterdir())
 
@@ -210,7 +210,7 @@ def test_a_second_call_on_one_output_is_refused(store: Path, tmp_path: Path) -> 
         for same in (model, tmp_path / "m"):
             done = CliRunner().invoke(cli.app, [*command, str(same)])
             assert type(done.exception) is OutputInUseError, done.output
-            assert str(done.exception).startswith(f"{same}: is in use by another run (process {os.getpid()}")
+            assert str(done.exception).startswith(f"{same}: is in use by process {os.getpid()}")
         assert not model.exists()
         assert CliRunner().invoke(cli.app, [*command, str(tmp_path / "other.safetensors")]).exit_code == 0
     assert CliRunner().invoke(cli.app, [*command, str(model)]).exit_code == 0
@@ -348,8 +348,8 @@ def test_processes_hear_that_the_first_cannot_go_on(store: Path, tmp_path: Path)
         ended = started_twice([sys.executable, "-m", "staging", "train", store, "-o", model, "--device", "cpu"])
     told = [process.stderr for process in ended]
     assert [process.returncode for process in ended] == [cli.EXIT_IN_USE, cli.EXIT_FATAL], told
-    assert "is in use by another run" in told[0]
-    assert "the first process could not go on" in told[1]
+    assert "is in use by process" in told[0]
+    assert "the first process failed" in told[1]
     assert "Traceback" not in "".join(told)
 
 
@@ -361,7 +361,7 @@ def test_the_end_of_another_process_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(torch.distributed, "all_reduce", ended)
     monkeypatch.setattr(torch.distributed, "broadcast", ended)
-    reason = r"has ended: Connection closed by peer \[127.0.0.1\]:9132 \(see what it says\)$"
+    reason = r"has ended: Connection closed by peer \[127.0.0.1\]:9132 \(see its error\)$"
     with pytest.raises(PathologyError, match=reason):
         Ranks(rank=1, world=2).add(torch.zeros(1))
     with pytest.raises(PathologyError, match=reason):

@@ -366,7 +366,7 @@ def test_downsamples_are_measured_where_no_whole_factor_fits() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        (b"<DataObject Obj", b"<DataObjekt Obj", "no sound XML"),
+        (b"<DataObject Obj", b"<DataObjekt Obj", "not valid XML"),
         (
             b'"0.00025" "0.00025"</Attribute><Attribute Name="PIIM',
             b'"0.00025" "0,00025"</Attribute><Attribute Name="PIIM',

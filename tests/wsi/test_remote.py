@@ -175,8 +175,8 @@ def test_a_lazy_level_reads_remotely(web: WebServer, folder: Path) -> None:
     ("name", "error", "reason"),
     [
         ("absent.tif", SlideNotFoundError, "no such object"),
-        ("text.tif", SlideFormatError, "is no TIFF"),
-        ("empty.tif", SlideFormatError, "is no TIFF"),
+        ("text.tif", SlideFormatError, "is not a TIFF"),
+        ("empty.tif", SlideFormatError, "is not a TIFF"),
     ],
 )
 def test_what_is_no_slide(

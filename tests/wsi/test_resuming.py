@@ -83,13 +83,13 @@ def test_damaged_progress_is_refused(tmp_path: Path) -> None:
     fit(resume=Progress(path))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="no progress of a training"):
+    with pytest.raises(CheckpointError, match="not a readable state of a training"):
         fit(resume=Progress(path))
     path.write_bytes(b"\x80\x04 pickle")
-    with pytest.raises(CheckpointError, match="no progress of a training"):
+    with pytest.raises(CheckpointError, match="not a readable state of a training"):
         fit(resume=Progress(path))
     safetensors.torch.save_file({"a": torch.zeros(2)}, path)
-    with pytest.raises(CheckpointError, match="no progress of a training"):
+    with pytest.raises(CheckpointError, match="not a readable state of a training"):
         fit(resume=Progress(path))
 
 
@@ -100,7 +100,7 @@ def test_progress_without_its_tensors_is_refused(tmp_path: Path) -> None:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys() if "running_mean" not in name}  # noqa: SIM118
     safetensors.torch.save_file(tensors, path, metadata=metadata)
-    with pytest.raises(CheckpointError, match="no progress of this training"):
+    with pytest.raises(CheckpointError, match="not the state of this training"):
         fit(resume=Progress(path))
 
 

@@ -262,13 +262,13 @@ def test_no_file(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (b"hello, I am no slide", "no slide of a known kind"),
-        (bytes(4096), "no slide of a known kind"),
+        (b"hello, I am no slide", "not a slide of a known kind"),
+        (bytes(4096), "not a slide of a known kind"),
         (b"II*\0", "truncated"),
         (b"II*\0\x08\0\0\0\0\0", "directory of 0 entries"),
         (b"II*\0\0\0\0\0", "no image at all"),
-        (b"\x89PNG\r\n\x1a\n garbage", "no picture"),
-        (b"\xff\xd8\xff garbage", "no picture"),
+        (b"\x89PNG\r\n\x1a\n garbage", "cannot be opened as a picture"),
+        (b"\xff\xd8\xff garbage", "cannot be opened as a picture"),
     ],
 )
 def test_what_is_no_slide_is_one_format_error(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -176,9 +176,9 @@ def test_patches_that_nothing_can_be_learnt_from_have_an_error_of_their_own(
     [
         ({"images": IMAGES.astype(np.float32)}, "uint8"),
         ({"images": IMAGES[:, :40]}, "side"),
-        ({"targets": TARGETS[:, :40]}, "targets are uint8"),
+        ({"targets": TARGETS[:, :40]}, "targets must be uint8"),
         ({"patients": np.arange(3)}, "patients need shape"),
-        ({"judges": ["99"]}, "99 is to judge and has no patch"),
+        ({"judges": ["99"]}, "99 is named as a judge but has no patch"),
         ({"epochs": 0}, "epoch"),
         ({"batch": 0}, "epoch"),
         ({"judges": 1.0}, "held-out"),

@@ -191,7 +191,7 @@ def test_targets_come_back(count: int, side: int, data: st.DataObject) -> None:
     assert held.held[0] == 255
     both = PatchTargets.joined([held, held])
     np.testing.assert_array_equal(both(chosen + count), targets[chosen])
-    with pytest.raises(ValueError, match="targets are uint8"):
+    with pytest.raises(ValueError, match="targets must be uint8"):
         held.put(np.arange(1), targets[:1, :, :0])
 
 

@@ -132,18 +132,22 @@ def without(state: Tensors, *names: str) -> Tensors:
     [
         ("monai", tiatoolbox_state, "no tensor of monai's layout"),
         ("tiatoolbox", torchvision_state, "no tensor of tiatoolbox's layout"),
-        ("torchvision", tiatoolbox_state, "no ResNet-18, 34 or 50"),
-        ("torchvision", lambda: {"features.0.weight": torch.zeros(3)}, "no ResNet-18, 34 or 50"),
+        ("torchvision", tiatoolbox_state, "not a ResNet-18, 34 or 50"),
+        ("torchvision", lambda: {"features.0.weight": torch.zeros(3)}, "not a ResNet-18, 34 or 50"),
         ("torchvision", lambda: without(torchvision_state(), "layer2.0.bn1.bias"), r"layer2\.0\.bn1\.bias.*is missing"),
         ("torchvision", lambda: torchvision_state() | {"aux.weight": torch.zeros(2)}, r"aux\.weight.*not belong"),
         ("torchvision", lambda: torchvision_state() | {"conv1.weight": torch.zeros(64, 4, 7, 7)}, r"\(64, 4, 7, 7\)"),
         ("torchvision", lambda: torchvision_state() | {"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)}, "NaN"),
         ("torchvision", lambda: torchvision_state() | {"bn1.running_var": -torch.ones(64)}, "negative variance"),
         ("torchvision", lambda: torchvision_state() | {"conv1.weight": torch.zeros(2, dtype=torch.int8)}, "int8"),
-        ("torchvision", lambda: torchvision_state() | {"epoch": 3}, "epoch: is no tensor"),
-        ("torchvision", lambda: torchvision_state() | {"fc.weight": torch.zeros(2, 512, 3, 3)}, "no layer that judges"),
+        ("torchvision", lambda: torchvision_state() | {"epoch": 3}, "epoch: is not a tensor"),
+        (
+            "torchvision",
+            lambda: torchvision_state() | {"fc.weight": torch.zeros(2, 512, 3, 3)},
+            "not a layer that classifies",
+        ),
         ("torchvision", lambda: torchvision_state(classes=2) | {"fc.bias": torch.zeros(5)}, "biases for 2"),
-        ("torchvision", lambda: without(torchvision_state(), "fc.weight"), "no layer that judges"),
+        ("torchvision", lambda: without(torchvision_state(), "fc.weight"), "not a layer that classifies"),
         ("torchvision", lambda: [torch.zeros(3)], "no table of tensors"),
         ("torchvision", Bomb, "no code in it was run"),
         ("torchvision", lambda: {"state_dict": Bomb()}, "no code in it was run"),
@@ -164,11 +168,11 @@ def test_what_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "cannot be read|no PyTorch file"),
-        (b"PK\x03\x04" + bytes(200), "cannot be read|no PyTorch file"),
+        (b"", "cannot be read|not a PyTorch file"),
+        (b"PK\x03\x04" + bytes(200), "cannot be read|not a PyTorch file"),
         (bytes(8) + b"{}" + bytes(40), "cannot be read"),
-        (pickle.dumps({"a": Bomb()}, protocol=2), "no PyTorch file|no code"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(300), "cannot be read|no PyTorch file"),
+        (pickle.dumps({"a": Bomb()}, protocol=2), "not a PyTorch file|no code"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(300), "cannot be read|not a PyTorch file"),
     ],
 )
 def test_what_is_no_file_of_weights_is_refused(

@@ -18,9 +18,9 @@ NETWORKS: Mapping[str, CellGeometry] = {
 
 
 def read_architecture(value: Mapping[str, Any]) -> CellGeometry:
-    """What an architecture's to_json gave.
+    """The architecture that to_json wrote.
 
     Raises:
-        ValueError, TypeError, KeyError: the value is none.
+        ValueError, TypeError, KeyError: the value is not an architecture.
     """
     return ResNetArchitecture.from_json(value) if "network" in value else Architecture.from_json(value)

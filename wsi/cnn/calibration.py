@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _THRESHOLDS = np.round(np.arange(0.30, 0.801, 0.01), 2)
-_WORTH_A_CHANGE = 0.005  # of Dice: less is noise of the validation patients
+_WORTH_A_CHANGE = 0.005  # of Dice: smaller differences are noise of the validation patients
 _COLDEST, _WARMEST = 0.25, 10.0
 
 
@@ -25,7 +25,7 @@ def area_under_curve(truth: NDArray[np.bool_], scores: NDArray[np.floating]) -> 
 
 
 def balanced_loss(truth: NDArray[np.bool_], margins: NDArray[np.float64], class_weights: NDArray[np.float64]) -> float:
-    """Mean cross entropy, each cell with the weight of its class.
+    """Mean cross entropy, each cell weighted by its class.
 
     Args:
         truth: bool (n,), tumour.
@@ -40,10 +40,10 @@ def balanced_loss(truth: NDArray[np.bool_], margins: NDArray[np.float64], class_
 def best_temperature(
     truth: NDArray[np.bool_], margins: NDArray[np.float64], class_weights: NDArray[np.float64]
 ) -> float:
-    """What margins are to be divided by for the lowest balanced loss.
+    """The divisor of margins with the lowest balanced loss.
 
     C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Between 0.25 and 10, as a few cells that are
-    all judged rightly would ask for certainty; 1 where there are not cells of both classes.
+    all classified correctly would demand certainty; 1 unless there are cells of both classes.
     """
     if truth.all() or not truth.any():
         return 1.0
@@ -51,7 +51,7 @@ def best_temperature(
     weight = np.where(truth, class_weights[1], class_weights[0])
 
     def slope(inverse: float) -> float:
-        # of the loss, which is convex in one over the temperature
+        # of the loss, which is convex in 1 / temperature
         return -float((weight * signed * np.exp(-np.logaddexp(0, inverse * signed))).sum())
 
     low, high = 1 / _WARMEST, 1 / _COLDEST
@@ -79,7 +79,7 @@ def best_threshold(truth: NDArray[np.bool_], margins: NDArray[np.float64]) -> fl
 def reliability(
     truth: NDArray[np.bool_], margins: NDArray[np.float64], class_weights: NDArray[np.float64], *, bins: int = 10
 ) -> NDArray[np.float64]:
-    """What share of the cells that get a probability are tumour, each cell with the weight of its class.
+    """The share of tumour among the cells with a given probability, each cell weighted by its class.
 
     Args:
         truth: bool (n,), tumour.

@@ -1,4 +1,4 @@
-"""A trained network on disk: one safetensors file that carries all that is needed to use it. Pickle is never read."""
+"""A trained network on disk: one safetensors file with everything needed to use it. Pickle is never read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsi.store import atomic_bytes
 
 FORMAT = "sentinode checkpoint"
 VERSION = 2
-"""Version 1 knows plain stacks of layers only and no temperature; what it can hold is still written as version 1."""
+"""Version 1 holds only plain stacks of layers without a temperature; whatever fits is still written as version 1."""
 TUMOUR = "tumour"
 
 _FIELDS = frozenset(
@@ -50,14 +50,14 @@ _FILE = WeightsFile(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A network and how it is to be used.
+    """A network and how to use it.
 
     Attributes:
-        network: holds architecture, weights, temperature and the input's mean and standard deviation; not to be
+        network: holds architecture, weights, temperature and the input's mean and standard deviation; must not be
             trained further in place.
         mpp: um per input px.
         class_names: one per class, the one called "tumour" among them.
-        threshold: probability of tumour from which a cell counts as tumour, 0 < threshold < 1.
+        threshold: lowest probability at which a cell counts as tumour, 0 < threshold < 1.
         provenance: what it was trained on and how; values that JSON can hold, without timestamps.
         path: the file it was loaded from, None for a new one.
     """
@@ -73,7 +73,7 @@ class Checkpoint:
         if not (math.isfinite(self.mpp) and self.mpp > 0):
             raise ValueError(f"a checkpoint needs a positive mpp, got {self.mpp}")
         if not 0 < self.threshold < 1:
-            raise ValueError(f"a threshold lies between 0 and 1, got {self.threshold}")
+            raise ValueError(f"a threshold must be between 0 and 1, got {self.threshold}")
         classes = self.architecture.classes
         if len(set(self.class_names)) != classes or len(self.class_names) != classes or TUMOUR not in self.class_names:
             raise ValueError(f"a network of {classes} classes needs that many names, {TUMOUR} among them")
@@ -82,7 +82,7 @@ class Checkpoint:
         if not all(math.isfinite(value) and value > 0 for value in self.network.std):
             raise ValueError(f"the input's standard deviation is not positive: {self.network.std}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"a temperature is a positive number, got {self.temperature}")
+            raise ValueError(f"a temperature must be positive, got {self.temperature}")
 
     @property
     def architecture(self) -> CellGeometry:
@@ -90,7 +90,7 @@ class Checkpoint:
 
     @property
     def temperature(self) -> float:
-        """What the network divides its logits by, so that its probabilities are calibrated; 1 where nobody asked."""
+        """The divisor of the network's logits that calibrates its probabilities; 1 if uncalibrated."""
         return self.network.temperature
 
     @property
@@ -108,7 +108,7 @@ class Checkpoint:
 
     @property
     def tumour_class(self) -> int:
-        """Which of the classes is tumour."""
+        """The index of the class tumour."""
         return self.class_names.index(TUMOUR)
 
     @property
@@ -117,11 +117,11 @@ class Checkpoint:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """The file: equal checkpoints give equal bytes.
+        """The file's content: equal checkpoints yield equal bytes.
 
         Raises:
             CheckpointError: a weight is NaN or infinite.
-            ValueError, TypeError: the provenance is no JSON.
+            ValueError, TypeError: the provenance cannot be written as JSON.
         """
         weights = self.network.weights()
         _check_values(self.path, weights)
@@ -142,7 +142,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; the file is either whole or absent.
+    """Write a checkpoint atomically.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
@@ -152,11 +152,11 @@ def save_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | PathLike[str]) -> Checkpoint:
-    """Read a checkpoint; nothing in the file is ever executed, and nothing is allocated on its word alone.
+    """Read a checkpoint; nothing in the file is ever executed, and no size it claims is allocated unchecked.
 
     Raises:
-        CheckpointError: there is no such file, it is no sentinode checkpoint (a pickle or .pt is named as such), it is
-            damaged, contradicts itself, or holds NaN or infinite weights.
+        CheckpointError: there is no such file, it is not a sentinode checkpoint (a pickle or .pt is named as such), it
+            is damaged, contradicts itself, or holds NaN or infinite weights.
     """
     path = Path(path)
     meta, weights = _FILE.read(path)
@@ -204,17 +204,17 @@ def _check_values(path: Path | None, weights: Mapping[str, NDArray[Any]]) -> Non
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r:.40} is no number")
+        raise TypeError(f"{value!r:.40} is not a number")
     return float(value)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
+        raise TypeError(f"{value!r:.40} is not text")
     return value
 
 
 def _three(values: object) -> tuple[float, float, float]:
     if not isinstance(values, list) or len(values) != 3:
-        raise ValueError("mean and std are three numbers each")
+        raise ValueError("mean and std must be three numbers each")
     return _number(values[0]), _number(values[1]), _number(values[2])

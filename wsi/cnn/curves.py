@@ -1,4 +1,4 @@
-"""Pictures of a training: how loss and area under the curve went, and how far probabilities can be believed."""
+"""Pictures of a training: loss and area under the curve by pass, and how far its probabilities can be trusted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi.cnn.training import Training
 
 
 def learning_picture(training: Training) -> NDArray[np.uint8]:
-    """Loss (and held-out loss) on the left, area under the held-out ROC curve on the right, over the passes.
+    """Loss (and held-out loss) on the left, area under the held-out ROC curve on the right, by pass.
 
     A dot marks the pass that was kept.
 
@@ -52,9 +52,9 @@ def learning_picture(training: Training) -> NDArray[np.uint8]:
 
 
 def calibration_picture(training: Training) -> NDArray[np.uint8]:
-    """What share of the held-out cells that get a probability are tumour, before and after the temperature.
+    """The share of tumour among held-out cells with a given probability, before and after the temperature.
 
-    Both classes count equally, as in training. On the diagonal a probability can be taken at its word.
+    Both classes count equally, as in training. On the diagonal probabilities are calibrated.
 
     Returns:
         uint8 (rows, columns, 3).
@@ -87,7 +87,7 @@ def _axis(name: str, low: float, high: float) -> Axis:
 
 
 def _curve(name: str, values: Sequence[float | None], *, kept: int, ink: Ink = BLUE) -> Curve:
-    """The values of the passes that have one, with a dot where the pass was kept."""
+    """The values of the passes that have one, with a dot at the pass that was kept."""
     held = [(number, value) for number, value in enumerate(values, 1) if value is not None]
     points = np.array(held, dtype=np.float64).reshape(-1, 2)
     return Curve(name=name, points=points, dots=points[points[:, 0] == kept], ink=ink)

@@ -1,4 +1,4 @@
-"""What computes: the GPU or the cores, and threads that each compute alone."""
+"""Computing devices: the GPU or the cores, and threads that each compute alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from wsi.errors import PathologyError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
+    """The device named "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
 
     Raises:
-        PathologyError: the device is not there.
+        PathologyError: the device does not exist.
     """
     has_gpu = torch.cuda.is_available()
     if name == "auto":
@@ -32,14 +32,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def shared_out(device: str, workers: int | None = None) -> tuple[int, int]:
-    """Processes that compute, and threads in each: where a GPU computes, one process takes all cores to read for it.
+    """(processes, threads in each) that compute; with a GPU, one process uses all cores to read for it.
 
     Args:
         device: as for pick_device.
-        workers: processes, where they are given.
+        workers: processes; None chooses.
 
     Raises:
-        PathologyError: the device is not there.
+        PathologyError: the device does not exist.
     """
     if pick_device(device).type != "cuda":
         return workers or usable_cores(), 1
@@ -49,31 +49,31 @@ def shared_out(device: str, workers: int | None = None) -> tuple[int, int]:
 
 @contextmanager
 def equal_convolutions() -> Iterator[None]:
-    """Let cuDNN take deterministic algorithms, in full precision, in all threads.
+    """Make cuDNN use deterministic algorithms, in full precision, in all threads.
 
     TF32 keeps 10 bits of a product: the result would differ from the CPU's in the third digit.
     """
-    # left out, ``enabled`` is False: convolutions without cuDNN, many times slower
+    # ``enabled`` defaults to False: convolutions without cuDNN, many times slower
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
 
 
 @contextmanager
 def lone_threads(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads each use one thread within torch; all other threads stay as they were.
+    """A pool whose threads each use one thread within torch; all other threads are unaffected.
 
-    What such a thread computes does not depend on how many there are. Threads of its own inside each operation would
-    also wait for each other many times per millisecond, which is slow wherever something else uses the cores.
+    Results do not depend on the number of such threads. Threads inside each operation would also wait for each other
+    many times per millisecond, which is slow whenever something else uses the cores.
     """
     meeting = Barrier(workers)
 
     def enter(_: int) -> None:
-        meeting.wait()  # no thread takes two of these
-        torch.get_num_threads()  # a thread's first question sets its number; later ones leave it
+        meeting.wait()  # so that every thread runs this once
+        torch.get_num_threads()  # a thread's first query fixes its number; later ones do not change it
         torch.set_num_threads(1)
 
     with ThreadPoolExecutor(workers, name) as pool:
-        # torch keeps the number per thread, and the last one set for threads to come
+        # torch keeps the number per thread, and the last one set for threads still to come
         before = torch.get_num_threads()
         list(pool.map(enter, range(workers)))
         torch.set_num_threads(before)

@@ -1,16 +1,16 @@
-"""Public weights from other programs' files: ImageNet's of torchvision, pathology's of MONAI and TIAToolbox.
+"""Public weights from other programs' files: torchvision's for ImageNet, MONAI's and TIAToolbox's for pathology.
 
 Layouts (names of tensors) and preparation of the input, from the public sources:
 
 - torchvision: ``torchvision.models.resnet18`` and so on; head ``fc``; ImageNet's mean and deviation.
 - monai: ``monai.networks.nets.TorchVisionFCModel`` (``netadapter.py``), as the bundle pathology_tumor_detection uses
-  it: the children of torchvision's network in a Sequential called ``features``, an average over 7 x 7 places, head
+  it: the children of torchvision's network in a Sequential called ``features``, an average over 7 x 7 locations, head
   ``fc`` (a 1 x 1 convolution with one output before a sigmoid); grey values scaled to -1..1; 224 px at level 0.
 - tiatoolbox: ``tiatoolbox.models.architecture.vanilla.CNNModel``: the same Sequential called ``feat_extract``, an
-  average over all places, head ``classifier``; grey values scaled to 0..1; PCam's patches of 96 px at 1 um/px, class 1
-  tumour.
+  average over all locations, head ``classifier``; grey values scaled to 0..1; PCam's patches of 96 px at 1 um/px, class
+  1 tumour.
 
-The networks here pad nothing (see ``wsi.cnn.resnet``), where those saw zeros around each patch: the probabilities are
+The networks here pad nothing (see ``wsi.cnn.resnet``), whereas those saw zeros around each patch: the probabilities are
 those of the same weights within real tissue, not those that the other program prints for one patch.
 """
 
@@ -49,14 +49,14 @@ _CHECK = "check --layout, or the file"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Convention:
-    """How a program names and prepares.
+    """How a program names its tensors and prepares its input.
 
     Attributes:
-        body: prefix of torchvision's children in a Sequential; empty where they have their own names.
+        body: prefix of torchvision's children in a Sequential; empty if they have their own names.
         head: name of the last layer.
         mean, std: of the input on the 0..255 scale.
-        pooled: places that are averaged before the head.
-        mpp: um per px of what its pathology networks look at.
+        pooled: locations averaged before the head, along a side.
+        mpp: um per px that its pathology networks expect.
     """
 
     body: str
@@ -88,26 +88,26 @@ def import_weights(
     stride_px: int = 32,
     tumour: int = 1,
 ) -> Checkpoint:
-    """A checkpoint from a file of another program.
+    """Make a checkpoint from another program's file.
 
-    A head of two outputs is kept, and one of a single output (before a sigmoid) as the second of two. Any other head
-    (ImageNet's 1,000 classes) is left out: the checkpoint gets one of zeros, which says 0.5 everywhere until it is
-    trained, and ``provenance["head"]`` is ``untrained``.
+    A head of two outputs is kept, and one of a single output (before a sigmoid) becomes the second of two. Any other
+    head (ImageNet's 1,000 classes) is dropped: the checkpoint gets one of zeros, which returns 0.5 everywhere until it
+    is trained, and ``provenance["head"]`` is ``untrained``.
 
     Args:
         path: safetensors, or a PyTorch file; the latter is read with ``weights_only=True`` and runs no code.
-        layout: whose names the tensors have.
-        mpp: um per px at which the network is to look; None takes what the layout's networks were trained at (0.5 for
-            torchvision, which knows none).
+        layout: the program whose names the tensors have.
+        mpp: um per px of the network's input; None uses the resolution that the layout's networks were trained at (0.5
+            for torchvision, which has none).
         stride_px: px between output cells, 8, 16 or 32.
         tumour: which of two outputs is tumour.
 
     Raises:
         CheckpointError: there is no such file, it holds more than tensors, or tensors of another network or layout.
-        ValueError: the layout, mpp, stride or class is none.
+        ValueError: the layout, mpp, stride or class is invalid.
     """
     if layout not in LAYOUTS or tumour not in (0, 1):
-        raise ValueError(f"a layout is one of {', '.join(LAYOUTS)} and tumour is class 0 or 1: {layout}, {tumour}")
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)} and tumour 0 or 1: {layout}, {tumour}")
     path, convention = Path(path), LAYOUTS[layout]
     found = dict(_renamed(path, _read(path), layout))
     network = _which(path, found, layout)
@@ -126,7 +126,7 @@ def import_weights(
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """The tensors of a file by their names there; whatever wraps them is taken off."""
+    """The tensors of a file by their names in it, without any wrapper around them."""
     try:
         with open_regular(path) as file:
             is_safetensors = file.read(9)[8:9] == b"{"
@@ -140,7 +140,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(path, "there is no such file", mend="check the path") from error
     except (pickle.UnpicklingError, AttributeError, ImportError) as error:
         raise CheckpointError(
-            path, "holds more than tensors, or is no PyTorch file: no code in it was run", mend="save its state_dict"
+            path, "holds more than tensors, or is not a PyTorch file: no code in it was run", mend="save its state_dict"
         ) from error
     except (
         SafetensorError,
@@ -154,9 +154,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         MemoryError,
         RecursionError,
     ) as error:
-        # a bare number is all that a KeyError of the unpickler says
+        # a KeyError of the unpickler consists of a bare number
         line = next(
-            (line for line in str(error).splitlines() if " " in line), "it is neither a zip of torch nor weights"
+            (line for line in str(error).splitlines() if " " in line), "it is neither a torch zip file nor weights"
         )
         raise CheckpointError(path, f"cannot be read as weights: {line:.200}", mend=_CHECK) from error
     while isinstance(content, Mapping):
@@ -168,12 +168,12 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _renamed(path: Path, content: Mapping[str, Any], layout: Layout) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Torchvision's names, and float32 arrays; counters of batches are left out."""
+    """Torchvision's names, and float32 arrays; batch counters are left out."""
     convention = LAYOUTS[layout]
     for key, value in content.items():
         name = str(key).removeprefix("module.")
         if not isinstance(value, torch.Tensor):
-            raise CheckpointError(path, "is no tensor", where=f"entry {name:.80}", mend="save the network's state_dict")
+            raise CheckpointError(path, "is not a tensor", where=f"entry {name:.80}", mend="save its state_dict")
         if name.endswith("num_batches_tracked"):
             continue
         if not value.is_floating_point() or value.layout != torch.strided:
@@ -187,29 +187,29 @@ def _renamed(path: Path, content: Mapping[str, Any], layout: Layout) -> Iterator
             continue
         child, _, rest = name.removeprefix(convention.body).partition(".")
         if not name.startswith(convention.body) or (convention.body and child not in _CHILDREN):
-            raise CheckpointError(path, f"is no tensor of {layout}'s layout", where=f"tensor {name:.80}", mend=_CHECK)
+            raise CheckpointError(path, f"is not part of {layout}'s layout", where=f"tensor {name:.80}", mend=_CHECK)
         yield f"{_CHILDREN.get(child, child) if convention.body else child}.{rest}", array
 
 
 def _which(path: Path, found: Mapping[str, NDArray[np.float32]], layout: str) -> ResNetName:
-    """The network that has as many blocks in its third group, of the same kind."""
+    """The network with as many blocks of the same kind in its third group."""
     blocks = {name.split(".")[1] for name in found if name.startswith("layer3.")}
     is_bottleneck = "layer3.0.conv3.weight" in found
     kinds: dict[tuple[int, bool], ResNetName] = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50"}
     kind = kinds.get((len(blocks), is_bottleneck))
     if kind is None:
-        reason = f"is no ResNet-18, 34 or 50 in the layout of {layout}"
+        reason = f"is not a ResNet-18, 34 or 50 in the layout of {layout}"
         raise CheckpointError(path, reason, mend=_CHECK)
     return kind
 
 
 def _head(path: Path, found: dict[str, NDArray[np.float32]], tumour: int) -> _Weights:
-    """The head of two outputs; empty where the file has none that fits. Takes the file's out of ``found``."""
+    """The head of two outputs; empty if the file has none that fits. Removes the file's from ``found``."""
     weight, bias = (found.pop(name, None) for name in _HEAD)
     if weight is None and bias is None:
         return {}
     if weight is None or weight.ndim not in (2, 4) or weight.shape[2:] not in ((), (1, 1)):
-        raise CheckpointError(path, "is no layer that judges features", where="the network's head", mend=_CHECK)
+        raise CheckpointError(path, "is not a layer that classifies features", where="the network's head", mend=_CHECK)
     weight = weight.reshape(weight.shape[:2])
     bias = np.zeros(len(weight), np.float32) if bias is None else bias
     if bias.shape != (len(weight),):

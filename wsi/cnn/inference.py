@@ -1,7 +1,7 @@
 """From a slide to its Heatmap, over tissue only.
 
 The network always sees blocks of one size, cut from one fixed grid, one block at a time with one thread; threads work
-on different blocks. Convolutions of another shape or thread count add up in another order (the last bits of the logits
+on different blocks. Convolutions of another shape or thread count sum in another order (the last bits of the logits
 differ, measured: up to 4e-7), so only this makes a cell's probability the same bit for bit whatever the windows in
 which the slide is read, the number of threads and the size of the image. It is also faster than threads within a
 convolution. On a GPU blocks are batched; its results agree with the CPU's to rounding.
@@ -28,7 +28,7 @@ from wsi.tiles import FrameSource, TilePlan, TileWindow, stream_tiles
 from wsi.tissue import covers
 
 BLOCK_CELLS = 64
-_BLOCK_PX, _FEWEST_CELLS = 512, 8  # at large strides fewer cells: a block of 64 would be 2,048 px wide and take 1 GB
+_BLOCK_PX, _FEWEST_CELLS = 512, 8  # fewer cells at large strides: a block of 64 would be 2,048 px wide and take 1 GB
 _GPU_BATCH = 32
 _WHITE = 255
 
@@ -47,7 +47,7 @@ class SlideSource(FrameSource, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
-    """A square of cells: where it begins in the heatmap, how many there are along a side, and the pixels they see."""
+    """A square of cells: where it begins in the heatmap, the cells along a side, and the pixels they see."""
 
     row: int
     column: int
@@ -71,38 +71,38 @@ def infer(
     workers: int | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
 ) -> Heatmap:
-    """Run the network over the tissue of a slide.
+    """Apply the network to the tissue of a slide.
 
-    Memory beside the heatmap does not grow with the slide: at most 4 x workers windows (3.5 MB each at 1024 px) and
-    what reading them takes, the batch, and about 30 MB per worker within the network.
+    Memory beyond the heatmap does not grow with the slide: at most 4 x workers windows (3.5 MB each at 1024 px) and the
+    reading buffers, the batch, and about 30 MB per worker within the network.
 
     Args:
         slide: its resolution must be known.
-        checkpoint: says at which resolution to look.
+        checkpoint: its mpp is the resolution that is read.
         tissue: mask in any frame of the slide.
-        window_px: side of what is read at a time in px of the checkpoint's resolution; rounded up to whole blocks
+        window_px: side of the window read at a time, in px at the checkpoint's resolution; rounded up to whole blocks
             (64 cells, 512 px at stride 8). It has no influence on the result.
-        batch: blocks handed over at a time; None chooses (2 per worker; 32 on a GPU, halved as often as its memory
+        batch: blocks computed at a time; None chooses (2 per worker; 32 on a GPU, halved as often as its memory
             demands).
         device: auto, cpu or cuda.
-        workers: threads that read, and on a CPU threads that compute; None takes the usable cores.
+        workers: reading threads, and on a CPU also computing threads; None uses the usable cores.
         on_tiles: called with (windows done, windows in all).
 
     Returns:
         Heatmap whose cells are the checkpoint's stride_px squares of ``slide.frame_at(checkpoint.mpp)`` and cover it
-        (the last row and column may overhang): what the network says at a square's centre. ``tissue`` is true for
-        cells that overlap a tissue pixel and do not lie wholly where the slide stores no pixels; all others are 0.
+        (the last row and column may overhang): the network's output at a square's centre. ``tissue`` is true for cells
+        that overlap a tissue pixel and do not lie wholly where the slide stores no pixels; all others are 0.
 
     Raises:
-        ResolutionError: the slide's mpp is not known.
-        CheckpointError: the network gives NaN.
+        ResolutionError: the slide's mpp is unknown.
+        CheckpointError: the network returns NaN.
         SlideError: the slide cannot be read.
-        PathologyError: the device is not there, or its memory is too small for one block.
+        PathologyError: the device does not exist, or its memory is too small for one block.
         ValueError: window_px, batch or workers is not positive.
     """
     count = usable_cores() if workers is None else workers
     if min(window_px, count, 1 if batch is None else batch) < 1:
-        raise ValueError(f"window_px, batch and workers are positive, got {window_px}, {batch}, {workers}")
+        raise ValueError(f"window_px, batch and workers must be positive, got {window_px}, {batch}, {workers}")
     architecture = checkpoint.architecture
     frame = slide.frame_at(checkpoint.mpp)
     cells = frame.coarser(architecture.stride_px)
@@ -145,24 +145,24 @@ def infer(
 def predict(
     checkpoint: Checkpoint, image: NDArray[np.uint8], *, device: str = "auto", workers: int | None = None
 ) -> NDArray[np.float32]:
-    """The probability of tumour all over one image, surrounded by white.
+    """The probability of tumour over one whole image, surrounded by white.
 
     Args:
         checkpoint: the network.
         image: uint8 (rows, columns, 3), RGB at the checkpoint's mpp.
         device: auto, cpu or cuda.
-        workers: threads that compute; None takes the usable cores.
+        workers: computing threads; None uses the usable cores.
 
     Returns:
-        Float32 (ceil(rows / stride_px), ceil(columns / stride_px)); on the CPU bit for bit what ``infer`` gives for a
+        Float32 (ceil(rows / stride_px), ceil(columns / stride_px)); on the CPU bit for bit what ``infer`` returns for a
         slide of these pixels.
 
     Raises:
-        CheckpointError: the network gives NaN.
-        PathologyError: the device is not there.
+        CheckpointError: the network returns NaN.
+        PathologyError: the device does not exist.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"an image is uint8 (rows, columns, 3), got {image.dtype} {image.shape}")
+        raise ValueError(f"an image must be uint8 (rows, columns, 3), got {image.dtype} {image.shape}")
     stride, margin = checkpoint.stride_px, checkpoint.architecture.margin_px
     shape = -(-image.shape[0] // stride), -(-image.shape[1] // stride)
     side_cells = block_cells(stride)
@@ -197,17 +197,17 @@ def _mark(
     seen: NDArray[np.bool_],
     stride: int,
 ) -> None:
-    """Mark the wanted cells of a window as seen, but for those under which the slide stores no pixels."""
+    """Mark the wanted cells of a window as seen, except those under which the slide stores no pixels."""
     top, left = window.core.row // stride, window.core.column // stride
     core = pixels[window.inner.slices]
     inside = wanted[top : top + core.shape[0] // stride, left : left + core.shape[1] // stride].copy()
-    # pixels that are not stored read as white, so only white cells need be asked about
+    # pixels that are not stored read as white, so only white cells need checking
     height, width = inside.shape
     squares = core[: height * stride, : width * stride].reshape(height, stride, width, stride, 3)
     for row, column in np.argwhere(inside & (squares[:, 0, :, 0] == _WHITE).all(axis=2)):
         is_white = (squares[row, :, column] == _WHITE).all()
         cell = cells.part(Window(row=top + int(row), column=left + int(column), height=1, width=1))
-        # at the resolution that was read, so that the slide looks at the same stored level
+        # at the resolution that was read, so that the slide checks the same stored level
         if is_white and slide.is_missing(cell.finer(stride)):
             inside[row, column] = False
     seen[top : top + height, left : left + width] = inside
@@ -224,7 +224,7 @@ def _blocks(window: TileWindow, pixels: _Pixels, seen: NDArray[np.bool_], checkp
         for right in range(0, pixels.shape[1] - side + 1, block_px):
             row, column = top + down // stride, left + right // stride
             if seen[row : row + side_cells, column : column + side_cells].any():
-                # a copy, so that a block that waits does not hold its whole window
+                # a copy, so that a waiting block does not keep its whole window in memory
                 piece = pixels[down : down + side, right : right + side].copy()
                 yield _Block(row=row, column=column, cells=side_cells, pixels=piece)
 
@@ -235,7 +235,7 @@ def _judging(checkpoint: Checkpoint, device: torch.device, workers: int) -> Abst
 
 @contextmanager
 def _on_cpu(checkpoint: Checkpoint, workers: int) -> Iterator[_Judge]:
-    """Judge blocks one per thread, each thread computing alone."""
+    """Compute blocks one per thread, each thread alone."""
     network = checkpoint.network.folded()
 
     def judge_one(pixels: _Pixels) -> _Cells:
@@ -261,7 +261,7 @@ def _on_gpu(checkpoint: Checkpoint, device: torch.device) -> Iterator[_Judge]:
 
 
 def in_halves(forward: Callable[[Sequence[_Pixels]], list[_Cells]], blocks: Sequence[_Pixels]) -> list[_Cells]:
-    """Run forward over blocks, over half as many at a time whenever the GPU's memory is too small.
+    """Apply ``forward`` to blocks, to half as many at a time whenever the GPU's memory is too small.
 
     Raises:
         PathologyError: not even one block fits.
@@ -288,6 +288,6 @@ def _forward(network: torch.nn.Module, pixels: _Pixels, device: torch.device, tu
 
 def _checked(checkpoint: Checkpoint, probability: _Cells) -> _Cells:
     if not np.isfinite(probability).all():
-        raise CheckpointError(checkpoint.path, "its network gives NaN", mend="train again")
+        raise CheckpointError(checkpoint.path, "its network returns NaN", mend="train again")
     clipped: _Cells = np.clip(probability, 0, 1)
     return clipped

@@ -1,7 +1,7 @@
-"""The marks that JPEG leaves, on the device: what compression at a quality does to pixels, without any file.
+"""JPEG artefacts, on the device: the effect of compression at a given quality on pixels, without a file.
 
-ITU-T T.81 (1992), annex K: its example tables of quantisation; the scale of quality is the Independent JPEG Group's;
-colours as in JFIF, with one chroma value for 2 x 2 pixels, which is what most scanners store.
+ITU-T T.81 (1992), annex K: its example quantisation tables; the quality scale is the Independent JPEG Group's; colours
+as in JFIF, with one chroma value for 2 x 2 pixels, which is what most scanners store.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHROMA = (
 
 
 def compressed(images: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
-    """Images as they come back from a JPEG file.
+    """Images as read back from a JPEG file.
 
     Args:
         images: float32 (n, 3, rows, columns), RGB on the 0..255 scale.
@@ -49,7 +49,7 @@ def compressed(images: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     scale = torch.where(quality < 50, 5000 / quality.clamp_min(1), 200 - 2 * quality).to(images.dtype)
     luma = _quantised(luma - 128, _LUMA, scale) + 128
     blues, reds = (
-        # between coarse pixels as decoders do it by default: three quarters of the nearer, a quarter of the next
+        # interpolate as decoders do by default: three quarters of the nearer coarse pixel, a quarter of the next
         functional.interpolate(_quantised(chroma, _CHROMA, scale)[:, None], scale_factor=2, mode="bilinear")[:, 0]
         for chroma in (blues, reds)
     )
@@ -58,7 +58,7 @@ def compressed(images: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
 
 
 def _quantised(plane: torch.Tensor, table: tuple[tuple[int, ...], ...], scale: torch.Tensor) -> torch.Tensor:
-    """A plane (n, rows, columns) whose 8 x 8 blocks have been through cosine transform and quantisation."""
+    """A plane (n, rows, columns) after cosine transform and quantisation of its 8 x 8 blocks."""
     steps = torch.tensor(table, dtype=plane.dtype, device=plane.device)
     steps = ((steps * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)[:, None, :, None, :]
     cosines = _cosines(plane)
@@ -70,7 +70,7 @@ def _quantised(plane: torch.Tensor, table: tuple[tuple[int, ...], ...], scale: t
 
 
 def _cosines(like: torch.Tensor) -> torch.Tensor:
-    """The orthonormal cosine transform of eight values, (frequency, place)."""
+    """The orthonormal cosine transform of eight values, (frequency, sample)."""
     sample = torch.arange(8, dtype=torch.float64)
     rows = torch.cos((2 * sample + 1)[None, :] * sample[:, None] * (math.pi / 16)) / 2
     rows[0] /= math.sqrt(2)

@@ -2,7 +2,7 @@
 
 On a CPU a batch is cut into shards of equal size, each with its own copy of the normalisation's statistics. Threads
 take shards, and the gradients are added in the order of the shards: the result does not depend on the threads. Several
-processes share the shards of a batch out and add their gradients.
+processes divide the shards of a batch among them and add their gradients.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from wsi.cnn.training_data import TrainingData, blocks_of
 from wsi.errors import PathologyError
 
 _SHARD = 8
-_AHEAD = 16  # blocks that wait to be judged
+_AHEAD = 16  # blocks waiting for the network
 _FIRST_SCALE = 65536.0
 _LAST_SCALE = 2.0
 _SCALE_GROWS_AFTER = 1000
 
 
 class DivergedError(PathologyError, ArithmeticError):
-    """A loss or a weight is no finite number any more."""
+    """A loss or a weight is not finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +56,9 @@ class Learner:
     Args:
         network: to be trained in place.
         data: what it learns from.
-        method: how.
-        device: what computes.
-        pool: threads that compute alone.
+        method: how it learns.
+        device: where it computes.
+        pool: threads that each compute alone.
         ranks: this process among those that train together.
         steps: of the whole training.
     """
@@ -93,15 +93,15 @@ class Learner:
 
     @property
     def judged(self) -> DenseNetwork:
-        """The network whose weights are judged and kept: the average, if there is one."""
+        """The network whose weights are evaluated and kept: the average, if there is one."""
         return self._network if self._average is None else self._average
 
     def shards(self, size: int) -> Sequence[NDArray[np.int64]]:
-        """Places in a batch that are computed together: one part for each GPU, or 8 for each thread of a CPU."""
+        """Indices in a batch that are computed together: one part for each GPU, or 8 for each thread of a CPU."""
         return blocks_of(np.arange(size), -(-size // self._ranks.world) if self._device.type == "cuda" else _SHARD)
 
     def owners(self, size: int) -> NDArray[np.int64]:
-        """Which process computes each place in a batch: int64 (size,)."""
+        """The process that computes each patch of a batch: int64 (size,)."""
         owners = np.empty(size, np.int64)
         for number, shard in enumerate(self.shards(size)):
             owners[shard] = number % self._ranks.world
@@ -116,7 +116,7 @@ class Learner:
             number: of the pass.
 
         Raises:
-            DivergedError: the loss is not finite; of fp16, its gradients are not with the smallest scale either.
+            DivergedError: the loss is not finite, or, in fp16, the gradients even at the smallest scale.
             PathologyError: the GPU's memory is too small.
         """
         shards = [chosen[positions] for positions in self.shards(len(chosen))]
@@ -135,7 +135,7 @@ class Learner:
             parts = [gradients[index] for _, gradients in results]
             total = sum(parts[1:], parts[0]) if parts else torch.zeros_like(parameter)
             if self._ranks.world > 1:
-                # processes add memory, whatever its layout: it has to be the same in all of them
+                # processes add raw memory: its layout has to be the same in all of them
                 total = self._ranks.add(torch.empty_like(parameter).copy_(total))
             parameter.grad = total
         loss = sum(loss for loss, _ in results)
@@ -147,7 +147,7 @@ class Learner:
         return loss
 
     def settle(self) -> None:
-        """Give the network the mean of its copies' statistics.
+        """Set the network's statistics to the mean of its copies'.
 
         Raises:
             DivergedError: a weight or a statistic is not finite.
@@ -164,7 +164,7 @@ class Learner:
             raise diverged("a weight")
 
     def margins(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Logit of tumour minus logit of normal of each cell of some patches: float64 (n, i, j)."""
+        """Logit of tumour minus logit of normal for each cell of the chosen patches: float64 (n, i, j)."""
         patches, count = self._data.patches, self._data.architecture.cells(self._data.patches.size_px)
         blocks = blocks_of(patches.reading_order(chosen), _SHARD)[self._ranks.rank :: self._ranks.world]
         whole = np.zeros((len(chosen), count, count))
@@ -192,7 +192,7 @@ class Learner:
         return self._ranks.add(torch.from_numpy(whole).to(self._device)).cpu().numpy()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """All that decides the next steps: tensors by name, and what JSON can hold."""
+        """Everything that determines the next steps: tensors by name, and values that JSON can hold."""
         self._share_statistics()
         tensors = {f"network/{name}": value for name, value in self._network.state_dict().items()}
         if self._average is not None:
@@ -205,10 +205,10 @@ class Learner:
         return {name: value.detach().cpu().clone() for name, value in tensors.items()}, record
 
     def restore(self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-        """Take over what state gave.
+        """Restore what ``state`` returned.
 
         Raises:
-            KeyError, RuntimeError, ValueError, TypeError: it is of another network.
+            KeyError, RuntimeError, ValueError, TypeError: it belongs to another network.
         """
         self._done, self._calm = int(record["done"]), int(record["calm"])
         self._scale = float(record["scale"])
@@ -241,7 +241,7 @@ class Learner:
     def _gradients(
         self, network: DenseNetwork, shard: _Shard, *, share: float
     ) -> tuple[float, tuple[torch.Tensor, ...]]:
-        """Augment a shard; its part of the batch's loss and gradients."""
+        """Augment a shard; return its part of the batch's loss and gradients."""
         images, cells = self._varied(shard)
         truth = torch.from_numpy(cells.astype(np.int64)).to(self._device)
         logits = self._forward(network, images)
@@ -263,7 +263,7 @@ class Learner:
         if self._scale != 1 and not self._is_finite():
             if self._scale == _LAST_SCALE and not self._calm:
                 raise diverged("a gradient")
-            # fp16 has run over: this batch is left out, the next one is scaled less
+            # fp16 overflowed: this batch is skipped, the next one is scaled less
             self._scale, self._calm, self._done = max(_LAST_SCALE, self._scale / 2), 0, self._done + 1
             return
         now = pace(
@@ -288,7 +288,7 @@ class Learner:
                     mean.lerp_(parameter, 1 - kept)
 
     def _is_finite(self) -> bool:
-        """Take the scale out of the gradients; whether all of them are finite."""
+        """Undo the scaling of the gradients; return whether all of them are finite."""
         for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad /= self._scale
@@ -296,7 +296,7 @@ class Learner:
         return bool(torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all())
 
     def _share_statistics(self) -> None:
-        """Give each copy the statistics of the process that has it."""
+        """Broadcast each copy's statistics from the process that owns it."""
         if self._ranks.world == 1:
             return
         for number, network in enumerate(self._copies):
@@ -314,7 +314,7 @@ class Learner:
 
 def _autocast(method: Method, device: torch.device) -> torch.dtype:
     if method.precision == "auto":
-        # older GPUs only imitate bf16, slower than fp32
+        # older GPUs only emulate bf16, slower than fp32
         is_there = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if is_there else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[method.precision]
@@ -322,7 +322,7 @@ def _autocast(method: Method, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def _computing() -> Iterator[None]:
-    """What holds for all threads that compute.
+    """The context shared by all computing threads.
 
     Raises:
         PathologyError: the GPU's memory is too small.
@@ -337,10 +337,8 @@ def _computing() -> Iterator[None]:
 
 
 def diverged(what: str) -> DivergedError:
-    """The error that says what is not finite."""
-    return DivergedError(
-        None, f"training has diverged: {what} is no finite number any more", mend="use a lower learning rate"
-    )
+    """The error that names what is not finite."""
+    return DivergedError(None, f"training has diverged: {what} is not finite", mend="use a lower learning rate")
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

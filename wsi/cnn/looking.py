@@ -1,4 +1,4 @@
-"""A slide looked at with a network: its heatmap, and how much of its tissue that covers."""
+"""A network applied to a slide: its heatmap, and how much of the tissue that covers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def look(
     workers: int | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
 ) -> tuple[Heatmap, Coverage]:
-    """Run a network over the tissue of a slide; cells over tiles that could not be decoded count as not looked at.
+    """Apply a network to the tissue of a slide; cells over tiles that could not be decoded count as not looked at.
 
     Args:
         slide: its resolution must be known.
-        checkpoint: says at which resolution to look.
-        tissue: what find_tissue found.
+        checkpoint: its mpp is the resolution that is read.
+        tissue: from find_tissue.
         device: auto, cpu or cuda.
-        workers: threads that read, and on a CPU threads that compute; None takes the usable cores.
+        workers: reading threads, and on a CPU also computing threads; None uses the usable cores.
         on_tiles: called with (windows done, windows in all).
 
     Raises:

@@ -9,23 +9,23 @@ from __future__ import annotations
 import torch
 
 _FAINTEST = 0.15
-"""Pixels of which a channel has a lower optical density are background (the paper's beta)."""
+"""Pixels with a lower optical density in any channel are background (the paper's beta)."""
 _PERCENT = 1.0
 """The paper's alpha: the stains are the directions at this percentile of the angles and at 100 minus it."""
 _REFERENCE = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
 _REFERENCE_STRENGTH = (1.9705, 1.0308)
 _FEWEST = 64
-"""With fewer stained pixels an image has no stains that could be told: it stays as it is."""
+"""With fewer stained pixels the stains of an image cannot be estimated: it is left unchanged."""
 
 
 def normalise(density: torch.Tensor) -> torch.Tensor:
-    """Give each image the reference's haematoxylin and eosin.
+    """Replace each image's haematoxylin and eosin by the reference's.
 
     Args:
         density: float32 (n, 3, rows, columns), optical density of red, green and blue.
 
     Returns:
-        The same shape. Images with fewer than 64 stained pixels, or of one stain only, come back as they are.
+        The same shape. Images with fewer than 64 stained pixels, or with one stain only, are unchanged.
     """
     flat = density.flatten(2)
     stained = (flat > _FAINTEST).all(dim=1)
@@ -60,7 +60,7 @@ def _stains(flat: torch.Tensor, stained: torch.Tensor, counts: torch.Tensor) -> 
         torch.stack([(centred[:, one] * centred[:, other]).sum(dim=1) for other in range(3)], dim=1) for one in range(3)
     ]
     covariance = torch.stack(rows, dim=1).double() * share.double()[:, None, None]
-    # the plane of the two largest eigenvectors; of three numbers per image, so the CPU is as good as any place
+    # the plane of the two largest eigenvectors; only 3 x 3 numbers per image, so the CPU does as well as a GPU
     _, vectors = torch.linalg.eigh(covariance.cpu())
     plane = vectors[:, :, 1:].to(flat.device).to(flat.dtype)
     sign = torch.where(plane[:, :1] < 0, -1.0, 1.0)

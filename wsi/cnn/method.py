@@ -1,4 +1,4 @@
-"""How a network is trained: what may be chosen, and what it is by default."""
+"""How a network is trained: the options and their defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsi.cnn.schedule import ScheduleName
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 
 _LEARNING_RATE, _RESNET_LEARNING_RATE = 4e-3, 1e-3
-_TOLD_APART = frozenset({"seed", "epochs", "batch", "learning_rate"})  # numbers that a checkpoint tells on their own
+_TOLD_APART = frozenset({"seed", "epochs", "batch", "learning_rate"})  # numbers that a checkpoint states on their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +20,11 @@ class Method:
     """How a network is trained.
 
     Attributes:
-        epochs: passes over the patches; but for the patience the only limit, so that a faster machine gives no other
+        epochs: passes over the patches; the only limit besides patience, so that a faster machine yields the same
             network.
-        batch: patches per step, of all processes together.
+        batch: patches per step, over all processes.
         seed: of the weights, the judges, the order and the augmentation.
-        learning_rate: the highest of the schedule; None takes 0.004 for plain stacks of layers, 0.001 for residual
+        learning_rate: the highest of the schedule; None uses 0.004 for plain stacks of layers, 0.001 for residual
             networks.
         schedule: of the learning rate, see ``schedule.pace``.
         warm_up: share of the steps in which the cosine schedule rises.
@@ -38,8 +38,8 @@ class Method:
             0.005 of it; otherwise the threshold is 0.5.
         precision: of the convolutions: ``auto`` is bf16 on a GPU that has it (Ampere and later), else fp32. fp16 scales
             its loss.
-        compiler: backend of ``torch.compile`` (``inductor``), None for none. It pays on a GPU with many steps; on a
-            CPU it was found to be no faster.
+        compiler: backend of ``torch.compile`` (``inductor``), None for none. It pays off on a GPU with many steps; on
+            a CPU it was no faster.
     """
 
     epochs: int = 12
@@ -61,21 +61,21 @@ class Method:
         if min(self.epochs, self.batch) < 1:
             raise ValueError(f"training needs at least one epoch and one patch per step: {self.epochs}, {self.batch}")
         if self.schedule not in ("one-cycle", "cosine"):
-            raise ValueError(f"a schedule is one-cycle or cosine, got {self.schedule!r:.40}")
+            raise ValueError(f"a schedule must be one-cycle or cosine, got {self.schedule!r:.40}")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
-            raise ValueError(f"a precision is auto, fp32, bf16 or fp16, got {self.precision!r:.40}")
+            raise ValueError(f"precision must be auto, fp32, bf16 or fp16, got {self.precision!r:.40}")
         if not (0 <= self.warm_up < 1 and 0 <= self.average < 1 and self.weight_decay >= 0):
-            raise ValueError(f"warm-up and average lie in 0..1, weight decay is not negative: {self}")
+            raise ValueError(f"warm-up and average must be in 0..1, weight decay not negative: {self}")
         if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience is at least one pass, got {self.patience}")
+            raise ValueError(f"patience must be at least one pass, got {self.patience}")
 
     def learning_rate_of(self, architecture: CellGeometry) -> float:
-        """The highest learning rate: as given, or the usual one of the architecture."""
+        """The highest learning rate: as given, or the architecture's default."""
         usual = _LEARNING_RATE if isinstance(architecture, Architecture) else _RESNET_LEARNING_RATE
         return self.learning_rate or usual
 
     def to_json(self) -> dict[str, Any]:
-        """For the provenance: what differs from the defaults, as text."""
+        """For the provenance: the values that differ from the defaults, as text."""
         usual = Method()
         names = [name for name in self.__slots__ if name not in _TOLD_APART]
         return {name: str(getattr(self, name)) for name in names if getattr(self, name) != getattr(usual, name)}

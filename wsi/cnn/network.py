@@ -1,8 +1,8 @@
-"""The network: a small stack of convolutions without padding, so that a window and the whole image give the same.
+"""The network: a small stack of convolutions without padding, so that a window and the whole image agree.
 
 Output cell (i, j) sees the square of receptive_field_px input pixels whose corner is (i, j) * stride_px, and nothing
-else. Only architectures are allowed whose cells (the stride_px square in the middle of what a cell sees) lie exactly on
-the pixel grid: an image with margin_px around it gives one cell for each stride_px square of the image.
+else. Only architectures whose cells (the stride_px square in the middle of what a cell sees) lie exactly on the pixel
+grid are allowed: an image with margin_px around it yields one cell for each stride_px square of the image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LARGEST_KERNEL = 31
 class Layer:
     """One convolution (square kernel, no padding), batch normalisation and ReLU.
 
-    A dilation of d lets the kernel look at every d-th value only: it sees further for the same work.
+    With a dilation of d the kernel looks only at every d-th value: it sees further for the same work.
     """
 
     channels: int
@@ -37,15 +37,15 @@ class Layer:
     def __post_init__(self) -> None:
         numbers = (self.channels, self.kernel, self.stride, self.dilation)
         if not all(type(number) is int for number in numbers):
-            raise ValueError(f"a layer is four whole numbers (channels, kernel, stride, dilation), got {numbers}")
+            raise ValueError(f"a layer must be four whole numbers (channels, kernel, stride, dilation), got {numbers}")
         if not (1 <= self.channels <= _MOST_CHANNELS and 1 <= self.kernel <= _LARGEST_KERNEL):
             raise ValueError(
-                f"a layer has 1..{_MOST_CHANNELS} channels and a kernel of 1..{_LARGEST_KERNEL}: {numbers}"
+                f"a layer must have 1..{_MOST_CHANNELS} channels and a kernel of 1..{_LARGEST_KERNEL}: {numbers}"
             )
         if not 1 <= self.dilation <= _LARGEST_KERNEL:
-            raise ValueError(f"a dilation lies in 1..{_LARGEST_KERNEL}, got {numbers}")
+            raise ValueError(f"a dilation must be in 1..{_LARGEST_KERNEL}, got {numbers}")
         if not 1 <= self.stride <= self.kernel:
-            raise ValueError(f"a stride lies in 1..kernel (else pixels are skipped), got {numbers}")
+            raise ValueError(f"a stride must be in 1..kernel (else pixels are skipped), got {numbers}")
 
 
 class CellGeometry(ABC):
@@ -56,7 +56,7 @@ class CellGeometry(ABC):
     @property
     @abstractmethod
     def classes(self) -> int:
-        """How many classes are told apart."""
+        """The number of classes."""
 
     @property
     @abstractmethod
@@ -70,7 +70,7 @@ class CellGeometry(ABC):
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint stores, for ``architectures.read_architecture``."""
+        """The values a checkpoint stores, for ``architectures.read_architecture``."""
 
     @abstractmethod
     def build(
@@ -81,11 +81,11 @@ class CellGeometry(ABC):
         temperature: float = 1.0,
         seed: int = 0,
     ) -> DenseNetwork:
-        """A new network of this architecture; the arguments are DenseNetwork's and the seed of its weights."""
+        """Build a new network of this architecture; the arguments are DenseNetwork's and the seed of its weights."""
 
     @property
     def margin_px(self) -> int:
-        """Input px around the square of an output cell that the cell sees, on each side."""
+        """Input px that a cell sees beyond its own square, on each side."""
         return (self.receptive_field_px - self.stride_px) // 2
 
     @property
@@ -94,13 +94,13 @@ class CellGeometry(ABC):
         return (self.receptive_field_px - 1) / 2
 
     def cells(self, size_px: int) -> int:
-        """Output cells along an input of size_px; 0 where it is smaller than the receptive field."""
+        """Output cells along an input of size_px; 0 if it is smaller than the receptive field."""
         return max(0, (size_px - self.receptive_field_px) // self.stride_px + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture(CellGeometry):
-    """The layers before the 1 x 1 head, and how many classes the head tells apart.
+    """The layers before the 1 x 1 head, and the number of classes.
 
     Raises:
         ValueError: the numbers are absurd, or cells would not lie on the pixel grid (receptive field minus stride odd).
@@ -111,13 +111,13 @@ class Architecture(CellGeometry):
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.layers) <= _MOST_LAYERS:
-            raise ValueError(f"a network has 1..{_MOST_LAYERS} layers, got {len(self.layers)}")
+            raise ValueError(f"a network must have 1..{_MOST_LAYERS} layers, got {len(self.layers)}")
         if type(self.classes) is not int or not 2 <= self.classes <= _MOST_CHANNELS:
-            raise ValueError(f"a network tells 2..{_MOST_CHANNELS} classes apart, got {self.classes}")
+            raise ValueError(f"a network must have 2..{_MOST_CHANNELS} classes, got {self.classes}")
         if (self.receptive_field_px - self.stride_px) % 2:
             raise ValueError(
                 f"receptive field {self.receptive_field_px} px minus stride {self.stride_px} px must be even: "
-                "cells lie on whole pixels"
+                "cells must lie on whole pixels"
             )
 
     @property
@@ -135,22 +135,22 @@ class Architecture(CellGeometry):
         return field
 
     def to_json(self) -> dict[str, Any]:
-        """What from_json reads back."""
+        """The values that from_json reads."""
         layers = [[layer.channels, layer.kernel, layer.stride, layer.dilation] for layer in self.layers]
         return {"layers": layers, "classes": self.classes}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Architecture:
-        """Read what to_json gave.
+        """Read the values of to_json.
 
         Raises:
-            ValueError, TypeError, KeyError: the value is not one.
+            ValueError, TypeError, KeyError: the value is not an architecture.
         """
         if set(value) != {"layers", "classes"}:
-            raise ValueError(f"an architecture has layers and classes, got {sorted(value)}")
+            raise ValueError(f"an architecture must have layers and classes, got {sorted(value)}")
         layers = value["layers"]
         if len(layers) > _MOST_LAYERS:
-            raise ValueError(f"a network has 1..{_MOST_LAYERS} layers, got {len(layers)}")
+            raise ValueError(f"a network must have 1..{_MOST_LAYERS} layers, got {len(layers)}")
         return cls(tuple(Layer(*numbers) for numbers in layers), value["classes"])
 
     def build(
@@ -175,20 +175,20 @@ SMALL = Architecture(
         Layer(64, 3, dilation=2),
     )
 )
-"""Receptive field 96 px, stride 8 px: at 2 um/px a cell of 16 um judged by the 192 um around it.
+"""Receptive field 96 px, stride 8 px: at 2 um/px a cell of 16 um classified by the 192 um around it.
 
-Tumour is drawn with the stroma between its nests, so collagen is told from collagen by what lies around it: the field
-has to reach beyond a band of stroma (about 100 um) on both sides.
+Tumour is drawn together with the stroma between its nests, so only its surroundings tell collagen in tumour from other
+collagen: the field has to extend beyond a band of stroma (about 100 um) on both sides.
 """
 
 
 class DenseNetwork(nn.Module, ABC):
-    """A network that judges every cell of an image of any size, by valid convolutions only. Base of all networks.
+    """A network that classifies every cell of an image of any size, by valid convolutions only. Base of all networks.
 
     Args:
         architecture: its geometry; a subclass narrows the type.
-        mean, std: of the input's red, green and blue on the 0..255 scale; taken out before the first layer.
-        temperature: the logits are divided by it: above 1 the probabilities are less sure.
+        mean, std: of the input's red, green and blue on the 0..255 scale; used to normalise it before the first layer.
+        temperature: divisor of the logits: above 1 the probabilities are less certain.
     """
 
     def __init__(
@@ -211,11 +211,11 @@ class DenseNetwork(nn.Module, ABC):
 
         Returns:
             Float32 (n, 3, rows, columns) to float32 logits (n, classes, i, j), in channels-last memory format (about
-            1.5 times as fast on a CPU). A copy: later training does not reach it.
+            1.5 times as fast on a CPU). A copy: later training does not affect it.
         """
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
-        """Float32 images of the 0..255 scale without their mean, in units of their deviation."""
+        """Float32 images of the 0..255 scale, minus the mean, in units of the standard deviation."""
         mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(3, 1, 1)
         return (images.float() - mean) / std
@@ -225,12 +225,12 @@ class DenseNetwork(nn.Module, ABC):
         return logits if self.temperature == 1 else logits / self.temperature
 
     def weights(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-        """Every learned number, by name, as float32 arrays (copies)."""
+        """All learned values, by name, as float32 arrays (copies)."""
         state = self.state_dict()
         return {name: state[name].detach().cpu().numpy().copy() for name in weight_shapes(self.architecture)}
 
     def fill(self, weights: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> None:
-        """Take over what weights() gave.
+        """Set the values returned by weights().
 
         Raises:
             ValueError: names or shapes are not those of the architecture.
@@ -287,7 +287,7 @@ class Network(DenseNetwork):
         stack = list(self.body)
         for convolution, norm in zip(stack[0::3], stack[1::3], strict=True):
             if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
-                raise TypeError("the body is convolution, normalisation, ReLU, in turns")
+                raise TypeError("the body must alternate convolution, normalisation and ReLU")
             parts += [folded_pair(convolution, norm, shift=shift, scale=scale), nn.ReLU(inplace=True)]
             shift, scale = torch.zeros(norm.num_features).double(), torch.ones(norm.num_features).double()
         weight, bias = double(self.head.weight), double(self.head.bias)
@@ -297,10 +297,10 @@ class Network(DenseNetwork):
 
 
 def weight_shapes(architecture: CellGeometry) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each array of weights, found without allocating any."""
+    """Name and shape of each array of weights, without allocating any."""
     with torch.device("meta"):
         state = architecture.build().state_dict()
-    # the step counter of batch normalisation has no influence with the fixed momentum used here
+    # batch normalisation's step counter has no influence with the fixed momentum used here
     return {name: tuple(value.shape) for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -311,11 +311,11 @@ def folded_pair(
     shift: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
 ) -> nn.Conv2d:
-    """One convolution that does what a convolution without bias and its normalisation do.
+    """One convolution equivalent to a convolution without bias and its normalisation.
 
     Args:
         convolution: valid, without bias.
-        norm: what follows it.
+        norm: follows it.
         shift: float64 (inputs,), added to the input; None adds nothing.
         scale: float64 (inputs,), the input is multiplied by it before shift is added; None multiplies by nothing.
     """
@@ -331,7 +331,7 @@ def folded_pair(
 
 
 def empty_convolution(inputs: int, layer: Layer, *, bias: bool) -> nn.Conv2d:
-    """A valid convolution whose weights are not set: no random state is used."""
+    """A valid convolution with uninitialised weights: no random state is used."""
     convolution: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         nn.Conv2d, inputs, layer.channels, layer.kernel, layer.stride, dilation=layer.dilation, bias=bias
     )
@@ -341,7 +341,7 @@ def empty_convolution(inputs: int, layer: Layer, *, bias: bool) -> nn.Conv2d:
 def double(values: torch.Tensor | None) -> torch.Tensor:
     """A float64 copy on the CPU."""
     if values is None:
-        raise TypeError("the network's normalisation and head have all their weights")
+        raise TypeError("the network's normalisation and head must have all their weights")
     return values.detach().cpu().double()
 
 

@@ -1,21 +1,21 @@
 """Patches straight from slides into a training loop: torch datasets over ``wsi.patches.reading``.
 
-PatchStream is the quick one: it gives whole batches, each tile decoded once per block. PatchDataset gives any patch at
-any time, for samplers of one's own. Both may be forked or spawned into DataLoader workers: what is sent are paths and
-positions, and every process opens its own slides, a bounded number at a time.
+PatchStream is the faster: it yields whole batches, each tile decoded once per block. PatchDataset returns any patch at
+any time, for custom samplers. Both may be forked or spawned into DataLoader workers: only paths and positions are sent,
+and every process opens its own slides, a bounded number at a time.
 
-Example: a training loop without any extracted patch::
+Example: a training loop without extracting patches::
 
     table = read_patch_table("patches.parquet")                     # of annotations
     table = table.rows(table["split"] == "train")
-    stream = PatchStream(table.places(), table.labels, batch=64)
+    stream = PatchStream(table.positions(), table.labels, batch=64)
     for epoch in range(20):
         stream.set_epoch(epoch)
         for images, labels, _ in DataLoader(stream, batch_size=None):
             ...                                                # images: uint8 (64, side, side, 3)
 
-Without DataLoader workers all cores decode on threads and no pixel is copied between processes: the quickest way where
-the network runs on another device. With ``num_workers`` each worker decodes on one core.
+Without DataLoader workers all cores decode on threads and no pixel is copied between processes: the fastest way if the
+network computes on another device. With ``num_workers`` each worker decodes on one core.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class PatchItems(NamedTuple):
 
     Attributes:
         images: uint8 (n, side, side, 3), RGB.
-        labels: int64 (n,), what was given as ``labels``; zeros where nothing was.
-        indices: int64 (n,), which patches they are: rows of the table.
+        labels: int64 (n,), from the argument ``labels``; zeros without it.
+        indices: int64 (n,), of the patches: rows of the table.
     """
 
     images: torch.Tensor
@@ -57,28 +57,28 @@ class PatchItems(NamedTuple):
 class PatchStream(IterableDataset[PatchItems]):
     """Batches of patches, one pass over all of them per iteration; for ``DataLoader(stream, batch_size=None)``.
 
-    The shuffle goes in blocks: see ``wsi.patches.passes.PassPlan``. Between DataLoader workers and between the ranks
-    of a distributed training patches are shared out without overlap. With several ranks each has the same number of
-    batches, and fewer patches than there are workers in all are left out, others in every pass.
+    The shuffle works in blocks: see ``wsi.patches.passes.PassPlan``. DataLoader workers and the ranks of a distributed
+    training divide the patches without overlap. All ranks have the same number of batches; fewer patches than there
+    are workers in all are left out, different ones in every pass.
 
     Args:
-        positions: where the patches lie.
+        positions: of the patches.
         labels: int (n,), one for each.
-        batch: patches of a batch.
-        seed: with the epoch it decides the order; equal seeds give equal batches for equal numbers of workers.
+        batch: patches per batch.
+        seed: determines the order, with the epoch; equal seeds yield equal batches for equal numbers of workers.
         block: patches read at a time by each worker, rounded up to whole batches; by default as many as fit into 192
-            MiB of pixels, 1,024 at most. While they are given out the next block is read: two are held.
-        stretch: patches that stay together for the sake of common tiles.
-        shuffle: False gives the patches in their order, each tile once per block still.
+            MiB of pixels, 1,024 at most. While they are yielded the next block is read: two are in memory.
+        stretch: patches kept together because they share tiles.
+        shuffle: False yields the patches in order, still decoding each tile once per block.
         drop_last: leave out a last batch that is not full.
-        rank: of this process among ``world_size``; by default as torch.distributed says, if it is set up.
+        rank: of this process among ``world_size``; by default torch.distributed's, if it is initialised.
         world_size: processes that train together.
         most_slides: open at a time in each worker.
         on_bad_tile: as for ``Slide.open``.
 
     Raises:
         SlideError: a slide cannot be opened.
-        ValueError: labels and places do not belong together, or a number is out of range.
+        ValueError: labels and positions do not match, or a number is out of range.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class PatchStream(IterableDataset[PatchItems]):
     ) -> None:
         super().__init__()
         if batch < 1:
-            raise ValueError(f"a batch holds at least one patch, got {batch}")
+            raise ValueError(f"a batch must hold at least one patch, got {batch}")
         self._positions = positions
         self._labels = _checked(positions, labels)
         self._batch, self._seed = batch, seed
@@ -110,15 +110,15 @@ class PatchStream(IterableDataset[PatchItems]):
         with closing(SlidePool(most_slides, on_bad_tile)) as pool:
             self._plan = PassPlan.of(positions, pool, stretch=stretch, block=-(-block // batch) * batch)
         self._reader = BlockReader(positions.slide)
-        # In shared memory: workers that live on from pass to pass see the new number, too.
+        # In shared memory: persistent workers see the new number, too.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order for the next pass; the same on all ranks. Workers that are kept see it, too."""
+        """Set another order for the next pass, the same on all ranks. Persistent workers see it, too."""
         self._epoch[0] = epoch
 
     def batches(self, workers: int = 0) -> int:
-        """Batches that this rank gets in a pass from so many DataLoader workers (0: none, as for DataLoader)."""
+        """Batches of this rank in a pass with ``workers`` DataLoader workers (0: none, as for DataLoader)."""
         parts = self._world_size * max(1, workers)
         total = 0
         for worker in range(max(1, workers)):
@@ -130,7 +130,7 @@ class PatchStream(IterableDataset[PatchItems]):
     def __iter__(self) -> Iterator[PatchItems]:
         info = get_worker_info()
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
-        # Workers are processes already; alone, all cores decode.
+        # Workers are processes already; without them, all cores decode.
         threads = usable_cores() if info is None else 1
         blocks = self._plan.blocks(
             seed=self._seed,
@@ -155,12 +155,12 @@ class PatchStream(IterableDataset[PatchItems]):
 
 
 class PatchDataset(Dataset[PatchItems]):
-    """Any patch by its number; a DataLoader with a batch size asks for whole batches, whose tiles are decoded once.
+    """Any patch by its index; a DataLoader with a batch size requests whole batches, whose tiles are decoded once.
 
-    Batches need no collating: give ``collate_fn=PatchDataset.joined`` to the DataLoader.
+    Batches need no collating: pass ``collate_fn=PatchDataset.joined`` to the DataLoader.
 
     Args:
-        positions: where the patches lie.
+        positions: of the patches.
         labels: int (n,), one for each.
         most_slides: open at a time in each worker.
         on_bad_tile: as for ``Slide.open``.
@@ -187,7 +187,7 @@ class PatchDataset(Dataset[PatchItems]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[PatchItems]:
-        """Several at once, as DataLoader's fetcher asks for them."""
+        """Several at once, as DataLoader's fetcher requests them."""
         chosen = np.asarray(indices, dtype=np.int64)
         threads = usable_cores() if get_worker_info() is None else 1
         images = torch.from_numpy(read_positions(self._positions, chosen, self._pool, workers=threads))
@@ -202,13 +202,13 @@ class PatchDataset(Dataset[PatchItems]):
 
 
 def _gathered(pixels: NDArray[np.uint8], chosen: NDArray[np.int64]) -> torch.Tensor:
-    """A copy of some patches; in a DataLoader worker in memory that the training process can map."""
-    # what torch itself opens a tensor with that another process has sent; its lack costs time only
+    """A copy of the chosen patches; in a DataLoader worker, in memory that the training process can map."""
+    # torch itself opens a tensor sent by another process this way; its absence only costs time
     mapped: Any = getattr(torch.UntypedStorage, "_new_shared_fd_cpu", None)
     if get_worker_info() is None or mapped is None or not _are_tensors_sent_as_files():
-        # take, not pixels[chosen]: it leaves the interpreter's lock to the threads that decode.
+        # take, not pixels[chosen]: it releases the interpreter's lock for the decoding threads.
         return torch.from_numpy(pixels.take(chosen, axis=0))
-    # Writing a file takes half the time of filling mapped memory page by page; and this one takes nothing of /dev/shm,
+    # Writing a file takes half the time of filling mapped memory page by page; and this file uses none of /dev/shm,
     # which is small in containers.
     with os.fdopen(os.memfd_create("patches"), "wb") as file:
         for at in chosen.tolist():
@@ -219,7 +219,7 @@ def _gathered(pixels: NDArray[np.uint8], chosen: NDArray[np.int64]) -> torch.Ten
 
 
 def _are_tensors_sent_as_files() -> bool:
-    """Whether torch shares memory by open files without a name: on Linux, unless told otherwise."""
+    """Whether torch shares memory by open files without a name: on Linux, unless configured otherwise."""
     strategy = torch.multiprocessing.get_sharing_strategy()  # type: ignore[no-untyped-call]
     return hasattr(os, "memfd_create") and strategy == "file_descriptor"
 
@@ -238,7 +238,7 @@ def _own_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
             raise ValueError(f"there is no rank {rank} among {world_size}")
         return rank, world_size
     if rank is not None or world_size is not None:
-        raise ValueError("rank and world_size are given together or not at all")
+        raise ValueError("rank and world_size must be given together or not at all")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -1,4 +1,4 @@
-"""Processes that train one network together, as torchrun starts them; one process alone needs nothing."""
+"""Processes that train one network together, started by torchrun; a single process needs nothing."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Ranks:
 
     Attributes:
         rank: its number, from 0.
-        world: how many there are.
-        on_machine: how many of them share this machine's cores.
-        waiting: the process group in which the others wait for the first, for days if need be.
+        world: their number.
+        on_machine: the number of them that share this machine's cores.
+        waiting: the process group in which the others wait for the first, for days if necessary.
     """
 
     rank: int = 0
@@ -37,7 +37,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what all of them made."""
+        """Whether this process writes the common result."""
         return self.rank == 0
 
     def add(self, values: torch.Tensor) -> torch.Tensor:
@@ -48,10 +48,10 @@ class Ranks:
         return values
 
     def first_alone(self, work: Callable[[], None]) -> None:
-        """Have the first process do something that the others wait for.
+        """Let the first process do something while the others wait.
 
         Raises:
-            PathologyError: in the others, where the first could not do it; in the first, whatever its work raises.
+            PathologyError: in the others, if the first failed; in the first, whatever ``work`` raises.
         """
         error: BaseException | None = None
         if self.is_first:
@@ -65,7 +65,7 @@ class Ranks:
             with _told_of_others():
                 distributed.broadcast(has_failed, src=0, group=self.waiting)
             if has_failed.item() and error is None:
-                raise PathologyError(None, "the first process could not go on", mend="see what it says")
+                raise PathologyError(None, "the first process failed", mend="see its error")
         if error is not None:
             raise error
 
@@ -75,10 +75,10 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the processes that torchrun started, for as long as the outermost call lasts; NCCL between GPUs, else Gloo.
 
     Args:
-        device: as for ``pick_device``; where there are several processes, ``auto`` and ``cuda`` give each its own GPU.
+        device: as for ``pick_device``; with several processes, ``auto`` and ``cuda`` give each its own GPU.
 
     Yields:
-        This process's place, and what it computes on.
+        This process's rank and its device.
 
     Raises:
         PathologyError: there is no such device, or torchrun's variables are incomplete.
@@ -114,26 +114,26 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
 
 @contextmanager
 def _told_of_others() -> Iterator[None]:
-    """Processes that are waited for may have ended; why, they have told themselves."""
+    """Report in one error that another process has ended; that process has reported why."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        # without the place in the library's source, and what follows the first sentence
+        # without the location in the library's source and everything after the first sentence
         reason = re.sub(r"^\[[^\]]*\] ", "", str(error)).split("\n")[0].split(". ")[0]
         raise PathologyError(
-            None, f"a process that trains together with this one has ended: {reason}", mend="see what it says"
+            None, f"a process that trains together with this one has ended: {reason}", mend="see its error"
         ) from error
 
 
 def _number(name: str, otherwise: int) -> int:
     text = os.environ.get(name, "")
     if text and not text.isdigit():
-        raise PathologyError(None, f"{name} is no number: {text!r:.40}", mend="start with torchrun")
+        raise PathologyError(None, f"{name} is not a number: {text!r:.40}", mend="start with torchrun")
     return int(text or otherwise)
 
 
 def is_first_process() -> bool:
-    """Whether this process writes what is made: of those that torchrun started, the first one."""
+    """Whether this process writes the results: the first of those that torchrun started."""
     return _number("RANK", 0) == 0

@@ -1,16 +1,16 @@
-"""Residual networks that judge every cell of an image: ResNet-18, 34 and 50 without padding.
+"""Residual networks that classify every cell of an image: ResNet-18, 34 and 50 without padding.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016; the 50 has its stride in the
 3 x 3 convolution, as torchvision's has. Names and shapes of the weights are torchvision's, so that its files fit.
 
-The published networks pad every convolution with zeros. Then what a cell gives depends on how far it lies from the
-edge of the window that happened to be read, and windows differ from the whole slide. Here nothing is padded: the input
-has a margin of real context around it (margin_px), each convolution is valid, and the shortcut of a block is cropped to
-what the block's convolutions leave. Away from the edges this is the same function as the padded network, cell by cell.
+The published networks pad every convolution with zeros. A cell's output then depends on its distance from the edge of
+the window that happened to be read, and windows differ from the whole slide. Here nothing is padded: the input has a
+margin of real context around it (margin_px), each convolution is valid, and the shortcut of a block is cropped to the
+output of its convolutions. Away from the edges this is the same function as the padded network, cell by cell.
 
 The field of these networks is an odd number of px and their stride an even one, so that the pixel in the middle of a
-cell's field cannot be the middle of its square: the last row and column of the input are not looked at, and what a cell
-sees is centred half a pixel up and left of its square's middle.
+cell's field cannot be the middle of its square: the last row and column of the input are not used, and a cell's field
+is centred half a pixel up and left of the middle of its square.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class ResNetArchitecture(CellGeometry):
 
     Attributes:
         network: which one.
-        classes: how many are told apart.
-        pooled: features of pooled x pooled places, 32 px apart, are averaged before they are judged. 1 looks at each
-            place alone; weights trained on patches of one size bring theirs (7 for patches of 224 px).
+        classes: their number.
+        pooled: features of pooled x pooled locations, 32 px apart, are averaged before the head. 1 uses each location
+            alone; weights trained on patches of one size imply theirs (7 for patches of 224 px).
         stride_px: px between cells: 32 as published, 16 or 8 by dilated convolutions in the last groups. The weights
             stay the same, and every second or fourth cell is a cell of stride 32.
     """
@@ -60,18 +60,18 @@ class ResNetArchitecture(CellGeometry):
 
     def __post_init__(self) -> None:
         if self.network not in _BLOCKS:
-            raise ValueError(f"a residual network is one of {', '.join(_BLOCKS)}, got {self.network!r:.40}")
+            raise ValueError(f"a residual network must be one of {', '.join(_BLOCKS)}, got {self.network!r:.40}")
         numbers = (self.classes, self.pooled, self.stride_px)
         if not all(type(number) is int for number in numbers):
-            raise ValueError(f"classes, pooled places and stride are whole numbers, got {numbers}")
+            raise ValueError(f"classes, pooled and stride_px must be whole numbers, got {numbers}")
         if not (2 <= self.classes <= _MOST_CLASSES and 1 <= self.pooled <= _MOST_POOLED):
-            raise ValueError(f"a network has 2..{_MOST_CLASSES} classes and pools 1..{_MOST_POOLED} places: {numbers}")
+            raise ValueError(f"a network must have 2..{_MOST_CLASSES} classes and pooled 1..{_MOST_POOLED}: {numbers}")
         if self.stride_px not in _STRIDES:
-            raise ValueError(f"a residual network's stride is 8, 16 or 32 px, got {self.stride_px}")
+            raise ValueError(f"a residual network's stride must be 8, 16 or 32 px, got {self.stride_px}")
 
     @property
     def receptive_field_px(self) -> int:
-        """Side of the square of input px that belongs to one output cell; its last row and column are not used."""
+        """Side of the square of input px of one output cell; its last row and column are not used."""
         field, jump = 11, 4  # the 7 x 7 convolution and the pooling, both of stride 2
         for group, blocks in enumerate(_BLOCKS[self.network]):
             for block in range(blocks):
@@ -89,11 +89,11 @@ class ResNetArchitecture(CellGeometry):
 
     @property
     def blocks(self) -> tuple[int, int, int, int]:
-        """Blocks of each of the four groups."""
+        """Number of blocks in each of the four groups."""
         return _BLOCKS[self.network]
 
     def to_json(self) -> dict[str, Any]:
-        """What from_json reads back."""
+        """The values that from_json reads."""
         return {
             "network": self.network,
             "classes": self.classes,
@@ -103,13 +103,13 @@ class ResNetArchitecture(CellGeometry):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ResNetArchitecture:
-        """Read what to_json gave.
+        """Read the values of to_json.
 
         Raises:
-            ValueError, TypeError: the value is not one.
+            ValueError, TypeError: the value is not an architecture.
         """
         if set(value) != {"network", "classes", "pooled", "stride_px"}:
-            raise ValueError(f"a residual network has network, classes, pooled and stride_px, got {sorted(value)}")
+            raise ValueError(f"a residual network needs network, classes, pooled and stride_px, got {sorted(value)}")
         return cls(**value)
 
     def build(
@@ -182,7 +182,7 @@ class ResNet(DenseNetwork):
         return functional.conv2d(self._averaged(features), self.fc.weight[:, :, None, None], self.fc.bias)
 
     def _averaged(self, features: torch.Tensor) -> torch.Tensor:
-        """The mean of pooled x pooled places that are _spread cells apart."""
+        """The mean of pooled x pooled locations that are _spread cells apart."""
         if self._pooled == 1:
             return features
         reach = (self._pooled - 1) * self._spread
@@ -193,7 +193,7 @@ class ResNet(DenseNetwork):
         return both / self._pooled**2
 
     def _start(self, generator: torch.Generator) -> None:
-        """Weights as the paper starts them (He's normal distribution of the outputs); blocks begin as their shortcut.
+        """Initialise weights as in the paper (He's normal distribution by outputs); blocks begin as their shortcut.
 
         The last normalisation of each block begins at zero: P. Goyal et al., "Accurate, Large Minibatch SGD: Training
         ImageNet in 1 Hour", 2017.
@@ -209,7 +209,7 @@ class ResNet(DenseNetwork):
 
 
 class _Block(nn.Module, ABC):
-    """Convolutions beside a shortcut that is cropped to what they leave."""
+    """Convolutions beside a shortcut that is cropped to their output."""
 
     def __init__(self, inputs: int, channels: int, *, stride: int, crop: int) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class _Block(nn.Module, ABC):
 
     @abstractmethod
     def convolved(self, features: torch.Tensor) -> torch.Tensor:
-        """What the block's convolutions make of the features."""
+        """The output of the block's convolutions."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         convolved = self.convolved(features)
@@ -278,7 +278,7 @@ class _Bottleneck(_Block):
 
 
 class _Folded(nn.Module):
-    """A residual network whose normalisations have gone into its convolutions."""
+    """A residual network whose normalisations are folded into its convolutions."""
 
     def __init__(self, network: ResNet) -> None:
         super().__init__()
@@ -318,5 +318,5 @@ def _norm(module: object) -> nn.BatchNorm2d:
 
 def _convolution(module: nn.Module) -> nn.Conv2d:
     if not isinstance(module, nn.Conv2d):
-        raise TypeError("a shortcut is a convolution and its normalisation")
+        raise TypeError("a shortcut must be a convolution and its normalisation")
     return module

@@ -1,4 +1,4 @@
-"""What a killed training needs to go on as if nothing had happened: one safetensors file; pickle is never read."""
+"""The state from which a killed training resumes as if uninterrupted: one safetensors file; pickle is never read."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from wsi.errors import CheckpointError
 from wsi.store import atomic_bytes, storage
 
 _KEY = "sentinode training"
-_MEND = "remove the file to begin anew"
+_MEND = "remove the file to start over"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The file that a killed training goes on from, bit for bit on the CPU.
+    """The file that a killed training resumes from, bit for bit on the CPU.
 
     Attributes:
-        path: where it is written while training goes on; where it is there already, training goes on from it.
-        every: steps between two writings; every pass ends with one, too.
+        path: written during training; if it exists at the start, training resumes from it.
+        every: steps between two writes; every pass ends with one, too.
     """
 
     path: Path
@@ -33,10 +33,10 @@ class Progress:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ValueError(f"at least one step lies between two writings, got {self.every}")
+            raise ValueError(f"there must be at least one step between two writes, got {self.every}")
 
     def discard(self) -> None:
-        """Begin anew.
+        """Remove the file.
 
         Raises:
             StorageError: the file system refuses.
@@ -46,12 +46,12 @@ class Progress:
 
 
 def save_progress(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-    """Write where a training stands; the file is whole or the one before.
+    """Write the state of a training, atomically.
 
     Args:
         path: the file.
         tensors: by name.
-        record: values that JSON can hold, ``run`` (what is trained, see load_progress) among them.
+        record: values that JSON can hold, ``run`` (the settings, see load_progress) among them.
 
     Raises:
         StorageError: the file system refuses.
@@ -62,14 +62,14 @@ def save_progress(path: Path, tensors: Mapping[str, torch.Tensor], record: Mappi
 
 
 def load_progress(path: Path, asked: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """What save_progress wrote, or None where there is no file.
+    """The state that save_progress wrote, or None without a file.
 
     Args:
         path: the file.
-        asked: what is trained now: every setting that decides the result; it has to be that of the file.
+        asked: every setting that determines the result; the file must have the same.
 
     Raises:
-        CheckpointError: the file is damaged, something else, or of a training with other settings, which are named.
+        CheckpointError: the file is damaged, something else, or from a training with other settings, which are named.
     """
     if not path.exists():
         return None
@@ -80,7 +80,7 @@ def load_progress(path: Path, asked: Mapping[str, Any]) -> tuple[dict[str, torch
         before = record["run"]
         odd = [name for name in sorted({*before, *asked}) if before.get(name) != asked.get(name)]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(path, "is no progress of a training that can be read", mend=_MEND) from error
+        raise CheckpointError(path, "is not a readable state of a training", mend=_MEND) from error
     if odd:
         reason = f"was left by a training with other settings: {', '.join(odd)}"
         raise CheckpointError(path, reason, mend=f"use the same settings, or {_MEND}")

@@ -1,4 +1,4 @@
-"""How fast a network learns at each step: pure functions of the step, so that a resumed run needs no memory of them."""
+"""How fast a network learns at each step: pure functions of the step, so that a resumed training needs no state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ADAM_MOMENTUM = 0.9
 
 
 class Pace(NamedTuple):
-    """Learning rate, and the share of the running mean of gradients that is kept (AdamW's first beta)."""
+    """Learning rate, and decay of the running mean of gradients (AdamW's first beta)."""
 
     learning_rate: float
     momentum: float
@@ -24,16 +24,16 @@ class Pace(NamedTuple):
 def pace(name: ScheduleName, step: int, *, steps: int, highest: float, warm_up: float) -> Pace:
     """The pace of one step.
 
-    ``one-cycle`` rises for a fifth of the run from a 25th of the highest rate and falls to a 250,000th, each along half
-    a cosine, momentum moving against it: L. N. Smith, N. Topin, "Super-Convergence", 2018, as
-    ``torch.optim.lr_scheduler.OneCycleLR`` has it. ``cosine`` rises along a line and falls along half a cosine
-    towards zero: I. Loshchilov, F. Hutter, "SGDR", 2017.
+    ``one-cycle`` rises for a fifth of the steps from a 25th of the highest rate and falls to a 250,000th, each along
+    half a cosine, momentum moving the opposite way: L. N. Smith, N. Topin, "Super-Convergence", 2018, as in
+    ``torch.optim.lr_scheduler.OneCycleLR``. ``cosine`` rises linearly and falls along half a cosine towards zero:
+    I. Loshchilov, F. Hutter, "SGDR", 2017.
 
     Args:
         name: which schedule.
         step: from 0.
-        steps: of the whole run.
-        highest: learning rate.
+        steps: of the whole training.
+        highest: highest learning rate.
         warm_up: share of the steps in which ``cosine`` rises.
     """
     if name == "one-cycle":
@@ -46,7 +46,7 @@ def pace(name: ScheduleName, step: int, *, steps: int, highest: float, warm_up: 
 
 
 def _one_cycle(step: int, steps: int, highest: float) -> Pace:
-    # one step more than there are: the last one taken is not yet at the very end
+    # one step more than there are: the last step does not reach the very end
     top, end = _RISE * (steps + 1) - 1, float(steps)
     first = highest / _FIRST_PART
     if step <= top:

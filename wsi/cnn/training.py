@@ -30,13 +30,13 @@ from wsi.patches.feeding import TrainingPatches
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """How far training is after one pass over the training patches.
+    """Progress after one pass over the training patches.
 
     Attributes:
-        number, epochs: this pass, counted from 1, and how many there will be.
+        number, epochs: this pass, counted from 1, and the number of passes planned.
         loss: mean over this pass's augmented patches, both classes counting equally.
-        judges_loss, judges_auc: on the cells of the patients who judge; None where nobody does, the AUC also where
-            they show one class only. Infinite, and None, where the network says what is no finite number.
+        judges_loss, judges_auc: on the cells of the judges; None without judges, the AUC also if they show one class
+            only. Infinite, and None, if the network's output is not finite.
     """
 
     number: int
@@ -56,15 +56,15 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Training:
-    """What train gives.
+    """The result of ``train``.
 
     Attributes:
         checkpoint: of the best pass.
         history: one Epoch per pass.
-        best: which of them: the lowest loss of the judges, the last one where nobody judges.
-        judges: names of the patients who judged.
-        margins: float64 (m,), of the judges' cells that were looked at, by the best pass, before any temperature: logit
-            of tumour minus logit of normal.
+        best: index of the best: with the lowest loss of the judges, or the last one without judges.
+        judges: names of the judges.
+        margins: float64 (m,), of the judges' cells with a class, by the best pass, before any temperature: logit of
+            tumour minus logit of normal.
         truth: bool (m,), whether those cells are tumour.
         class_weights: float64 (2,), of a normal and a tumour cell in the loss.
     """
@@ -90,36 +90,36 @@ def train(
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Training:
-    """Train a network. The same arguments on the same kind of CPU give equal bytes, whatever the number of threads.
+    """Train a network. The same arguments on the same kind of CPU yield equal bytes, whatever the number of threads.
 
-    Started by torchrun, the processes share each batch out, and each of them returns the same.
+    Started by torchrun, the processes divide each batch among them, and all return the same.
 
     Args:
-        patches: HeldPatches or StreamedPatches. A cell takes the class of the four pixels around its centre, and is not
-            looked at where they differ.
-        method: how; None takes the defaults.
-        network: an architecture, or a checkpoint of the patches' mpp to go on from: its architecture, weights and
-            normalisation are taken.
-        judges: patients by whom the passes are judged, by name, or the share of them that is drawn; 0 for nobody.
+        patches: HeldPatches or StreamedPatches. A cell has the class of the four pixels around its centre, and is
+            ignored if they differ.
+        method: how to train; None for the defaults.
+        network: an architecture, or a checkpoint with the patches' mpp to start from, which provides architecture,
+            weights and normalisation.
+        judges: names of the patients who judge the passes, or the share of patients to draw for it; 0 for none.
         device: auto, cpu or cuda.
-        workers: threads on a CPU, without influence on the result; None takes this process's share of the
-            usable cores.
-        resume: goes on where a killed training was.
-        on_epoch: called after each pass; for those made before a resumption at once.
-        on_step: called after each batch with the patches that this pass has learnt from and those of the whole pass.
+        workers: threads on a CPU, without influence on the result; None uses this process's share of the usable
+            cores.
+        resume: resumes a killed training.
+        on_epoch: called after each pass; after resuming, at once for the passes made before.
+        on_step: called after each batch with the number of patches that this pass has learnt from, and will in all.
 
     Raises:
-        UnfitPatchesError: the patches are too small, or lack one of the two classes where they are learnt from.
-        ValueError: values do not fit.
-        CheckpointError: the file to resume from is damaged or of other settings.
+        UnfitPatchesError: the patches are too small, or those learnt from lack one of the two classes.
+        ValueError: arguments are invalid or do not match.
+        CheckpointError: the file to resume from is damaged or from other settings.
         StorageError: the file to resume from cannot be written.
-        DivergedError: a loss or a weight is not finite; the file to resume from is gone, as it would lead there again.
-        PathologyError: the device is not there, or its memory is too small.
+        DivergedError: a loss or weight is not finite; the file to resume from is removed, as it would lead there again.
+        PathologyError: the device does not exist, or its memory is too small.
     """
     start = network if isinstance(network, Checkpoint) else None
     architecture = network.architecture if isinstance(network, Checkpoint) else network
     if start is not None and start.mpp != patches.mpp:
-        raise ValueError(f"the checkpoint to go on from looks at {start.mpp} um/px, the patches have {patches.mpp}")
+        raise ValueError(f"the checkpoint to start from expects {start.mpp} um/px, the patches have {patches.mpp}")
     method = method or Method()
     rng, learning_rate = np.random.default_rng(method.seed), method.learning_rate_of(architecture)
     data = TrainingData.split(patches, judges=judges, architecture=architecture, rng=rng)
@@ -207,12 +207,12 @@ def _begun(data: TrainingData, start: Checkpoint | None, *, seed: int) -> DenseN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OwnProgress:
-    """The file that this training goes on from.
+    """The file that this training resumes from.
 
     Attributes:
         file: None for none.
-        asked: what the file has to be of.
-        ranks: the first process writes, all of them read.
+        asked: the settings that the file must have.
+        ranks: the first process writes, all read.
     """
 
     file: Progress | None
@@ -255,7 +255,7 @@ class _Course:
         on_epoch: Callable[[Epoch], None],
         on_step: Callable[[int, int], None],
     ) -> None:
-        """Make all passes, from where the progress was left."""
+        """Make all passes, from the saved progress on."""
         self._take(progress)
         for epoch in self.history:
             on_epoch(epoch)
@@ -270,10 +270,10 @@ class _Course:
             self._save(progress, self._rng.bit_generator.state)
             on_epoch(epoch)
         if self.history[self.best].judges_loss == math.inf:
-            raise diverged("what the network says")
+            raise diverged("the network's output")
 
     def _learn(self, progress: _OwnProgress, on_step: Callable[[int, int], None]) -> None:
-        """One pass, but for the batches of it that are done already."""
+        """Make one pass, without its batches that are done already."""
         began = self._rng.bit_generator.state
         patches, done, size = self._data.patches, len(self._losses), len(self._owners)
         batches = patches.batches(self._data.learning, self._owners, self._rng)
@@ -342,8 +342,8 @@ class _Course:
         except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(
                 None if progress.file is None else progress.file.path,
-                "is no progress of this training",
-                mend="remove the file to begin anew",
+                "is not the state of this training",
+                mend="remove the file to start over",
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a network learns from: which patches it sees, which it is judged by, and how much each class counts."""
+"""The data of a training: the patches to learn from, those of the judges, and the weight of each class."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from wsi.errors import PathologyError
 from wsi.patches.feeding import TrainingPatches
 
 Judges: TypeAlias = float | Collection[str]
-"""Who judges a network and is never learnt from: a share of the patients, drawn by chance, or their names."""
+"""The patients who judge a network and are never learnt from: a share of all, drawn at random, or their names."""
 
-_LOOKED_AT = 8192  # patches of which colours are measured, at most
+_LOOKED_AT = 8192  # patches used to measure colours, at most
 _TOGETHER = 64
 
 
@@ -31,11 +31,11 @@ class TrainingData:
 
     Attributes:
         patches: all of them.
-        cells: uint8 (n, i, j), the class of each output cell, before any augmentation: 0 normal, 1 tumour, 255 not
-            looked at.
-        class_weights: float64 (2,), with which both classes count half of what is learned.
-        learning, shown: indices of the patches that are learned from and of those of the judges.
-        judges: names of the patients who judge.
+        cells: uint8 (n, i, j), the class of each output cell, before any augmentation: 0 normal, 1 tumour, 255
+            ignored.
+        class_weights: float64 (2,), give each class half of the total weight.
+        learning, shown: indices of the patches learnt from, and of those of the judges.
+        judges: names of the judges.
         architecture: of the network.
     """
 
@@ -51,25 +51,24 @@ class TrainingData:
     def split(
         cls, patches: TrainingPatches, *, judges: Judges, architecture: CellGeometry, rng: np.random.Generator
     ) -> TrainingData:
-        """Hold the judges' patches out, and weigh the classes of the others.
+        """Hold the judges' patches out, and weight the classes of the others.
 
         Args:
             patches: all.
-            judges: names of patients, or the share of them that is drawn; 0 for none.
+            judges: names of patients, or the share of patients to draw; 0 for none.
             architecture: of the network.
             rng: draws the judges.
 
         Raises:
-            UnfitPatchesError: patches are too small, hold an unknown class, or lack one of the two where they are
-                learned from.
-            ValueError: a judge has no patch, the share is none, or the architecture does not tell two classes apart.
+            UnfitPatchesError: patches are too small, hold an unknown class, or those learnt from lack one of the two.
+            ValueError: a judge has no patch, the share is out of range, or the architecture has not two classes.
         """
         cells = _cells(patches, architecture)
         names = patches.patients
         chosen = _drawn(names, cells, judges, rng) if isinstance(judges, float | int) else np.unique([*judges])
         strangers = np.setdiff1d(chosen, names)
         if strangers.size:
-            raise ValueError(f"{strangers[0]} is to judge and has no patch")
+            raise ValueError(f"{strangers[0]} is named as a judge but has no patch")
         shown = np.isin(names, chosen)
         learning = np.flatnonzero(~shown)
         return cls(
@@ -83,7 +82,7 @@ class TrainingData:
         )
 
     def moments(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation of red, green and blue of what is learned from, of 8,192 patches at most."""
+        """Mean and standard deviation of red, green and blue of the patches learnt from, of 8,192 at most."""
         chosen = self.learning[np.linspace(0, len(self.learning) - 1, min(len(self.learning), _LOOKED_AT)).astype(int)]
         counts = np.zeros((3, 256), np.int64)
         for images in self.patches.images(blocks_of(chosen[self.patches.reading_order(chosen)], _TOGETHER)):
@@ -93,7 +92,7 @@ class TrainingData:
 
 
 def blocks_of(chosen: NDArray[np.int64], size: int) -> Sequence[NDArray[np.int64]]:
-    """Neighbours together, so many at a time; the last ones are fewer."""
+    """Consecutive parts of ``size``; the last one may be smaller."""
     return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
@@ -102,14 +101,14 @@ def _cells(patches: TrainingPatches, architecture: CellGeometry) -> NDArray[np.u
     if patches.size_px < architecture.receptive_field_px:
         raise UnfitPatchesError(None, f"patches of {patches.size_px} px are smaller than the receptive field")
     if architecture.classes != 2:
-        raise ValueError(f"training tells normal from tumour: two classes, not {architecture.classes}")
+        raise ValueError(f"training needs two classes, normal and tumour, not {architecture.classes}")
     count = architecture.cells(patches.size_px)
     cells = np.empty((len(patches), count, count), np.uint8)
     for chosen in blocks_of(np.arange(len(patches)), _TOGETHER):
         targets = patches.targets(chosen)
         odd = set(np.flatnonzero(np.bincount(targets.ravel(), minlength=256)).tolist()) - {0, 1, IGNORE}
         if odd:
-            raise UnfitPatchesError(None, f"targets are 0, 1 or {IGNORE}, got {sorted(odd)}")
+            raise UnfitPatchesError(None, f"targets must be 0, 1 or {IGNORE}, got {sorted(odd)}")
         cells[chosen] = cell_targets(targets, architecture)
     return cells
 
@@ -117,9 +116,9 @@ def _cells(patches: TrainingPatches, architecture: CellGeometry) -> NDArray[np.u
 def _drawn(
     names: NDArray[np.str_], cells: NDArray[np.uint8], share: float, rng: np.random.Generator
 ) -> NDArray[np.str_]:
-    """Who judges. Patients with and without tumour are drawn apart, in the same share."""
+    """Draw the judges. Patients with and without tumour are drawn separately, in the same share."""
     if not 0 <= share < 1:
-        raise ValueError(f"the held-out share lies in 0..1, got {share}")
+        raise ValueError(f"the held-out share must be in 0..1, got {share}")
     sick = np.unique(names[(cells == 1).any(axis=(1, 2))])
     chosen: list[NDArray[np.str_]] = []
     for stratum in (sick, np.setdiff1d(np.unique(names), sick)):
@@ -129,7 +128,7 @@ def _drawn(
 
 
 def _class_weights(cells: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Weights with which both classes count half of the whole."""
+    """Weights that give each class half of the total."""
     counts = np.array([np.count_nonzero(cells == 0), np.count_nonzero(cells == 1)])
     if not counts.all():
         missing = "normal" if not counts[0] else "tumour"
@@ -139,7 +138,7 @@ def _class_weights(cells: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _moments(counts: NDArray[np.int64]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each channel from how often it has each value, int64 (3, 256)."""
+    """Mean and standard deviation of each channel from its histogram, int64 (3, 256)."""
     grey = np.arange(256)
     means = [float((count * grey).sum() / count.sum()) for count in counts]
     squares = [float((count * grey**2).sum() / count.sum()) for count in counts]

@@ -1,4 +1,4 @@
-"""How a training went, pass by pass: a CSV file, and TensorBoard where it is installed."""
+"""The log of a training, pass by pass: a CSV file, and TensorBoard if installed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _HEADER = ("epoch", "loss", "held_out_loss", "held_out_auc")
 
 
 class TrainingLog:
-    """Notes passes as they are made; the CSV file is whole after each.
+    """Records passes as they are made; the CSV file is complete after each.
 
     Args:
-        path: the CSV file; an older one is replaced by the first pass.
+        path: the CSV file; an older one is replaced at the first pass.
         tensorboard: a folder for TensorBoard's events; None for none.
 
     Raises:
-        PathologyError: TensorBoard is asked for and not installed.
+        PathologyError: TensorBoard is requested but not installed.
     """
 
     def __init__(self, path: Path, *, tensorboard: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Weights on disk: a safetensors file with one JSON text of ours that says what they are. Pickle is never read."""
+"""Weights on disk: a safetensors file with one JSON text of ours that describes them. Pickle is never read."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _LARGEST_HEADER = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsFile:
-    """One kind of file, and the words in which its errors are told.
+    """One kind of file, and the wording of its errors.
 
     Attributes:
-        format: what the metadata calls it.
-        fields: by version exactly the fields of the metadata, "format" and "version" among them.
+        format: its name in the metadata.
+        fields: the exact fields of the metadata by version, "format" and "version" among them.
         largest_gib: larger files are not read.
-        given_as: what a user gives it as, "model".
+        given_as: the user's word for it, "model".
         owner: what the weights belong to, "the architecture".
-        another: the mend where another file is needed.
+        another: the mend if another file is needed.
     """
 
     format: str
@@ -43,14 +43,14 @@ class WeightsFile:
     another: str
 
     def to_bytes(self, meta: Mapping[str, Any], weights: Mapping[str, NDArray[Any]]) -> bytes:
-        """The file: equal metadata and weights give equal bytes.
+        """The file's content: equal metadata and weights yield equal bytes.
 
         Args:
-            meta: the fields of its version but for "format", which is added.
+            meta: the fields of its version except "format", which is added.
             weights: by name.
 
         Raises:
-            ValueError, TypeError: the metadata is no JSON.
+            ValueError, TypeError: the metadata cannot be written as JSON.
         """
         # one metadata entry only: safetensors writes several in no fixed order
         said = {"format": self.format} | dict(meta)
@@ -58,7 +58,7 @@ class WeightsFile:
         return safetensors.numpy.save(dict(weights), metadata={_KEY: text})
 
     def read(self, path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        """Metadata and weights; nothing in the file is ever executed, and nothing is allocated on its word alone.
+        """Read metadata and weights; nothing in the file is ever executed, no size it claims is allocated unchecked.
 
         Raises:
             CheckpointError: there is no such file, it is of another kind (a pickle or .pt is named as such), or it is
@@ -106,7 +106,7 @@ class WeightsFile:
             raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
 
     def _check_start(self, path: Path, start: bytes, size: int) -> None:
-        """Refuse by the first 16 bytes whatever is no safetensors file, naming what is commonly mistaken for one."""
+        """Refuse anything but a safetensors file by its first 16 bytes, naming what is commonly mistaken for one."""
         length = int.from_bytes(start[:8], "little")
         if start[8:9] == b"{" and length <= _LARGEST_HEADER:
             if length > size - 8:
@@ -125,10 +125,10 @@ class WeightsFile:
         raise CheckpointError(path, what, mend=self.another)
 
     def _header(self, path: Path, data: bytes) -> dict[str, Any]:
-        """The JSON in front of the tensors."""
+        """The JSON before the tensors."""
         header = self._parse(path, data[8 : 8 + int.from_bytes(data[:8], "little")], "header")
         if not isinstance(header, dict):
-            raise CheckpointError(path, "has a header that is no JSON object", mend=self.another)
+            raise CheckpointError(path, "has a header that is not a JSON object", mend=self.another)
         return header
 
     def _meta(self, path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -145,7 +145,7 @@ class WeightsFile:
         if type(version) is not int or version not in self.fields:
             first, last = min(self.fields), max(self.fields)
             known = f"version {last}" if first == last else f"versions {first} to {last}"
-            reason = f"is of version {version!r:.20}, this program reads {known}"
+            reason = f"has version {version!r:.20}, this program reads {known}"
             raise CheckpointError(path, reason, mend="use the program that wrote it")
         if set(meta) != self.fields[version]:
             odd = ", ".join(sorted(set(meta) ^ self.fields[version]))
@@ -154,12 +154,12 @@ class WeightsFile:
 
     def _parse(self, path: Path, text: bytes, what: str) -> Any:  # noqa: ANN401  (whatever the file holds)
         def refuse(name: str) -> NoReturn:
-            raise ValueError(f"{name} is no number")
+            raise ValueError(f"{name} is not a number")
 
         try:
             return json.loads(text, parse_constant=refuse)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(path, f"its {what} is no JSON: {error}", mend=self.another) from error
+            raise CheckpointError(path, f"its {what} is not JSON: {error}", mend=self.another) from error
 
 
 def _text(meta: Mapping[str, Any]) -> str:
@@ -176,7 +176,7 @@ def _digest(meta: Mapping[str, Any], weights: Mapping[str, NDArray[Any]]) -> str
 
 
 def check_finite(path: Path | None, weights: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse weights that compute nothing.
+    """Refuse weights that are not finite.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.

@@ -1,4 +1,4 @@
-"""Patches read a block at a time, the next one while the last is used."""
+"""Patches read a block at a time, each while the previous one is used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_PATCHES = 1024
 
 
 class PatchPixels(Protocol):
-    """Patches whose pixels are read when they are wanted, from any number of threads but one at a time."""
+    """Patches whose pixels are read on demand, from any number of threads but one at a time."""
 
     @property
     def size_px(self) -> int:
@@ -30,15 +30,15 @@ class PatchPixels(Protocol):
 
     @property
     def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
-        """Tiles that were read as white because they could not be decoded, each with its slide, so far."""
+        """Tiles read as white so far because they could not be decoded, each with its slide."""
         ...
 
     def plan(self) -> PassPlan:
-        """Which patches are cheaply read together."""
+        """Plan which patches are cheap to read together."""
         ...
 
     def read(self, indices: NDArray[np.int64], *, out: NDArray[np.uint8], workers: int) -> None:
-        """Fill uint8 (n, side, side, 3) with some patches, on so many threads."""
+        """Fill uint8 (n, side, side, 3) with the patches at ``indices``, on ``workers`` threads."""
         ...
 
 
@@ -46,7 +46,7 @@ class SlidePixels:
     """Patches straight from slides.
 
     Args:
-        positions: where they lie.
+        positions: of the patches.
         most_slides: open at a time.
         on_bad_tile: as for ``Slide.open``.
     """
@@ -69,7 +69,7 @@ class SlidePixels:
         return self._pool.bad_tiles
 
     def close(self) -> None:
-        """Give the slides back; they are opened again when they are wanted."""
+        """Close the slides; they are reopened when needed."""
         self._pool.close()
 
     def plan(self) -> PassPlan:
@@ -81,7 +81,7 @@ class SlidePixels:
         return PassPlan.of(self._positions, self._pool)
 
     def read(self, indices: NDArray[np.int64], *, out: NDArray[np.uint8], workers: int) -> None:
-        """Fill ``out``; each tile is decoded once for neighbours in ``indices`` that are of one slide.
+        """Fill ``out``; each tile is decoded once for consecutive ``indices`` of one slide.
 
         Raises:
             SlideError: a slide cannot be opened.
@@ -141,12 +141,12 @@ class JoinedPixels:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadBlock:
-    """Patches that were read together; good until the next but one is asked for.
+    """Patches that were read together; valid until the next but one is requested.
 
     Attributes:
-        indices: int64 (n,), which patches, in the order that was asked for.
+        indices: int64 (n,), of the patches, in the requested order.
         pixels: uint8 (n, side, side, 3), in the order in which they were read.
-        order: int64 (n,), which of ``pixels`` each of ``indices`` has.
+        order: int64 (n,), where in ``pixels`` each of ``indices`` is.
     """
 
     indices: NDArray[np.int64]
@@ -158,7 +158,7 @@ class BlockReader:
     """Reads blocks of patches ahead, into two buffers that are kept from pass to pass; pickles without them.
 
     Args:
-        order: int (n,), where each patch stands in an order in which those that are cheaply read together do so, too.
+        order: int (n,), the rank of each patch in an order that keeps patches together that are cheap to read together.
     """
 
     def __init__(self, order: NDArray[np.integer]) -> None:
@@ -171,12 +171,12 @@ class BlockReader:
     def read(
         self, pixels: PatchPixels, blocks: Iterable[NDArray[np.int64]], *, workers: int
     ) -> Generator[ReadBlock, None, None]:
-        """Read blocks on so many threads, one ahead of the one that is given out.
+        """Read blocks on ``workers`` threads, one ahead of the one yielded.
 
         Raises:
             PathologyError: patches cannot be read.
         """
-        # Fresh memory costs half as much as the decoding.
+        # Allocating fresh memory costs half as much as decoding.
         side = pixels.size_px
         buffers, self._buffers = self._buffers or [np.empty((0, side, side, 3), np.uint8) for _ in range(2)], []
         with ThreadPoolExecutor(1, "block") as ahead:
@@ -201,5 +201,5 @@ class BlockReader:
 
 
 def block_of(size_px: int, budget: int) -> int:
-    """How many patches of a side fit into so many bytes of pixels: 1 to 1,024."""
+    """The number of patches whose pixels fit into ``budget`` bytes: 1 to 1,024."""
     return max(1, min(MOST_PATCHES, budget // (3 * size_px**2)))

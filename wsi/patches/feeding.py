@@ -15,7 +15,7 @@ from wsi.cores import usable_cores
 from wsi.patches.blocks import BlockReader, PatchPixels, block_of
 from wsi.patches.passes import PassPlan
 
-_BLOCK_BYTES = 96 * 2**20  # of pixels read together; two blocks are held
+_BLOCK_BYTES = 96 * 2**20  # of pixels read together; two blocks are in memory
 Indices = NDArray[np.int64]
 
 
@@ -34,50 +34,50 @@ class TrainingPatches(Protocol):
 
     @property
     def patients(self) -> NDArray[np.str_]:
-        """Text (n,): whom each patch is of; a patient is either learnt from or judges."""
+        """Text (n,): the patient of each patch, who is either learnt from or a judge."""
         ...
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What tells these patches from all others; values that JSON can hold."""
+        """Identifies these patches; values that JSON can hold."""
         ...
 
     def __len__(self) -> int: ...
 
     def targets(self, chosen: Indices) -> NDArray[np.uint8]:
-        """Uint8 (n, side, side): 0 normal, 1 tumour, 255 not looked at."""
+        """Uint8 (n, side, side): 0 normal, 1 tumour, 255 ignored."""
         ...
 
     def batches(self, chosen: Indices, owners: Indices, rng: np.random.Generator) -> list[Indices]:
-        """One pass over some patches in random order, in full batches; what is left over waits for another pass.
+        """One pass over the chosen patches in random order, in full batches; the remainder waits for another pass.
 
         Args:
-            chosen: which patches.
-            owners: of each place in a batch the process that computes it.
-            rng: the only source of chance.
+            chosen: indices of the patches.
+            owners: the process that computes each slot of a batch.
+            rng: the only source of randomness.
         """
         ...
 
     def reading_order(self, chosen: Indices) -> Indices:
-        """The order, as places in ``chosen``, in which these patches are quickest to read."""
+        """The order, as indices into ``chosen``, in which these patches are fastest to read."""
         ...
 
     def images(self, parts: Sequence[Indices]) -> Generator[NDArray[np.uint8], None, None]:
-        """Uint8 (n, side, side, 3) of each of several groups of patches, in their order."""
+        """Uint8 (n, side, side, 3) of each of several groups of patches, in order."""
         ...
 
 
 class HeldPatches:
-    """Patches in memory; a pass goes in full random order.
+    """Patches in memory; a pass is fully shuffled.
 
     Args:
         images: uint8 (n, side, side, 3), RGB.
-        targets: uint8 (n, side, side): 0 normal, 1 tumour, 255 not looked at.
+        targets: uint8 (n, side, side): 0 normal, 1 tumour, 255 ignored.
         mpp: um per pixel.
-        patients: (n,), whom each patch is of; None makes each its own.
+        patients: (n,), the patient of each patch; None makes each its own.
 
     Raises:
-        ValueError: the shapes or types do not fit.
+        ValueError: the shapes or types do not match.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class HeldPatches:
         patients: NDArray[Any] | None = None,
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
-            raise ValueError(f"images are uint8 (n, side, side, 3), got {images.dtype} {images.shape}")
+            raise ValueError(f"images must be uint8 (n, side, side, 3), got {images.dtype} {images.shape}")
         if targets.dtype != np.uint8 or targets.shape != images.shape[:3]:
-            raise ValueError(f"targets are uint8 {images.shape[:3]}, got {targets.dtype} {targets.shape}")
+            raise ValueError(f"targets must be uint8 {images.shape[:3]}, got {targets.dtype} {targets.shape}")
         self._images, self._targets = images, targets
         self._mpp, self._patients = mpp, _names(patients, len(images))
 
@@ -128,7 +128,7 @@ class HeldPatches:
         return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
 
     def reading_order(self, chosen: Indices) -> Indices:
-        """As they stand."""
+        """The given order."""
         return np.arange(len(chosen))
 
     def images(self, parts: Sequence[Indices]) -> Generator[NDArray[np.uint8], None, None]:
@@ -138,20 +138,20 @@ class HeldPatches:
 
 
 class StreamedPatches:
-    """Patches read while a network learns, each tile decoded once per block, in a memory of fixed size.
+    """Patches read while a network learns, each tile decoded once per block, in bounded memory.
 
-    A pass is shuffled by ``wsi.patches.passes.PassPlan``: runs of patches that share tiles in random order over all
-    slides, and within blocks of some hundred patches in full random order. Several processes take the patches of a
-    block by tiles, too.
+    A pass is shuffled by ``wsi.patches.passes.PassPlan``: stretches of patches that share tiles in random order over
+    all slides, and fully within blocks of some hundred patches. Several processes divide the patches of a block by
+    tiles, too.
 
     Args:
-        pixels: where they are read.
-        targets: gives uint8 (n, side, side) for some of them.
+        pixels: reads them.
+        targets: returns uint8 (n, side, side) for indices.
         mpp: um per pixel.
-        patients: (n,), whom each patch is of; None makes each its own.
-        record: what tells these patches from all others; values that JSON can hold.
+        patients: (n,), the patient of each patch; None makes each its own.
+        record: identifies these patches; values that JSON can hold.
         block: patches read together; by default as many as fit into 96 MiB, 1,024 at most.
-        workers: threads that decode; by default all usable cores.
+        workers: decoding threads; by default one per usable core.
 
     Raises:
         SlideError: a slide cannot be opened.
@@ -207,7 +207,7 @@ class StreamedPatches:
     def batches(self, chosen: Indices, owners: Indices, rng: np.random.Generator) -> list[Indices]:
         """One pass, see TrainingPatches."""
         size, shares = len(owners), np.bincount(owners)
-        # Each process reads its own share of a block: as many patches as one alone would.
+        # Each process reads its own share of a block: as many patches as a single process would.
         together = max(1, self._block // int(shares.max()))
         plan = replace(_only(self._plan, chosen, len(self)), block=together * size)
         found: list[Indices] = []
@@ -226,7 +226,7 @@ class StreamedPatches:
         return np.argsort(self._order[chosen], kind="stable")
 
     def images(self, parts: Sequence[Indices]) -> Generator[NDArray[np.uint8], None, None]:
-        """Uint8 (n, side, side, 3) of each group; as many are read together as a block holds.
+        """Uint8 (n, side, side, 3) of each group; as many are read together as fit into a block.
 
         Raises:
             PathologyError: patches cannot be read.
@@ -248,7 +248,7 @@ def _names(patients: NDArray[Any] | None, count: int) -> NDArray[np.str_]:
 
 
 def _together(parts: Iterable[Indices], most: int) -> Iterator[list[Indices]]:
-    """Neighbouring groups, as many as are at most ``most`` patches."""
+    """Consecutive groups together, up to ``most`` patches."""
     held: list[Indices] = []
     for part in parts:
         if held and sum(map(len, held)) + len(part) > most:
@@ -260,7 +260,7 @@ def _together(parts: Iterable[Indices], most: int) -> Iterator[list[Indices]]:
 
 
 def _only(plan: PassPlan, chosen: Indices, count: int) -> PassPlan:
-    """A plan of some of the patches."""
+    """The plan restricted to the chosen patches."""
     is_chosen = np.zeros(count, bool)
     is_chosen[chosen] = True
     clusters = [cluster[is_chosen[cluster]] for cluster in plan.clusters]

@@ -1,7 +1,7 @@
 """The order of a pass over many patches, in which hardly any tile is decoded twice.
 
-A pass goes in blocks. The patches of a block are read slide by slide, each tile once for all of them, and given out in
-random order. What goes into one block together are stretches: patches of one slide that share tiles.
+A pass goes in blocks. The patches of a block are read slide by slide, each tile once for all of them, and yielded in
+random order. A block consists of stretches: patches of one slide that share tiles.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from wsi.slide import Slide
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PassPlan:
-    """How passes over many patches go.
+    """How passes over many patches are ordered.
 
     Patches of a slide that are connected by common tiles form a cluster. A stretch holds whole clusters of one slide,
     drawn anew for every pass, until it has ``stretch`` patches; larger clusters are cut along a Z-curve into pieces
-    of ``stretch``. Stretches are shuffled over all slides, ``block`` patches of them are read at a time and given out
-    in random order. A tile is decoded once per block; over a pass more than once only where a cluster was cut, or
-    where the end of a block or of a worker's part falls into it.
+    of ``stretch``. Stretches are shuffled over all slides; ``block`` patches of them are read at a time and yielded in
+    random order. A tile is decoded once per block, and more than once in a pass only if its cluster was cut, or if the
+    end of a block or of a worker's part falls into it.
 
     Attributes:
         clusters: indices of patches, int64, in stretches that share tiles.
-        slide_of: int (clusters,), of which slide each is.
-        stretch: patches of a stretch, at least where the slide has as many.
+        slide_of: int (clusters,), the slide of each.
+        stretch: least patches of a stretch, if the slide has as many.
         block: patches read at a time.
     """
 
@@ -41,13 +41,13 @@ class PassPlan:
 
     @classmethod
     def of(cls, positions: PatchPositions, pool: SlidePool, *, stretch: int = 64, block: int = 1024) -> PassPlan:
-        """Look at the tiles of every slide; nothing is decoded.
+        """Plan by the tile grid of every slide; nothing is decoded.
 
         Raises:
             SlideError: a slide cannot be opened.
         """
         if stretch < 1 or block < 1:
-            raise ValueError(f"stretches and blocks hold at least one patch, got {stretch}, {block}")
+            raise ValueError(f"stretches and blocks must hold at least one patch, got {stretch}, {block}")
         clusters: list[NDArray[np.int64]] = []
         slide_of: list[int] = []
         for slide, downsample, members in by_slide(positions, np.arange(len(positions))):
@@ -63,7 +63,7 @@ class PassPlan:
         return sum(len(cluster) for cluster in self.clusters)
 
     def part(self, *, number: int, parts: int, even: bool) -> tuple[int, int]:
-        """First and last + 1 of a pass's patches, in its order, that belong to one of several workers.
+        """First and last + 1 of a pass's patches, in its order, for one of several workers.
 
         With ``even`` all have the same number, and up to ``parts - 1`` patches are left out, others in every pass.
         """
@@ -77,7 +77,7 @@ class PassPlan:
     def blocks(
         self, *, seed: int, epoch: int, number: int = 0, parts: int = 1, even: bool = False, shuffle: bool = True
     ) -> Iterator[NDArray[np.int64]]:
-        """Indices of the patches of one pass, a block at a time, in the order in which they are given out.
+        """Indices of the patches of one pass, a block at a time, in the order in which they are yielded.
 
         All parts of one pass together hold every patch once (see ``part``), on any number of processes.
         """

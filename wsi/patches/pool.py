@@ -1,4 +1,4 @@
-"""Open slides, few at a time."""
+"""A bounded number of open slides."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from wsi.slide import Slide
 
 @dataclass(slots=True, eq=False)
 class SlidePool:
-    """Open slides, the least recently used given back when there are more than ``most``; pickles without them.
+    """Open slides; beyond ``most`` the least recently used is closed. Pickles without them.
 
     Attributes:
-        most: slides that are open at a time.
+        most: slides open at a time.
         on_bad_tile: as for ``Slide.open``.
     """
 
@@ -34,7 +34,7 @@ class SlidePool:
         return len(self._open)
 
     def get(self, path: str | Path) -> Slide:
-        """The slide at a path, good until ``most`` others were asked for.
+        """The slide at a path, valid until ``most`` others have been requested.
 
         Raises:
             SlideError: it cannot be opened.
@@ -48,12 +48,12 @@ class SlidePool:
 
     @property
     def bad_tiles(self) -> tuple[tuple[str, BadTile], ...]:
-        """Tiles that could not be decoded and were read as white, each with its slide's path, so far."""
+        """Tiles read as white so far because they could not be decoded, each with its slide's path."""
         still = {(path, tile) for path, slide in self._open.items() for tile in slide.bad_tiles}
         return tuple(sorted(self._bad | still))
 
     def close(self) -> None:
-        """Give all slides back."""
+        """Close all slides."""
         while self._open:
             self._give_back(last=True)
 

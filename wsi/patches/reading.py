@@ -1,4 +1,4 @@
-"""Many equal patches of many slides: where they lie, and their pixels."""
+"""Many equal patches of many slides: their positions and their pixels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from wsi.resample import FramePlan, average
 from wsi.slide import Slide
 from wsi.windows import Windows
 
-_GRID = 1 << 20  # positions are rounded to so many parts of a source pixel, as in wsi.resample
-_SOURCE_BYTES = 128 * 2**20  # source pixels held at a time where patches are averaged from a finer level
+_GRID = 1 << 20  # positions are rounded to this fraction of a source pixel, as in wsi.resample
+_SOURCE_BYTES = 128 * 2**20  # source pixels in memory at a time when patches are averaged from a finer level
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PatchPositions:
-    """Where patches lie, without any pixels.
+    """The positions of patches, without pixels.
 
     Attributes:
         slides: paths or URLs.
-        slide: int (n,), which of ``slides`` each patch is of.
+        slide: int (n,), index into ``slides`` for each patch.
         x, y: float64 (n,), level-0 px of the outer corner of pixel (0, 0).
         downsample: float64 (n,), level-0 px per patch px.
         size_px: side of every patch.
@@ -40,11 +40,11 @@ class PatchPositions:
 
     def __post_init__(self) -> None:
         if not self.slide.shape == self.x.shape == self.y.shape == self.downsample.shape or self.slide.ndim != 1:
-            raise ValueError("patches need a slide, an x, a y and a downsample each")
+            raise ValueError("each patch needs a slide, an x, a y and a downsample")
         if self.size_px < 1:
             raise ValueError(f"a patch needs at least 1 px, got {self.size_px}")
         if self.slide.size and not 0 <= self.slide.min() <= self.slide.max() < len(self.slides):
-            raise ValueError(f"patches name slides that are not among the {len(self.slides)}")
+            raise ValueError(f"patches refer to slides beyond the {len(self.slides)} given")
 
     def __len__(self) -> int:
         return len(self.slide)
@@ -53,7 +53,7 @@ class PatchPositions:
 def source_windows(
     slide: Slide, x: NDArray[np.float64], y: NDArray[np.float64], *, downsample: float, size_px: int
 ) -> tuple[Level, Windows]:
-    """Which stored pixels patches are made of: a level, and a window of it for each patch."""
+    """The stored pixels that patches are made of: a level, and a window of it for each patch."""
     level = slide.level_for(downsample)
     first_rows, first_columns = level.frame.fractions(x, y)
     rows, heights = _extents(first_rows, downsample / level.downsample, size_px)
@@ -71,10 +71,10 @@ def read_patches(
     out: NDArray[np.uint8] | None = None,
     workers: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Pixels of many patches of one slide, each bit for bit as ``Slide.read_frame`` gives it.
+    """Pixels of many patches of one slide, each bit for bit as from ``Slide.read_frame``.
 
-    Each tile is decoded once for all patches; where they are averaged from a finer level, once for all that fit into
-    128 MiB of source pixels.
+    Each tile is decoded once for all patches; if they are averaged from a finer level, once for all that fit into 128
+    MiB of source pixels.
 
     Args:
         slide: the slide.
@@ -82,8 +82,8 @@ def read_patches(
         y: the same.
         downsample: level-0 px per patch px.
         size_px: side of the patches.
-        out: uint8 (n, size_px, size_px, 3) to be filled in place of a new array.
-        workers: threads that decode; all usable cores by default.
+        out: uint8 (n, size_px, size_px, 3) to fill instead of a new array.
+        workers: decoding threads; by default one per usable core.
 
     Raises:
         TileError: a tile cannot be decoded.
@@ -118,14 +118,14 @@ def read_positions(
     out: NDArray[np.uint8] | None = None,
     workers: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Pixels of some patches of many slides, in the order of ``indices``; each slide is opened once.
+    """Pixels of patches of many slides, in the order of ``indices``; each slide is opened once.
 
     Args:
         positions: all patches.
-        indices: int (n,), which of them.
-        pool: where slides are opened.
-        out: uint8 (n, size_px, size_px, 3) to be filled in place of a new array.
-        workers: threads that decode.
+        indices: int (n,), the patches to read.
+        pool: opens the slides.
+        out: uint8 (n, size_px, size_px, 3) to fill instead of a new array.
+        workers: decoding threads.
 
     Raises:
         SlideError: a slide cannot be opened.
@@ -152,7 +152,7 @@ def read_positions(
 
 
 def by_slide(positions: PatchPositions, indices: NDArray[np.int64]) -> Iterator[tuple[int, float, NDArray[np.int64]]]:
-    """(slide, downsample, which of ``indices``) of patches that can be read together."""
+    """(slide, downsample, positions in ``indices``) of patches that can be read together."""
     slides, downsamples = positions.slide[indices], positions.downsample[indices]
     order = np.lexsort((downsamples, slides))
     if not order.size:
@@ -163,7 +163,7 @@ def by_slide(positions: PatchPositions, indices: NDArray[np.int64]) -> Iterator[
 
 
 def _extents(origin: NDArray[np.float64], ratio: float, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First source pixel and number of source pixels of many axes at once, as ``wsi.resample.plan_axis`` plans each."""
+    """First source pixel and number of source pixels of many axes at once, as by ``wsi.resample.plan_axis``."""
     step = float(round(ratio)) if _is_whole(ratio) else ratio
     first, before, last = (np.rint((origin + at * step) * _GRID).astype(np.int64) for at in (0, count - 1, count))
     start = first // _GRID
@@ -175,7 +175,7 @@ def _is_whole(ratio: float) -> bool:
 
 
 def _is_stored(level: Level, x: NDArray[np.float64], y: NDArray[np.float64], downsample: float) -> bool:
-    """Whether patches are pixels of a level as they are."""
+    """Whether patches are stored pixels of a level."""
     ratio = downsample / level.downsample
     corners = np.rint(np.concatenate(level.frame.fractions(x, y)) * _GRID).astype(np.int64)
     return _is_whole(ratio) and round(ratio) == 1 and not (corners % _GRID).any()

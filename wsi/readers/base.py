@@ -1,4 +1,4 @@
-"""What every reader offers, and how readers measure what files say about scale."""
+"""The interface of all readers, and how scale is measured from what files say."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from wsi.threads import do_all
 from wsi.windows import Windows
 
 MPP_RANGE_UM = (0.05, 100.0)
-"""Below lies finer than light resolves, above coarser than any level 0: such values are screen resolutions."""
+"""Values below are finer than light resolves, above coarser than any level 0: those are screen resolutions."""
 
 REDUCTIONS = (8, 4, 2)
-"""By how much the tiles of some levels can be made smaller while they are decoded."""
+"""Factors by which the tiles of some levels can be reduced while decoding."""
 
 _MPP_AGREEMENT = 0.01
 
 
 OnBadTile = Literal["raise", "white"]
-"""What a tile that cannot be decoded does: end the reading, or be white and listed."""
+"""What to do with a tile that cannot be decoded: raise, or read it as white and list it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class BadTile:
-    """A tile that could not be decoded and was read as white: where on the level's grid of tiles, and why."""
+    """A tile that could not be decoded and was read as white: its row and column in the level's tile grid, and why."""
 
     level: int
     row: int
@@ -43,17 +43,17 @@ class BadTile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTiles:
-    """The tiles of one level as they lie in the file, to be copied: 8 bits a sample, the samples of a pixel together.
+    """The tiles of one level as stored, for copying: 8 bits per sample, the samples of a pixel together.
 
     Attributes:
         compression, photometric, samples, predictor: the values of the TIFF tags 259, 262, 277 and 317.
-        extra_samples: tag 338, the meaning of what follows the colours.
+        extra_samples: tag 338, the meaning of the samples after the colours.
         subsampling: tag 530, (across, down).
-        jpeg_tables: tag 347, empty where the tiles bring their own.
-        rows, columns: the size of the grid of tiles.
+        jpeg_tables: tag 347, empty if the tiles carry their own.
+        rows, columns: the size of the tile grid.
         read: the bytes of the tile at (row, column), None where it is missing.
-        read_many: the same for several (row, column), in their order; of a remote file in few requests.
-        read_sound: as read, after the tile was decoded to see whether that can be done; TileError where it cannot.
+        read_many: the same for several (row, column), in order; from a remote file in few requests.
+        read_sound: as read, after decoding the tile as a check; TileError if that fails.
     """
 
     compression: int
@@ -73,16 +73,16 @@ class StoredTiles:
 class Reader(ABC):
     """One open file: its levels and their pixels. Safe to use from many threads, not across a fork.
 
-    A kind of file is a class of its own, listed in ``wsi.readers.opening``: it has the attributes, ``open``, ``read``
-    and ``close``. Everything else works as it stands here, and is overridden where a format can do better.
+    Each kind of file has its own class, listed in ``wsi.readers.opening``, with the attributes, ``open``, ``read`` and
+    ``close``. Everything else has a default here, to be overridden if a format can do better.
 
     Attributes:
         suffixes: of its files, in lower case with the dot: how a cohort's slides are found in a folder.
-        is_photograph: such files are slides only in a folder without others: beside slides they are overviews,
+        is_photograph: such files are slides only in a folder without others; next to slides they are overviews,
             overlays and labels.
         levels: finest first.
-        mpp: um per level-0 px, None where the file does not say it believably.
-        properties: plain metadata, among it ``sentinode.format``; nothing that identifies a patient.
+        mpp: um per level-0 px, None if the file states no plausible value.
+        properties: plain metadata, including ``sentinode.format``; nothing that identifies a patient.
     """
 
     suffixes: ClassVar[frozenset[str]]
@@ -100,10 +100,10 @@ class Reader(ABC):
         Args:
             path: the file.
             head: its first bytes, up to 16.
-            on_bad_tile: what a tile does that cannot be decoded.
+            on_bad_tile: what to do with a tile that cannot be decoded.
 
         Returns:
-            None where the file is of another kind: the next reader is asked.
+            None if the file is of another kind: the next reader is tried.
 
         Raises:
             SlideFormatError: the file is of this kind, and damaged.
@@ -125,11 +125,11 @@ class Reader(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give the file back; the reader is of no use afterwards."""
+        """Close the file; the reader cannot be used afterwards."""
 
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
-        """What was read as white because it could not be decoded, so far."""
+        """The tiles read as white so far because they could not be decoded."""
         return ()
 
     def read_many(self, level: int, windows: Windows, *, out: NDArray[np.uint8], workers: int) -> None:
@@ -151,12 +151,12 @@ class Reader(ABC):
         do_all(read, list(zip(windows, out, strict=True)), workers=workers, name="read")
 
     def can_reduce(self, level: int) -> bool:
-        """Whether ``read_reduced`` can be had of a level."""
+        """Whether ``read_reduced`` works for a level."""
         del level
         return False
 
     def read_reduced(self, level: int, factor: int, window: Window, *, out: NDArray[np.uint8]) -> None:
-        """Fill an array with pixels of a level that the decoder makes smaller, which is quicker and nearly their mean.
+        """Fill an array with pixels of a level reduced by the decoder: faster than averaging, and nearly the same.
 
         Args:
             level: index; ``can_reduce`` holds for it.
@@ -169,14 +169,14 @@ class Reader(ABC):
             TileError: as ``read``.
         """
         del window, out
-        raise ValueError(f"level {level} cannot be made smaller by {factor} while it is decoded")
+        raise ValueError(f"level {level} cannot be reduced by {factor} while decoding")
 
     def has_pixels(self, level: int, window: Window) -> bool:
-        """False where the whole window lies outside the level or in missing tiles."""
+        """False if the whole window lies outside the level or in missing tiles."""
         return window.clipped(self.levels[level].shape) is not None
 
     def stored_tiles(self, level: int) -> StoredTiles | None:
-        """The tiles of a level as they lie in the file, to be copied; None where the kind of file keeps no such."""
+        """The tiles of a level as stored, for copying; None if the kind of file has none."""
         del level
         return None
 
@@ -184,24 +184,24 @@ class Reader(ABC):
         """The tile at (row, column) of a level as a complete JPEG, None where it is missing.
 
         Raises:
-            ValueError: the file keeps no JPEG tiles, or there is no such tile.
-            TileError: the stored bytes are no JPEG of the level's kind.
+            ValueError: the file has no JPEG tiles, or there is no such tile.
+            TileError: the stored bytes are not a JPEG of the level's kind.
         """
         del level, row, column
         raise ValueError(f"a slide of the kind {self.properties['sentinode.format']} has no JPEG tiles")
 
 
 def settle_mpp(path: str | PathLike[str], x_um: float, y_um: float) -> float | None:
-    """One mpp from what a file says for both axes.
+    """One mpp from a file's values for both axes.
 
     Args:
         path: named in the warning.
-        x_um: um per px along x; nan where the file does not say.
+        x_um: um per px along x; nan if the file does not say.
         y_um: the same along y.
 
     Returns:
-        The mean; None, with a warning, where the axes differ by more than 1 % or the value is not within 0.05 to
-        100 um; None without a warning where nothing is said.
+        The mean; None, with a warning, if the axes differ by more than 1 % or the value is not within 0.05 to 100 um;
+        None without a warning if the file does not say.
     """
     if math.isnan(x_um) or math.isnan(y_um):
         return None
@@ -210,7 +210,9 @@ def settle_mpp(path: str | PathLike[str], x_um: float, y_um: float) -> float | N
         warnings.warn(f"{fspath(path)}: ignoring an absurd resolution of {x_um:g} x {y_um:g} um per px", stacklevel=3)
         return None
     if abs(x_um - y_um) > _MPP_AGREEMENT * max(x_um, y_um):
-        warnings.warn(f"{fspath(path)}: ignoring a resolution that differs: {x_um:g} x {y_um:g} um", stacklevel=3)
+        warnings.warn(
+            f"{fspath(path)}: ignoring a resolution that differs between the axes: {x_um:g} x {y_um:g} um", stacklevel=3
+        )
         return None
     return (x_um + y_um) / 2
 
@@ -219,12 +221,12 @@ def measure_downsample(full: tuple[int, int], reduced: tuple[int, int], *, told:
     """Level-0 px per px of a level.
 
     Level sizes are whole pixels, so their quotient is off by up to one pixel over the level (300 x 250 px halved
-    twice and rounded down are 75 x 62: 4.016). Where a whole factor explains the sizes to the pixel it is the factor.
+    twice and rounded down are 75 x 62: 4.016). A whole factor that explains the sizes to the pixel is preferred.
 
     Args:
         full: (width, height) of level 0.
         reduced: (width, height) of the level.
-        told: the downsample by the file's own metadata, used in place of the quotient of the sizes.
+        told: the downsample from the file's own metadata, used instead of the quotient of the sizes.
     """
     measured = told if told is not None else (full[0] / reduced[0] + full[1] / reduced[1]) / 2
     sides = (full[0] / measured, full[1] / measured) if told is not None else reduced

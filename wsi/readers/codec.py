@@ -28,14 +28,14 @@ COMPRESSIONS = {
     _APERIO_RGB: "jpeg2000",
     _JPEG2000: "jpeg2000",
 }
-"""Names of the TIFF compressions that are decoded here."""
+"""Names of the TIFF compressions that can be decoded."""
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _PREMULTIPLIED_ALPHA, _ALPHA = 1, 2
 
 
 def can_decode(page: TiffPage) -> bool:
-    """Whether ``TileCodec`` knows this kind of tile: 8-bit grey, RGB, RGBA or YCbCr JPEG, samples together."""
+    """Whether ``TileCodec`` supports this kind of tile: 8-bit grey, RGB, RGBA or YCbCr JPEG, samples together."""
     if page.compression not in COMPRESSIONS or page.planar != 1 or page.fill_order != 1:
         return False
     allowed: dict[int, tuple[int, ...]]
@@ -47,7 +47,7 @@ def can_decode(page: TiffPage) -> bool:
         grey = (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
         allowed = {1: grey, 3: (_RGB,), 4: (_RGB,)}
     has_predictor = page.compression in (_LZW, _DEFLATE, _OLD_DEFLATE, _ZSTD)
-    predictors = (1, 2) if has_predictor else (1, 2, 3)  # the tag means nothing to the other compressions
+    predictors = (1, 2) if has_predictor else (1, 2, 3)  # the tag is meaningless for the other compressions
     return page.photometric in allowed.get(page.samples, ()) and page.predictor in predictors
 
 
@@ -71,7 +71,7 @@ class TileCodec:
             out: uint8 (tile_height, tile_width, 3), contiguous; grey is written three times.
 
         Raises:
-            ValueError, RuntimeError: the bytes are no sound tile.
+            ValueError, RuntimeError: the bytes are not a valid tile.
         """
         if self.jpeg is not None:
             self.jpeg.decode(data, out)
@@ -81,7 +81,7 @@ class TileCodec:
             out[...] = self._plain(data)
 
     def _jpeg2000(self, data: bytes) -> NDArray[np.uint8]:
-        # The size in the codestream's SIZ segment is checked first: the decoder allocates what it says.
+        # The size in the codestream's SIZ segment is checked first: the decoder allocates memory accordingly.
         start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
         if start < 0 or len(data) < start + 42:
             raise ValueError("no JPEG 2000 data")
@@ -130,7 +130,7 @@ def _over_white(tile: NDArray[np.uint8], extra_samples: tuple[int, ...]) -> NDAr
 
 
 def _ycbcr_to_rgb(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Full-range BT.601, as JPEG (JFIF 1.02) has it."""
+    """Full-range BT.601, as in JPEG (JFIF 1.02)."""
     y, cb, cr = (tile[:, :, channel].astype(np.float32) for channel in range(3))
     cb -= 128
     cr -= 128

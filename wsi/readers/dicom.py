@@ -13,7 +13,7 @@ _SERIES = re.compile(rb"\x20\x00\x0e\x00UI(..)", re.DOTALL)
 
 
 def read_series(path: Path) -> str | None:
-    """The series that a DICOM file is of; None where the file does not say it, or is no DICOM.
+    """The series that a DICOM file belongs to; None if the file does not say, or is not DICOM.
 
     Raises:
         OSError: the file cannot be read.

@@ -18,7 +18,7 @@ from wsi.readers.base import MPP_RANGE_UM, OnBadTile, Reader
 from wsi.readers.openslide import is_vendors_own
 
 MAX_PIXELS = 170_000_000
-"""A larger picture is refused: it is decoded whole, at 3 bytes per px."""
+"""Larger pictures are refused: they are decoded whole, at 3 bytes per px."""
 
 _MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "1")
@@ -32,7 +32,7 @@ class FlatReader(Reader):
         path: the file.
 
     Raises:
-        SlideFormatError: no JPEG or PNG, damaged in its header, more than 8 bits a sample or more than MAX_PIXELS.
+        SlideFormatError: not a JPEG or PNG, a damaged header, more than 8 bits per sample or more than MAX_PIXELS.
     """
 
     suffixes = frozenset({".jpg", ".jpeg", ".png"})
@@ -47,9 +47,9 @@ class FlatReader(Reader):
                 width, height, mode, kind = *picture.size, picture.mode, str(picture.format).lower()
                 dpi = picture.info.get("dpi")
         except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
-            raise SlideFormatError(path, f"is no picture that can be opened: {error}") from error
+            raise SlideFormatError(path, f"cannot be opened as a picture: {error}") from error
         if width * height > MAX_PIXELS:
-            raise SlideFormatError(path, f"claims {width} x {height} px, more than a plain picture may have here")
+            raise SlideFormatError(path, f"claims {width} x {height} px, more than a plain picture may have")
         if mode not in _MODES:
             raise SlideFormatError(path, f"has pixels of the kind {mode}, not 8-bit colours")
         self.levels = (
@@ -60,7 +60,7 @@ class FlatReader(Reader):
 
     @classmethod
     def open(cls, path: Path, head: bytes, *, on_bad_tile: OnBadTile) -> FlatReader | None:
-        """See ``Reader.open``; a picture is read whole or not at all, whatever bad tiles do."""
+        """See ``Reader.open``; a picture is read whole or not at all, whatever ``on_bad_tile`` is."""
         del on_bad_tile
         return cls(path) if head.startswith(_MAGICS) and not is_vendors_own(path, head) else None
 
@@ -76,7 +76,7 @@ class FlatReader(Reader):
             out[inside.within(window).slices] = self._decoded()[inside.slices]
 
     def close(self) -> None:
-        """Let go of the decoded pixels."""
+        """Release the decoded pixels."""
         self._pixels = None
 
     def _open(self) -> Pillow.Image:
@@ -99,7 +99,7 @@ class FlatReader(Reader):
 
 
 def _rgb(picture: Pillow.Image) -> NDArray[np.uint8]:
-    """Uint8 (rows, columns, 3); transparency laid over white."""
+    """Uint8 (rows, columns, 3); transparency blended over white."""
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Pillow.new("RGB", picture.size, (255, 255, 255))
@@ -109,7 +109,7 @@ def _rgb(picture: Pillow.Image) -> NDArray[np.uint8]:
 
 
 def _believable_mpp(dpi: tuple[float, float] | None) -> float | None:
-    """Dots per inch as um per px; cameras and editors write 72 or 96 dpi unasked, so absurd values are no warning."""
+    """Dots per inch as um per px; cameras and editors write 72 or 96 dpi by default, so absurd values do not warn."""
     if dpi is None or min(dpi) <= 0:
         return None
     x_um, y_um = _UM_PER_INCH / float(dpi[0]), _UM_PER_INCH / float(dpi[1])

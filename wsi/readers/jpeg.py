@@ -1,4 +1,4 @@
-"""The JPEG tiles of a TIFF: abbreviated streams made whole, checked and decoded."""
+"""The JPEG tiles of a TIFF: abbreviated streams completed, checked and decoded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from wsi.readers.structure import TiffPage
 from wsi.readers.turbo import find_turbo
 
 YCBCR = 6
-"""TIFF's Photometric of JPEGs whose colours are turned into YCbCr."""
+"""TIFF's Photometric of JPEGs in YCbCr colours."""
 
 _WHITE_IS_ZERO = 0
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 _STARTS_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_DECODED_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what tiles in the wild are
-_LARGE_SHARE = 0.75  # from this share of a tile on, decoding the window alone saves nothing
+_DECODED_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: the kinds that occur in tiles
+_LARGE_SHARE = 0.75  # from this share of a tile on, decoding only the window saves nothing
 
 
 class JpegTiles:
@@ -32,19 +32,19 @@ class JpegTiles:
     def __init__(self, page: TiffPage) -> None:
         self._page = page
         self._shape = (page.tile_height, page.tile_width, page.samples)
-        # Markers inside the JPEG stream may contradict Photometric, which is what TIFF goes by: replace them with
-        # an Adobe marker whose transform says the same as Photometric.
+        # Markers inside the JPEG stream may contradict Photometric, which prevails in TIFF: replace them with an
+        # Adobe marker whose transform agrees with Photometric.
         transform = b"\1" if page.photometric == YCBCR else b"\0"
         adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform if page.samples == 3 else b""
         self._start = b"\xff\xd8" + adobe + _table_segments(page.jpeg_tables)
 
     def stream(self, data: bytes) -> bytes:
-        """The complete JPEG of a stored tile, that any decoder shows in the right colours.
+        """The complete JPEG of a stored tile, which any decoder shows in the right colours.
 
-        Shared tables go in and application markers out, among them what a scanner may have written about the patient.
+        Shared tables are inserted and application markers removed, which may contain data on the patient.
 
         Raises:
-            ValueError: the bytes are no JPEG of the page's tile size and samples.
+            ValueError: the bytes are not a JPEG of the page's tile size and samples.
         """
         return self._complete(data)[0]
 
@@ -56,19 +56,19 @@ class JpegTiles:
             out: uint8 (tile_height, tile_width, 3), contiguous.
 
         Raises:
-            ValueError: the bytes are no sound tile.
+            ValueError: the bytes are not a valid tile.
         """
         simplejpeg.decode_jpeg(self.stream(data), colorspace="RGB", buffer=out)
         self._invert(out)
 
     def decode_window(self, data: bytes, window: Window) -> NDArray[np.uint8] | None:
-        """Decode a window of one tile, where that costs less than the tile; None where it does not.
+        """Decode a window of one tile if that costs less than the whole tile, else return None.
 
         Returns:
-            uint8 (height, width, 3), the same pixels as of the whole tile; damage below the window is not noticed.
+            uint8 (height, width, 3), the same pixels as of the whole tile; damage below the window goes undetected.
 
         Raises:
-            ValueError: the bytes are no tile of the page.
+            ValueError: the bytes are not a tile of the page.
         """
         if window.height * window.width > _LARGE_SHARE * self._shape[0] * self._shape[1]:
             return None
@@ -79,18 +79,18 @@ class JpegTiles:
         try:
             pixels = turbo.decode(stream, window, across=self._shape[1], unit=unit)
         except ValueError:
-            return None  # damaged or of a rare subsampling: decoding the whole tile decides
+            return None  # damaged or of a rare subsampling: decoding the whole tile will show
         self._invert(pixels)
         return pixels
 
     def decode_reduced(self, data: bytes, factor: int) -> NDArray[np.uint8]:
-        """Decode one tile at a half, a quarter or an eighth of its size, within the JPEG's transform.
+        """Decode one tile at half, a quarter or an eighth of its size, within the JPEG's transform.
 
         Returns:
             uint8 (tile_height // factor, tile_width // factor, 3).
 
         Raises:
-            ValueError: the bytes are no sound tile.
+            ValueError: the bytes are not a valid tile.
         """
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
             self.stream(data),
@@ -110,7 +110,7 @@ class JpegTiles:
             np.subtract(255, pixels, out=pixels)
 
     def _complete(self, data: bytes) -> tuple[bytes, int]:
-        """The complete stream and the width of its units of blocks in px."""
+        """The complete stream and the width of its MCUs (units of blocks) in px."""
         parts = [self._start]
         position, unit = 2, 0
         while True:
@@ -130,7 +130,7 @@ class JpegTiles:
 
     def _check_frame(self, marker: int, header: bytes) -> int:
         if len(header) < 6 + 3 * self._shape[2]:
-            raise ValueError("JPEG data end in their header")
+            raise ValueError("JPEG data end within their header")
         precision, height, width, samples = struct.unpack_from(">BHHB", header)
         if (height, width, samples) != self._shape or precision != 8 or marker not in _DECODED_FRAMES:
             raise ValueError(f"JPEG of {width} x {height} px, {samples} samples of {precision} bits, kind {marker:#x}")

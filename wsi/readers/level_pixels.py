@@ -1,4 +1,4 @@
-"""A stored level as the source of an average, made smaller by the JPEG decoder first where that is allowed."""
+"""A stored level as the source of an average, first reduced by the JPEG decoder if that is allowed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CUT_PIXELS = 4  # along a side: see _reduces_well
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LevelPixels:
-    """A stored level, or one of JPEG tiles that the decoder makes smaller by ``factor``, to be averaged from."""
+    """A stored level to average from, or one of JPEG tiles that the decoder reduces by ``factor``."""
 
     reader: Reader
     level: int
@@ -42,10 +42,10 @@ class LevelPixels:
 
 
 def _reduces_well(frame: Frame, level: Level, factor: int) -> bool:
-    """Whether a level made smaller first gives nearly the same means.
+    """Whether a level reduced first yields nearly the same means.
 
-    It does where each pixel of the frame holds whole pixels of the smaller level, or so many that those cut by its
-    border weigh little.
+    It does if each pixel of the frame holds whole pixels of the reduced level, or so many that those cut by its border
+    matter little.
     """
     own = frame.in_px_of(level.downsample * factor)
     lines = (own.downsample, own.x, own.y)

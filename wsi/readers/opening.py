@@ -1,4 +1,4 @@
-"""Which reader a file gets: the first that takes it, by its first bytes."""
+"""Choosing a file's reader: the first that accepts it, by its first bytes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from wsi.readers.structure import TIFF_MAGICS, walk_structure
 from wsi.readers.tiff import TiffReader
 
 READERS: tuple[type[Reader], ...] = (TiffReader, FlatReader, OpenSlideReader)
-"""The kinds of slides, in the order in which they are asked: a new one is a file in this folder and its class here."""
+"""The kinds of slides, in the order in which they are tried: a new one is a file in this folder and its class here."""
 
 _DIRECT_KINDS = ("tiff", "ome-tiff", "aperio", "philips")
-_ACCEPTED = "give a tiled TIFF, SVS, DICOM or another kind of slide that OpenSlide opens, or a JPEG or PNG"
+_ACCEPTED = "use a tiled TIFF, SVS, DICOM or another kind of slide that OpenSlide opens, or a JPEG or PNG"
 
 
 def slide_suffixes() -> frozenset[str]:
@@ -58,8 +58,8 @@ def open_reader(path: Path | str, on_bad_tile: OnBadTile = "raise") -> Reader:
 
     Raises:
         SlideNotFoundError: there is no such file.
-        SlideFormatError: the file is damaged or no slide.
-        SlideError: the file may not be read or not be reached.
+        SlideFormatError: the file is damaged or not a slide.
+        SlideError: the file may not be read or cannot be reached.
     """
     try:
         if isinstance(path, str):
@@ -84,17 +84,17 @@ def _choose_reader(path: Path, on_bad_tile: OnBadTile) -> Reader:
         reader = kind.open(path, head, on_bad_tile=on_bad_tile)
         if reader is not None:
             return reader
-    raise SlideFormatError(path, "is no slide of a known kind, or damaged at its start", mend=_ACCEPTED)
+    raise SlideFormatError(path, "is not a slide of a known kind, or is damaged at its start", mend=_ACCEPTED)
 
 
 def _open_remote(url: str, on_bad_tile: OnBadTile) -> Reader:
     source = RemoteSource(url)
     if not source.read(0, 4).startswith(TIFF_MAGICS):
-        raise SlideFormatError(url, "is no TIFF", mend="copy it here first: only tiled TIFFs are read remotely")
+        raise SlideFormatError(url, "is not a TIFF", mend="copy it here first: only tiled TIFFs are read remotely")
     pages = walk_structure(source)
     kind = name_format(pages[0])
     if kind not in _DIRECT_KINDS or urlsplit(url).path.lower().endswith(".ndpi"):
-        raise SlideFormatError(url, f"is a {kind} file", mend="copy it here first: OpenSlide reads it from a disk only")
+        raise SlideFormatError(url, f"is a {kind} file", mend="copy it here first: OpenSlide reads it only from disk")
     return TiffReader(source, pages, on_bad_tile=on_bad_tile)
 
 

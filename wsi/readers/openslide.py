@@ -1,4 +1,4 @@
-"""Every kind of slide that OpenSlide knows and that is not read directly: MIRAX, Hamamatsu, Leica, DICOM and others."""
+"""Slides that OpenSlide knows and that are not read directly: MIRAX, Hamamatsu, Leica, DICOM and others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ABOUT_THE_FILE = (
 
 
 def detect_vendor(path: str | PathLike[str]) -> str | None:
-    """OpenSlide's name for the kind of file, None where it does not know it."""
+    """OpenSlide's name for the kind of file, None if unknown."""
     try:
         vendor: str | None = OpenSlide.detect_format(fspath(path))
     except OpenSlideError:
@@ -49,8 +49,8 @@ def is_vendors_own(path: Path, head: bytes) -> bool:
 class OpenSlideReader(Reader):
     """Reads through OpenSlide.
 
-    On levels whose downsample is no whole number, OpenSlide takes a window by level-0 position: pixels may be off
-    by up to half a level-0 px.
+    On levels whose downsample is not a whole number, OpenSlide reads a window by level-0 position: pixels may be off by
+    up to half a level-0 px.
 
     Args:
         path: the file.
@@ -99,7 +99,7 @@ class OpenSlideReader(Reader):
         """Fill ``out`` with a window; see ``Reader.read``.
 
         Raises:
-            TileError: OpenSlide cannot read the window, and bad tiles are to raise.
+            TileError: OpenSlide cannot read the window, and bad tiles raise.
         """
         size = self.levels[level]
         out[...] = 255
@@ -141,7 +141,7 @@ class OpenSlideReader(Reader):
                 self._bad.add(BadTile(level=size.index, row=row, column=column, reason=error.reason))
 
     def has_pixels(self, level: int, window: Window) -> bool:
-        """False where the window lies outside the level, or outside the bounds that the file gives for its pixels."""
+        """False if the window lies outside the level, or outside the bounds that the file states for its pixels."""
         left, top, right, bottom = self._bounds
         rows, columns = self.levels[level].frame.fractions((left, right), (top, bottom))
         return bool(
@@ -152,7 +152,7 @@ class OpenSlideReader(Reader):
         )
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._slide.close()
 
     def _open(self) -> OpenSlide:
@@ -162,7 +162,7 @@ class OpenSlideReader(Reader):
             raise SlideFormatError(self._path, f"OpenSlide cannot open it: {error}") from error
 
     def _reopen(self, failed: OpenSlide) -> None:
-        """Replace a handle after an error, which is final for it: every later call on it would fail, too."""
+        """Replace a handle after an error, which is permanent: every later call on it would fail, too."""
         with self._lock:
             if self._slide is failed:
                 self._slide = self._open()

@@ -1,7 +1,7 @@
 """Slides in object stores and on web servers, read by range requests (the extra ``cloud``).
 
 Credentials and endpoints come from the environment as for any S3 client (AWS_ACCESS_KEY_ID, AWS_REGION,
-AWS_ENDPOINT_URL ...); public buckets, such as CAMELYON's, want AWS_SKIP_SIGNATURE=true.
+AWS_ENDPOINT_URL ...); public buckets, such as CAMELYON's, need AWS_SKIP_SIGNATURE=true.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from urllib.parse import unquote, urlsplit
 from wsi.errors import SlideError, SlideNotFoundError
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
-"""Kinds of URL that are read."""
+"""Supported URL schemes."""
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_BLOCK_BYTES = 2**18  # directories are many small reads side by side: one request brings them all
+_BLOCK_BYTES = 2**18  # directories are many small adjacent reads: one request covers them all
 _BLOCKS = 32
-_JOIN_BYTES = 2**18  # tiles with a smaller gap come in one request: a round trip takes longer than these bytes
+_JOIN_BYTES = 2**18  # tiles with a smaller gap share a request: a round trip takes longer than these bytes
 
 
 class RemoteSource:
@@ -43,7 +43,7 @@ class RemoteSource:
         self._lock = Lock()
         parts = urlsplit(url)
         if parts.scheme.lower() not in SCHEMES:
-            raise SlideError(url, f"has the scheme {parts.scheme!r}", mend=f"known are {', '.join(SCHEMES)}")
+            raise SlideError(url, f"has the scheme {parts.scheme!r}", mend=f"use one of {', '.join(SCHEMES)}")
         self._remote = _import_obstore(url)
         self._key = unquote(parts.path.lstrip("/"))
         try:
@@ -73,7 +73,7 @@ class RemoteSource:
         return data[start : start + count]
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """See ``ByteSource``; ranges less than 256 KiB apart come in one request."""
+        """See ``ByteSource``; ranges less than 256 KiB apart share a request."""
         if not ranges:
             return []
         starts = [offset for offset, _ in ranges]
@@ -120,7 +120,7 @@ def _import_obstore(url: str) -> Any:  # noqa: ANN401  (a module that may not be
         import obstore  # noqa: PLC0415  (slow import of an extra)
     except ImportError as error:
         raise SlideError(url, "reading remote slides needs obstore", mend="pip install 'sentinode[cloud]'") from error
-    # The threads that obstore works with do not survive a fork: a child would wait for them for ever.
+    # obstore's threads do not survive a fork: a child would wait for them forever.
     if not _first_process:
         _first_process.append(os.getpid())
     if _first_process[0] != os.getpid():
@@ -136,7 +136,7 @@ def _open_store(url: str) -> Any:  # noqa: ANN401
     from obstore.store import from_url  # noqa: PLC0415  (slow import of an extra)
 
     parts = urlsplit(url)
-    connect: Any = from_url  # its overloads, one per kind of store, do not fit a URL of any kind
+    connect: Any = from_url  # its overloads, one per kind of store, do not accept a URL of any kind
     retries = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
     endpoints = (os.environ.get(name, "") for name in _ENDPOINTS)
     is_plain = any(where.lower().startswith("http://") for where in (url, *endpoints))
@@ -158,7 +158,7 @@ def _mend(scheme: str) -> str:
 
 
 def _unreadable(error: Exception) -> OSError:
-    # obstore's errors are no OSErrors; what reads a source expects those
+    # obstore's errors are not OSErrors, which readers of a source expect
     return OSError(_first_line(error))
 
 

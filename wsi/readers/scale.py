@@ -1,4 +1,4 @@
-"""What a TIFF says about its scale: um per pixel, by vendor, and the levels that belong together."""
+"""A TIFF's scale: um per pixel, by vendor, and the pages that form the pyramid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PHILIPS_LEVELS = (
 
 
 def name_format(page: TiffPage) -> str:
-    """Which kind of TIFF a page announces: philips, aperio, leica, ventana, trestle, ome-tiff or tiff."""
+    """The kind of TIFF by a page's tags: philips, aperio, leica, ventana, trestle, ome-tiff or tiff."""
     if page.software.startswith("Philips") and "DPUfsImport" in page.description:
         return "philips"
     if page.description.startswith("Aperio"):
@@ -45,10 +45,10 @@ def name_format(page: TiffPage) -> str:
 
 
 def find_level_pages(pages: tuple[TiffPage, ...]) -> tuple[TiffPage, ...]:
-    """The tiled pages that form the pyramid, finest first; empty where the first page is not tiled.
+    """The tiled pages that form the pyramid, finest first; empty if the first page is not tiled.
 
     A level has the first page's shape to within a pixel and is smaller than the one before it. Philips files store
-    levels padded to whole tiles: there every tiled page that is not called otherwise is a level.
+    levels padded to whole tiles: there every tiled page not named otherwise is a level.
     """
     if not pages or not pages[0].is_tiled:
         return ()
@@ -68,17 +68,17 @@ def find_level_pages(pages: tuple[TiffPage, ...]) -> tuple[TiffPage, ...]:
 
 
 def _has_shape(first: TiffPage, page: TiffPage) -> bool:
-    """Whether the page is the first one scaled down by one factor, give or take the rounding of its size."""
+    """Whether the page is the first one scaled down by one factor, within the rounding of its size."""
     if first.width >= first.height:
         return abs(first.height * page.width / first.width - page.height) <= max(1.5, 0.01 * page.height)
     return abs(first.width * page.height / first.height - page.width) <= max(1.5, 0.01 * page.width)
 
 
 def measure_mpp(path: str | PathLike[str], page: TiffPage) -> float | None:
-    """Measure um per px of the first page from the vendor's description or the resolution tags; None if not believable.
+    """Um per px of the first page from the vendor's description or the resolution tags; None if not plausible.
 
     Raises:
-        SlideFormatError: a Philips description is no sound XML.
+        SlideFormatError: a Philips description is not valid XML.
     """
     kind = name_format(page)
     x_um = y_um = math.nan
@@ -98,14 +98,14 @@ def measure_mpp(path: str | PathLike[str], page: TiffPage) -> float | None:
 
 
 def read_philips_spacings(path: str | PathLike[str], description: str) -> list[tuple[float, float]]:
-    """(row, column) spacing of each level in um, from the DICOM_PIXEL_SPACING of a Philips description (there in mm).
+    """(row, column) spacing of each level in um, from DICOM_PIXEL_SPACING in a Philips description (there in mm).
 
     Raises:
-        SlideFormatError: the description is no sound XML or holds spacings that are no pair of positive numbers.
+        SlideFormatError: the description is not valid XML or has a spacing that is not a pair of positive numbers.
     """
     root = _parse(description)
     if root is None:
-        raise SlideFormatError(path, "has a Philips description that is no sound XML", where="ImageDescription")
+        raise SlideFormatError(path, "has a Philips description that is not valid XML", where="ImageDescription")
     spacings = []
     for text in root.xpath(_PHILIPS_LEVELS):
         parts = str(text).replace('"', " ").split()
@@ -116,7 +116,7 @@ def read_philips_spacings(path: str | PathLike[str], description: str) -> list[t
 
 
 def _ome_um(description: str) -> tuple[float, float]:
-    """(x, y) um per px of the first image of an OME-XML description; nan where not told."""
+    """(x, y) um per px of the first image of an OME-XML description; nan if not stated."""
     root = _parse(description)
     pixels = None if root is None else root.find(".//{*}Pixels")
     if pixels is None:
@@ -131,7 +131,7 @@ def _ome_um(description: str) -> tuple[float, float]:
 
 
 def _parse(text: str) -> etree._Element | None:
-    """The root of an XML text; None where it is unsound or brings a document type (the door for entities)."""
+    """The root of an XML text; None if it is invalid or has a document type (which could define entities)."""
     from lxml import etree  # noqa: PLC0415  (slow import)
 
     parser = etree.XMLParser(

@@ -1,4 +1,4 @@
-"""Where the bytes of a slide lie: a local file, or an object that answers to range requests."""
+"""The source of a slide's bytes: a local file, or an object that supports range requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 class ByteSource(Protocol):
-    """Bytes that are read by position, from many threads at once.
+    """Bytes read by offset, from many threads at once.
 
     Attributes:
         name: the path or URL, for messages.
@@ -29,7 +29,7 @@ class ByteSource(Protocol):
     def size(self) -> int: ...
 
     def read(self, offset: int, count: int) -> bytes:
-        """The bytes from offset on; fewer than count only where the source ends.
+        """The bytes from offset on; fewer than count only at the end of the source.
 
         Raises:
             OSError: the source cannot be read.
@@ -37,7 +37,7 @@ class ByteSource(Protocol):
         ...
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of several (offset, count), in their order; a remote source joins neighbours into one request.
+        """The bytes of several (offset, count), in order; a remote source joins neighbours into one request.
 
         Raises:
             OSError: the source cannot be read.
@@ -45,12 +45,12 @@ class ByteSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the source back; it is of no use afterwards."""
+        """Close the source; it cannot be used afterwards."""
         ...
 
 
 class FileSource:
-    """A local file, read with positioned reads: no shared position, and no mapping that a truncation turns into SIGBUS.
+    """A local file with positioned reads: no shared offset, and no mapping that a truncation turns into SIGBUS.
 
     Args:
         path: the file.

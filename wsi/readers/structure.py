@@ -19,7 +19,7 @@ from wsi.errors import SlideFormatError
 from wsi.readers.source import ByteSource, FileSource
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""How classic and big TIFF begin, in either byte order."""
+"""The first bytes of classic and big TIFF, in either byte order."""
 
 _NDPI_FLAG = 65420  # as OpenSlide tells NDPI from other TIFFs
 
@@ -27,7 +27,9 @@ MAX_PAGES = 4096
 MAX_SIDE_PX = 4_000_000
 MAX_TILE_SIDE_PX = 4096
 MAX_TAGS = 1024
-_SHARED_BYTES = 16 * 2**20  # what honest pages read twice, such as common JPEG tables; tables of tiles never overlap
+_SHARED_BYTES = (
+    16 * 2**20
+)  # read more than once by legitimate pages, such as common JPEG tables; tables of tiles never overlap
 _MAX_VALUE_BYTES = 64 * 2**20  # for one text; tables of tiles are bounded by the image's size instead
 
 # TIFF 6.0 field types and BigTIFF's 16 to 18, as numpy codes of one element.
@@ -56,19 +58,19 @@ _MEND = "copy the slide again from its source and compare the checksum"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TiffPage:
-    """One directory of a TIFF; every table was found to lie within the file.
+    """One directory of a TIFF; every table has been checked to lie within the file.
 
     Attributes:
         index: position in the main chain (of the parent, for a sub-directory).
         width, height: image size in px.
-        tile_width, tile_height: of a tile in px; 0 where the image is stored in strips.
+        tile_width, tile_height: of a tile in px; 0 if the image is stored in strips.
         offsets, counts: byte position and length per tile (or strip), row by row; a count of 0 is a missing tile.
-        bits: per sample. samples: per pixel. planar: 1 where the samples of a pixel lie together.
+        bits: per sample. samples: per pixel. planar: 1 if the samples of a pixel lie together.
         extra_samples: meaning of the samples beyond the colours; 1 premultiplied alpha, 2 plain alpha.
-        subsampling: of the colours of YCbCr, (across, down); JPEG streams say it themselves.
-        subfile: bits of NewSubfileType. resolution: pixels per unit along (x, y), nan where not told.
+        subsampling: of the colours of YCbCr, (across, down); JPEG streams carry their own.
+        subfile: bits of NewSubfileType. resolution: pixels per unit along (x, y), nan if not stated.
         resolution_unit: 1 none, 2 inch, 3 centimetre.
-        sub_pages: the directories that SubIFDs names.
+        sub_pages: the directories listed in SubIFDs.
     """
 
     index: int
@@ -111,8 +113,8 @@ def read_structure(path: str | PathLike[str]) -> tuple[TiffPage, ...]:
         The pages of the main chain, in file order.
 
     Raises:
-        SlideFormatError: the file is truncated or its directories contradict themselves, the file or sane bounds
-            (4,000,000 px a side, tiles of at most 4096 px a side, 4096 pages); or a tiled image is not 8-bit.
+        SlideFormatError: the file is truncated, its directories contradict themselves or the file, or exceed sane
+            bounds (4,000,000 px a side, tiles of at most 4096 px a side, 4096 pages); or a tiled image is not 8-bit.
         OSError: the file cannot be read.
     """
     source = FileSource(path)
@@ -123,7 +125,7 @@ def read_structure(path: str | PathLike[str]) -> tuple[TiffPage, ...]:
 
 
 def walk_structure(source: ByteSource) -> tuple[TiffPage, ...]:
-    """``read_structure`` of a source that is open already."""
+    """``read_structure`` of a source that is already open."""
     return tuple(_Walker(source).chain())
 
 
@@ -175,7 +177,7 @@ class _Walker:
         self._left = self._size + _SHARED_BYTES
         header = self._bytes(0, 8, "header")
         if header[:4] not in TIFF_MAGICS:
-            raise SlideFormatError(self._path, "is no TIFF")
+            raise SlideFormatError(self._path, "is not a TIFF")
         self._order = "<" if header[:2] == b"II" else ">"
         self._is_big = 43 in header[2:4]
         if self._is_big:
@@ -231,14 +233,14 @@ class _Walker:
             raise self._error(f"is truncated or damaged: {count} bytes at {offset} of {self._size}", where)
         self._left -= count
         if self._left < 0:
-            raise self._error("has directories that ask for more bytes than the file holds", where)
+            raise self._error("has directories that need more bytes than the file holds", where)
         data = self._source.read(offset, count)
         if len(data) != count:
-            raise self._error("became shorter while it was read", where)
+            raise self._error("became shorter while being read", where)
         return data
 
     def _directory(self, offset: int, where: str) -> tuple[dict[int, _Entry], int]:
-        """The entries of one directory, by tag, and where the next directory stands (0: nowhere)."""
+        """The entries of one directory, by tag, and the offset of the next directory (0: none)."""
         if offset in self._seen:
             raise self._error("has directories that point back to themselves", where)
         self._seen.add(offset)
@@ -374,7 +376,7 @@ class _Walker:
                 self._path, f"has samples of {bits[0]} bits and format {sample_format}, not 8-bit colours", where=where
             )
         if not 1 <= samples <= 4 or planar not in (1, 2) or len(bits) not in (1, samples):
-            raise SlideFormatError(self._path, f"has {samples} samples a pixel, not grey or RGB", where=where)
+            raise SlideFormatError(self._path, f"has {samples} samples per pixel, not grey or RGB", where=where)
 
     def _tables(
         self, entries: dict[int, _Entry], offsets_tag: int, counts_tag: int, wanted: int, where: str
@@ -384,7 +386,7 @@ class _Walker:
             entry = entries.get(tag)
             if entry is None or entry.kind not in _INTEGERS or entry.count != wanted:
                 found = "none" if entry is None else f"{entry.count} of type {entry.kind}"
-                raise self._error(f"needs {wanted} values in tag {tag} and has {found}", where)
+                raise self._error(f"needs {wanted} values in tag {tag} but has {found}", where)
             tables.append(self._values(entry, where).astype(np.uint64))
         offsets, counts = tables
         stored = counts > 0

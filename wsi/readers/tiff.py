@@ -28,11 +28,11 @@ from wsi.threads import do_all
 from wsi.windows import Windows
 
 CACHE_BYTES = 64 * 2**20
-"""Decoded tiles kept per open file: windows that overlap, as with halos, share their border tiles."""
+"""Decoded tiles kept per open file: overlapping windows, as with halos, share their border tiles."""
 
 # TIFFs whose levels are plain tiled pages; OpenSlide's other vendors overlap tiles or keep several images in a file.
 _DIRECT_VENDORS = (None, "generic-tiff", "aperio", "philips")
-# a thread's share at a time, and what is fetched before it is decoded: of a remote file it comes in few requests
+# a thread's share at a time, fetched before decoding: from a remote file in few requests
 _TILES_PER_TASK = 16
 _TILES_AHEAD = 64
 
@@ -41,12 +41,12 @@ class TiffReader(Reader):
     """Reads one tiled TIFF.
 
     Args:
-        source: the file, as a path or open already; then it is closed with the reader.
-        pages: its structure, where the caller has read it already.
+        source: the file, as a path, or already open; then it is closed with the reader.
+        pages: its structure, if the caller has already read it.
         on_bad_tile: "raise", or "white": tiles that cannot be decoded are white and listed in ``bad_tiles``.
 
     Raises:
-        SlideFormatError: the file is damaged, or its finest image is not tiled or of a kind not decoded here.
+        SlideFormatError: the file is damaged, or its finest image is not tiled or cannot be decoded.
         OSError: the file cannot be read.
     """
 
@@ -137,7 +137,7 @@ class TiffReader(Reader):
             target[own.slices] = pixels[part.slices]
 
     def has_pixels(self, level: int, window: Window) -> bool:
-        """False where the whole window lies outside the level or in missing tiles."""
+        """False if the whole window lies outside the level or in missing tiles."""
         size = self.levels[level]
         inside = window.clipped(size.shape)
         return inside is not None and bool(self._tiles.present(level)[inside.tile_range(size.tile_shape).slices].any())
@@ -147,17 +147,17 @@ class TiffReader(Reader):
         return self._tiles.stream(level, row, column)
 
     def stored_tiles(self, level: int) -> StoredTiles:
-        """The tiles of a level as they lie in the file."""
+        """The tiles of a level as stored."""
         return self._tiles.stored(level)
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._source.close()
 
     def _fetched(
         self, level: int, window: Window, tile_shape: tuple[int, int]
     ) -> Iterator[tuple[Window, Window, int, bytes | None]]:
-        """The pieces of a window as ``Window.cut`` gives them, and of each tile its number and its stored bytes.
+        """The pieces of a window from ``Window.cut``, and the index and stored bytes of each tile.
 
         A bounded number of tiles is fetched ahead.
         """
@@ -169,7 +169,7 @@ class TiffReader(Reader):
                 yield own, part, index, data
 
     def _serve(self, level: int, use: _TileUse, data: bytes | None, out: NDArray[np.uint8]) -> None:
-        """Decode what the windows want of one tile, once, and hand it out."""
+        """Decode once what the windows need of one tile, and copy it to them."""
         if len(use.pieces) == 1:
             number, own, part = use.pieces[0]
             self._tiles.paste(level, use.index, data, part, out=out[number][own.slices], once=True)
@@ -183,11 +183,11 @@ class TiffReader(Reader):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _TileUse:
-    """A tile, by its number, and what windows want of it.
+    """A tile, by its index, and the parts of it that windows need.
 
     Attributes:
         index: of the tile, row by row.
-        pieces: the number of each window, and the two windows of its piece as ``Window.cut`` gives them.
+        pieces: the index of each window, and the two windows of its piece from ``Window.cut``.
     """
 
     index: int
@@ -208,7 +208,7 @@ def _tile_uses(size: Level, windows: Windows, *, across: int) -> list[_TileUse]:
 
 
 def _find_readable_levels(pages: tuple[TiffPage, ...]) -> tuple[TiffPage, ...]:
-    """The pages that are levels; empty where the finest cannot be decoded."""
+    """The pages that are levels; empty if the finest cannot be decoded."""
     levels = find_level_pages(pages)
     return tuple(page for page in levels if can_decode(page)) if levels and can_decode(levels[0]) else ()
 
@@ -224,7 +224,7 @@ def _measure_levels(path: str | PathLike[str], pages: tuple[TiffPage, ...]) -> t
         width, height = page.width, page.height
         told = None
         if len(spacings) == len(pages):
-            # As OpenSlide: the mean of both axes' ratios; sizes from it, cut off at whole pixels.
+            # As in OpenSlide: the mean of both axes' ratios; sizes from it, truncated to whole pixels.
             told = (spacings[index][0] / spacings[0][0] + spacings[index][1] / spacings[0][1]) / 2
         downsample = measure_downsample(full, (width, height), told=told) if index else 1.0
         if told is not None and index:

@@ -1,4 +1,4 @@
-"""The tiles of an open TIFF: fetched, decoded, and the last ones kept."""
+"""The tiles of an open TIFF: fetched, decoded, and the most recent kept."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _DAMAGE = (ValueError, RuntimeError, TypeError, MemoryError)
 class TiffTiles:
     """The tiles of the levels of one TIFF. Safe from many threads.
 
-    A tile of which only a part is wanted is decoded in that part alone where that is possible; wanted again among the
-    next few, as many as the cache holds, it is decoded whole and kept. Where most parts that were asked for lately were
-    of such tiles, new ones are decoded whole at once. So patches drawn at random cost little more than their own
-    pixels, and windows that share tiles decode each of them about once. The pixels are the same either way.
+    Of a tile only the requested part is decoded, if possible; if the tile is requested again among the next few, as
+    many as the cache holds, it is decoded whole and kept. If most recent requests were for such tiles, new ones are
+    decoded whole at once. So patches drawn at random cost little more than their own pixels, and windows that share
+    tiles decode each of them about once. The pixels are the same either way.
 
     Args:
         source: the bytes of the file.
@@ -52,13 +52,13 @@ class TiffTiles:
         )
         self._decoded: _Recent[NDArray[np.uint8]] = _Recent(cache_bytes)
         self._touched: _Recent[bool] = _Recent(cache_bytes)
-        self._again = 0.0  # the share of the last parts whose tile had been wanted before
+        self._again = 0.0  # the share of recent requests whose tile had been requested before
         self._bad: dict[tuple[int, int], str] = {}
         self._own = local()
 
     @property
     def bad(self) -> tuple[BadTile, ...]:
-        """The tiles that were read as white because they could not be decoded, so far."""
+        """The tiles read as white so far because they could not be decoded."""
         return tuple(
             sorted(
                 BadTile(
@@ -69,7 +69,7 @@ class TiffTiles:
         )
 
     def columns(self, level: int) -> int:
-        """Tiles in a row of tiles of a level."""
+        """Number of tiles in a row of a level."""
         page = self._pages[level]
         return -(-page.width // page.tile_width)
 
@@ -78,7 +78,7 @@ class TiffTiles:
         return self._present[level]
 
     def fetch(self, level: int, indices: Sequence[int]) -> list[bytes | None]:
-        """The stored bytes of tiles given by their number, row by row; None where a tile is missing or is at hand.
+        """The stored bytes of tiles by index, row by row; None where a tile is missing or cached.
 
         Raises:
             TileError: the file cannot be read.
@@ -102,14 +102,14 @@ class TiffTiles:
 
         Args:
             level: index of the level.
-            index: number of the tile, row by row.
-            data: as ``fetch`` gave them.
+            index: of the tile, row by row.
+            data: from ``fetch``.
             part: of the tile, all within it.
             out: uint8 (height, width, 3) of the part, in any layout of rows.
-            once: this tile will not be asked for again soon: nothing is to be kept.
+            once: this tile will not be requested again soon: nothing need be kept.
 
         Raises:
-            TileError: the tile cannot be decoded, and bad tiles are to raise.
+            TileError: the tile cannot be decoded, and bad tiles raise.
         """
         key = level, index
         if self._pages[level].counts[index] == 0 or key in self._bad:
@@ -133,8 +133,8 @@ class TiffTiles:
 
         Args:
             level: index of the level; ``is_jpeg`` holds for it.
-            index: number of the tile, row by row.
-            data: as ``fetch`` gave them.
+            index: of the tile, row by row.
+            data: from ``fetch``.
             factor: 2, 4 or 8.
             out: uint8, at most (tile_height // factor, tile_width // factor, 3).
 
@@ -144,7 +144,7 @@ class TiffTiles:
         key = level, index
         jpeg = self._codecs[level].jpeg
         if jpeg is None:
-            raise ValueError("only JPEG tiles are decoded at a reduced size")
+            raise ValueError("only JPEG tiles can be decoded at a reduced size")
         if self._pages[level].counts[index] == 0 or key in self._bad:
             out[...] = 255
             return
@@ -164,7 +164,7 @@ class TiffTiles:
 
         Raises:
             ValueError: the level's tiles are not JPEG, or it has no such tile.
-            TileError: the bytes are no JPEG of the page's kind.
+            TileError: the bytes are not a JPEG of the page's kind.
         """
         jpeg = self._codecs[level].jpeg
         if jpeg is None:
@@ -178,7 +178,7 @@ class TiffTiles:
             raise self._error((level, row * self.columns(level) + column), error) from error
 
     def stored(self, level: int) -> StoredTiles:
-        """The tiles of a level as they lie in the file."""
+        """The tiles of a level as stored."""
         page, columns = self._pages[level], self.columns(level)
         return StoredTiles(
             compression=page.compression,
@@ -202,7 +202,7 @@ class TiffTiles:
         return row * columns + column
 
     def _read_many(self, level: int, indices: Sequence[int]) -> list[bytes]:
-        """The stored bytes of tiles that are there."""
+        """The stored bytes of tiles that exist."""
         if not indices:
             return []
         page = self._pages[level]
@@ -213,7 +213,7 @@ class TiffTiles:
                 self._source.name,
                 f"cannot be read: {error.strerror or error}",
                 where=f"level {level}, {self._where(level, indices[0])}",
-                mend="try again; where it stays, copy the slide again from its source",
+                mend="try again; if it persists, copy the slide again from its source",
             ) from error
 
     def _many_at(self, level: int, tiles: Sequence[tuple[int, int]]) -> list[bytes | None]:
@@ -245,7 +245,7 @@ class TiffTiles:
     def _decode(
         self, level: int, index: int, data: bytes | None, part: Window, *, out: NDArray[np.uint8], once: bool
     ) -> NDArray[np.uint8] | None:
-        """Decode a part of a tile into ``out``, or give back the whole tile."""
+        """Decode a part of a tile into ``out``, or return the whole tile."""
         page, codec = self._pages[level], self._codecs[level]
         if data is None:
             data = self._stored(level, index)
@@ -254,7 +254,7 @@ class TiffTiles:
             if out.flags.c_contiguous:
                 codec.decode(data, out)
                 return None
-            once = True  # nothing of it is left to be asked for
+            once = True  # no other part of it is left to request
         is_alone = once or not (self._again > _MOSTLY or self._touched.get((level, index)))
         if codec.jpeg is not None and is_alone:
             pixels = codec.jpeg.decode_window(data, part)
@@ -270,7 +270,7 @@ class TiffTiles:
         return tile
 
     def _scratch(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """This thread's own array for a tile, good until its next tile: pages that are in the cache already."""
+        """This thread's own array for a tile, valid until its next tile: memory that is already in the cache."""
         scratch: NDArray[np.uint8] | None = getattr(self._own, "scratch", None)
         if scratch is None or scratch.shape != shape:
             scratch = self._own.scratch = np.empty(shape, dtype=np.uint8)

@@ -1,6 +1,6 @@
-"""libjpeg-turbo's cropped decoding, where the library is at hand: only the blocks of a window are transformed.
+"""libjpeg-turbo's cropped decoding, if the library is available: only the blocks of a window are transformed.
 
-simplejpeg decodes whole images only. TurboJPEG's third interface also takes a window: for a patch that lies across
+simplejpeg decodes whole images only. TurboJPEG's third interface also accepts a window: for a patch that lies across
 tiles, decoding windows costs about half of decoding the tiles (benchmarks/README.md). The library is the system's
 (libjpeg-turbo 3) or the one that the package ``turbojpeg`` carries; without either, whole tiles are decoded.
 """
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from wsi.geometry import Window
 
 _DECOMPRESS, _PIXELS_RGB = 1, 0  # TJINIT_DECOMPRESS, TJPF_RGB
-_REACH_PX = 4  # how far smooth upsampling of the colours sees: one sample of them, on two or four pixels
-# what the library is called on Linux, macOS and Windows
+_REACH_PX = 4  # reach of the smooth upsampling of colours: one sample, on two or four pixels
+# the library's names on Linux, macOS and Windows
 _INSTALLED = ("libturbojpeg.so.0", "libturbojpeg.dylib", "turbojpeg.dll")
 
 
@@ -53,8 +53,8 @@ class Turbo:
     def decode(self, stream: bytes, window: Window, *, across: int, unit: int) -> NDArray[np.uint8]:
         """Decode a window of a JPEG.
 
-        Smooth upsampling of the colours looks at a pixel's neighbours, and the decoder has none beyond a window's left
-        and right edge: some columns more are decoded there and cut off, so that the pixels are those of the whole.
+        Smooth upsampling of the colours uses a pixel's neighbours, and the decoder has none beyond a window's left and
+        right edge: a few more columns are decoded there and cut off, so that the pixels are those of the whole.
 
         Args:
             stream: a complete JPEG stream whose size and components were checked.
@@ -66,7 +66,7 @@ class Turbo:
             uint8 (height, width, 3), a view.
 
         Raises:
-            ValueError: the stream is damaged, or its subsampling is none that the library crops.
+            ValueError: the stream is damaged, or the library cannot crop its subsampling.
         """
         first = max(0, window.column - _REACH_PX) // unit * unit
         last = min(across, window.right + _REACH_PX)
@@ -90,13 +90,13 @@ class Turbo:
         except IndexError:
             handle: int | None = self._new(_DECOMPRESS)
             if handle is None:
-                raise MemoryError("libjpeg-turbo gives no decoder") from None
+                raise MemoryError("libjpeg-turbo provides no decoder") from None
             return handle
 
 
 @cache
 def find_turbo() -> Turbo | None:
-    """The TurboJPEG library of this machine, None where there is none of version 3."""
+    """The TurboJPEG library of this machine, None without version 3."""
     for path in _candidates():
         try:
             return Turbo(path)

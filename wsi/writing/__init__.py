@@ -1,1 +1,1 @@
-"""Pyramids and heatmaps written as BigTIFF, all or only the tiles that are wanted."""
+"""Pyramids and heatmaps written as BigTIFF, whole or only with the tiles needed."""

@@ -1,7 +1,7 @@
 """The container of written slides: a BigTIFF that only grows, pixels first, directories last.
 
-Nothing but the directories' link is ever written twice, so tiles go out as soon as they are encoded. The file lies
-under a hidden name until it is complete, and takes its own in one step.
+Only the link to the directories is ever overwritten, so tiles are written as soon as they are encoded. The file has a
+hidden name until it is complete, and gets its own in one step.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class BigTiff:
         """Append bytes on the next multiple of ``align``.
 
         Returns:
-            Where they begin in the file.
+            Their offset in the file.
 
         Raises:
             StorageError: the file system refuses.
@@ -66,7 +66,7 @@ class BigTiff:
     def write_directories(self, pages: Iterable[Tags]) -> None:
         """Append all directories, each with its values before it, and link them into one chain from the header.
 
-        JPEG tables that several directories have in common are stored once.
+        JPEG tables shared by several directories are stored once.
 
         Raises:
             StorageError: the file system refuses.
@@ -93,9 +93,9 @@ class BigTiff:
 
 @contextmanager
 def new_bigtiff(path: str | PathLike[str]) -> Iterator[BigTiff]:
-    """A hidden file beside ``path`` that takes its name when the block ends well, and is removed on any failure.
+    """A hidden file beside ``path`` that gets its name when the block ends without an error, else is removed.
 
-    An older file under the name stays untouched until then.
+    An older file of that name stays untouched until then.
 
     Raises:
         OutputExistsError: a folder, a link or a device is there.
@@ -165,7 +165,7 @@ def text(value: str) -> Value:
 
 
 def opaque(data: bytes) -> Value:
-    """Bytes that TIFF does not look into."""
+    """Bytes without a type (TIFF's UNDEFINED)."""
     return _UNDEFINED, len(data), data
 
 
@@ -175,7 +175,7 @@ def rationals(*values: tuple[int, int]) -> Value:
 
 
 def rational(value: float) -> Value:
-    """The fraction of two 32-bit numbers next to a positive value."""
+    """The fraction of two 32-bit numbers closest to a positive value."""
     largest = 2**32 - 1
     fraction = Fraction(value).limit_denominator(max(1, min(largest, int(largest / value) - 1)))
     return rationals((fraction.numerator, fraction.denominator))

@@ -1,4 +1,4 @@
-"""Where a head looked: the attention of a slide's tiles as a Zarr group and a picture. No probability of anything."""
+"""Where a head looked: the attention of a slide's tiles as a Zarr group and a picture. It is not a probability."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ class AttentionMap:
 
     def __post_init__(self) -> None:
         if self.array.shape != tuple(self.frame.shape) or self.array.dtype != np.float32:
-            raise ValueError(f"attention is float32 of its frame's shape, got {self.array.dtype} {self.array.shape}")
+            raise ValueError(f"attention must be float32 in its frame's shape: {self.array.dtype} {self.array.shape}")
         known = self.array[~np.isnan(self.array)]
         if not known.size or known.min() < 0 or not math.isclose(float(known.sum(dtype=np.float64)), 1, abs_tol=1e-3):
-            raise ValueError("attention is not negative and sums to 1")
+            raise ValueError("attention must not be negative and must sum to 1")
 
     @classmethod
     def of(cls, features: SlideFeatures, attention: NDArray[np.float32]) -> AttentionMap:
-        """Put the attention of the tiles, float32 (tiles,), where the tiles lie."""
+        """Arrange the attention of the tiles, float32 (tiles,), on their grid."""
         array = np.full(features.grid.shape, np.nan, np.float32)
         array[features.cells[:, 0], features.cells[:, 1]] = attention
         return cls(frame=features.grid, array=array)
 
     def ranks(self) -> NDArray[np.float64]:
-        """The share of tiles that got less attention, 0 to 1, ties alike; NaN where no tile was judged."""
+        """The share of tiles with less attention, 0 to 1, the same for ties; NaN where no tile was judged."""
         known = ~np.isnan(self.array)
         values, inverse = np.unique(self.array[known], return_inverse=True)
         below = np.concatenate([[0], np.cumsum(np.bincount(inverse))[:-1]])
@@ -74,7 +74,7 @@ class AttentionMap:
 
 
 def write_attention(path: Path, attention: AttentionMap, provenance: Mapping[str, Any]) -> None:
-    """Publish a Zarr v3 group: ``attention`` (rows, columns), NaN where no tile is, and its meaning as an attribute.
+    """Publish a Zarr v3 group: ``attention`` (rows, columns), NaN without a tile, and its meaning as an attribute.
 
     Raises:
         StorageError: the file system refuses.
@@ -112,7 +112,7 @@ def read_attention(path: Path) -> AttentionMap:
         ArtefactError: there is none, it is incomplete, damaged, or something else (a heatmap).
     """
     if not (path / DONE).is_file():
-        raise ArtefactError(path, f"holds no complete attention (no {DONE})", mend="make it with sentinode mil apply")
+        raise ArtefactError(path, f"has no complete attention map (no {DONE})", mend="make it with sentinode mil apply")
     verify(path)
     try:
         group = open_group(path, most_items=MOST_CELLS)
@@ -125,14 +125,14 @@ def read_attention(path: Path) -> AttentionMap:
             array=array,
         )
     except UNREADABLE as error:
-        raise ArtefactError(path, f"holds no readable attention: {error}", mend="make it again") from error
+        raise ArtefactError(path, f"has no readable attention map: {error}", mend="make it again") from error
 
 
 def draw_attention(attention: AttentionMap) -> NDArray[np.uint8]:
     """A picture of the ranks, with a legend that says what they are.
 
     Returns:
-        uint8 (rows, columns, 3), each tile a square of whole px, the longer side of the map about 1,000 px at most;
+        uint8 (rows, columns, 3), each tile a square of whole px, the longer side of the map at most about 1,000 px;
         white where no tile was judged.
     """
     ranks = attention.ranks()
@@ -148,7 +148,7 @@ def draw_attention(attention: AttentionMap) -> NDArray[np.uint8]:
 
 
 def save_attention_png(path: Path, attention: AttentionMap) -> None:
-    """Write the picture; its text chunk says that it is attention. The file is whole or absent.
+    """Write the picture atomically; its text chunk says that it is attention.
 
     Raises:
         StorageError: it cannot be written.
@@ -160,7 +160,7 @@ def save_attention_png(path: Path, attention: AttentionMap) -> None:
 
 
 def _highest(ranks: NDArray[np.float64], step: int) -> NDArray[np.float64]:
-    """Of each step x step cells the highest rank, NaN where there is none: not one tile is lost."""
+    """The highest rank of each step x step cells, NaN where there is none, so that no tile is lost."""
     rows, columns = ranks.shape
     padded = np.full((-(-rows // step) * step, -(-columns // step) * step), -1.0)
     padded[:rows, :columns] = np.nan_to_num(ranks, nan=-1.0)

@@ -1,8 +1,8 @@
 """An encoder made elsewhere: a file that turns the pixels of a tile into a row of features.
 
-Read without risk are torch.export archives (.pt2, by ``exported``) and ONNX files (by onnxruntime, which knows
-mathematical operations only). TorchScript, and torch.export archives that ask for more than ``exported`` knows, go
-through torch's own loaders, which can run code that the file holds: only where the caller says that he trusts the file.
+torch.export archives (.pt2, by ``exported``) and ONNX files (by onnxruntime, which knows only mathematical operations)
+are read without risk. TorchScript, and torch.export archives that need more than ``exported`` supports, go through
+torch's own loaders, which can run code from the file: only if the caller says that the file is trusted.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ from wsi.inputs import open_regular
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_WANTED = (
-    "give a torch.export (.pt2) or ONNX file that takes float32 (batch, 3, size, size) and gives (batch, features)"
-)
+_WANTED = "use a torch.export (.pt2) or ONNX file that maps float32 (batch, 3, size, size) to (batch, features)"
 _DYNAMIC = "export it with a dynamic first dimension"
 _PROBES = 3
-# of the largest feature: what other shapes of a batch may change by rounding, far below what neighbours would change
+# of the largest feature: allows for rounding in other batch shapes, far less than an influence of neighbours
 _ROUNDING = 2e-3
 
 _Three: TypeAlias = tuple[float, float, float]
@@ -50,10 +48,10 @@ class Encoder:
         path: the file.
         digest: hex sha256 of the file.
         kind: "torch.export", "onnx" or "torchscript".
-        size_px: side of the square tiles that it takes.
+        size_px: side of the square tiles it expects.
         width: features per tile.
-        mean, std: of the red, green and blue channel; pixels are given as (value / 255 - mean) / std.
-        device: where it runs.
+        mean, std: of the red, green and blue channel; the input is (value / 255 - mean) / std.
+        device: where it computes.
         forward: float32 (batch, 3, size_px, size_px) on the device to (batch, width).
     """
 
@@ -79,7 +77,7 @@ class Encoder:
         return _encoded(self.forward, pixels, mean=self.mean, std=self.std, device=self.device)
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the features: the file, the size of its tiles and how pixels are given to it."""
+        """Everything that determines the features: the file, the size of its tiles and the scaling of pixels."""
         return {"sha256": self.digest, "size_px": self.size_px, "mean": list(self.mean), "std": list(self.std)}
 
 
@@ -100,13 +98,13 @@ def load_encoder(
         mean: per channel, of pixels from 0 to 1.
         std: likewise.
         device: auto, cpu or cuda.
-        trust: also load what can run code from the file: TorchScript, and archives that ``exported`` refuses.
+        trust: also load files that can run code: TorchScript, and archives that ``exported`` refuses.
 
     Raises:
-        CheckpointError: there is no such file; it is no encoder; it would have to be trusted; it takes other images or
-            a fixed batch; it gives anything but finite (batch, features); a tile's features depend on its neighbours in
-            the batch, or differ from run to run.
-        PathologyError: the device is not there, or onnxruntime is not installed.
+        CheckpointError: there is no such file; it is not an encoder; it would have to be trusted; it takes other images
+            or a fixed batch; it returns anything but finite (batch, features); a tile's features depend on its
+            neighbours in the batch, or differ from call to call.
+        PathologyError: the device does not exist, or onnxruntime is not installed.
         ValueError: size_px is not positive, a mean is not finite, or a std is not positive.
     """
     if size_px < 1 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
@@ -151,7 +149,7 @@ def _kind(path: Path) -> str:
     # an ONNX file is a protobuf message whose first field, the version, is a varint
     if start.startswith(b"\x08") or path.suffix.lower() == ".onnx":
         return "onnx"
-    raise CheckpointError(path, "is no encoder of a known kind", mend=_WANTED)
+    raise CheckpointError(path, "is not an encoder of a known kind", mend=_WANTED)
 
 
 def _kind_of_archive(path: Path) -> str:
@@ -178,14 +176,14 @@ def _load_exported(path: Path, size_px: int, device: torch.device, trust: bool) 
         return _load_trusted(path, device)
     _check_shape(path, network.input_shape, size_px)
     if network.input_dtype != torch.float32:
-        raise CheckpointError(path, f"takes {network.input_dtype}", mend="export it in float32")
+        raise CheckpointError(path, f"expects {network.input_dtype}", mend="export it in float32")
     there = network.to(device)
     before = [weight._version for weight in there.weights.values()]  # noqa: SLF001  (torch's count of changes in place)
 
     def forward(batch: torch.Tensor) -> torch.Tensor:
         features = there(batch)
         if [weight._version for weight in there.weights.values()] != before:  # noqa: SLF001
-            raise CheckpointError(path, "changes its own weights while it runs", mend="export it after model.eval()")
+            raise CheckpointError(path, "changes its own weights while computing", mend="export it after model.eval()")
         return features
 
     return forward
@@ -207,10 +205,10 @@ def _load_torchscript(path: Path, size_px: int, device: torch.device, trust: boo
         raise CheckpointError(
             path,
             "is TorchScript, which can run code when loaded: it was not opened",
-            mend="export it with torch.export or to ONNX, or, if you trust its maker, give --trust-model",
+            mend="export it with torch.export or to ONNX, or pass --trust-model if you trust its source",
         )
     try:
-        loader: Any = torch.jit.load  # it carries no types
+        loader: Any = torch.jit.load  # it is untyped
         module: _Forward = loader(str(path), map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(path, f"cannot be loaded as TorchScript: {error!s:.200}", mend=_WANTED) from error
@@ -222,30 +220,30 @@ def _load_onnx(path: Path, size_px: int, device: torch.device, trust: bool) -> _
         runtime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise PathologyError(
-            path, "is an ONNX file, for which onnxruntime is needed", mend="pip install 'sentinode[onnx]'"
+            path, "is an ONNX file, which needs onnxruntime", mend="pip install 'sentinode[onnx]'"
         ) from error
     options = runtime.SessionOptions()
-    # one thread per session: tiles are spread over threads, and sums do not depend on how many there are
+    # one thread per session: tiles are spread over threads, and sums do not depend on their number
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     on_gpu = device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers()
     try:
-        # from its bytes and with an empty folder beside it: no other file is read, the digest covers all weights
+        # from bytes, next to an empty folder: no other file is read, so the digest covers all weights
         with TemporaryDirectory() as empty:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", empty)
             session = runtime.InferenceSession(
                 path.read_bytes(), options, providers=["CUDAExecutionProvider" if on_gpu else "CPUExecutionProvider"]
             )
-    except Exception as error:  # onnxruntime has no public family of errors
+    except Exception as error:  # onnxruntime has no public error base class
         raise CheckpointError(
-            path, f"cannot be loaded by onnxruntime: {error!s:.200}", mend="give one whole file without external data"
+            path, f"cannot be loaded by onnxruntime: {error!s:.200}", mend="use a single file without external data"
         ) from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1:
-        reason = f"takes {len(inputs)} inputs and gives {len(outputs)} outputs where one of each is wanted"
+        reason = f"has {len(inputs)} inputs and {len(outputs)} outputs instead of one of each"
         raise CheckpointError(path, reason, mend=_WANTED)
     if inputs[0].type != "tensor(float)":
-        raise CheckpointError(path, f"takes {inputs[0].type}", mend="export it in float32")
+        raise CheckpointError(path, f"expects {inputs[0].type}", mend="export it in float32")
     shape = inputs[0].shape or ()
     _check_shape(path, tuple(size if isinstance(size, int) else None for size in shape), size_px)
     name = inputs[0].name
@@ -264,13 +262,13 @@ _LOADERS: dict[str, Callable[[Path, int, torch.device, bool], _Forward]] = {
 
 
 def _check_shape(path: Path, shape: tuple[int | None, ...], size_px: int) -> None:
-    """Compare the shape that a file tells with (any batch, 3, size_px, size_px); None stands for any."""
+    """Compare the shape that a file states with (any batch, 3, size_px, size_px); None stands for any."""
     if len(shape) != 4 or shape[1] not in {3, None}:
-        raise CheckpointError(path, f"takes {_text(shape)}, not (batch, 3, rows, columns)", mend=_WANTED)
+        raise CheckpointError(path, f"expects {_text(shape)}, not (batch, 3, rows, columns)", mend=_WANTED)
     if shape[0] is not None:
-        raise CheckpointError(path, f"takes only batches of {shape[0]}", mend=_DYNAMIC)
+        raise CheckpointError(path, f"accepts only batches of {shape[0]}", mend=_DYNAMIC)
     if any(size not in {size_px, None} for size in shape[2:]):
-        raise CheckpointError(path, f"takes images of {_text(shape[2:])} px, not of {size_px}", mend="give its --size")
+        raise CheckpointError(path, f"expects images of {_text(shape[2:])} px, not of {size_px}", mend="set its --size")
 
 
 def _text(shape: tuple[int | None, ...]) -> str:
@@ -278,7 +276,7 @@ def _text(shape: tuple[int | None, ...]) -> str:
 
 
 def _probed(path: Path, forward: _Forward, *, size_px: int, mean: _Three, std: _Three, device: torch.device) -> int:
-    """How many features an encoder gives, once it has shown that it does so for every tile by itself."""
+    """The number of features of an encoder, after checking that it encodes every tile independently."""
     pixels = np.random.default_rng(0).integers(0, 256, (_PROBES, size_px, size_px, 3), np.uint8)
 
     def run(part: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -288,23 +286,23 @@ def _probed(path: Path, forward: _Forward, *, size_px: int, mean: _Three, std: _
             raise
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever an unknown network raises
+        except Exception as error:  # an unknown network may raise anything
             reason = f"fails on a batch of {len(part)} x 3 x {size_px} x {size_px}: {error!s:.200}"
-            raise CheckpointError(path, reason, mend=f"give its --size, and {_DYNAMIC}") from error
+            raise CheckpointError(path, reason, mend=f"set its --size, and {_DYNAMIC}") from error
         if features.ndim != 2 or len(features) != len(part) or not features.shape[1]:
-            reason = f"gives {features.shape} for a batch of {len(part)}, not (batch, features)"
+            reason = f"returns {features.shape} for a batch of {len(part)}, not (batch, features)"
             raise CheckpointError(path, reason, mend="export it with its pooling and without other outputs")
         if not np.isfinite(features).all():
-            raise CheckpointError(path, "gives NaN or infinity", mend="check its --mean and --std, and its weights")
+            raise CheckpointError(path, "returns NaN or infinity", mend="check its --mean and --std, and its weights")
         return features
 
     together, again = run(pixels), run(pixels)
     alone = np.concatenate([run(pixels[index : index + 1]) for index in range(_PROBES)])
     if device.type == "cpu" and not np.array_equal(together, again):
-        raise CheckpointError(path, "gives other features every time", mend="export it after model.eval()")
+        raise CheckpointError(path, "returns different features every time", mend="export it after model.eval()")
     if alone.shape != together.shape or np.abs(alone - together).max() > _ROUNDING * np.abs(together).max():
         raise CheckpointError(
-            path, "gives a tile other features when its neighbours change", mend="export it after model.eval()"
+            path, "returns other features for a tile when its neighbours change", mend="export it after model.eval()"
         )
     return int(together.shape[1])
 
@@ -319,6 +317,6 @@ def _encoded(
         found = forward(((images / 255 - centre) / spread).contiguous())
         if not isinstance(found, torch.Tensor) or not found.is_floating_point():
             what = f"{found.dtype}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-            raise TypeError(f"it gives {what} where one tensor of floats is wanted")
+            raise TypeError(f"it returns {what} instead of one tensor of floats")
         features: NDArray[np.float32] = found.float().cpu().numpy()
     return features

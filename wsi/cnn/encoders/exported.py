@@ -1,10 +1,10 @@
-"""A network in a torch.export file (.pt2), run without executing anything that the file holds.
+"""A network in a torch.export file (.pt2), computed without executing anything from the file.
 
 ``torch.export.load`` is not safe for a file of unknown origin (torch 2.10 to 2.13, read in its source): it unpickles
 the sample inputs with ``weights_only=False`` as soon as the safe way fails, likewise weights marked ``use_pickle`` and
-custom objects, gives shape texts to ``sympy.sympify``, which evaluates them, and takes any attribute of ``torch`` as a
-node's target. Here only two parts are read: the graph, which is JSON, and weights stored as raw bytes. Its nodes are
-looked up in a fixed list of pure tensor operations; whatever else a file asks for is refused.
+custom objects, passes shape texts to ``sympy.sympify``, which evaluates them, and accepts any attribute of ``torch`` as
+a node's target. Here only two parts are read: the graph, which is JSON, and weights stored as raw bytes. Its nodes are
+looked up in a fixed list of pure tensor operations; anything else is refused.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import torch
 from wsi.errors import CheckpointError
 
 ARCHIVE = "archive_format"
-"""The member by which a zip file is known as a torch.export archive."""
+"""The member that identifies a zip file as a torch.export archive."""
 
 DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError)
-"""What a zip file's reader raises where bytes of the file were changed, beside what wrong values of its parts raise."""
+"""Raised when reading a zip file with changed bytes, beside the errors for wrong values in its parts."""
 
 _LARGEST_JSON = 256 << 20
 _SCHEMA = 8
 _MOST_DIMENSIONS = 8
-_TRUST = "export it again with torch.export.save of torch 2.10 or later, or, if you trust its maker, give --trust-model"
+_TRUST = "export it again with torch.export.save of torch 2.10 or later, or pass --trust-model if you trust its source"
 
 # numbers of torch/_export/serde/schema.py
 _DTYPES = {
@@ -77,7 +77,7 @@ _SHAPES = """
 _PURE = frozenset((_LAYERS + _ELEMENTWISE + _SHAPES).split())
 _ACTIVATIONS = "relu relu6 hardtanh hardswish silu leaky_relu elu add sub mul div clamp detach dropout"
 _MUTATING = frozenset(f"{name}_" for name in _ACTIVATIONS.split())
-# they check what the probe of an encoder checks, and name the device on which the file was made
+# the probe of an encoder checks the same, and these name the device on which the file was made
 _ASSERTIONS = frozenset({"_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size"})
 _NUMBER_OPERATIONS = "add sub mul floordiv mod neg eq ge gt le lt"
 _ON_NUMBERS: Mapping[str, Callable[..., Any]] = {name: getattr(operator, name) for name in _NUMBER_OPERATIONS.split()}
@@ -88,19 +88,19 @@ _Values: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """Stands for a value that an earlier step gives."""
+    """Stands for the result of an earlier step."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class _OwnDevice:
-    """Stands for the device on which the network runs."""
+    """Stands for the network's device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """One operation: what it is given, the names of what it gives, and the names that nobody needs after it."""
+    """One operation: its arguments, the names of its results, and the names no longer needed after it."""
 
     function: Callable[..., Any]
     positional: tuple[Any, ...]
@@ -116,7 +116,7 @@ class ExportedNetwork:
 
     Attributes:
         input_shape: the shape of the input, None for each dimension that may vary.
-        input_dtype: what the graph expects.
+        input_dtype: expected by the graph.
         steps: operations in order.
         weights: parameters, buffers and constants by their names in the graph.
         input_name, output_name: of the batch and of the result.
@@ -160,8 +160,8 @@ def load_exported(path: Path) -> ExportedNetwork:
     """Read a torch.export archive; nothing in it is executed or unpickled.
 
     Raises:
-        CheckpointError: it is damaged, of another version, asks for an operation that is not on the list, or does not
-            take one tensor and give one.
+        CheckpointError: it is damaged, has another version, uses an operation that is not on the list, or does not map
+            one tensor to one tensor.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -171,7 +171,7 @@ def load_exported(path: Path) -> ExportedNetwork:
     except DAMAGES as error:
         raise CheckpointError(path, f"is a damaged archive: {error}", mend="copy the file again") from error
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError) as error:
-        reason = f"is no torch.export file that can be read: {type(error).__name__}: {error}"
+        reason = f"is not a readable torch.export file: {type(error).__name__}: {error}"
         raise CheckpointError(path, f"{reason:.300}", mend=_TRUST) from error
 
 
@@ -184,7 +184,7 @@ class _Archive:
         self._members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
 
     def names(self, start: str, end: str) -> list[str]:
-        """What stands between start and end in the names that have both."""
+        """The parts between start and end of the names that have both."""
         return [name[len(start) : -len(end)] for name in self._members if name.startswith(start) and name.endswith(end)]
 
     def json(self, name: str) -> _Json:
@@ -196,7 +196,7 @@ class _Archive:
         return value
 
     def raw(self, name: str) -> bytearray:
-        """A member that is stored as it is: what is allocated is in the file."""
+        """An uncompressed member, so that no more is allocated than the file holds."""
         member = self._members[name]
         if member.compress_type != zipfile.ZIP_STORED or member.file_size > self.path.stat().st_size:
             raise ValueError(f"{name} is compressed")
@@ -207,13 +207,13 @@ def _read(path: Path, archive: zipfile.ZipFile) -> ExportedNetwork:
     members = _Archive(path, archive)
     models = members.names("models/", ".json")
     if len(models) != 1:
-        raise CheckpointError(path, f"holds {len(models)} networks where one is wanted", mend=_TRUST)
+        raise CheckpointError(path, f"holds {len(models)} networks instead of one", mend=_TRUST)
     if members.raw("byteorder") != b"little":
         raise CheckpointError(path, "was written on a big-endian machine", mend="export it on another machine")
     model = members.json(f"models/{models[0]}.json")
     version = model["schema_version"]["major"]
     if version != _SCHEMA:
-        raise CheckpointError(path, f"is of schema version {version!r:.20}, known is {_SCHEMA}", mend=_TRUST)
+        raise CheckpointError(path, f"has schema version {version!r:.20}, only {_SCHEMA} is supported", mend=_TRUST)
     weights: dict[str, torch.Tensor] = {}
     for kind in ("weights", "constants"):
         stored = members.json(f"data/{kind}/{models[0]}_{kind}_config.json")["config"]
@@ -239,14 +239,14 @@ def _tensor(members: _Archive, folder: str, key: str, entry: _Json) -> torch.Ten
     data = members.raw(f"{folder}/{entry['path_name']}")
     reach = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) + 1
     if reach * dtype.itemsize > len(data):
-        raise CheckpointError(members.path, "reaches beyond its data", where=where, mend="copy the file again")
+        raise CheckpointError(members.path, "extends beyond its data", where=where, mend="copy the file again")
     values = torch.frombuffer(data, dtype=dtype, count=len(data) // dtype.itemsize)
     return torch.as_strided(values, sizes, strides, offset)
 
 
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r:.40} is no size")
+        raise ValueError(f"{value!r:.40} is not a size")
     return value
 
 
@@ -261,16 +261,16 @@ def _assembled(path: Path, module: _Json, weights: Mapping[str, torch.Tensor]) -
         elif kind in {"parameter", "buffer", "tensor_constant"}:
             named[what["arg"]["name"]] = weights[what[f"{kind}_name"]]
         else:
-            raise CheckpointError(path, f"takes an input of kind {kind!r:.40}", mend=_TRUST)
+            raise CheckpointError(path, f"expects an input of kind {kind!r:.40}", mend=_TRUST)
     outputs = [next(iter(spec.items())) for spec in signature["output_specs"]]
     if any(kind in {"buffer_mutation", "parameter_mutation", "user_input_mutation"} for kind, _ in outputs):
-        raise CheckpointError(path, "changes its own weights while it runs", mend="export it after model.eval()")
+        raise CheckpointError(path, "changes its own weights while computing", mend="export it after model.eval()")
     tensors = [what["arg"]["as_tensor"]["name"] for kind, what in outputs if kind == "user_output"]
     if len(inputs) != 1 or "as_tensor" not in inputs[0] or len(tensors) != len(outputs) or len(tensors) != 1:
         raise CheckpointError(
             path,
-            f"takes {len(inputs)} inputs and gives {len(outputs)} outputs where one batch and one tensor are wanted",
-            mend="export a module of one tensor to one tensor",
+            f"has {len(inputs)} inputs and {len(outputs)} outputs instead of one batch and one tensor",
+            mend="export a module that maps one tensor to one tensor",
         )
     name = inputs[0]["as_tensor"]["name"]
     meta = graph["tensor_values"][name]
@@ -285,7 +285,7 @@ def _assembled(path: Path, module: _Json, weights: Mapping[str, torch.Tensor]) -
 
 
 def _steps(path: Path, nodes: list[_Json], *, keep: set[str]) -> Iterator[_Step]:
-    """The operations of the graph in order, each with the values to be let go after it."""
+    """The operations of the graph in order, each with the values to release after it."""
     wanted = [node for node in nodes if not _is_assertion(node["target"])]
     last = {
         name: step for step, node in enumerate(wanted) for name in (*_names_in(path, node["inputs"]), *_given(node))
@@ -319,7 +319,7 @@ def _function(path: Path, target: str) -> Callable[..., Any]:
             function: Callable[..., Any] = getattr(packet, parts[4])
             return function
     raise CheckpointError(
-        path, f"asks for {target!r:.80}, which is not among the operations that are known to be harmless", mend=_TRUST
+        path, f"uses {target!r:.80}, which is not among the operations known to be harmless", mend=_TRUST
     )
 
 
@@ -328,7 +328,7 @@ def _given(node: _Json) -> list[str]:
 
 
 def _outputs(node: _Json) -> tuple[tuple[str | None, ...], bool]:
-    """The names of what a node gives, and whether it gives one value rather than several."""
+    """The names of a node's results, and whether it has a single result."""
     outputs = node["outputs"]
     if len(outputs) == 1 and "as_tensors" in outputs[0]:
         return tuple(one["name"] for one in outputs[0]["as_tensors"]), False
@@ -359,7 +359,7 @@ def _names_in(path: Path, inputs: list[_Json]) -> Iterator[str]:
 
 
 def _value(path: Path, argument: _Json) -> Any:  # noqa: ANN401  (a tree of arguments)
-    """An argument as it is given to the operation, names of earlier values left open."""
+    """An argument as passed to the operation, with names of earlier values unresolved."""
     ((kind, value),) = argument.items()
     if kind in _ONE_OF:
         return _value(path, value)
@@ -367,26 +367,26 @@ def _value(path: Path, argument: _Json) -> Any:  # noqa: ANN401  (a tree of argu
         return [_value(path, one) for one in value]
     if kind in _PLAIN:
         return _PLAIN[kind](value)
-    raise CheckpointError(path, f"gives an operation an argument of kind {kind!r:.40}", mend=_TRUST)
+    raise CheckpointError(path, f"passes an operation an argument of kind {kind!r:.40}", mend=_TRUST)
 
 
 def _number(value: object) -> float:
-    # JSON has no infinity: the file writes it as a text
+    # JSON has no infinity: the file writes it as text
     number = float(value) if isinstance(value, int | float | str) else math.nan
     if math.isnan(number):
-        raise ValueError(f"{value!r:.40} is no number")
+        raise ValueError(f"{value!r:.40} is not a number")
     return number
 
 
 def _layout(value: int) -> torch.layout:
     if value != _STRIDED:
-        raise ValueError(f"a layout of number {value!r:.20}")
+        raise ValueError(f"unknown layout {value!r:.20}")
     return torch.strided
 
 
 def _plain(value: object) -> object:
     if not isinstance(value, bool | int | str | list):
-        raise TypeError(f"{value!r:.40} is no argument")
+        raise TypeError(f"{value!r:.40} is not an argument")
     return value
 
 

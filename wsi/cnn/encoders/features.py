@@ -1,7 +1,7 @@
-"""The features of a slide's tiles, as an encoder gives them, in a Zarr group that says what it was made from.
+"""An encoder's features for a slide's tiles, in a Zarr group that records what it was made from.
 
 On a CPU every tile goes through the encoder alone, on one thread: its features have the same bits whatever the order of
-tiles, the batch and the number of workers. On a GPU tiles go in batches, and their features agree to rounding.
+tiles, the batch and the number of workers. On a GPU tiles are batched, and their features agree to rounding.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TileGeometry:
     Attributes:
         mpp: um per px of a tile.
         size_px: side of a tile.
-        stride_px: from one tile to the next; smaller than size_px they overlap, by an even number of px.
+        stride_px: from one tile to the next; if smaller than size_px, tiles overlap by an even number of px.
     """
 
     mpp: float
@@ -57,15 +57,15 @@ class TileGeometry:
             raise ValueError(f"tiles need a positive mpp, got {self.mpp}")
         if not 1 <= self.stride_px <= self.size_px or (self.size_px - self.stride_px) % 2:
             raise ValueError(
-                f"a stride is at most the size and differs from it by an even number, got {self.stride_px} of "
+                f"a stride must be at most the size and differ from it by an even number, got {self.stride_px} of "
                 f"{self.size_px}"
             )
 
     def plan(self, slide: SlideSource, tissue: Mask) -> TilePlan:
-        """The tiles whose middle (the stride's square) touches tissue.
+        """The tiles whose middle (the square of the stride) touches tissue.
 
         Raises:
-            ResolutionError: the slide's mpp is not known.
+            ResolutionError: the slide's mpp is unknown.
         """
         halo = (self.size_px - self.stride_px) // 2
         return TilePlan.over(slide.frame_at(self.mpp), core_px=self.stride_px, halo_px=halo, mask=tissue)
@@ -129,29 +129,29 @@ def encode_tiles(
 ) -> Generator[tuple[list[TileWindow], NDArray[np.float32]]]:
     """Stream the tiles of a plan through an encoder.
 
-    At most 4 x workers tiles, one batch and what reading them takes are held at any time.
+    At most 4 x workers tiles, one batch and the reading buffers are in memory at any time.
 
     Args:
         slide: its resolution must be known.
-        encoder: takes tiles of the plan's windows.
+        encoder: for tiles of the plan's window size.
         plan: which tiles.
         batch: tiles encoded at a time; None chooses (2 per worker; 64 on a GPU, halved as its memory demands).
-        workers: threads that read, and on a CPU threads that encode; None takes the usable cores.
+        workers: reading threads, and on a CPU also encoding threads; None uses the usable cores.
         on_tiles: called with (tiles done, tiles in all).
 
     Yields:
         (tiles, float32 (tiles, width)), in the order of the plan; tiles without stored pixels are left out.
 
     Raises:
-        PathologyError: the encoder gives NaN or infinity; or the GPU's memory is too small for one tile.
+        PathologyError: the encoder returns NaN or infinity; or the GPU's memory is too small for one tile.
         SlideError: the slide cannot be read.
         ValueError: batch or workers is not positive, or the plan's windows are not the encoder's.
     """
     count = usable_cores() if workers is None else workers
     if min(count, 1 if batch is None else batch) < 1:
-        raise ValueError(f"batch and workers are positive, got {batch}, {workers}")
+        raise ValueError(f"batch and workers must be positive, got {batch}, {workers}")
     if plan.window_shape != (encoder.size_px, encoder.size_px):
-        raise ValueError(f"the plan's windows are {plan.window_shape}, the encoder takes {encoder.size_px} px")
+        raise ValueError(f"the plan's windows are {plan.window_shape}, the encoder expects {encoder.size_px} px")
     at_once = batch or (_GPU_BATCH if encoder.device.type == "cuda" else 2 * count)
     return _encode_tiles(slide, encoder, plan, at_once, count, on_tiles or (lambda _, __: None))
 
@@ -186,7 +186,7 @@ def _check_finite(encoder: Encoder, windows: Sequence[TileWindow], rows: _Rows) 
         frame = windows[bad[0]].frame
         raise PathologyError(
             encoder.path,
-            "gives NaN or infinity",
+            "returns NaN or infinity",
             where=f"tile at x {frame.x:.0f}, y {frame.y:.0f}",
             mend="check its --mean and --std, and its weights",
         )
@@ -205,11 +205,11 @@ def _encoding(encoder: Encoder, workers: int) -> Iterator[_Encode]:
 def features_provenance(
     fingerprint: str, encoder: Encoder, geometry: TileGeometry, *, mask: str, precision: Precision
 ) -> dict[str, Any]:
-    """What the features of a slide are made from; equal provenance means equal features.
+    """Everything that determines the features of a slide; equal provenance means equal features.
 
     Args:
         fingerprint: of the slide.
-        encoder: what encodes.
+        encoder: the encoder.
         geometry: how the slide is cut.
         mask: how the tissue was found.
         precision: how features are stored.
@@ -238,12 +238,12 @@ def write_features(
 ) -> int:
     """Encode a slide's tissue and publish a Zarr v3 group: ``features``, ``cells`` and ``positions``, a row per tile.
 
-    Memory does not grow with the slide: rows are written as they come, in chunks of 1,024.
+    Memory does not grow with the slide: rows are written as they arrive, in chunks of 1,024.
 
     Args:
         path: the group, a folder.
         slide: its resolution must be known.
-        encoder: takes tiles of the geometry's size.
+        encoder: for tiles of the geometry's size.
         tissue: mask in any frame of the slide.
         geometry: how the slide is cut.
         provenance: from features_provenance.
@@ -253,7 +253,7 @@ def write_features(
         on_tiles: as in encode_tiles.
 
     Returns:
-        How many tiles.
+        The number of tiles.
 
     Raises:
         PathologyError: a feature is NaN, infinite or beyond float16; or as encode_tiles.
@@ -268,7 +268,7 @@ def write_features(
             for windows, rows in tiles:
                 table.add(windows, rows)
         if not table.close({"kind": KIND, **_laid_out(plan, geometry), "provenance": provenance}):
-            raise NoTissueError(None, "no tile holds tissue", mend="look at the slide and its tissue mask")
+            raise NoTissueError(None, "no tile holds tissue", mend="check the slide and its tissue mask")
         return table.rows
 
 
@@ -317,14 +317,14 @@ class _Table:
         self._chunk = chunk
 
     def add(self, windows: Sequence[TileWindow], rows: _Rows) -> None:
-        """Take the next tiles."""
+        """Add the next tiles."""
         self._waiting += zip(windows, rows, strict=True)
         while len(self._waiting) >= self._chunk:
             self._write(self._waiting[: self._chunk])
             del self._waiting[: self._chunk]
 
     def close(self, attributes: dict[str, Any]) -> int:
-        """Write what is left, cut the arrays to their true length, and give it."""
+        """Write the remaining rows, cut the arrays to their true length, and return it."""
         if self._waiting:
             self._write(self._waiting)
         for array in self._arrays.values():
@@ -334,10 +334,10 @@ class _Table:
 
     def _write(self, part: Sequence[tuple[TileWindow, _Rows]]) -> None:
         windows = [window for window, _ in part]
-        with np.errstate(over="ignore"):  # infinity is found below
+        with np.errstate(over="ignore"):  # infinity is detected below
             features = np.stack([row for _, row in part]).astype(self._arrays["features"].dtype)
         if not np.isfinite(features).all():
-            raise PathologyError(self._encoder.path, "gives a feature beyond 65504", mend="store float32")
+            raise PathologyError(self._encoder.path, "returns a feature beyond 65504", mend="store float32")
         there = slice(self.rows, self.rows + len(part))
         self._arrays["features"][there] = features
         self._arrays["cells"][there] = np.array([(window.row, window.column) for window in windows], np.int32)
@@ -346,18 +346,18 @@ class _Table:
 
 
 def read_features(path: Path) -> SlideFeatures:
-    """Open the features of a slide: every file is compared with its sha256, the features themselves are read later.
+    """Open the features of a slide: every file is compared with its sha256, the features are read later.
 
     Raises:
         ArtefactError: there are none, or they are incomplete or damaged.
     """
     if not (path / DONE).is_file():
-        raise ArtefactError(path, f"holds no complete features (no {DONE})", mend="make them with sentinode features")
+        raise ArtefactError(path, f"has no complete features (no {DONE})", mend="make them with sentinode features")
     verify(path)
     try:
         return _opened(path, open_group(path))
     except UNREADABLE as error:
-        raise ArtefactError(path, f"holds no readable features: {error}", mend="make them again") from error
+        raise ArtefactError(path, f"has no readable features: {error}", mend="make them again") from error
 
 
 def _opened(path: Path, group: Any) -> SlideFeatures:  # noqa: ANN401  (zarr's groups hold anything)
@@ -381,7 +381,7 @@ def _opened(path: Path, group: Any) -> SlideFeatures:  # noqa: ANN401  (zarr's g
     if (cells < 0).any() or (cells >= np.array(grid.shape)).any():
         raise ValueError("its tiles lie outside the slide")
     if len(np.unique(cells, axis=0)) < count:
-        raise ValueError("two of its tiles lie in one place")
+        raise ValueError("two of its tiles coincide")
     return SlideFeatures(
         path=path,
         grid=grid,

@@ -1,4 +1,4 @@
-"""A head that judges a whole slide from the features of its tiles: gated attention over the tiles, then one decision.
+"""A head that classifies a whole slide by the features of its tiles: gated attention over them, then one decision.
 
 Source: Ilse, Tomczak, Welling: Attention-based deep multiple instance learning, ICML 2018, equations 7 and 9.
 """
@@ -41,7 +41,7 @@ _FILE = WeightsFile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadShape:
-    """The sizes of a head: features per tile, of the layer after them, of the attention, and the number of classes."""
+    """The sizes of a head: features per tile, width of the next layer and of the attention, and number of classes."""
 
     width: int
     hidden: int = 128
@@ -51,9 +51,9 @@ class HeadShape:
     def __post_init__(self) -> None:
         sizes = asdict(self)
         if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes.values()):
-            raise ValueError(f"sizes are whole numbers, got {sizes}")
+            raise ValueError(f"sizes must be whole numbers, got {sizes}")
         if min(sizes.values()) < 1 or max(sizes.values()) > _WIDEST or self.classes < 2:
-            raise ValueError(f"a head has sizes from 1 to {_WIDEST} and two classes at least, got {sizes}")
+            raise ValueError(f"a head must have sizes from 1 to {_WIDEST} and at least two classes, got {sizes}")
 
     def weights(self) -> dict[str, tuple[int, ...]]:
         """The shape of each weight."""
@@ -74,7 +74,7 @@ class GatedAttention(nn.Module):
 
     Args:
         shape: the sizes.
-        seed: of the first weights; the same on every machine.
+        seed: of the initial weights; the same on every machine.
     """
 
     mean: torch.Tensor
@@ -84,7 +84,7 @@ class GatedAttention(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape.width))
         self.register_buffer("std", torch.ones(shape.width))
-        skip: Any = nn.utils.skip_init  # it carries no types
+        skip: Any = nn.utils.skip_init  # it is untyped
         self.project = skip(nn.Linear, shape.width, shape.hidden)
         self.content = skip(nn.Linear, shape.hidden, shape.attention)
         self.gate = skip(nn.Linear, shape.hidden, shape.attention)
@@ -101,19 +101,19 @@ class GatedAttention(nn.Module):
     def forward(
         self, features: torch.Tensor, *, dropout: float = 0.0, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Judge one slide.
+        """Classify one slide.
 
         Args:
             features: float32 (tiles, width), on the device of the weights.
-            dropout: the share of a tile's hidden values that is left out, in training.
-            generator: draws which, on the CPU.
+            dropout: the share of a tile's hidden values that is dropped, in training.
+            generator: draws them, on the CPU.
 
         Returns:
             Logits (classes,) and attention (tiles,), which sums to 1.
         """
         hidden = torch.relu(self.project((features - self.mean) / self.std))
         if dropout:
-            # drawn on the CPU, so that every device leaves out the same
+            # drawn on the CPU, so that every device drops the same ones
             kept = torch.rand(hidden.shape, generator=generator) >= dropout
             hidden = hidden * kept.to(hidden.device) / (1 - dropout)
         scores = self.attend(torch.tanh(self.content(hidden)) * torch.sigmoid(self.gate(hidden)))
@@ -123,11 +123,11 @@ class GatedAttention(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlideVerdict:
-    """What a head says of a slide.
+    """A head's output for a slide.
 
     Attributes:
         probabilities: float64 (classes,), summing to 1.
-        attention: float32 (tiles,), summing to 1: how much each tile counted. No probability of anything.
+        attention: float32 (tiles,), summing to 1: how much each tile counted. It is not a probability.
     """
 
     probabilities: NDArray[np.float64]
@@ -136,13 +136,13 @@ class SlideVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MilHead:
-    """A trained head and what it may be used on.
+    """A trained head and the features it applies to.
 
     Attributes:
-        network: not to be trained further in place.
+        network: must not be trained further in place.
         shape: its sizes.
         class_names: one per class, "negative" first.
-        recipe: how the features were made: the provenance that all features of one encoder and geometry share.
+        recipe: how the features were made: the provenance shared by all features of one encoder and geometry.
         provenance: what it was trained on and how.
         path: the file it was loaded from, None for a new one.
     """
@@ -165,40 +165,40 @@ class MilHead:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to(self, device: str) -> MilHead:
-        """The same head, judging on a device: auto, cpu or cuda.
+        """The same head on a device: auto, cpu or cuda.
 
         Raises:
-            PathologyError: the device is not there.
+            PathologyError: the device does not exist.
         """
         return replace(self, network=deepcopy(self.network).to(pick_device(device)))
 
     def judge(self, features: NDArray[np.float32]) -> SlideVerdict:
-        """Judge a slide where the network lies; the device holds this one slide.
+        """Classify a slide on the network's device, which holds only this slide.
 
-        On a CPU one thread does it, so that the result has the same bits everywhere on one machine; a GPU agrees with
-        it to rounding.
+        On a CPU one thread computes, so that the result always has the same bits on one machine; a GPU agrees with it
+        to rounding.
 
         Args:
             features: float32 (tiles, width), at least one tile.
 
         Raises:
-            CheckpointError: the head gives NaN.
+            CheckpointError: the head returns NaN.
             PathologyError: the GPU's memory is too small for the slide.
             ValueError: the features have another shape.
         """
         if features.ndim != 2 or not len(features) or features.shape[1] != self.shape.width:
-            raise ValueError(f"the head takes (tiles, {self.shape.width}), got {features.shape}")
+            raise ValueError(f"the head expects (tiles, {self.shape.width}), got {features.shape}")
         with lone_threads(1, "mil") as pool:
             return pool.submit(self._judge, features).result()
 
     def _judge(self, features: NDArray[np.float32]) -> SlideVerdict:
         probabilities, attention = judged(self.network, features)
         if not (np.isfinite(probabilities).all() and np.isfinite(attention).all()):
-            raise CheckpointError(self.path, "gives NaN", mend="train again")
+            raise CheckpointError(self.path, "returns NaN", mend="train again")
         return SlideVerdict(probabilities=probabilities, attention=attention)
 
     def to_bytes(self) -> bytes:
-        """The file: equal heads give equal bytes.
+        """The file's content: equal heads yield equal bytes.
 
         Raises:
             CheckpointError: a weight is NaN or infinite.
@@ -216,7 +216,7 @@ class MilHead:
 
 
 def judged(network: GatedAttention, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """What a network says of a slide, not checked for NaN.
+    """A network's output for a slide, not checked for NaN.
 
     Args:
         network: on any device.
@@ -236,10 +236,10 @@ def judged(network: GatedAttention, features: NDArray[np.float32]) -> tuple[NDAr
 
 @contextmanager
 def enough_memory(tiles: int) -> Iterator[None]:
-    """Say in one error that a slide of so many tiles does not fit into the GPU.
+    """Turn a GPU's lack of memory for a slide of ``tiles`` tiles into one error.
 
     Raises:
-        PathologyError: it does not.
+        PathologyError: the slide does not fit.
     """
     try:
         yield
@@ -250,7 +250,7 @@ def enough_memory(tiles: int) -> Iterator[None]:
 
 
 def save_head(path: str | PathLike[str], head: MilHead) -> None:
-    """Write a head; the file is either whole or absent.
+    """Write a head atomically.
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
@@ -260,11 +260,11 @@ def save_head(path: str | PathLike[str], head: MilHead) -> None:
 
 
 def load_head(path: str | PathLike[str]) -> MilHead:
-    """Read a head; nothing in the file is ever executed, and nothing is allocated on its word alone.
+    """Read a head; nothing in the file is ever executed, and no size it claims is allocated unchecked.
 
     Raises:
-        CheckpointError: there is no such file, it is no head of this program (pickles and archives are not opened), it
-            is damaged, contradicts itself, or holds NaN or infinite weights.
+        CheckpointError: there is no such file, it is not a head of this program (pickles and archives are not opened),
+            it is damaged, contradicts itself, or holds NaN or infinite weights.
     """
     path = Path(path)
     meta, weights = _FILE.read(path)

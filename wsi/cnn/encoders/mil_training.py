@@ -1,10 +1,10 @@
-"""Training of an attention head on slide labels alone, judged on patients that it has not seen.
+"""Training an attention head on slide labels alone, evaluated on patients that it has not seen.
 
-Folds never part a patient. Every fold is trained for the same number of rounds that is fixed beforehand, so that
-nothing is chosen on the slides that it is judged on; the final head is trained on all slides in the same way.
+Folds never divide a patient. Every fold is trained for the same number of rounds, fixed beforehand, so that nothing is
+chosen on the slides used to evaluate it; the final head is trained on all slides in the same way.
 
 A device holds one slide at a time for each fold that is trained on it. On a CPU every fold has one thread, and equal
-arguments give equal bits; a GPU draws the same tiles and leaves out the same values, and agrees to rounding.
+arguments yield equal bits; a GPU draws the same tiles, drops the same values and agrees to rounding.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Bag:
 
     Attributes:
         slide: its name.
-        patient: slides of one patient are never parted.
-        label: number of its class.
-        load: gives its features, float32 (tiles, width); called when they are needed first.
+        patient: its slides are never divided between folds.
+        label: index of its class.
+        load: returns its features, float32 (tiles, width); called when they are first needed.
     """
 
     slide: str
@@ -53,13 +53,13 @@ class MilTraining:
         rounds: how often every slide is seen.
         learning_rate: at the start; it falls along half a cosine to 0.
         weight_decay: of AdamW.
-        dropout: share of hidden values left out of each tile.
-        most_tiles: of a slide; more are drawn from anew in each round.
+        dropout: share of each tile's hidden values that is dropped.
+        most_tiles: per slide; from more, a new sample is drawn in each round.
         hidden: width of the layer after the features.
         attention: width of the attention's layer.
-        folds: of patients; fewer where a class has fewer patients.
-        seed: equal seeds give equal heads.
-        cache_bytes: features kept in memory; what does not fit is read again in each round.
+        folds: of patients; fewer if a class has fewer patients.
+        seed: equal seeds yield equal heads.
+        cache_bytes: features kept in memory; the rest is read again in each round.
     """
 
     rounds: int = 40
@@ -75,14 +75,14 @@ class MilTraining:
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.most_tiles, self.hidden, self.attention) < 1 or self.folds < _FEWEST_FOLDS:
-            raise ValueError("rounds, tiles and widths are positive, and there are two folds at least")
+            raise ValueError("rounds, tiles and widths must be positive, and folds at least 2")
         if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.dropout < 1:
-            raise ValueError("the learning rate is positive, weight decay and dropout are not negative")
+            raise ValueError("the learning rate must be positive, weight decay and dropout not negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MilResult:
-    """A trained head and how it does.
+    """A trained head and its predictions for unseen patients.
 
     Attributes:
         head: trained on all slides.
@@ -96,10 +96,10 @@ class MilResult:
 
 
 def patient_folds(bags: Sequence[Bag], *, folds: int, seed: int) -> dict[str, int]:
-    """Deal patients to folds, each class as evenly as it goes; a patient counts as the highest of his labels.
+    """Assign patients to folds, each class as evenly as possible; a patient counts as the highest of their labels.
 
     Returns:
-        Fold by patient, 0 to at most folds - 1. Every class but those of a single patient lies in two folds at least.
+        Fold by patient, 0 to at most folds - 1. Every class of more than one patient is in at least two folds.
 
     Raises:
         PathologyError: negative or positive slides come from fewer than two patients.
@@ -114,7 +114,7 @@ def patient_folds(bags: Sequence[Bag], *, folds: int, seed: int) -> dict[str, in
         raise PathologyError(
             None,
             f"{len(negative)} patients are negative throughout and {len(positive)} are not",
-            mend="at least two of each are needed, so that some can be kept for validation",
+            mend="provide at least two of each, so that some can be held out",
         )
     generator = np.random.default_rng(seed)
     dealt: dict[str, int] = {}
@@ -135,30 +135,30 @@ def train_head(
     workers: int | None = None,
     on_round: Callable[[int, int], None] | None = None,
 ) -> MilResult:
-    """Train a head with and without each fold.
+    """Train a head on all slides, and one without each fold.
 
-    Slides count so that every class that occurs weighs the same.
+    Slides are weighted so that every class that occurs counts the same.
 
     Args:
         bags: the slides.
-        class_names: "negative" first; labels are numbers of these.
+        class_names: "negative" first; labels are indices of these.
         recipe: how the features were made.
         options: how to train.
-        device: auto, cpu or cuda; the head itself is given on the CPU.
-        workers: folds trained at a time; it has no influence on the result. None takes the usable cores, one on a GPU.
+        device: auto, cpu or cuda; the returned head is on the CPU.
+        workers: folds trained at a time, without influence on the result; None uses the usable cores, or 1 on a GPU.
         on_round: called with (rounds done, rounds in all), from several threads.
 
     Raises:
-        PathologyError: the device is not there, or its memory is too small for a slide; too few patients of a kind; or
-            the training gives NaN.
+        PathologyError: the device does not exist, or its memory is too small for a slide; too few patients of a kind;
+            or the training yields NaN.
         ArtefactError: features cannot be read.
         ValueError: no slides, two of one name, or a label without a name.
     """
     options, target = options or MilTraining(), pick_device(device)
     if not bags or len({bag.slide for bag in bags}) != len(bags):
-        raise ValueError("training needs slides of different names")
+        raise ValueError("training needs slides with different names")
     if not all(0 <= bag.label < len(class_names) for bag in bags):
-        raise ValueError(f"labels are 0 to {len(class_names) - 1}")
+        raise ValueError(f"labels must be 0 to {len(class_names) - 1}")
     ordered = sorted(bags, key=lambda bag: bag.slide)
     dealt = patient_folds(ordered, folds=options.folds, seed=options.seed)
     store = _Store(options.cache_bytes)
@@ -200,7 +200,7 @@ def train_head(
 
 
 class _Store:
-    """Features by slide, kept while they fit and read again where they do not; asked by several threads."""
+    """Features by slide, kept while they fit and read again otherwise; safe from several threads."""
 
     def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes
@@ -251,13 +251,13 @@ def _trained(  # noqa: PLR0917  (the arguments of train_head, settled)
                 optimiser.step()
         schedule.step()
         if not torch.isfinite(error):
-            raise PathologyError(None, "the training of the head gives NaN", mend="lower the learning rate")
+            raise PathologyError(None, "the training of the head yields NaN", mend="lower the learning rate")
         told()
     return network.eval()
 
 
 def _set_scale(network: GatedAttention, bags: Sequence[Bag], store: _Store, options: MilTraining) -> None:
-    """Bring each feature to mean 0 and standard deviation 1 over the tiles that are trained on, all slides alike."""
+    """Scale each feature to mean 0 and standard deviation 1 over the training tiles, all slides weighing the same."""
     draws = np.random.default_rng((options.seed, 2))
     sums = squares = np.zeros(network.mean.shape[0])
     for bag in bags:
@@ -266,7 +266,7 @@ def _set_scale(network: GatedAttention, bags: Sequence[Bag], store: _Store, opti
         squares = squares + (some**2).mean(axis=0) / len(bags)
     std = np.sqrt(np.maximum(squares - sums**2, 0))
     network.mean.copy_(torch.from_numpy(sums))
-    # a feature that never changes says nothing, whatever its scale
+    # a constant feature carries no information, whatever its scale
     network.std.copy_(torch.from_numpy(np.where(std > _SMALLEST_STD, std, 1.0)))
 
 
