@@ -1,13 +1,13 @@
-"""Masks from contours: ours beside other rasterisers, in time, memory and wrong pixels.
+"""Masks from annotations: ours compared with other rasterisers, in time, memory and wrong pixels.
 
 Two parts. A real file on the frame of a whole slide, written as a pyramid in a process of its own: time and peak
-memory; beside it what the others need for the part of that frame which they can hold. Then two synthetic slides, one of
+memory, and what the others need for a part of that frame that fits in memory. Then two synthetic slides, one of
 300 outlines with 2 million vertices and one outline of 71,000: time per 512 px tile that an edge passes through, and
 pixels that differ from whole-number arithmetic with the non-zero rule at pixel centres. All take turns on the same
 tiles, each is given only the outlines whose bounding box meets the tile, and slow ones see fewer tiles; a ratio is that
 of two times over the same tiles.
 
-Run: python benchmarks/masks.py [CONTOURS.xml] [--tiles N]; rasterisers that are not installed are named and left out.
+Run: python benchmarks/masks.py [FILE.xml] [--tiles N]; rasterisers that are not installed are reported and left out.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ ONLY_NAMED = ("wholeslidedata",)
 
 
 def installed() -> dict[str, Paint]:
-    """The peers that are there; the others are named."""
+    """Return the installed peers; report the others."""
     peers = {}
     for name, (package, make) in PEERS.items():
         try:
@@ -206,7 +206,7 @@ def exact(outlines: Sequence[Outline], left: int, top: int, side: int) -> Pixels
 
 
 def drawn_by_hand(count: int, vertices: int, *, radius: float, seed: int) -> list[Outline]:
-    """Ragged closed curves all over a slide, with the tremor that makes real outlines cross themselves."""
+    """Draw ragged closed curves all over a slide, with the tremor that makes real outlines cross themselves."""
     generator = np.random.default_rng(seed)
     turn = np.linspace(0, 2 * np.pi, vertices, endpoint=False)
     curves = []
@@ -245,7 +245,7 @@ def near(outlines: Sequence[Outline], bounds: NDArray[np.float64], left: int, to
 
 
 def tiles_of(name: str, outlines: list[Outline], peers: dict[str, Paint], count: int) -> None:
-    """Milliseconds per tile and wrong pixels of everyone."""
+    """Print milliseconds per tile and wrong pixels of every rasteriser."""
     painting = Painting.of(as_annotations(outlines))
     positions = np.argwhere(painting.cover(slide_frame().coarser(TILE)) == Cover.PART)
     touched = len(positions)
@@ -280,7 +280,7 @@ def tiles_of(name: str, outlines: list[Outline], peers: dict[str, Paint], count:
 
 
 def whole_slide(contours: Path, peers: dict[str, Paint]) -> None:
-    """The real file: ours on the whole frame, everyone on the part around the longest outline's first vertex."""
+    """Time the real file: ours on the whole frame, all on the part around the longest outline's first vertex."""
     print(f"\n{contours.name} on {WIDTH:,} x {HEIGHT:,} px ({WIDTH * HEIGHT / 1e9:.1f} gigapixels)")
     for compression in ("deflate", "lzw", "zstd"):
         told = subprocess.run(
@@ -336,11 +336,11 @@ def write_one(contours: Path, compression: str) -> None:
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run all measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     real = Path(os.environ.get("SENTINODE_TEST_DATA", ""), "annotations/camelyon16/tumor_009.xml")
     parser.add_argument("contours", type=Path, nargs="?", default=real, help="tumor_009.xml of CAMELYON16, or another")
-    parser.add_argument("--tiles", type=int, default=200, help="of each synthetic slide, at most")
+    parser.add_argument("--tiles", type=int, default=200, help="maximum per synthetic slide")
     parser.add_argument("--write", choices=("deflate", "lzw", "zstd"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write:
@@ -351,7 +351,7 @@ def main() -> None:
     if arguments.contours.is_file():
         whole_slide(arguments.contours, peers)
     else:
-        print("the real file is left out: name it, or set SENTINODE_TEST_DATA")
+        print("the real file is left out: give it, or set SENTINODE_TEST_DATA")
     tiles_of("many outlines", drawn_by_hand(300, 6_667, radius=2000, seed=0), peers, arguments.tiles)
     tiles_of("one outline", drawn_by_hand(1, 71_000, radius=12_000, seed=1), peers, arguments.tiles)
 

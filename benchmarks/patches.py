@@ -1,11 +1,11 @@
-"""Patches into a training loop and onto the disk: from slides and stores, beside OpenSlide in a DataLoader.
+"""Patches into a training loop and onto disk: from slides and stores, compared with OpenSlide in a DataLoader.
 
 Patches per second that arrive in the training process (batches of 32, shuffled, two workers, the file cache warm), on
-the fly and from each store; bytes per patch; the memory of a worker; then the processor time of writing patches out.
-Three tables: a slide cut into patches off the tile grid, patches around a few places as lesions give them, and 1,200
-patches that share no tile on a slide of 51,200 px, the tiles of the first one copied side by side. Ways take turns in
-every round; a ratio is the median over the rounds of two times of one round. The bare decoding of the patches that
-share no tile is on one core: nothing that decodes them with this library can be quicker than that times the cores.
+the fly and from each store; bytes per patch; the memory of a worker; then the processor time of writing patches.
+Three tables: a slide cut into patches off the tile grid, patches around a few positions, as for lesions, and 1,200
+patches that share no tile on a slide of 51,200 px, the tiles of the first one copied side by side. Methods take turns
+in every round; a ratio is the median over the rounds of two times of one round. The bare decoding of the patches that
+share no tile is on one core: nothing that decodes them with this library can be faster than that times the cores.
 
 Run: python benchmarks/patches.py [--slide FILE] [--rounds N] [--size PX]; needs h5py (the extra export) and psutil.
 """
@@ -154,13 +154,13 @@ class TarPatches(IterableDataset[torch.Tensor]):
 
 
 def whole_corners(side: int, size: int) -> Corners:
-    """The slide cut into patches, off the grid of tiles."""
+    """Cut the slide into patches, off the tile grid."""
     starts = np.arange(137, side - size, size)
     return np.stack(np.meshgrid(starts, starts), axis=-1).reshape(-1, 2)
 
 
 def lesion_corners(side: int, size: int, *, lesions: int = 12, each: int = 40) -> Corners:
-    """Around some places: 1 mm deposits at 0.25 um/px."""
+    """Put patches around a few positions: 1 mm deposits at 0.25 um/px."""
     rng = np.random.default_rng(3)
     centres = rng.integers(2000, side - 2000 - size, (lesions, 2))
     corners = centres[:, None] + rng.integers(-1000, 1000, (lesions, each, 2))
@@ -168,7 +168,7 @@ def lesion_corners(side: int, size: int, *, lesions: int = 12, each: int = 40) -
 
 
 def lonely_corners(level: Level, size: int, *, count: int = 1200) -> Corners:
-    """Far apart: each within blocks of tiles of its own, anywhere on their grid."""
+    """Put patches far apart: each within its own block of tiles, anywhere on the grid."""
     rng, tile = np.random.default_rng(4), level.tile_width
     block = tile * -(-(tile + size - 1) // tile)
     across = min(level.shape) // block
@@ -177,13 +177,13 @@ def lonely_corners(level: Level, size: int, *, count: int = 1200) -> Corners:
 
 
 def enlarge(path: Path, target: Path, times: int) -> None:
-    """A slide of ``times`` x ``times`` the size; every tile is there on its own, so that no cache sees two as one."""
+    """Make a slide of ``times`` x ``times`` the size; every tile is stored, so that no cache takes two for one."""
     with Slide.open(path) as slide, new_bigtiff(target) as file:
         pages = []
         for level in slide.levels:
             stored = slide.stored_tiles(level.index)
             if stored is None:
-                raise SystemExit(f"{path}: a tiled TIFF is needed")
+                raise SystemExit(f"{path}: must be a tiled TIFF")
             wide, high, tile = times * level.width, times * level.height, (level.tile_width, level.tile_height)
             table = LevelTable.empty(width=wide, height=high, tile_width=tile[0], tile_height=tile[1])
             for index in range(table.rows * table.columns):
@@ -197,7 +197,7 @@ def enlarge(path: Path, target: Path, times: int) -> None:
 
 
 def table_of_corners(slide: Slide, corners: Corners, size: int) -> PatchTable:
-    """A table with nothing but places."""
+    """Make a table with nothing but positions."""
     count = len(corners)
     values: dict[str, Any] = {
         "slide": slide.name,
@@ -223,7 +223,7 @@ def table_of_corners(slide: Slide, corners: Corners, size: int) -> PatchTable:
 
 
 def passes(loader: Any) -> Callable[[], tuple[float, int]]:  # noqa: ANN401  (torch's loaders are generic)
-    """One pass: seconds and patches; the pixels are looked at."""
+    """Time one pass: seconds and patches; the pixels are used."""
 
     def one() -> tuple[float, int]:
         start, count = time.perf_counter(), 0
@@ -237,7 +237,7 @@ def passes(loader: Any) -> Callable[[], tuple[float, int]]:  # noqa: ANN401  (to
 
 
 def loader_of(dataset: Any, *, is_batched: bool) -> Any:  # noqa: ANN401  (torch's loaders are generic)
-    """Two kept workers."""
+    """Make a DataLoader with two persistent workers."""
     shuffled = not isinstance(dataset, IterableDataset)
     return DataLoader(
         dataset,
@@ -251,7 +251,7 @@ def loader_of(dataset: Any, *, is_batched: bool) -> Any:  # noqa: ANN401  (torch
 def compare(
     title: str, works: dict[str, Callable[[], tuple[float, int]]], sizes: dict[str, float], rounds: int, base: str
 ) -> None:
-    """Time all ways in turns; print patches per second, ratios to ``base`` and bytes per patch."""
+    """Time all methods in turn; print patches per second, ratios to ``base`` and bytes per patch."""
     times: dict[str, list[float]] = {name: [] for name in works}
     count = {name: work()[1] for name, work in works.items()}
     for _ in range(rounds):
@@ -265,7 +265,7 @@ def compare(
 
 
 def bare_decoding(path: Path, corners: Corners, size: int) -> Callable[[], tuple[float, int]]:
-    """One thread that decodes, from memory, what each patch wants of each of its tiles, and nothing else."""
+    """Decode on one thread, from memory, what each patch needs of each of its tiles, and nothing else."""
     turbo = find_turbo()
     if turbo is None:
         raise SystemExit("libjpeg-turbo 3 is needed")
@@ -289,7 +289,7 @@ def bare_decoding(path: Path, corners: Corners, size: int) -> Callable[[], tuple
 def loading(
     title: str, path: Path, corners: Corners, size: int, *, rounds: int, folder: Path, is_far_apart: bool = False
 ) -> None:
-    """Everything that can deliver these patches to a training loop."""
+    """Compare everything that can deliver these patches to a training loop."""
     stored, sizes = stores(path, corners, size, folder)
     with Slide.open(path) as slide:
         positions = table_of_corners(slide, corners, size).positions()
@@ -314,7 +314,7 @@ def loading(
 
 
 def stores(path: Path, corners: Corners, size: int, folder: Path) -> tuple[dict[str, Path], dict[str, int]]:
-    """The patches in every form, and its bytes."""
+    """Write the patches in every format, and return its bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     with Slide.open(path) as slide:
         rows = table_of_corners(slide, corners, size)
@@ -331,7 +331,7 @@ def stores(path: Path, corners: Corners, size: int, folder: Path) -> tuple[dict[
 
 
 def batch_of(slide: Slide, rows: PatchTable) -> PatchBatch:
-    """All pixels in memory, for Zarr."""
+    """Read all pixels into memory, for Zarr."""
     images = read_patches(slide, rows["x"], rows["y"], downsample=1.0, size_px=rows.size_px)
     return PatchBatch(
         slide=slide.name,
@@ -347,7 +347,7 @@ def batch_of(slide: Slide, rows: PatchTable) -> PatchBatch:
 
 
 def bytes_of(where: Path) -> int:
-    """Of a file, or of all files in a folder."""
+    """Return the bytes of a file, or of all files in a folder."""
     return where.stat().st_size if where.is_file() else sum(f.stat().st_size for f in where.rglob("*") if f.is_file())
 
 
@@ -355,7 +355,7 @@ def bytes_of(where: Path) -> int:
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """User and system time of this process."""
+    """Measure user and system time of this process."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     work()
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -363,7 +363,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def openslide_to_hdf5(path: Path, corners: Corners, size: int, target: Path) -> None:
-    """Every patch into a resizable dataset of one patch a chunk, the file kept open."""
+    """Write every patch to a resizable dataset with one patch per chunk, keeping the file open."""
     target.parent.mkdir(parents=True, exist_ok=True)
     slide = openslide.OpenSlide(str(path))
     with h5py.File(target, "w") as file:
@@ -377,7 +377,7 @@ def openslide_to_hdf5(path: Path, corners: Corners, size: int, target: Path) -> 
 
 
 def extraction(title: str, path: Path, corners: Corners, size: int, *, rounds: int, folder: Path) -> None:
-    """Processor time and bytes of the default store against OpenSlide to HDF5."""
+    """Compare processor time and bytes of the default store with OpenSlide to HDF5."""
     with Slide.open(path) as slide:
         rows = table_of_corners(slide, corners, size)
         ratios, ours, theirs = [], [], []
@@ -394,7 +394,7 @@ def extraction(title: str, path: Path, corners: Corners, size: int, *, rounds: i
 
 
 def memory(path: Path, corners: Corners, size: int) -> None:
-    """The largest resident memory of a spawned worker (a fork would count this script's) with the default window."""
+    """Print the peak memory of a spawned worker (a fork would count this script's) with the default block."""
     with Slide.open(path) as slide:
         positions = table_of_corners(slide, corners, size).positions()
     stream = PatchStream(positions, batch=BATCH)
@@ -404,13 +404,13 @@ def memory(path: Path, corners: Corners, size: int) -> None:
         for _ in loader:
             workers = psutil.Process().children()
             highest = max([highest, *(worker.memory_info().rss for worker in workers)])
-    print(f"\nResident memory of a worker, windows of 1,024 patches of {size} px: {highest / 2**20:.0f} MiB")
+    print(f"\nResident memory of a worker, blocks of 1,024 patches of {size} px: {highest / 2**20:.0f} MiB")
 
 
 def main() -> None:
     """Run all measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--slide", type=Path, help="a square slide without missing tiles in place of a drawn one")
+    parser.add_argument("--slide", type=Path, help="a square slide without missing tiles instead of a synthetic one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=256, help="side of a patch in px of level 0")
     options = parser.parse_args()

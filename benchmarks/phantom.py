@@ -1,4 +1,4 @@
-"""How fast phantom slides are drawn, beside pure JPEG encoding of the same tiles, and in how much memory.
+"""How fast phantom slides are drawn, compared with pure JPEG encoding of the same tiles, and their memory.
 
 Usage: python benchmarks/phantom.py [--quick]
 """
@@ -24,7 +24,7 @@ from staging.phantom.stain import CENTRES
 
 
 def a_slide(mpp: float, size_um: tuple[float, float], label: SlideLabel) -> SlidePlan:
-    """The first slide with this label of a small cohort of centre 0, without pen or fold."""
+    """Return the first slide with this label of a small cohort of centre 0, without pen or fold."""
     planned = plan_cohort(patients=5, centres=(0,), seed=1, mpp=mpp, size_um=size_um)
     slides = [slide for patient in planned for slide in patient.slides]
     return replace(next(slide for slide in slides if slide.label is label), pen=False, fold=False)

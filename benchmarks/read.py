@@ -1,11 +1,11 @@
-"""Reading a slide: ours beside OpenSlide, other readers and the bare decoding of the same tiles in memory.
+"""Reading a slide: ours compared with OpenSlide, other readers and bare decoding of the same tiles in memory.
 
 Aligned 512 px tiles and 256 px patches off the grid, at random and in planned order, and a pass over the whole level;
 on one thread, two threads and two processes. Every reader's pixels are compared with OpenSlide's first. Readers take
-turns in every round; a ratio is the median over the rounds of two times of one round. Then the time and the memory
-that opening a slide of 100,000 x 200,000 px takes, and the import times.
+turns in every round; a ratio is the median over the rounds of two times of one round. Then the time and memory for
+opening a slide of 100,000 x 200,000 px, and the import times.
 
-Run: python benchmarks/read.py [--slide FILE] [--rounds N]; readers that are not installed are named and left out.
+Run: python benchmarks/read.py [--slide FILE] [--rounds N]; readers that are not installed are reported and left out.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def cucim(path: str) -> Read:
 
 def large_image(path: str) -> Read:
     """large_image's TIFF source."""
-    # its cache would hold the whole slide here; 64 MiB, as ours
+    # by default its cache would hold the whole slide; 64 MiB, like ours
     portion = max(1, psutil.virtual_memory().total // CACHE_BYTES)
     importlib.import_module("large_image").config.setConfig("cache_backend", "python")
     importlib.import_module("large_image").config.setConfig("cache_python_memory_portion", portion)
@@ -181,7 +181,7 @@ def read_all(name: str, path: str, boxes: Sequence[Box]) -> None:
 
 
 def read_batches(path: str, boxes: Sequence[Box], workers: int) -> None:
-    """Ours, many patches at a time, into one array as a training loop does."""
+    """Read with ours, many patches at a time, into one array as a training loop does."""
     kept = _own.__dict__
     if "slide" not in kept:
         kept["slide"], kept["out"] = Slide.open(path), np.empty((400, 256, 256, 3), dtype=np.uint8)
@@ -192,21 +192,21 @@ def read_batches(path: str, boxes: Sequence[Box], workers: int) -> None:
 
 
 def read_halves(pool: Executor, name: str, path: str, boxes: Sequence[Box]) -> None:
-    """Half of the boxes on each of two workers."""
+    """Read half of the boxes on each of two workers."""
     halves = [pool.submit(read_all, name, path, list(islice(boxes, start, None, 2))) for start in (0, 1)]
     for half in halves:
         half.result()
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Time one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def compare(title: str, works: Works, *, count: int, rounds: int, base: str) -> None:
-    """Time several ways to do the same, in turns, and print calls per second and ratios to ``base``."""
+    """Time several methods in turn, and print calls per second and ratios to ``base``."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -259,7 +259,7 @@ def measure(path: str, side: int, names: Sequence[str], *, count: int, rounds: i
 
 
 def reduced(path: str, *, rounds: int) -> None:
-    """Ours, the whole slide at once: exact means beside JPEG tiles that the decoder makes smaller."""
+    """Read the whole slide at once with ours: exact means compared with JPEG tiles reduced by the decoder."""
     with Slide.open(path) as slide:
         height, width = slide.frame.shape
         coarsest = slide.levels[-1].downsample
@@ -276,7 +276,7 @@ def reduced(path: str, *, rounds: int) -> None:
 
 
 def into_one(path: str, boxes: Sequence[Box], out: Pixels) -> None:
-    """Ours, every tile into the same array."""
+    """Read every tile into the same array with ours."""
     slides: dict[str, Slide] = _own.__dict__.setdefault("slides", {})
     if path not in slides:
         slides[path] = Slide.open(path)
@@ -289,7 +289,7 @@ def into_one(path: str, boxes: Sequence[Box], out: Pixels) -> None:
 
 
 def draw(path: Path, tiles: int) -> None:
-    """A slide of synthetic tissue at 0.25 um/px, tiles x tiles of 512 px, none missing."""
+    """Draw a slide of synthetic tissue at 0.25 um/px, tiles x tiles of 512 px, none missing."""
     from phantom import a_slide  # noqa: PLC0415  (the script beside this one)
 
     from staging.lesions.labels import SlideLabel  # noqa: PLC0415
@@ -312,7 +312,7 @@ def draw(path: Path, tiles: int) -> None:
 
 
 def check(path: str, side: int) -> list[str]:
-    """The readers at hand whose pixels are OpenSlide's; says what is missing and what differs."""
+    """Return the installed readers; report those missing and pixels that differ from OpenSlide's."""
     aligned, anywhere = aligned_boxes(side, 5), patch_boxes(side, 5)
     oracle = openslide(path)
     sound = []
@@ -376,7 +376,7 @@ def imports() -> None:
 def main() -> None:
     """Run all measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--slide", type=Path, help="a square slide without missing tiles in place of a drawn one")
+    parser.add_argument("--slide", type=Path, help="a square slide without missing tiles instead of a synthetic one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=400, help="tiles read in a round")
     parser.add_argument("--draw", type=Path, help="only draw the slide, into this file")

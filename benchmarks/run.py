@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(folder: Path, side: int, model: Path) -> tuple[float, float, float]:
-    """Seconds of drawing, seconds of the run, its peak resident memory in MiB."""
+    """Return seconds of drawing, seconds of the run, and its peak resident memory in MiB."""
     slides = folder / str(side)
     start = time.perf_counter()
     render_slide(macro_slide(side), slides)
@@ -67,7 +67,7 @@ def measure(folder: Path, side: int, model: Path) -> tuple[float, float, float]:
 
 
 def macro_slide(side: int) -> SlidePlan:
-    """A slide of this side in px that holds a macro-metastasis."""
+    """Plan a slide of this side in px with a macro-metastasis."""
     size = (side * MPP, side * MPP)
     plans = plan_cohort(patients=5, centres=(4,), seed=1, mpp=MPP, size_um=size)
     return next(slide for patient in plans for slide in patient.slides if slide.label is SlideLabel.MACRO)

@@ -1,8 +1,8 @@
-"""Scores and lesions at the size of the challenges: FROC of 130 slides, kappa's bootstrap, components of 10 gigapixels.
+"""Scores and lesions at challenge size: FROC of 130 slides, kappa's bootstrap, components of 10 gigapixels.
 
 Masks and detections are drawn: 130 slides of 7,000 x 3,000 px at level 5, each with ten lesions and a hundred
-detections; masks of up to 10 gigapixels come in bands and never lie in memory or on the disk. One has some 5,000
-deposits far apart; in two others, of 1 and 10 gigapixels, deposits lie so near each other that most are one lesion.
+detections; masks of up to 10 gigapixels come in bands and are never whole in memory or on disk. One has some 5,000
+deposits far apart; in two others, of 1 and 10 gigapixels, deposits are so close that most are one lesion.
 
 Run: python benchmarks/scores.py [--slides N]
 """
@@ -33,7 +33,7 @@ SIDE, BAND = 100_000, 1024
 
 
 def discs(rows: int, columns: int, count: int, radius: float, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Discs of random radii: uint8 (rows, columns), 255 inside."""
+    """Draw discs of random radii: uint8 (rows, columns), 255 inside."""
     mask = np.zeros((rows, columns), np.uint8)
     for y, x in random.uniform(0, (rows, columns), (count, 2)):
         size = random.uniform(0.1, 1) * radius
@@ -45,7 +45,7 @@ def discs(rows: int, columns: int, count: int, radius: float, random: np.random.
 
 
 def draw(folder: Path, slides: int) -> None:
-    """A mask and a table of detections per slide."""
+    """Draw a mask and a table of detections per slide."""
     for number in range(slides):
         random = np.random.default_rng(number)
         mask = np.pad(discs(ROWS, COLUMNS, 10, 150.0, random), ((0, -ROWS % 512), (0, -COLUMNS % 512)))
@@ -57,7 +57,7 @@ def draw(folder: Path, slides: int) -> None:
 
 
 def bands(side: int, deposits: int) -> Iterator[NDArray[np.bool_]]:
-    """Side x side px with so many deposits of radii up to 30 um, in bands of rows."""
+    """Yield side x side px with this many deposits of radii up to 30 um, in bands of rows."""
     random = np.random.default_rng(0)
     for start in range(0, side, BAND):
         yield discs(min(BAND, side - start), side, deposits * BAND // side, 120.0, random) > 0
@@ -79,7 +79,7 @@ def measure(side: int, deposits: int) -> None:
 
 
 def peak() -> float:
-    """This process's peak memory in MiB."""
+    """Return this process's peak memory in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     score(reference, submission, stages=["a", "b", "c", "d", "e"], resamples=10_000)
     print(f"kappa, 100 patients, 10,000 resamples: {time.perf_counter() - start:.3f} s")
 
-    # the least first: the peak is that of all before
+    # the smallest first: the peak includes everything before
     measure(31_623, 10_000)
     measure(SIDE, 4_900)
     measure(SIDE, 100_000)

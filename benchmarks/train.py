@@ -1,4 +1,4 @@
-"""The largest resident memory of `sentinode train` on patches that are read from a slide while the network learns.
+"""Peak resident memory of `sentinode train` on patches read from a slide during training.
 
 Patches of 256 px anywhere on a slide of 10,240 px, of ten made-up patients; one pass on the CPU, decoding and the steps
 of the small network together.
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from patches import table_of_corners  # the script beside this one
+from patches import table_of_corners  # the neighbouring script
 
 from annotations.annotation import Annotation, AnnotationSet, Role
 from annotations.files.formats import write_annotations
@@ -30,7 +30,7 @@ PATIENTS = 10
 
 
 def table(path: Path, count: int, folder: Path) -> Path:
-    """Patches at random, on a slide of which a triangle is tumour."""
+    """Write a table of random patches, on a slide with a triangle of tumour."""
     outline = np.array([(1000, 1000), (5000, 1500), (6000, 8000)], np.float64)
     tumour = Annotation(name="a", group="metastases", role=Role.TUMOUR, kind="Polygon", vertices=outline)
     contours = folder / "contours.xml"
@@ -55,7 +55,7 @@ def table(path: Path, count: int, folder: Path) -> Path:
 def main() -> None:
     """Train once and print the peak."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--slide", type=Path, help="a square slide without missing tiles in place of a drawn one")
+    parser.add_argument("--slide", type=Path, help="a square slide without missing tiles instead of a synthetic one")
     parser.add_argument("--patches", type=int, default=4000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -181,7 +181,7 @@ def _check_lesions(folder: Path, expected: Collection[str] | None) -> Submission
     found = {slide_key(file.stem): read_detections(file) for file in files}
     doubts = []
     if not any(one.probability.size for one in found.values()):
-        doubts.append("there is no detection on any slide")
+        doubts.append("there are no detections on any slide")
     crowded = [slide for slide, one in found.items() if one.probability.size > 1000]
     if crowded:
         doubts.append(f"more than 1,000 detections on {listed(crowded)}: each off a lesion is a false positive")

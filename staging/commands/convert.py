@@ -80,8 +80,8 @@ def convert(
                 )
             )
         progress.slide(slide.name)
-    told = {{"is_exact": "exact", "file_bytes": "bytes"}.get(name, name): value for name, value in done.items()}
-    typer.echo(json.dumps({"output": target, **told, "seconds": round(time.perf_counter() - start, 3)}))
+    record = {{"is_exact": "exact", "file_bytes": "bytes"}.get(name, name): value for name, value in done.items()}
+    typer.echo(json.dumps({"output": target, **record, "seconds": round(time.perf_counter() - start, 3)}))
 
 
 def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> None:

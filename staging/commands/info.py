@@ -1,4 +1,4 @@
-"""``sentinode info``: what a slide file holds."""
+"""``sentinode info``: facts about a slide file."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Field = NDArray[np.float32]
 _ONE_THREAD = 200_000  # OpenBLAS takes several threads from 262,144 multiplications on
-_SPLINE_LOSS = np.float32(1.12)  # splines smooth the finest waves, which divides the deviation by this
+_SPLINE_LOSS = np.float32(1.12)  # splines smooth the finest waves, which divides the standard deviation by this
 
 
 def periodic_noise(

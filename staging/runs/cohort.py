@@ -104,7 +104,7 @@ def run_cohort(
     Raises:
         ConfigurationError: the directory was made with another configuration; lists what differs. Nothing is touched.
         MissingPatientError: the reference lacks a patient of the slides. Nothing is touched.
-        OutputInUseError: another run holds the directory.
+        OutputInUseError: another run is using the directory.
         StorageError: the output cannot be written; finished slides stay and a second call resumes from there.
         TooManyFailuresError: more slides failed than max_failures allows.
     """

@@ -153,7 +153,7 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
     Raises:
         ConfigurationError: mean, std or stride is invalid, or the directory was made with other settings.
         CheckpointError: the encoder cannot be used.
-        OutputInUseError: another call holds the directory.
+        OutputInUseError: another call is using the directory.
         StorageError: the output cannot be written; a second call resumes.
     """
     from wsi.cnn.encoders.encoder import load_encoder  # noqa: PLC0415  (loads torch)

@@ -29,9 +29,7 @@ from wsi.slide import Slide
 PYRAMIDS = frozenset({".tif", ".tiff"})
 SUFFIXES = PYRAMIDS | {".png", ".xml"}
 
-_FARTHEST_RATIO = (
-    1.25  # between the pixel sizes of a stored level and the level wanted; CAMELYON16's own differ by 1.08
-)
+_FARTHEST_RATIO = 1.25  # of the pixel sizes of the stored and the requested level; CAMELYON16's own differ by 1.08
 _MOST_PIXELS = 400_000_000
 
 

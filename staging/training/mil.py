@@ -346,7 +346,7 @@ def _why_left_out(slide: str, labels: Mapping[str, int]) -> str | None:
 
 def _check_some(used: Sequence[object], reference: Path, quarantined: Mapping[str, str]) -> None:
     if not used and quarantined:
-        told = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
-        raise NoSlidesError(None, f"no features can be used: {told:.500}", mend="make them again")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
+        raise NoSlidesError(None, f"no features can be used: {reasons:.500}", mend="make them again")
     if not used:
         raise TableError(reference, "labels none of the slides with features", mend="compare the names in both")
