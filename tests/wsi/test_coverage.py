@@ -109,6 +109,17 @@ def test_cells_over_bad_tiles_were_not_looked_at(tmp_path: Path) -> None:
             np.testing.assert_array_equal(part, wanted)
 
 
+def test_a_missing_tile_counts_where_any_of_its_tissue_went_unseen(tmp_path: Path) -> None:
+    """Tissue in the right half of one tile and all of the next."""
+    missing = {(1, 1), (1, 2), (4, 4)}
+    with a_slide(tmp_path / "a.tif", missing=missing) as slide:
+        tissue = tissue_of(slide)
+        tissue.array[...] = False
+        tissue.array[15:33, 23:49] = True
+        found = measure_coverage(slide, tissue, looked_at(slide, missing, set()), downsample=1.0)
+    assert (found.missing_tiles, found.bad_tiles, found.looked_mm2) == (2, 0, 0.0)
+
+
 def test_areas_are_told_to_a_square_um(tmp_path: Path) -> None:
     with a_slide(tmp_path / "a.tif", missing={(1, 1)}) as slide:
         looked = looked_at(slide, {(1, 1)}, set())
