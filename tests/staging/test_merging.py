@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -86,6 +87,31 @@ def test_the_limit_itself_merges_and_a_hair_less_does_not(
     gap = float(np.sqrt(gaps_between(cells, others).min()))
     assert merge_near(spans, two, gap).max() == 0
     assert merge_near(spans, two, gap - 1e-6).max() == 1
+
+
+@pytest.mark.parametrize("gap", [1.0, 2.3, 5.0, 9.0])
+def test_two_cells_merge_up_to_the_gap_in_every_direction(gap: float) -> None:
+    """Each pair far from the others, and each offset from several corners, so that it spans squares in every way."""
+    reach = int(gap) + 2
+    offsets = [
+        (down, aside)
+        for down in range(reach + 1)
+        for aside in range(-reach, reach + 1)
+        if max(down, abs(aside)) > 1 and (down, aside) > (0, 0)
+    ]
+    pairs = []
+    for number, ((down, aside), shift) in enumerate(product(offsets, range(int(gap) + 1))):
+        row, column = (part * 4 * reach + reach + shift for part in divmod(number, 40))
+        pairs.append(((row, column), (row + down, column + aside)))
+    mask = np.zeros(np.max(pairs, axis=(0, 1)) + 1, dtype=np.bool_)
+    mask[tuple(np.reshape(pairs, (-1, 2)).T)] = True
+    spans = trace([mask])
+    groups = merge_near(spans, label_spans(spans), gap)
+    group_of = dict(zip(zip(spans.rows.tolist(), spans.starts.tolist(), strict=True), groups.tolist(), strict=True))
+    ones, others = np.array(pairs).transpose(1, 0, 2)
+    is_near = (((abs(others - ones) - 1).clip(0)) ** 2).sum(axis=1) <= gap * gap
+    assert [group_of[one] == group_of[other] for one, other in pairs] == is_near.tolist()
+    assert len(set(group_of.values())) == 2 * len(pairs) - is_near.sum()
 
 
 def test_nothing_merges_within_no_gap() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi.coverage import Coverage, measure_coverage, unread
+from wsi.coverage import Coverage, measure_coverage, unread, without_unread
 from wsi.errors import NoTissueError
-from wsi.raster import Mask
+from wsi.geometry import Window
+from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.tissue import find_tissue
 from wsi.writing.pyramid import write_pyramid
@@ -85,6 +88,46 @@ def test_both_areas_and_both_counts_are_those_of_the_tiles(
         for row, column in bad:
             expected[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = True
         np.testing.assert_array_equal(cells, expected)
+
+
+def test_cells_over_bad_tiles_were_not_looked_at(tmp_path: Path) -> None:
+    bad = {(0, 1), (2, 3), (2, 4), (5, 7)}
+    with a_slide(tmp_path / "a.tif", bad=bad) as slide:
+        slide.read_frame(slide.frame)
+        looked = looked_at(slide, set(), set())
+        array = np.where(looked.array, np.float32(0.25), np.float32(0))
+        found = without_unread(Heatmap(frame=looked.frame, array=array, tissue=looked.array), slide, downsample=1.0)
+        expected = looked_at(slide, set(), bad).array
+        np.testing.assert_array_equal(found.tissue, expected)
+        np.testing.assert_array_equal(found.array, np.where(expected, np.float32(0.25), 0))
+        whole = unread(slide, looked.frame, downsample=1.0)
+        assert whole.sum() == 4 * 64
+        for row, column in product((0, 3, 8, 20, 30), repeat=2):
+            window = Window(row=row, column=column, height=9, width=13)
+            part = unread(slide, looked.frame.part(window), downsample=1.0)
+            wanted = np.pad(whole, ((0, 9), (0, 13)))[window.slices]
+            np.testing.assert_array_equal(part, wanted)
+
+
+def test_a_missing_tile_counts_where_any_of_its_tissue_went_unseen(tmp_path: Path) -> None:
+    """Tissue in the right half of one tile and all of the next."""
+    missing = {(1, 1), (1, 2), (4, 4)}
+    with a_slide(tmp_path / "a.tif", missing=missing) as slide:
+        tissue = tissue_of(slide)
+        tissue.array[...] = False
+        tissue.array[15:33, 23:49] = True
+        found = measure_coverage(slide, tissue, looked_at(slide, missing, set()), downsample=1.0)
+    assert (found.missing_tiles, found.bad_tiles, found.looked_mm2) == (2, 0, 0.0)
+
+
+def test_areas_are_told_to_a_square_um(tmp_path: Path) -> None:
+    with a_slide(tmp_path / "a.tif", missing={(1, 1)}) as slide:
+        looked = looked_at(slide, {(1, 1)}, set())
+        finer = Mask(frame=replace(looked.frame, mpp=0.243), array=looked.array)
+        found = measure_coverage(slide, tissue_of(slide), finer, downsample=1.0)
+    cell_mm2 = (8 * 0.243 / 1000) ** 2
+    assert (found.tissue_mm2, found.looked_mm2) == (round(24 * 64 * cell_mm2, 6), round(23 * 64 * cell_mm2, 6))
+    assert found.to_json()["share"] == round(found.looked_mm2 / found.tissue_mm2, 6)
 
 
 def test_the_tolerance_is_a_share_of_the_tissue() -> None:
