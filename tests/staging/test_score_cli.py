@@ -269,7 +269,7 @@ def test_known_bad_slides_are_left_out(folders: tuple[Path, Path]) -> None:
         (detections / f"{name}.csv").write_text("")
     record, text = scored("froc", *folders, "--missing-mask-is-normal", "--table")
     assert (sorted(record["excluded"]), record["slides"]) == (["test_049", "test_114"], 2)
-    assert "left out: test_114 (not all of its tumour is drawn)" in text
+    assert "left out: test_114 (not all of its tumour is annotated)" in text
     record, _ = scored("froc", *folders, "--missing-mask-is-normal", "--all-slides")
     assert (record["excluded"], record["slides"], record["lesions"]) == ({}, 4, 6)
 
@@ -294,7 +294,7 @@ def test_blank_masks_are_never_silently_normal(tmp_path: Path, folders: tuple[Pa
 
 def test_normal_slides_with_tumour_are_refused(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     (tmp_path / "names.txt").write_text("test_001\ntest_003\n")
-    refused(ConflictError, "called normal, but", "froc", *folders, "--normal-list", tmp_path / "names.txt")
+    refused(ConflictError, "listed as normal, but", "froc", *folders, "--normal-list", tmp_path / "names.txt")
 
 
 def test_masks_of_two_values_are_refused(folders: tuple[Path, Path]) -> None:
@@ -339,8 +339,8 @@ def test_bad_detections_are_named_by_file_and_line(folders: tuple[Path, Path]) -
 
 def test_folders_that_cannot_be_scored(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     (tmp_path / "empty").mkdir()
-    refused(CohortError, "holds no masks", "froc", tmp_path / "empty", folders[1])
-    refused(CohortError, "holds no CSV", "froc", folders[0], tmp_path / "empty")
+    refused(CohortError, "contains no masks", "froc", tmp_path / "empty", folders[1])
+    refused(CohortError, "contains no CSV", "froc", folders[0], tmp_path / "empty")
     refused(CohortError, "no such folder", "froc", folders[0], tmp_path / "nowhere")
     (folders[1] / "test_003.CSV").write_text("")
     refused(CohortError, "second table of test_003", "froc", *folders)
