@@ -169,7 +169,7 @@ def test_labels_go_with_slides_in_any_case(cohort: Path, tmp_path: Path) -> None
     [
         (["--hard-choice", "worst"], "--hard-choice is for --hard"),
         (["--device", "cpu"], "--device is for --model alone"),
-        (["--format", "png", "--quality", "80"], "--quality is of JPEG, and png holds none"),
+        (["--format", "png", "--quality", "80"], "--quality is for JPEG, and png has none"),
     ],
 )
 def test_options_without_effect_are_refused(cohort: Path, tmp_path: Path, given: list[str], message: str) -> None:

@@ -125,8 +125,8 @@ def test_undefined_kappa_is_null(tmp_path: Path) -> None:
         ("patient,stage\npatient_000.zip,pN0\n", MissingPatientError, "patient_001"),
         ("patient,stage\npatient_000,pN0\npatient_001,pN0\n", MissingPatientError, r"patient_000\.zip"),
         ("patient,stage\npatient_000.zip,pN3\n", UnknownLabelError, r"line 2.*unknown stage 'pN3'"),
-        ("patient;stage\npatient_000.zip;pN0\n", TableError, "header patient,stage is wanted"),
-        ("slide,stage\npatient_000.zip,pN0\n", TableError, "header patient,stage is wanted"),
+        ("patient;stage\npatient_000.zip;pN0\n", TableError, "not with the header patient,stage"),
+        ("slide,stage\npatient_000.zip,pN0\n", TableError, "not with the header patient,stage"),
         ("patient,stage\npatient_000.zip\n", TableError, "line 2"),
         ("", TableError, "is empty"),
     ],
@@ -255,7 +255,7 @@ def test_froc(tmp_path: Path, folders: tuple[Path, Path]) -> None:
 
 
 def test_missing_masks_are_never_silently_normal(tmp_path: Path, folders: tuple[Path, Path]) -> None:
-    refused(CohortError, r"has no mask of test_003 .*--normal-list", "froc", *folders)
+    refused(CohortError, r"has no mask for test_003 .*--normal-list", "froc", *folders)
     record, _ = scored("froc", *folders, "--missing-mask-is-normal")
     assert record["slides"] == 2
     (tmp_path / "names.txt").write_text("Test_003.tif\n")
@@ -278,10 +278,10 @@ def test_every_slide_needs_detections(tmp_path: Path, folders: tuple[Path, Path]
     (folders[1] / "Test_003.csv").unlink()
     for options in ([], ["--missing-mask-is-normal"]):
         (folders[1] / "test_001.csv").rename(folders[1] / "test_002.csv")
-        refused(CohortError, r"has no detections of test_001 \(write an empty file", "froc", *folders, *options)
+        refused(CohortError, r"has no detections for test_001 \(write an empty file", "froc", *folders, *options)
         (folders[1] / "test_002.csv").rename(folders[1] / "test_001.csv")
     normal: list[str | Path] = ["--normal-list", tmp_path / "reference.csv"]
-    refused(CohortError, "has no detections of test_003", "froc", *folders, *normal)
+    refused(CohortError, "has no detections for test_003", "froc", *folders, *normal)
 
 
 def test_blank_masks_are_never_silently_normal(tmp_path: Path, folders: tuple[Path, Path]) -> None:
