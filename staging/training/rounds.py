@@ -212,7 +212,7 @@ class _Rounds:
             )
         for slide, bad in found.bad_tiles:
             self._news.say(
-                f"{slide}: level {bad.level}, tile row {bad.row}, column {bad.column} read as white: {bad.reason}"
+                f"{slide}: level {bad.level}, tile row {bad.row}, column {bad.column} is white: {bad.reason}"
             )
         return found, result
 

@@ -78,7 +78,7 @@ def test_forms_of_one_table(table: Callable[[str], Path], text: str) -> None:
         ("patient,stage\n,pN0\n", "line 2"),
         ("patient,stage\npatient_000.zip,pN0,pN1\n", "line 2"),
         (b"patient,stage\n\xff\xfe,pN0\n", "UTF-8"),
-        ('patient,stage\n"patient_000.zip,pN0\n', "is no CSV"),
+        ('patient,stage\n"patient_000.zip,pN0\n', "is not a CSV"),
     ],
 )
 def test_unreadable_tables(table: Callable[[str | bytes], Path], text: str | bytes, match: str) -> None:
@@ -130,7 +130,7 @@ def test_label_tables(table: Callable[[str], Path]) -> None:
         read_label_table(table("slide,label\na.tif,itc\na,micro\n"))
     with pytest.raises(TableError, match="slide,label or patient,stage"):
         read_label_table(table("name,class\na,itc\n"))
-    with pytest.raises(TableError, match="no row of a slide"):
+    with pytest.raises(TableError, match="no row for a slide"):
         read_label_table(table("patient,stage\npatient_000.zip,pN0\n"))
 
 
@@ -195,7 +195,7 @@ def test_a_missing_patient_is_named(table: Callable[[str], Path]) -> None:
     bare = read_stage_table(table("patient,stage\npatient_000.zip,pN0\npatient_001,pN1\n"), submission=True)
     with pytest.raises(MissingPatientError, match=r"patient_001\.zip: only rows that end in \.zip"):
         score_kappa(reference, bare)
-    with pytest.raises(TableError, match="no row of a patient"):
+    with pytest.raises(TableError, match="no row for a patient"):
         score_kappa(StageTable(), bare)
 
 
@@ -269,11 +269,11 @@ def test_packed_slides_are_named(tmp_path: Path) -> None:
 
 
 def test_nothing_to_find(tmp_path: Path) -> None:
-    with pytest.raises(NoSlidesError, match=r"holds no slides.*\.svs"):
+    with pytest.raises(NoSlidesError, match=r"contains no slides.*\.svs"):
         find_slides(tmp_path)
-    with pytest.raises(NoSlidesError, match="holds no slides"):
+    with pytest.raises(NoSlidesError, match="contains no slides"):
         find_slides(touch(tmp_path, "notes.txt", "masks/a.tif"))
-    with pytest.raises(NoSlidesError, match="no such file"):
+    with pytest.raises(NoSlidesError, match="does not exist"):
         find_slides(tmp_path / "typo")
     with pytest.raises(NoSlidesError, match="no slides were named"):
         find_slides([])

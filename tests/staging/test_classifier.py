@@ -58,7 +58,7 @@ def test_probabilities_are_those_of_scikit_learn(kind: Kind, labels: tuple[int, 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "sentinode slide classifier 1", "kind": "forest"}'])
 def test_what_is_no_model(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"model\.json: is no slide classifier"):
+    with pytest.raises(CheckpointError, match=r"model\.json: is not a slide classifier"):
         read_classifier(tmp_path / "model.json")
 
 
@@ -175,7 +175,7 @@ def test_slides_are_gathered_by_name(tmp_path: Path) -> None:
         gather(paths, {"patient_001_node_0": SlideLabel.ITC})
     with pytest.raises(CohortError, match="no heatmap of x"):
         gather(paths, labels | {"x": SlideLabel.MACRO})
-    with pytest.raises(CohortError, match="no centre in the name of x"):
+    with pytest.raises(CohortError, match="no centre in the name for x"):
         gather([*paths, stored(tmp_path, "x", 2)], labels | {"x": SlideLabel.MACRO}, split="centres")
 
 

@@ -417,7 +417,7 @@ def test_a_partial_slide_is_labelled_on_demand_and_says_so_everywhere(
     assert (output / "at_least.csv").read_text() == "patient,stage\npatient_000,at least pN0\n"
     report = (output / "report.html").read_text()
     assert "at least <b>pN0</b>" in report
-    assert "seen in part: 0.00 of" in report
+    assert "partly seen: 0.00 of" in report
     again = run(find_slides([renamed]), output, model, config=config)
     assert again == found
 

@@ -47,7 +47,7 @@ def test_a_fold_per_centre() -> None:
     assert [len(fold.held_out) for fold in folds] == [4, 4, 2, 2]
     with pytest.raises(CohortError, match="only centre"):
         folds_by_centre(slides[:4])
-    with pytest.raises(CohortError, match="does not tell its patient"):
+    with pytest.raises(CohortError, match="does not give its patient"):
         folds_by_centre([SlideFile(path=Path("tumor_001.tif"), name="tumor_001")])
 
 
@@ -55,7 +55,7 @@ def test_a_fold_per_centre() -> None:
 def test_folds_of_patients_part_the_cohort(patients: set[int], folds: int) -> None:
     slides = [slide(patient, node) for patient in patients for node in range(3)]
     if len(patients) < folds:
-        with pytest.raises(CohortError, match="do not make"):
+        with pytest.raises(CohortError, match="too few for"):
             folds_by_patient(slides, folds)
         return
     parts = folds_by_patient(slides, folds)
@@ -96,7 +96,7 @@ def test_the_whole_protocol_and_its_second_call(cohort: Path, tmp_path: Path) ->
     again = cross_validate(whole, folds, tmp_path / "out", recipe=RECIPE, workers=1, news=told)
     assert again == record
     assert {path: path.stat().st_mtime_ns for path in models} == models
-    assert told.said.count("the network is there already") == 2
+    assert told.said.count("the network exists already") == 2
 
 
 def test_nothing_is_trained_where_the_cohort_is_wrong(cohort: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_nothing_is_trained_where_the_cohort_is_wrong(cohort: Path, tmp_path: Pa
     empty = tmp_path / "none"
     empty.mkdir()
     bare = LabelledCohort(slides=negative.slides, annotations=empty, reference=negative.reference)
-    with pytest.raises(CohortError, match="contours for none of the"):
+    with pytest.raises(CohortError, match="annotations for none of the"):
         cross_validate(bare, folds_by_centre(whole.slides), tmp_path, recipe=RECIPE, workers=1, news=SILENCE)
     stranger = Fold(name="stranger", held_out=(slide(77),))
     with pytest.raises(MissingPatientError, match="patient_077"):
@@ -129,7 +129,7 @@ def test_nothing_is_trained_where_the_cohort_is_wrong(cohort: Path, tmp_path: Pa
     [
         (["--folds", "2", "--leave-one-centre-out"], "exclude each other"),
         (["-a", "nowhere"], "no such directory"),
-        (["--folds", "9"], "do not make 9 folds"),
+        (["--folds", "9"], "too few for 9 folds"),
     ],
 )
 def test_wrong_usage_is_told(cohort: Path, tmp_path: Path, options: list[str], reason: str) -> None:

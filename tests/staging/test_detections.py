@@ -68,7 +68,7 @@ def test_the_usual_radius_is_12_cells() -> None:
 
 @pytest.mark.parametrize("options", [{"threshold": 1.5}, {"threshold": -0.1}, {"radius_um": -1.0}])
 def test_bad_options_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="wanted are"):
+    with pytest.raises(ValueError, match="the threshold must be"):
         detections_of(heatmap(np.zeros((2, 2), dtype=np.float32)), **options)
 
 
@@ -133,7 +133,7 @@ def test_forms_of_a_table(tmp_path: Path, data: bytes, expected: list[tuple[floa
         ("10,20,0.5", "probability from 0 to 1"),
         ("-0.1,10,20", "probability from 0 to 1"),
         ("1.0001,10,20", "probability from 0 to 1"),
-        ('"0.5,10,20', "is no CSV"),
+        ('"0.5,10,20', "is not a CSV"),
     ],
 )
 def test_bad_lines_are_refused_by_number(tmp_path: Path, line: str, reason: str) -> None:
@@ -147,7 +147,7 @@ def test_bad_lines_are_refused_by_number(tmp_path: Path, line: str, reason: str)
 @pytest.mark.parametrize("header", ["x,y,p", "p,y,x", "probability", "slide,probability", "p;x;y"])
 def test_other_headers_are_refused(tmp_path: Path, header: str) -> None:
     (tmp_path / "d.csv").write_text(f"{header}\n0.5,10,20\n")
-    with pytest.raises(TableError, match="no row of a detection"):
+    with pytest.raises(TableError, match="which is not a detection"):
         read_detections(tmp_path / "d.csv")
 
 

@@ -149,7 +149,7 @@ def test_the_value_of_tumour(tmp_path: Path, values: list[int], given: int | Non
 @pytest.mark.parametrize("values", [[0, 1, 2], [0, 2], [2], [0, 1, 255], [0, 128, 255], list(range(256))])
 def test_unclear_values_are_refused(tmp_path: Path, values: list[int]) -> None:
     Pillow.fromarray(np.resize(np.array(values, dtype=np.uint8), (20, 30))).save(tmp_path / "a.png")
-    with pytest.raises(ConfigurationError, match=r"holds the values .*--tumour-value"):
+    with pytest.raises(ConfigurationError, match=r"has the values .*--tumour-value"):
         read_true_tumour(tmp_path / "a.png")
 
 
@@ -159,7 +159,7 @@ def test_colours_are_refused(tmp_path: Path) -> None:
     Pillow.fromarray(colours).save(tmp_path / "a.png")
     write_levels(tmp_path / "a.tif", [colours], photometric="rgb")
     for name in ("a.png", "a.tif"):
-        with pytest.raises(SlideFormatError, match="picture in colours"):
+        with pytest.raises(SlideFormatError, match="colour picture"):
             read_true_tumour(tmp_path / name)
 
 
@@ -236,7 +236,7 @@ def test_masks_are_found_by_the_names_of_slides(tmp_path: Path) -> None:
 
 
 def test_folders_without_masks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match="holds no masks"):
+    with pytest.raises(CohortError, match="contains no masks"):
         find_masks(tmp_path)
     with pytest.raises(CohortError, match="no such folder"):
         find_masks(tmp_path / "nowhere")

@@ -337,7 +337,7 @@ def test_a_blank_mask_is_no_evaluation_mask() -> None:
 
 @pytest.mark.parametrize("level", [2, 9])
 def test_levels_are_limited(level: int) -> None:
-    with pytest.raises(ValueError, match="level lies in"):
+    with pytest.raises(ValueError, match="level must be"):
         evaluation_mask(painted(BIG), level=level)
 
 

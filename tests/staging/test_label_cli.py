@@ -110,13 +110,13 @@ def test_what_cannot_be_trained_or_applied(cohort: Path, tmp_path: Path) -> None
         text = text.replace(f",{label}", ",micro")
     single.write_text(text)
     cases: list[tuple[list[str | Path], int, str]] = [
-        (["--train", heatmaps, short, "-o", model], 1, "there is no label of patient_070_node_3"),
+        (["--train", heatmaps, short, "-o", model], 1, "there is no label for patient_070_node_3"),
         (["--train", heatmaps, single, "-o", model], 1, "one label: micro"),
         (["--train", heatmaps, table, "-o", model, "--folds", "9"], 1, "8 patients cannot be split into 9 folds"),
         (["--train", heatmaps, "-o", model], 2, "the folder of heatmaps and the table"),
         (["--train", "--apply", model, heatmaps, table, "-o", model], 2, "exclude each other"),
-        (["--apply", table, heatmaps, "-o", tmp_path / "out.csv"], 1, "no slide classifier"),
-        (["--train", tmp_path, table, "-o", model], 1, "holds no heatmaps"),
+        (["--apply", table, heatmaps, "-o", tmp_path / "out.csv"], 1, "not a slide classifier"),
+        (["--train", tmp_path, table, "-o", model], 1, "contains no heatmaps"),
     ]
     for arguments, code, reason in cases:
         done = sentinode("label", *arguments)

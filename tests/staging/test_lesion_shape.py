@@ -209,5 +209,5 @@ def test_outlines_in_parts_are_outlines_of_the_whole(monkeypatch: pytest.MonkeyP
 
 
 def test_bands_must_make_up_the_frame() -> None:
-    with pytest.raises(ValueError, match="make up"):
+    with pytest.raises(ValueError, match="the bands have shape"):
         measure_mask([np.zeros((2, 3), dtype=np.bool_)], frame_of((3, 3)))

@@ -91,7 +91,7 @@ def test_a_count_on_real_tissue_is_about_that_by_eye(centre: str, real_data: Cal
 
 def test_misuse() -> None:
     image = picture(np.zeros((8, 8, 3), dtype=np.uint8), pixel_um=2.0)
-    with pytest.raises(ResolutionError, match="show no nuclei"):
+    with pytest.raises(ResolutionError, match="too coarse to see nuclei"):
         find_nuclei(image)
     with pytest.raises(ValueError, match="diameter"):
         find_nuclei(image, nucleus_um=0.0)

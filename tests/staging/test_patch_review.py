@@ -128,7 +128,7 @@ def test_contours_of_another_slide_are_refused(cohort: Path, tmp_path: Path) -> 
     [
         (16, 0, "this", None),
         (16, 0, None, None),
-        (16, 0, "another", "was made from another file than"),
+        (16, 0, "another", "was not made from"),
         (32, 0, None, "covers 1280 x 2048 px, not the 1280 x 1024 px of"),
         (12, 0, None, "covers 1280 x 768 px"),
         (16, 640, None, "covers 1920 x 1024 px"),
@@ -169,7 +169,7 @@ def test_labels_go_with_slides_in_any_case(cohort: Path, tmp_path: Path) -> None
     [
         (["--hard-choice", "worst"], "--hard-choice is for --hard"),
         (["--device", "cpu"], "--device is for --model alone"),
-        (["--format", "png", "--quality", "80"], "--quality is of JPEG, and png holds none"),
+        (["--format", "png", "--quality", "80"], "--quality is for JPEG, and png has none"),
     ],
 )
 def test_options_without_effect_are_refused(cohort: Path, tmp_path: Path, given: list[str], message: str) -> None:
@@ -205,8 +205,8 @@ def test_what_others_made_is_not_replaced(cohort: Path, tmp_path: Path) -> None:
     run(cohort, tmp_path / "store")
     before = contents(tmp_path)
     for name, message in (
-        ("mine.zarr", "no store of patches"),
-        ("mine.parquet", "no patch table"),
+        ("mine.zarr", "not a patch store"),
+        ("mine.parquet", "not a patch table"),
         ("store/patches.parquet", "belongs to the patches beside it"),
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -138,7 +138,7 @@ def test_only_sound_slides_are_drawn_from(cohort: Path, tmp_path: Path) -> None:
     assert counts["left_out"] == {
         "Test_049": "it is a duplicate of another slide",
         "patient_023_node_4": "it has no annotations and is not labelled negative",
-        "tumor_010": "not all of its tumour is drawn",
+        "tumor_010": "not all of its tumour is annotated",
     }
     table = read_patch_table(tmp_path / "t.parquet")
     assert table.counts("slide", "class") == {
@@ -315,7 +315,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_stored(
 def test_two_annotation_files_of_one_slide_are_refused(cohort: Path, tmp_path: Path) -> None:
     for name in ("a.xml", "A.geojson"):
         (tmp_path / name).write_text("x")
-    with pytest.raises(CohortError, match="are of one slide"):
+    with pytest.raises(CohortError, match="annotate the same slide"):
         find_sources(find_slides([cohort / "images"]), tmp_path, LABELS, RECIPE)
     (tmp_path / "none").mkdir()
     with pytest.raises(CohortError, match="annotations for none"):

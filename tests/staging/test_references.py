@@ -45,8 +45,8 @@ def test_truth(table: Write, text: str | bytes, expected: dict[str, bool]) -> No
 @pytest.mark.parametrize(
     ("text", "error", "reason"),
     [
-        ("", TableError, "no row of a slide"),
-        ("slide,label\n", TableError, "no row of a slide"),
+        ("", TableError, "no row for a slide"),
+        ("slide,label\n", TableError, "no row for a slide"),
         ("a,Tumor\nb,Cancer\n", UnknownLabelError, r"line 2: unknown label 'Cancer'"),
         ("a,Tumor\nb\n", TableError, r"line 2: the row 'b' is not"),
         ("a,Tumor\n,Normal\n", TableError, r"line 2"),
@@ -76,13 +76,13 @@ def test_predictions(table: Write, text: str, expected: dict[str, float]) -> Non
 @pytest.mark.parametrize(
     ("text", "error", "reason"),
     [
-        ("", TableError, "no row of a slide"),
+        ("", TableError, "no row for a slide"),
         ("a,0.5\nb,high\n", TableError, "line 2"),
-        ("a,nan\n", TableError, "where slide,probability is wanted"),
+        ("a,nan\n", TableError, "not with slide,probability"),
         ("a,0.5\nb,nan\n", TableError, "line 2"),
         ("a,0.5\nb\n", TableError, "line 2"),
-        ("slide,label\na,0.5\n", TableError, "where slide,probability is wanted"),
-        ("id,probability\na,0.5\n", TableError, "where slide,probability is wanted"),
+        ("slide,label\na,0.5\n", TableError, "not with slide,probability"),
+        ("id,probability\na,0.5\n", TableError, "not with slide,probability"),
         ("slide,x,probability\na,0.5\n", TableError, "line 2"),
         ("a,0.5\na,0.6\n", ConflictError, "lines 1 and 2"),
     ],
@@ -142,7 +142,7 @@ def test_patients(table: Write) -> None:
     assert read_patients(table("Slide,Patient\nA.tif,P1\nb,P1\na,P1\n")) == {"a": "P1", "b": "P1"}
     with pytest.raises(ConflictError, match="lines 1 and 2: a is P1 and then P2"):
         read_patients(table("a,P1\nA.svs,P2\n"))
-    for text, reason in (("a,\n", "line 1: the row 'a,' is not"), ("", "has no row of a slide")):
+    for text, reason in (("a,\n", "line 1: the row 'a,' is not"), ("", "has no row for a slide")):
         with pytest.raises(TableError, match=reason):
             read_patients(table(text))
 

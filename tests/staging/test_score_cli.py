@@ -125,8 +125,8 @@ def test_undefined_kappa_is_null(tmp_path: Path) -> None:
         ("patient,stage\npatient_000.zip,pN0\n", MissingPatientError, "patient_001"),
         ("patient,stage\npatient_000,pN0\npatient_001,pN0\n", MissingPatientError, r"patient_000\.zip"),
         ("patient,stage\npatient_000.zip,pN3\n", UnknownLabelError, r"line 2.*unknown stage 'pN3'"),
-        ("patient;stage\npatient_000.zip;pN0\n", TableError, "header patient,stage is wanted"),
-        ("slide,stage\npatient_000.zip,pN0\n", TableError, "header patient,stage is wanted"),
+        ("patient;stage\npatient_000.zip;pN0\n", TableError, "not with the header patient,stage"),
+        ("slide,stage\npatient_000.zip,pN0\n", TableError, "not with the header patient,stage"),
         ("patient,stage\npatient_000.zip\n", TableError, "line 2"),
         ("", TableError, "is empty"),
     ],
@@ -255,7 +255,7 @@ def test_froc(tmp_path: Path, folders: tuple[Path, Path]) -> None:
 
 
 def test_missing_masks_are_never_silently_normal(tmp_path: Path, folders: tuple[Path, Path]) -> None:
-    refused(CohortError, r"has no mask of test_003 .*--normal-list", "froc", *folders)
+    refused(CohortError, r"has no mask for test_003 .*--normal-list", "froc", *folders)
     record, _ = scored("froc", *folders, "--missing-mask-is-normal")
     assert record["slides"] == 2
     (tmp_path / "names.txt").write_text("Test_003.tif\n")
@@ -269,7 +269,7 @@ def test_known_bad_slides_are_left_out(folders: tuple[Path, Path]) -> None:
         (detections / f"{name}.csv").write_text("")
     record, text = scored("froc", *folders, "--missing-mask-is-normal", "--table")
     assert (sorted(record["excluded"]), record["slides"]) == (["test_049", "test_114"], 2)
-    assert "left out: test_114 (not all of its tumour is drawn)" in text
+    assert "left out: test_114 (not all of its tumour is annotated)" in text
     record, _ = scored("froc", *folders, "--missing-mask-is-normal", "--all-slides")
     assert (record["excluded"], record["slides"], record["lesions"]) == ({}, 4, 6)
 
@@ -278,10 +278,10 @@ def test_every_slide_needs_detections(tmp_path: Path, folders: tuple[Path, Path]
     (folders[1] / "Test_003.csv").unlink()
     for options in ([], ["--missing-mask-is-normal"]):
         (folders[1] / "test_001.csv").rename(folders[1] / "test_002.csv")
-        refused(CohortError, r"has no detections of test_001 \(write an empty file", "froc", *folders, *options)
+        refused(CohortError, r"has no detections for test_001 \(write an empty file", "froc", *folders, *options)
         (folders[1] / "test_002.csv").rename(folders[1] / "test_001.csv")
     normal: list[str | Path] = ["--normal-list", tmp_path / "reference.csv"]
-    refused(CohortError, "has no detections of test_003", "froc", *folders, *normal)
+    refused(CohortError, "has no detections for test_003", "froc", *folders, *normal)
 
 
 def test_blank_masks_are_never_silently_normal(tmp_path: Path, folders: tuple[Path, Path]) -> None:
@@ -294,7 +294,7 @@ def test_blank_masks_are_never_silently_normal(tmp_path: Path, folders: tuple[Pa
 
 def test_normal_slides_with_tumour_are_refused(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     (tmp_path / "names.txt").write_text("test_001\ntest_003\n")
-    refused(ConflictError, "called normal, but", "froc", *folders, "--normal-list", tmp_path / "names.txt")
+    refused(ConflictError, "listed as normal, but", "froc", *folders, "--normal-list", tmp_path / "names.txt")
 
 
 def test_masks_of_two_values_are_refused(folders: tuple[Path, Path]) -> None:
@@ -339,8 +339,8 @@ def test_bad_detections_are_named_by_file_and_line(folders: tuple[Path, Path]) -
 
 def test_folders_that_cannot_be_scored(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     (tmp_path / "empty").mkdir()
-    refused(CohortError, "holds no masks", "froc", tmp_path / "empty", folders[1])
-    refused(CohortError, "holds no CSV", "froc", folders[0], tmp_path / "empty")
+    refused(CohortError, "contains no masks", "froc", tmp_path / "empty", folders[1])
+    refused(CohortError, "contains no CSV", "froc", folders[0], tmp_path / "empty")
     refused(CohortError, "no such folder", "froc", folders[0], tmp_path / "nowhere")
     (folders[1] / "test_003.CSV").write_text("")
     refused(CohortError, "second table of test_003", "froc", *folders)

@@ -132,7 +132,7 @@ def test_stages_are_checked(tmp_path: Path) -> None:
 def test_lesions_are_checked(tmp_path: Path) -> None:
     folder = tmp_path / "detections"
     folder.mkdir()
-    with pytest.raises(TableError, match="holds no CSV"):
+    with pytest.raises(TableError, match="contains no CSV"):
         check_submission(Task.LESIONS, folder)
     (folder / "Test_001.csv").write_text("0.9,100,200\n")
     (folder / "test_002.csv").write_text("0.8,300,400\n")
@@ -145,7 +145,7 @@ def test_lesions_are_checked(tmp_path: Path) -> None:
     (folder / "test_002.csv").write_text("0.8,300\n")
     with pytest.raises(TableError, match=r"test_002.csv, line 1"):
         check_submission(Task.LESIONS, folder)
-    with pytest.raises(TableError, match="is no folder"):
+    with pytest.raises(TableError, match="is not a folder"):
         check_submission(Task.LESIONS, tmp_path / "nowhere")
 
 

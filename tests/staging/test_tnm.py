@@ -79,7 +79,7 @@ def test_isolated_cells_beside_the_sternum_are_isolated_cells() -> None:
     assert stage_nodes(nodes(negative=3), nodes(itc=1)) is TnmStage.PN0_I_PLUS
     with pytest.raises(ValueError, match="without examined"):
         stage_nodes(nodes())
-    with pytest.raises(ValueError, match="no more than were examined"):
+    with pytest.raises(ValueError, match="at most those examined"):
         NodeCounts(macro=2, examined=1)
 
 

@@ -278,7 +278,7 @@ def test_it_is_told_that_nobody_could_be_held_out(store: Path, tmp_path: Path) -
     )
     write_patches(tmp_path / "one.zarr", [batch])
     command = ["train", str(tmp_path / "one.zarr"), "-o", str(tmp_path / "m"), "--device", "cpu", "--epochs", "1"]
-    assert "nobody could be held out" in CliRunner().invoke(cli.app, command).stderr
+    assert "no patient could be held out" in CliRunner().invoke(cli.app, command).stderr
     assert "nobody" not in CliRunner().invoke(cli.app, [*command, "--held-out", "0"]).stderr
     assert "nobody" not in CliRunner().invoke(cli.app, ["train", str(store), *command[2:]]).stderr
 

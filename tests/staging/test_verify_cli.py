@@ -48,5 +48,5 @@ def test_what_changed_is_named_and_nothing_is_touched(tmp_path: Path) -> None:
 
 def test_what_holds_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
-    with pytest.raises(CohortError, match="nothing that sentinode has published"):
+    with pytest.raises(CohortError, match="no sentinode artefacts"):
         CliRunner().invoke(app, ["verify", str(tmp_path)], catch_exceptions=False)

@@ -98,7 +98,7 @@ def test_a_slide_is_never_written_over_itself(slide_path: Path) -> None:
     link = slide_path.with_name("link.tif")
     os.link(slide_path, link)
     for target in (slide_path, link):
-        with pytest.raises(SlideError, match="is the slide that is to be converted"):
+        with pytest.raises(SlideError, match="is the slide to be converted"):
             converted(slide_path, target)
     assert slide_path.read_bytes() == before
 

@@ -116,7 +116,7 @@ def test_a_kind_whose_reader_is_not_listed_is_unknown(raw: Path, monkeypatch: py
     monkeypatch.undo()
     with pytest.raises(SlideFormatError, match="not a slide of a known kind"):
         Slide.open(raw)
-    with pytest.raises(NoSlidesError, match="holds no slides"):
+    with pytest.raises(NoSlidesError, match="contains no slides"):
         find_slides(raw.parent)
 
 
