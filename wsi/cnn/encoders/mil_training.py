@@ -185,7 +185,7 @@ def train_head(
 
     with lone_threads(workers or (1 if target.type == "cuda" else usable_cores()), "mil") as pool:
         # the last of them leaves nobody out: the head itself
-        runs = list(pool.map(without, range(count + 1)))
+        trained = list(pool.map(without, range(count + 1)))
     provenance = {
         "training": {name: value for name, value in asdict(options).items() if name != "cache_bytes"},
         "folds": count,
@@ -193,9 +193,9 @@ def train_head(
         "patients": len(dealt),
     }
     head = MilHead(
-        network=runs[-1][0], shape=shape, class_names=tuple(class_names), recipe=dict(recipe), provenance=provenance
+        network=trained[-1][0], shape=shape, class_names=tuple(class_names), recipe=dict(recipe), provenance=provenance
     )
-    unseen = {slide: values for _, found in runs[:-1] for slide, values in found.items()}
+    unseen = {slide: values for _, found in trained[:-1] for slide, values in found.items()}
     return MilResult(head=head, folds={bag.slide: dealt[bag.patient] for bag in ordered}, unseen=unseen)
 
 
