@@ -282,9 +282,9 @@ def read_patch_table(path: str | Path) -> PatchTable:
         )
     except (pa.ArrowException, KeyError, ValueError, TypeError, OSError) as error:
         raise PatchStoreError(path, f"is not a readable patch table: {error}", mend="make it again") from error
-    odd = {*table["class"].tolist()} - {*CLASSES} | {*table["kind"].tolist()} - {*KINDS}
-    if odd:
-        raise PatchStoreError(path, f"names an unknown class or kind: {min(odd)}", mend="make it again")
+    unknown = {*table["class"].tolist()} - {*CLASSES} | {*table["kind"].tolist()} - {*KINDS}
+    if unknown:
+        raise PatchStoreError(path, f"names an unknown class or kind: {min(unknown)}", mend="make it again")
     return table
 
 

@@ -349,6 +349,6 @@ def test_a_given_mpp_is_written(tmp_path: Path) -> None:
         assert slide.mpp == pytest.approx(0.321)
     with pytest.raises(ResolutionError):
         converted(source, tmp_path / "coarse.tif", mpp=1.0)
-    with pytest.raises(SlideError, match="give a larger mpp"):
+    with pytest.raises(SlideError, match="use a larger mpp"):
         converted(source, tmp_path / "fine.tif", slide_mpp=100.0, mpp=0.001)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.tif", "out.tif"]

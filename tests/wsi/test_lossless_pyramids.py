@@ -296,7 +296,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path, change: dict[str, Any]) -> 
 def test_a_tile_of_another_kind_is_refused(tmp_path: Path) -> None:
     for tile in (np.zeros((64, 64, 3), dtype=np.uint8), np.zeros((64, 64), dtype=np.int64)):
         for write in (write_mask, write_float):
-            with pytest.raises(ValueError, match="wanted"):
+            with pytest.raises(ValueError, match="must be"):
                 write(tmp_path / "a.tif", width=64, height=64, mpp=None, tile_size=64, tiles=[tile])  # type: ignore[list-item]
     assert list(tmp_path.iterdir()) == []
 

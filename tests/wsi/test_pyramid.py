@@ -191,7 +191,7 @@ def test_a_failure_keeps_the_file_that_was_there(tmp_path: Path) -> None:
 
 def test_a_wrong_tile_is_refused(tmp_path: Path) -> None:
     for tile in (np.zeros((64, 60, 3), dtype=np.uint8), np.zeros((64, 64, 3), dtype=np.float32)):
-        with pytest.raises(ValueError, match="wanted uint8"):
+        with pytest.raises(ValueError, match="must be uint8"):
             write_pyramid(tmp_path / "s.tif", width=64, height=64, mpp=0.5, tile_size=64, tiles=[tile])  # type: ignore[list-item]
 
 

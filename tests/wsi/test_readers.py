@@ -360,7 +360,7 @@ def test_downsamples_are_whole_where_sizes_say_so(width: int, height: int, power
 def test_downsamples_are_measured_where_no_whole_factor_fits() -> None:
     assert measure_downsample((10_000, 8000), (4000, 3200)) == pytest.approx(2.5)
     assert measure_downsample((10_000, 8000), (3333, 2667)) == 3.0
-    assert measure_downsample((100_000, 80_000), (1, 1), told=1.9999956) == 2.0
+    assert measure_downsample((100_000, 80_000), (1, 1), stated=1.9999956) == 2.0
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The convolutional network: the only place that imports torch."""
+"""The convolutional network: the only package that imports torch."""

@@ -12,7 +12,7 @@ from wsi.cnn.schedule import ScheduleName
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 
 _LEARNING_RATE, _RESNET_LEARNING_RATE = 4e-3, 1e-3
-_TOLD_APART = frozenset({"seed", "epochs", "batch", "learning_rate"})  # numbers that a checkpoint states on their own
+_RECORDED_APART = frozenset({"seed", "epochs", "batch", "learning_rate"})  # stated on their own in a checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,5 +77,5 @@ class Method:
     def to_json(self) -> dict[str, Any]:
         """For the provenance: the values that differ from the defaults, as text."""
         usual = Method()
-        names = [name for name in self.__slots__ if name not in _TOLD_APART]
+        names = [name for name in self.__slots__ if name not in _RECORDED_APART]
         return {name: str(getattr(self, name)) for name in names if getattr(self, name) != getattr(usual, name)}

@@ -43,7 +43,7 @@ class Ranks:
     def add(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place; the same bits in each of them."""
         if self.world > 1:
-            with _told_of_others():
+            with _errors_of_others():
                 distributed.all_reduce(values)
         return values
 
@@ -62,7 +62,7 @@ class Ranks:
         if self.world > 1:
             # on the CPU, where the others may wait for days
             has_failed = torch.tensor([error is not None], dtype=torch.uint8)
-            with _told_of_others():
+            with _errors_of_others():
                 distributed.broadcast(has_failed, src=0, group=self.waiting)
             if has_failed.item() and error is None:
                 raise PathologyError(None, "the first process failed", mend="see its error")
@@ -113,7 +113,7 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
 
 
 @contextmanager
-def _told_of_others() -> Iterator[None]:
+def _errors_of_others() -> Iterator[None]:
     """Report in one error that another process has ended; that process has reported why."""
     try:
         yield

@@ -78,10 +78,10 @@ def load_progress(path: Path, asked: Mapping[str, Any]) -> tuple[dict[str, torch
             record = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         before = record["run"]
-        odd = [name for name in sorted({*before, *asked}) if before.get(name) != asked.get(name)]
+        differing = [name for name in sorted({*before, *asked}) if before.get(name) != asked.get(name)]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(path, "is not a readable state of a training", mend=_MEND) from error
-    if odd:
-        reason = f"was left by a training with other settings: {', '.join(odd)}"
+    if differing:
+        reason = f"was left by a training with other settings: {', '.join(differing)}"
         raise CheckpointError(path, reason, mend=f"use the same settings, or {_MEND}")
     return tensors, record

@@ -177,12 +177,12 @@ def train(
     if method.temperature:
         kept.temperature = best_temperature(truth, margins, data.class_weights)
     best = course.history[course.best]
-    told = {"best_epoch": best.number, "validation_auc": best.judges_auc, "validation_loss": best.judges_loss}
+    scores = {"best_epoch": best.number, "validation_auc": best.judges_auc, "validation_loss": best.judges_loss}
     checkpoint = Checkpoint(
         network=kept.cpu().eval(),
         mpp=patches.mpp,
         threshold=best_threshold(truth, margins / kept.temperature) if method.threshold else 0.5,
-        provenance=record | told,
+        provenance=record | scores,
     )
     return Training(
         checkpoint=checkpoint,

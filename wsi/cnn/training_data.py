@@ -106,9 +106,9 @@ def _cells(patches: TrainingPatches, architecture: CellGeometry) -> NDArray[np.u
     cells = np.empty((len(patches), count, count), np.uint8)
     for chosen in blocks_of(np.arange(len(patches)), _TOGETHER):
         targets = patches.targets(chosen)
-        odd = set(np.flatnonzero(np.bincount(targets.ravel(), minlength=256)).tolist()) - {0, 1, IGNORE}
-        if odd:
-            raise UnfitPatchesError(None, f"targets must be 0, 1 or {IGNORE}, got {sorted(odd)}")
+        unknown = set(np.flatnonzero(np.bincount(targets.ravel(), minlength=256)).tolist()) - {0, 1, IGNORE}
+        if unknown:
+            raise UnfitPatchesError(None, f"targets must be 0, 1 or {IGNORE}, got {sorted(unknown)}")
         cells[chosen] = cell_targets(targets, architecture)
     return cells
 

@@ -148,8 +148,10 @@ class WeightsFile:
             reason = f"has version {version!r:.20}, this program reads {known}"
             raise CheckpointError(path, reason, mend="use the program that wrote it")
         if set(meta) != self.fields[version]:
-            odd = ", ".join(sorted(set(meta) ^ self.fields[version]))
-            raise CheckpointError(path, f"its metadata lacks or adds: {odd:.200}", mend=self.another)
+            differing = ", ".join(sorted(set(meta) ^ self.fields[version]))
+            raise CheckpointError(
+                path, f"its metadata has missing or extra fields: {differing:.200}", mend=self.another
+            )
         return meta, digest
 
     def _parse(self, path: Path, text: bytes, what: str) -> Any:  # noqa: ANN401  (whatever the file holds)

@@ -88,8 +88,8 @@ class SlidePixels:
             TileError: a tile cannot be decoded.
         """
         ends = np.flatnonzero(np.diff(self._positions.slide[indices])) + 1
-        for some, part in zip(np.split(indices, ends), np.split(out, ends), strict=True):
-            read_positions(self._positions, some, self._pool, out=part, workers=workers)
+        for chosen, part in zip(np.split(indices, ends), np.split(out, ends), strict=True):
+            read_positions(self._positions, chosen, self._pool, out=part, workers=workers)
 
 
 class JoinedPixels:
@@ -133,10 +133,10 @@ class JoinedPixels:
         """Fill ``out`` from the parts."""
         owner = np.searchsorted(self._starts, indices, side="right") - 1
         ends = np.flatnonzero(np.diff(owner)) + 1
-        for some, part in zip(np.split(indices, ends), np.split(out, ends), strict=True):
-            if len(some):
-                number = int(np.searchsorted(self._starts, some[0], side="right")) - 1
-                self._parts[number].read(some - self._starts[number], out=part, workers=workers)
+        for chosen, part in zip(np.split(indices, ends), np.split(out, ends), strict=True):
+            if len(chosen):
+                number = int(np.searchsorted(self._starts, chosen[0], side="right")) - 1
+                self._parts[number].read(chosen - self._starts[number], out=part, workers=workers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

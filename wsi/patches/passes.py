@@ -122,4 +122,4 @@ def _clusters(
     curve = windows.tile_order(level.tile_shape)
     by_cluster = curve[np.argsort(labels[:count][curve], kind="stable")]
     ends = np.flatnonzero(np.diff(labels[:count][by_cluster])) + 1
-    return [members[some] for some in np.split(by_cluster, ends)]
+    return [members[group] for group in np.split(by_cluster, ends)]

@@ -100,9 +100,9 @@ def read_patches(
     share = max(1, _SOURCE_BYTES // (3 * math.prod(windows.shape)))
     source = np.empty((min(share, len(order)), *windows.shape, 3), dtype=np.uint8)
     for start in range(0, len(order), share):
-        some = order[start : start + share]
-        pixels = slide.read_windows(level.index, windows.take(some), out=source[: len(some)], workers=workers)
-        for at, window in zip(some.tolist(), pixels, strict=True):
+        chosen = order[start : start + share]
+        pixels = slide.read_windows(level.index, windows.take(chosen), out=source[: len(chosen)], workers=workers)
+        for at, window in zip(chosen.tolist(), pixels, strict=True):
             patch = Frame(x=float(x[at]), y=float(y[at]), downsample=downsample, shape=(size_px, size_px), mpp=None)
             plan = FramePlan.of(patch, source=level.downsample)
             height, width = plan.window.shape

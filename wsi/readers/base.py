@@ -217,7 +217,7 @@ def settle_mpp(path: str | PathLike[str], x_um: float, y_um: float) -> float | N
     return (x_um + y_um) / 2
 
 
-def measure_downsample(full: tuple[int, int], reduced: tuple[int, int], *, told: float | None = None) -> float:
+def measure_downsample(full: tuple[int, int], reduced: tuple[int, int], *, stated: float | None = None) -> float:
     """Level-0 px per px of a level.
 
     Level sizes are whole pixels, so their quotient is off by up to one pixel over the level (300 x 250 px halved
@@ -226,10 +226,10 @@ def measure_downsample(full: tuple[int, int], reduced: tuple[int, int], *, told:
     Args:
         full: (width, height) of level 0.
         reduced: (width, height) of the level.
-        told: the downsample from the file's own metadata, used instead of the quotient of the sizes.
+        stated: the downsample from the file's own metadata, used instead of the quotient of the sizes.
     """
-    measured = told if told is not None else (full[0] / reduced[0] + full[1] / reduced[1]) / 2
-    sides = (full[0] / measured, full[1] / measured) if told is not None else reduced
+    measured = stated if stated is not None else (full[0] / reduced[0] + full[1] / reduced[1]) / 2
+    sides = (full[0] / measured, full[1] / measured) if stated is not None else reduced
     # A power of two first: on levels of a few pixels a wrong whole number may explain the sizes as well.
     for factor in (2 ** max(0, round(math.log2(measured))), max(1, round(measured))):
         if all(abs(size / factor - side) < 1 for size, side in zip(full, sides, strict=True)):

@@ -68,16 +68,16 @@ class OpenSlideReader(Reader):
         self._bad: set[BadTile] = set()
         self._lock = Lock()
         self._slide = self._open()
-        told = self._slide.properties
+        stated = self._slide.properties
         self.levels = _measure_levels(self._slide)
         if max(self.levels[0].shape) > _MAX_SIDE_PX:
             raise SlideFormatError(path, f"claims an image of {self.levels[0].width} x {self.levels[0].height} px")
-        self.mpp = settle_mpp(path, _number(told.get("openslide.mpp-x")), _number(told.get("openslide.mpp-y")))
+        self.mpp = settle_mpp(path, _number(stated.get("openslide.mpp-x")), _number(stated.get("openslide.mpp-y")))
         self.properties: Mapping[str, str] = {
-            "sentinode.format": str(told.get("openslide.vendor", "openslide")),
-            **{name: str(told[name]) for name in _ABOUT_THE_FILE if name in told},
+            "sentinode.format": str(stated.get("openslide.vendor", "openslide")),
+            **{name: str(stated[name]) for name in _ABOUT_THE_FILE if name in stated},
         }
-        self._bounds = _stored_bounds(told, self.levels[0])
+        self._bounds = _stored_bounds(stated, self.levels[0])
 
     @classmethod
     def open(cls, path: Path, head: bytes, *, on_bad_tile: OnBadTile) -> OpenSlideReader | None:
@@ -177,7 +177,7 @@ def _measure_levels(slide: OpenSlide) -> tuple[Level, ...]:
             height=height,
             tile_width=int(slide.properties.get(f"openslide.level[{index}].tile-width", _DEFAULT_TILE_PX)),
             tile_height=int(slide.properties.get(f"openslide.level[{index}].tile-height", _DEFAULT_TILE_PX)),
-            downsample=measure_downsample(full, (width, height), told=downsample) if index else 1.0,
+            downsample=measure_downsample(full, (width, height), stated=downsample) if index else 1.0,
         )
         for index, ((width, height), downsample) in enumerate(
             zip(slide.level_dimensions, slide.level_downsamples, strict=True)
@@ -185,8 +185,8 @@ def _measure_levels(slide: OpenSlide) -> tuple[Level, ...]:
     )
 
 
-def _stored_bounds(told: Mapping[str, str], full: Level) -> tuple[float, float, float, float]:
-    x, y, width, height = (_number(told.get(f"openslide.bounds-{name}")) for name in ("x", "y", "width", "height"))
+def _stored_bounds(stated: Mapping[str, str], full: Level) -> tuple[float, float, float, float]:
+    x, y, width, height = (_number(stated.get(f"openslide.bounds-{name}")) for name in ("x", "y", "width", "height"))
     if any(math.isnan(value) for value in (x, y, width, height)):
         return 0.0, 0.0, float(full.width), float(full.height)
     return x, y, x + width, y + height

@@ -111,8 +111,8 @@ class TiffReader(Reader):
         share = max(1, min(_TILES_PER_TASK, len(uses) // (4 * workers)))
         shares = [uses[start : start + share] for start in range(0, len(uses), share)]
 
-        def serve(some: Sequence[_TileUse]) -> None:
-            for use, data in zip(some, self._tiles.fetch(level, [use.index for use in some]), strict=True):
+        def serve(uses: Sequence[_TileUse]) -> None:
+            for use, data in zip(uses, self._tiles.fetch(level, [use.index for use in uses]), strict=True):
                 self._serve(level, use, data, out)
 
         do_all(serve, shares, workers=workers, name="read")
@@ -163,9 +163,9 @@ class TiffReader(Reader):
         """
         across, pieces = self._tiles.columns(level), window.cut(tile_shape)
         for start in range(0, len(pieces), _TILES_AHEAD):
-            some = pieces[start : start + _TILES_AHEAD]
-            indices = [row * across + column for (row, column), _, _ in some]
-            for (_, own, part), index, data in zip(some, indices, self._tiles.fetch(level, indices), strict=True):
+            batch = pieces[start : start + _TILES_AHEAD]
+            indices = [row * across + column for (row, column), _, _ in batch]
+            for (_, own, part), index, data in zip(batch, indices, self._tiles.fetch(level, indices), strict=True):
                 yield own, part, index, data
 
     def _serve(self, level: int, use: _TileUse, data: bytes | None, out: NDArray[np.uint8]) -> None:
@@ -222,12 +222,12 @@ def _measure_levels(path: str | PathLike[str], pages: tuple[TiffPage, ...]) -> t
     levels = []
     for index, page in enumerate(pages):
         width, height = page.width, page.height
-        told = None
+        stated = None
         if len(spacings) == len(pages):
             # As in OpenSlide: the mean of both axes' ratios; sizes from it, truncated to whole pixels.
-            told = (spacings[index][0] / spacings[0][0] + spacings[index][1] / spacings[0][1]) / 2
-        downsample = measure_downsample(full, (width, height), told=told) if index else 1.0
-        if told is not None and index:
+            stated = (spacings[index][0] / spacings[0][0] + spacings[index][1] / spacings[0][1]) / 2
+        downsample = measure_downsample(full, (width, height), stated=stated) if index else 1.0
+        if stated is not None and index:
             width, height = min(width, int(full[0] / downsample)), min(height, int(full[1] / downsample))
         levels.append(
             Level(

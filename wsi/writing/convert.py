@@ -1,7 +1,7 @@
-"""Any readable slide to a generic pyramidal BigTIFF, without loss where its tiles are JPEG already.
+"""Any readable slide to a generic pyramidal BigTIFF, without loss if its tiles are already JPEG.
 
 JPEG tiles are copied byte for byte with their tables, photometric and subsampling; levels below the coarsest stored
-one are added until one fits a single tile. Whatever else is decoded tile by tile and encoded. Label, macro and
+one are added until one fits a single tile. Anything else is decoded tile by tile and encoded. Label, macro and
 thumbnail images and the vendor's description, which identify patients, are never carried over.
 """
 
@@ -30,11 +30,11 @@ from wsi.writing.tile_stream import LevelTable, plan_levels, store_levels
 
 MAX_SIDE_PX = 4_000_000
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf")
-"""Names that readers take for a TIFF."""
-"""The longest side that slide readers here take for believable."""
+"""File names that readers recognise as TIFF."""
+"""The longest side that the slide readers accept."""
 
 LOSSLESS_TAGS = (1, 5, 8, 32_946, 32_773, 50_000)
-"""TIFF's codes of compressions that keep every value: none, LZW, deflate (new and old), PackBits, ZSTD."""
+"""TIFF's codes of lossless compressions: none, LZW, deflate (new and old), PackBits, ZSTD."""
 
 _WITHOUT_PREDICTOR = (1, 32_773)
 _YCBCR, _COLOURS = 6, 3
@@ -45,12 +45,12 @@ _Tile = TypeVar("_Tile")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionStats:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
         levels: of the written pyramid.
         tiles_copied: byte for byte.
-        tiles_encoded: decoded or made, and encoded.
+        tiles_encoded: decoded or made, then encoded.
         file_bytes: size of the written file.
     """
 
@@ -73,37 +73,37 @@ def convert_slide(
 ) -> ConversionStats:
     """Write a slide as a generic tiled BigTIFF pyramid that OpenSlide, QuPath and ASAP open.
 
-    Where the finest level is stored as JPEG tiles these are copied, and so are those of the other stored levels, at
-    any downsample; missing tiles stay missing. Everything else becomes JPEG, YCbCr 4:2:0, also colours that were stored
-    without loss so far (``write_sparse`` keeps those), with factor-2 levels made from the finest. Slides of one
-    lossless value per pixel, as masks are, stay so: no value changes, and lower levels take the largest of 2 x 2 (see
-    ``write_mask``). The resolution is the slide's, as given on opening if it was.
+    If the finest level is stored as JPEG tiles these are copied, and so are those of the other stored levels, at any
+    downsample; missing tiles stay missing. Everything else becomes JPEG, YCbCr 4:2:0, even colours stored losslessly
+    so far (``write_sparse`` keeps those), with factor-2 levels made from the finest. Slides with one lossless value
+    per pixel, such as masks, stay so: no value changes, and lower levels take the largest of 2 x 2 (see
+    ``write_mask``). The resolution is the slide's, or the one given on opening.
 
     Args:
-        slide: any slide; its file is only read. Copied tiles are not decoded: of their damage only the
-            grossest (no JPEG at all) is noticed, and that ends the conversion whatever ``on_bad_tile`` says.
-        path: the file to write; an older one is replaced when the new one is complete, and not before.
+        slide: any slide; its file is only read. Copied tiles are not decoded: only gross damage (not a JPEG at all) is
+            detected, and ends the conversion whatever ``on_bad_tile`` is.
+        path: the file to write; an older one is replaced only when the new one is complete.
         mpp: resample to this many um per px by exact area averaging; a finer value than the slide's repeats pixels.
-        tile_size: side of tiles that are made, a multiple of 16.
-        quality: of the JPEG tiles that are made, 1 to 100.
-        reencode: decode and encode also what could be copied.
+        tile_size: side of new tiles, a multiple of 16.
+        quality: of new JPEG tiles, 1 to 100.
+        reencode: decode and encode even tiles that could be copied.
         workers: threads; by default one per usable core. The written bytes do not depend on it.
-        on_tiles: called now and then with the numbers of source tiles done and of all.
+        on_tiles: called now and then with (source tiles done, source tiles in all).
 
     Raises:
         ValueError: mpp, tile_size or quality is out of range.
-        SlideError: ``path`` is the slide itself, or the result would be larger than any reader takes.
-        SlideFormatError: a mask is to be resampled, which would mix its values.
-        ResolutionError: mpp is given and the slide's own is not known.
+        SlideError: ``path`` is the slide itself, or the result would be larger than readers accept.
+        SlideFormatError: mpp is given for a mask: resampling would mix its values.
+        ResolutionError: mpp is given but the slide's own is unknown.
         TileError: a tile of the slide cannot be decoded; names the slide and the tile.
         StorageError: the file cannot be written.
     """
     check_mpp(mpp)
     check_tile_size(tile_size)
     if not 1 <= quality <= 100:
-        raise ValueError(f"the quality of JPEG is 1 to 100, got {quality}")
+        raise ValueError(f"the quality of JPEG must be 1 to 100, got {quality}")
     if is_same_file(slide.path, path):
-        raise SlideError(path, "is the slide that is to be converted", mend="name another file for the result")
+        raise SlideError(path, "is the slide to be converted", mend="choose another output")
     frame = _target_frame(slide, mpp)
     stored = slide.stored_tiles(0) if frame == slide.frame else None
     has_values = is_mask(slide.stored_tiles(0))
@@ -132,7 +132,7 @@ def convert_slide(
 
 
 def is_same_file(source: str | PathLike[str], target: str | PathLike[str]) -> bool:
-    """Whether two names stand for one existing file."""
+    """Whether two names refer to the same existing file."""
     try:
         return Path(source).samefile(target)
     except OSError:
@@ -140,7 +140,7 @@ def is_same_file(source: str | PathLike[str], target: str | PathLike[str]) -> bo
 
 
 class _Conversion:
-    """One file on its way: what was done, and the directories it will end with."""
+    """One conversion in progress: its counts, and the directories to write at the end."""
 
     def __init__(
         self, *, slide: Slide, file: BigTiff, workers: int | None, on_tiles: Callable[[int, int], None] | None
@@ -218,9 +218,9 @@ class _Conversion:
                     self.copied += 1
 
     def _store(self, tables: list[LevelTable], kind: TileKind, frame: Frame, *, is_first_stored: bool = True) -> None:
-        """Decode a frame, encode it and what follows from it."""
+        """Decode a frame, and encode it and the levels below it."""
         tiles = self._decode(frame, kind)
-        # Closed at once also on failure: no thread may still read when the slide is given back.
+        # Closed at once even on failure: no thread may still be reading when the slide is closed.
         with closing(tiles):
             counted = self._counted(tiles, tables[0].columns)
             stats = store_levels(
@@ -229,7 +229,7 @@ class _Conversion:
         self.encoded += stats.tiles
 
     def _decode(self, frame: Frame, kind: TileKind) -> Generator[NDArray[np.uint8] | None]:
-        """The tiles of a frame row by row, full size also at its edge; None where the slide stores nothing."""
+        """The tiles of a frame row by row, full size even at its edge; None where the slide stores nothing."""
         size = kind.shape[0]
         slide = self._slide
         grid = TileGrid(frame=frame, tile_shape=(size, size))
@@ -245,7 +245,7 @@ class _Conversion:
         return map_in_order(read, grid, workers=self._workers)
 
     def _counted(self, tiles: Iterator[_Tile], columns: int) -> Iterator[_Tile]:
-        """Pass tiles on and tell how far it is, once a row."""
+        """Pass tiles on and report progress, once per row."""
         for index, tile in enumerate(tiles, start=1):
             yield tile
             if index % columns == 0:
@@ -274,13 +274,13 @@ def _read_mask(slide: Slide, window: Window) -> NDArray[np.uint8]:
 
 
 def _target_frame(slide: Slide, mpp: float | None) -> Frame:
-    """The whole slide at its own or another resolution; its mpp is known if any is."""
+    """The whole slide at its own or the given resolution."""
     if mpp is None or (slide.mpp is not None and math.isclose(mpp, slide.mpp, rel_tol=_SAME_MPP)):
         return slide.frame
     frame = slide.frame_at(mpp)
     if max(frame.shape) > MAX_SIDE_PX:
         rows, columns = frame.shape
-        raise SlideError(slide.path, f"would have {columns} x {rows} px at {mpp:g} um per px", mend="give a larger mpp")
+        raise SlideError(slide.path, f"would have {columns} x {rows} px at {mpp:g} um per px", mend="use a larger mpp")
     return frame
 
 
@@ -288,7 +288,7 @@ def copy_tile(slide: Slide, level: int, stored: StoredTiles, index: tuple[int, i
     """The bytes of a tile at (row, column), None where it is missing.
 
     Raises:
-        TileError: they are no JPEG as they should be, or the lossless tile cannot be decoded.
+        TileError: they are not the expected JPEG, or the lossless tile cannot be decoded.
     """
     if not is_jpeg(stored):
         return stored.read_sound(*index)
@@ -298,15 +298,15 @@ def copy_tile(slide: Slide, level: int, stored: StoredTiles, index: tuple[int, i
 
 
 def check_jpeg(slide: Slide, level: int, index: tuple[int, int], data: bytes | None) -> None:
-    """Notice where the bytes of the tile at (row, column) cannot be a JPEG; None, a missing tile, is none to notice.
+    """Check that the bytes of the tile at (row, column) can be a JPEG; None, a missing tile, passes.
 
     Raises:
-        TileError: they are no JPEG.
+        TileError: they are not a JPEG.
     """
     if data is not None and not data.startswith(_JPEG_START):
         raise TileError(
             slide.path,
-            "the tile is no JPEG as it should be",
+            "the tile should be a JPEG but is not",
             where=f"level {level}, tile row {index[0]}, tile column {index[1]}",
             mend="copy the slide again from its source and compare the checksum",
         )
@@ -318,17 +318,17 @@ def is_jpeg(stored: StoredTiles | None) -> bool:
 
 
 def is_lossless(stored: StoredTiles | None) -> bool:
-    """Whether tiles hold their values as they were measured: any JPEG of them would be their first loss."""
+    """Whether tiles are stored losslessly, so that JPEG would be their first loss."""
     return stored is not None and stored.compression in LOSSLESS_TAGS
 
 
 def is_mask(stored: StoredTiles | None) -> bool:
-    """One lossless value per pixel: JPEG would change it."""
+    """Whether tiles hold one lossless value per pixel, which JPEG would change."""
     return stored is not None and stored.samples == 1 and is_lossless(stored)
 
 
 def stored_tags(stored: StoredTiles) -> Tags:
-    """The part of a directory that tells a decoder how to take copied tiles, JPEG or lossless."""
+    """The part of a directory that tells a decoder how to read copied tiles, JPEG or lossless."""
     tags: Tags = {
         258: shorts(*[8] * stored.samples),
         259: shorts(stored.compression),

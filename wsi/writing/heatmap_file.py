@@ -14,19 +14,19 @@ TILE_PX = 256
 
 
 def write_heatmap_tiff(path: str | PathLike[str], heatmap: Heatmap) -> None:
-    """Write the probabilities, one pixel per cell; its resolution tags place it on the slide by physical size.
+    """Write the probabilities, one pixel per cell; its resolution tags align it with the slide by physical size.
 
     Args:
         path: the file to write; an existing one is replaced.
         heatmap: its first cell begins at the slide's top left corner.
 
     Raises:
-        ResolutionError: mpp is not known.
-        ValueError: the heatmap begins elsewhere on the slide, which a TIFF cannot say.
+        ResolutionError: mpp is unknown.
+        ValueError: the heatmap begins elsewhere on the slide, which a TIFF cannot express.
         StorageError: the file cannot be written.
     """
     if (heatmap.frame.x, heatmap.frame.y) != (0, 0):
-        raise ValueError(f"a heatmap file begins at the slide's corner, got {heatmap.frame.x}, {heatmap.frame.y}")
+        raise ValueError(f"a heatmap file must begin at the slide's corner, got {heatmap.frame.x}, {heatmap.frame.y}")
     rows, columns = heatmap.array.shape
     padded = np.pad(heatmap.array, ((0, -rows % TILE_PX), (0, -columns % TILE_PX)))
     tiles = (

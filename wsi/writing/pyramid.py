@@ -1,8 +1,8 @@
-"""Streamed writing of tiled pyramidal BigTIFFs: slides as CAMELYON's are built, lossless masks and float32 heatmaps.
+"""Streamed writing of tiled pyramidal BigTIFFs: slides built like CAMELYON's, lossless masks and float32 heatmaps.
 
-Tiles come in one by one and go out encoded; every lower level grows from the 2 x 2 blocks of the one above it. The
-directories follow at the end of the file, so nothing but the tiles in flight, the quarters of unfinished tiles (about
-one row of tiles per lower level) and the tables of offsets is kept in memory.
+Tiles arrive one by one and are written encoded; every lower level is made from the 2 x 2 blocks of the one above it.
+The directories follow at the end of the file, so that only the tiles in flight, the quarters of unfinished tiles (about
+one row of tiles per lower level) and the tables of offsets are kept in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PHILIPS_SOFTWARE = "Philips DP v1.0"  # the prefixes that OpenSlide ("Philips")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PyramidStats:
-    """What was written: tiles stored over all levels (missing ones not counted) and seconds spent in the encoder.
+    """Tiles stored over all levels (missing ones not counted) and seconds spent in the encoder.
 
     The seconds are summed over the threads.
     """
@@ -52,9 +52,9 @@ def write_pyramid(
     """Write a slide from the tiles of its finest level.
 
     JPEG tiles (YCbCr 4:2:0, tables shared), factor-2 levels averaged over 2 x 2 px with halves rounded up, level
-    sizes rounded up. A lower tile is missing only where all four tiles above it are; next to stored tiles, missing
-    ones count as white. The file appears under its name when it is complete and not before; its bytes do not depend
-    on the number of threads.
+    sizes rounded up. A lower tile is missing only if all four tiles above it are; next to stored tiles, missing ones
+    count as white. The file appears under its name only when it is complete; its bytes do not depend on the number of
+    threads.
 
     Args:
         path: the file to write; an existing one is replaced.
@@ -62,13 +62,13 @@ def write_pyramid(
         height: of level 0 in px.
         mpp: um per level-0 px; None writes no resolution (not possible with ``philips``).
         tiles: level 0 in row-major order, uint8 (tile_size, tile_size, 3) RGB each, or None for a missing tile.
-            Tiles on the right and lower edge are full size, too: the caller's padding (white, usually) takes part in
-            the average of the last row and column of the lower levels.
+            Tiles on the right and lower edge are full size, too: the caller's padding (usually white) enters the
+            average of the last row and column of the lower levels.
         tile_size: side of a tile in px, a multiple of 16.
         levels: number of levels; by default until one fits a single tile, 10 at most.
         quality: of the JPEG tiles, 1 to 100.
-        philips: write the Philips kind of file: resolution only in the XML, level sizes padded to whole tiles (so
-            readers see level 0 padded as well).
+        philips: write a Philips file: resolution only in the XML, level sizes padded to whole tiles (so readers see
+            level 0 padded as well).
         description: ASCII text for the ImageDescription tag (not with ``philips``, which puts its XML there).
         workers: encoding threads; by default one per usable core.
 
@@ -80,7 +80,7 @@ def write_pyramid(
         StorageError: the file cannot be written (disk full, no such folder).
     """
     if philips and (mpp is None or description is not None):
-        raise ValueError("a Philips file needs an mpp and takes no other description")
+        raise ValueError("a Philips file needs an mpp and allows no other description")
     _check_arguments(
         width=width,
         height=height,
@@ -114,19 +114,19 @@ def write_mask(
 ) -> PyramidStats:
     """Write a mask, one value of 8 bits per pixel, from the tiles of its finest level; lossless.
 
-    Readers disagree on tiles that are not there (black, transparent, white), so missing tiles and tiles of nothing but
-    0 are all stored as one and the same tile of zeros: they read as 0 everywhere and cost a few bytes in all.
+    Readers disagree on missing tiles (black, transparent, white), so missing tiles and tiles of only 0 all refer to one
+    stored tile of zeros: they read as 0 everywhere and cost a few bytes in all.
 
     Args:
         path: the file to write; an existing one is replaced.
         width: of level 0 in px.
         height: of level 0 in px.
         mpp: um per level-0 px; None writes no resolution.
-        tiles: level 0 in row-major order, uint8 (tile_size, tile_size) each, or None for 0 all over. Tiles on the
-            right and lower edge are full size, too; what lies beyond the edge has no influence on lower levels.
+        tiles: level 0 in row-major order, uint8 (tile_size, tile_size) each, or None for only 0. Tiles on the
+            right and lower edge are full size, too; pixels beyond the edge do not influence lower levels.
         tile_size: side of a tile in px, a multiple of 16.
         levels: number of levels; by default until one fits a single tile, 10 at most.
-        compression: deflate opens in every viewer, lzw in the oldest, zstd is the smallest and quickest.
+        compression: deflate opens in every viewer, lzw even in the oldest, zstd is the smallest and fastest.
         reduction: how 2 x 2 px become one on the next level: ``max`` keeps the smallest lesion (for values such as
             0/255, 0/1 and 0/1/2, where the largest is tumour), ``majority`` takes the most frequent value (of equally
             frequent ones the largest), ``nearest`` the upper left.
@@ -168,19 +168,19 @@ def write_float(
 ) -> PyramidStats:
     """Write a heatmap, one float32 per cell, from the tiles of its finest level; lossless.
 
-    A cell of a lower level is the mean of the finite ones among its four, NaN where none is. Missing tiles read as 0
-    everywhere, see ``write_mask``, and count as 0 beside stored ones.
+    A cell of a lower level is the mean of the finite ones among its four, NaN if none is. Missing tiles read as 0
+    everywhere, see ``write_mask``, and count as 0 next to stored ones.
 
     Args:
         path: the file to write; an existing one is replaced.
         width: of level 0 in cells.
         height: of level 0 in cells.
         mpp: um per level-0 cell; None writes no resolution.
-        tiles: level 0 in row-major order, float32 (tile_size, tile_size) each, or None for 0 all over. Tiles on the
-            right and lower edge are full size, too; what lies beyond the edge has no influence on lower levels.
+        tiles: level 0 in row-major order, float32 (tile_size, tile_size) each, or None for only 0. Tiles on the
+            right and lower edge are full size, too; pixels beyond the edge do not influence lower levels.
         tile_size: side of a tile in cells, a multiple of 16.
         levels: number of levels; by default until one fits a single tile, 10 at most.
-        compression: deflate opens in every viewer, lzw in the oldest, zstd is the smallest and quickest.
+        compression: deflate opens in every viewer, lzw even in the oldest, zstd is the smallest and fastest.
         has_predictor: TIFF's predictor for floats (3), which makes smooth maps smaller; off for viewers without it.
         description: ASCII text for the ImageDescription tag.
         workers: encoding threads; by default one per usable core.
@@ -208,8 +208,8 @@ def level_tags(table: LevelTable, kind: Tags, *, is_reduced: bool, mpp: float | 
     """The directory of one level of a generic pyramid.
 
     Args:
-        table: with all tiles in their places.
-        kind: the part that follows from the kind of tile.
+        table: with all tiles written.
+        kind: the part that depends on the kind of tile.
         is_reduced: True for all levels but the finest.
         mpp: um per px of this level; None writes no resolution.
     """
@@ -222,7 +222,7 @@ def level_tags(table: LevelTable, kind: Tags, *, is_reduced: bool, mpp: float | 
 
 
 def check_mpp(mpp: float | None) -> None:
-    """A resolution that the tags can hold.
+    """Check that the tags can hold a resolution.
 
     Raises:
         ValueError: outside 0.001 to 100,000 um per px.
@@ -232,13 +232,13 @@ def check_mpp(mpp: float | None) -> None:
 
 
 def check_tile_size(tile_size: int) -> None:
-    """A side that TIFF allows.
+    """Check that TIFF allows a tile's side.
 
     Raises:
-        ValueError: not a multiple of 16, or none.
+        ValueError: not a positive multiple of 16.
     """
     if tile_size < 16 or tile_size % 16:
-        raise ValueError(f"TIFF wants tiles of a multiple of 16 px, got {tile_size}")
+        raise ValueError(f"TIFF needs tiles of a multiple of 16 px, got {tile_size}")
 
 
 def _check_arguments(
@@ -258,7 +258,7 @@ def _check_arguments(
     if levels is not None and levels < 1:
         raise ValueError(f"a slide needs at least 1 level, got {levels}")
     if description is not None and not description.isascii():
-        raise ValueError("TIFF takes only ASCII in a description")
+        raise ValueError("TIFF allows only ASCII in a description")
     if workers is not None and workers < 1:
         raise ValueError(f"encoding needs at least 1 thread, got {workers}")
 
@@ -272,7 +272,7 @@ def _write(
     *,
     workers: int | None,
 ) -> PyramidStats:
-    """``pages`` is run through when all tiles are in their places."""
+    """``pages`` is consumed after all tiles have been written."""
     with new_bigtiff(path) as file:
         stored = store_levels(file, tables, kind, tiles, workers=workers)
         file.write_directories(pages)

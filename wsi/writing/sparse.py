@@ -1,7 +1,7 @@
-"""Sparse slides: pyramids that hold only the tiles somebody wants, copied byte for byte if JPEG or lossless.
+"""Sparse slides: pyramids that hold only the wanted tiles, copied byte for byte if JPEG or lossless.
 
 All other tiles are missing and read as white. Every level keeps its size, so that positions and resolutions stay those
-of the slide and its pixels under the wanted windows are the very same.
+of the slide and its pixels under the wanted windows are identical.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SAME = 1e-9
 _BYTES_PER_ENCODED_PX = 0.35  # JPEG at quality 90 of stained tissue, for the estimate
 _BYTES_PER_LOSSLESS_PX = 1.7  # deflate of the same
 _OUTBOX_BYTES = 2**20
-_TILES_AHEAD = 16  # few requests of a remote slide; more of a local one no longer stay in the processor's cache
+_TILES_AHEAD = 16  # few requests for a remote slide; more tiles of a local one would not stay in the processor's cache
 _DEFLATE, _RGB, _DIFFERENCES, _DEFLATE_LEVEL = 8, 2, 2, 6
 
 
@@ -57,10 +57,10 @@ class SparseStats:
     Attributes:
         levels: of the pyramid.
         tiles_copied: byte for byte.
-        tiles_encoded: decoded and encoded again, where tiles could not be copied.
+        tiles_encoded: re-encoded, as they could not be copied.
         file_bytes: size of the written file.
-        is_exact: every wanted pixel of the copy is the slide's: nothing was encoded again with loss, and readers
-            measure the same downsamples.
+        is_exact: every wanted pixel of the copy is the slide's: nothing was re-encoded with loss, and readers measure
+            the same downsamples.
     """
 
     levels: int
@@ -82,33 +82,33 @@ def write_sparse(
     """Write the tiles of a slide that windows touch as a tiled BigTIFF pyramid that OpenSlide and QuPath open.
 
     JPEG tiles are copied without decoding, and so are lossless ones (none, LZW, deflate, ZSTD; with their predictor),
-    after each was decoded once to see that it is sound: whoever opens the slide's tiles opens the copy's.
+    after each was decoded once as a check: any reader of the slide's tiles can read the copy's.
 
-    Everything else gets new tiles of 512 px. What is known to be without loss so far (PNG pictures, and TIFFs that only
-    OpenSlide reads: PackBits, a plane per colour) stays so, as deflate with horizontal differences. Other kinds (JPEG
-    2000, vendors' formats, JPEG pictures) become JPEG, a second loss that ``is_exact`` tells: without it they would
-    take six times the bytes (stained tissue at 0.5 um per px: 0.28 bytes per px at quality 90, 1.7 as deflate).
+    Everything else gets new tiles of 512 px. Sources known to be lossless (PNG pictures, and TIFFs that only OpenSlide
+    reads: PackBits, a plane per colour) stay so, as deflate with horizontal differences. Other kinds (JPEG 2000,
+    vendors' formats, JPEG pictures) become JPEG, a second loss that ``is_exact`` reports: without it they would take
+    six times the bytes (stained tissue at 0.5 um per px: 0.28 bytes per px at quality 90, 1.7 as deflate).
 
-    The resolution is the slide's, as given on opening if it was; label, macro and thumbnail images and the vendor's
+    The resolution is the slide's, or the one given on opening; label, macro and thumbnail images and the vendor's
     description are left out.
 
     Args:
         slide: its file is only read.
-        path: the file to write; an older one is replaced when the new one is complete, and not before.
-        windows: what is wanted of each level, by its index; levels that are not named are there without tiles.
-        quality: of the JPEG tiles that have to be made, 1 to 100.
+        path: the file to write; an older one is replaced only when the new one is complete.
+        windows: the wanted windows of each level, by its index; other levels are written without tiles.
+        quality: of new JPEG tiles, 1 to 100.
         workers: threads that decode and encode; by default one per usable core. The written bytes do not depend on it.
-        on_tiles: called now and then with the numbers of tiles done and of all.
+        on_tiles: called now and then with (tiles done, tiles in all).
 
     Raises:
         SlideError: ``path`` is the slide itself.
         SlideFormatError: the slide is a mask, for which white is a value.
-        TileError: a wanted tile is no JPEG as it should be, or cannot be decoded. A tile that is to be copied raises it
-            also where the slide was opened with bad tiles as white.
-        StorageError: the file cannot be written, or not be read back.
+        TileError: a wanted tile is not the expected JPEG, or cannot be decoded. A tile to be copied raises it even if
+            the slide was opened with bad tiles as white.
+        StorageError: the file cannot be written, or cannot be read back.
     """
     if is_same_file(slide.path, path):
-        raise SlideError(path, "is the slide that is to be copied", mend="name another file for the result")
+        raise SlideError(path, "is the slide to be copied", mend="choose another output")
     if is_mask(slide.stored_tiles(0)):
         raise SlideFormatError(
             slide.path, "is a mask: missing tiles would read as its largest value", mend="convert it as a whole"
@@ -145,12 +145,12 @@ def tissue_windows(slide: Slide, tissue: Mask) -> dict[int, Windows]:
 
 
 def estimate_bytes(slide: Slide, windows: Mapping[int, Windows]) -> int:
-    """About how large the sparse copy gets: the mean of some of its tiles times their number."""
+    """The approximate size of the sparse copy: the mean of a sample of its tiles times their number."""
     total = 0.0
-    for index, some in windows.items():
+    for index, wanted in windows.items():
         stored = slide.stored_tiles(index)
         table = _table(slide.levels[index], stored)
-        indices = np.argwhere(touched(table, some))
+        indices = np.argwhere(touched(table, wanted))
         if not _can_copy(stored):
             per_px = _BYTES_PER_LOSSLESS_PX if _is_known_lossless(slide, stored) else _BYTES_PER_ENCODED_PX
             total += len(indices) * table.tile_height * table.tile_width * per_px
@@ -163,7 +163,7 @@ def estimate_bytes(slide: Slide, windows: Mapping[int, Windows]) -> int:
 
 
 def touched(table: LevelTable, windows: Windows) -> NDArray[np.bool_]:
-    """Which tiles of a level windows touch: bool (tile rows, tile columns)."""
+    """The tiles of a level that windows touch: bool (tile rows, tile columns)."""
     _, rows, columns = windows.tiles((table.height, table.width), (table.tile_height, table.tile_width))
     found = np.zeros((table.rows, table.columns), dtype=np.bool_)
     found[rows, columns] = True
@@ -172,7 +172,7 @@ def touched(table: LevelTable, windows: Windows) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _LevelPlan:
-    """One level on its way: its table, and the (row, column) of the tiles that are wanted of it."""
+    """One level in progress: its table, and the (row, column) of its wanted tiles."""
 
     level: Level
     stored: StoredTiles | None
@@ -191,7 +191,7 @@ class _LevelPlan:
 
 
 class _SparseCopy:
-    """One file on its way."""
+    """One sparse copy in progress."""
 
     def __init__(
         self,
@@ -231,9 +231,9 @@ class _SparseCopy:
         )
 
     def _take_level(self, plan: _LevelPlan, outbox: _Outbox) -> Tags:
-        """Store the wanted tiles of one level; what a decoder must know of them."""
+        """Store the wanted tiles of one level; return the tags that a decoder needs for them."""
         if _can_copy(plan.stored):
-            # Closed at once also on failure: no thread may still read when the slide is given back.
+            # Closed at once even on failure: no thread may still be reading when the slide is closed.
             with closing(self._copied(plan, plan.stored)) as tiles:
                 self.copied += outbox.put_all(plan, tiles)
             return stored_tags(plan.stored)
@@ -242,17 +242,17 @@ class _SparseCopy:
         with closing(self._made(plan, colour)) as tiles:
             encoded = outbox.put_all(plan, tiles)
         self.encoded += encoded
-        # Between whole downsamples OpenSlide shifts what it reads by parts of a pixel: one window differs from another.
+        # At fractional downsamples OpenSlide shifts what it reads by fractions of a pixel: windows differ.
         if encoded and not (is_kept and plan.level.downsample.is_integer()):
             self.is_exact = False
         return colour.tags
 
     def _copied(self, plan: _LevelPlan, stored: StoredTiles) -> Generator[bytes | None]:
         level = plan.level.index
-        if is_jpeg(stored):  # nothing to decode: threads would cost more than they bring
+        if is_jpeg(stored):  # nothing to decode: threads would cost more than they gain
             for start in range(0, len(plan.indices), _TILES_AHEAD):
-                some = plan.indices[start : start + _TILES_AHEAD]
-                for index, data in zip(some, stored.read_many(some), strict=True):
+                batch = plan.indices[start : start + _TILES_AHEAD]
+                for index, data in zip(batch, stored.read_many(batch), strict=True):
                     check_jpeg(self._slide, level, index, data)
                     yield data
             return
@@ -278,7 +278,7 @@ class _SparseCopy:
 
 
 class _Outbox:
-    """Tiles on their way into a file: a few large writes cost the system about half of many small ones."""
+    """Tiles waiting to be written: a few large writes cost about half as much as many small ones."""
 
     def __init__(self, file: BigTiff) -> None:
         self._file = file
@@ -289,7 +289,7 @@ class _Outbox:
         """Store the tiles of a level, None for missing ones.
 
         Returns:
-            How many there were.
+            Their number.
         """
         stored = 0
         for (row, column), data in zip(plan.indices, tiles, strict=True):
@@ -299,13 +299,13 @@ class _Outbox:
         return stored
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the waiting tiles."""
         if self._used:
             self._file.append(memoryview(self._waiting)[: self._used])
             self._used = 0
 
     def _put(self, data: bytes) -> int:
-        """Where the bytes will lie in the file."""
+        """Queue bytes; return their future offset in the file."""
         if self._used + len(data) > _OUTBOX_BYTES:
             self.flush()
         if len(data) > _OUTBOX_BYTES:
@@ -317,7 +317,7 @@ class _Outbox:
 
 
 class _LosslessTiles:
-    """RGB as deflate of the differences between neighbours in a row (TIFF's predictor 2); every reader knows it."""
+    """RGB as deflate of the differences between neighbours in a row (TIFF's predictor 2), which all readers know."""
 
     def __init__(self) -> None:
         self.tags: Tags = {
@@ -335,12 +335,12 @@ class _LosslessTiles:
 
 
 def _can_copy(stored: StoredTiles | None) -> TypeGuard[StoredTiles]:
-    """Whether OpenSlide opens a generic TIFF of these tiles."""
+    """Whether OpenSlide opens a generic TIFF with these tiles."""
     return is_jpeg(stored) or is_lossless(stored)
 
 
 def _is_known_lossless(slide: Slide, stored: StoredTiles | None) -> bool:
-    """Whether a level that cannot be copied is known to have lost nothing so far."""
+    """Whether a level that cannot be copied is known to be lossless so far."""
     kind = slide.properties["sentinode.format"]
     if stored is not None or kind != "generic-tiff" or isinstance(slide.path, str):
         return kind == "png"
@@ -348,7 +348,7 @@ def _is_known_lossless(slide: Slide, stored: StoredTiles | None) -> bool:
 
 
 def _has_levels(path: str | PathLike[str], levels: tuple[Level, ...]) -> bool:
-    """Whether a written file opens with these levels. Its kind is known: no library is asked for it."""
+    """Whether a written file opens with these levels. Its kind is known, so it is not detected."""
     try:
         with closing(TiffReader(path)) as reader:
             found = reader.levels
@@ -362,7 +362,7 @@ def _has_levels(path: str | PathLike[str], levels: tuple[Level, ...]) -> bool:
 
 
 def _table(level: Level, stored: StoredTiles | None) -> LevelTable:
-    """A level's table, with the tiles it has or, where these cannot be copied, those that will be made."""
+    """A level's table, with the size of its tiles or, if these cannot be copied, of new ones."""
     is_copied = _can_copy(stored)
     return LevelTable.empty(
         width=level.width,

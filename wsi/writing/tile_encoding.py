@@ -1,4 +1,4 @@
-"""What the tiles of a written pyramid are: how a kind of tile is encoded, halved and described.
+"""The kinds of tiles in a written pyramid: how each is encoded, halved and described.
 
 Three kinds: colour (JPEG, as in CAMELYON's slides), masks (a value per pixel, lossless), heatmaps (float32, lossless).
 """
@@ -19,27 +19,27 @@ Compression = Literal["deflate", "lzw", "zstd"]
 Reduction = Literal["max", "majority", "nearest"]
 
 COMPRESSION_TAGS = {"deflate": 8, "lzw": 5, "zstd": 50_000}
-"""The lossless compressions by their TIFF code."""
+"""TIFF codes of the lossless compressions."""
 
 JPEG_TAG = 7
 FULL_RANGE = rationals((0, 1), (255, 1), (128, 1), (255, 1), (128, 1), (255, 1))
-"""ReferenceBlackWhite of YCbCr as JPEG has it."""
+"""ReferenceBlackWhite of YCbCr as in JPEG."""
 
 _DEFLATE_LEVEL, _ZSTD_LEVEL = 6, 3
 _FLOAT_PREDICTOR = 3
 
 
 class TileKind(Protocol):
-    """One kind of tile; without state, used from many threads.
+    """One kind of tile; stateless, used from many threads.
 
     Attributes:
         shape: of a tile's array.
         dtype: of a tile's array.
-        fill: what a missing tile counts as beside stored ones.
-        blank: the coded tile that stands for missing ones, where readers would not agree on what these are; None
-            where missing tiles are left out of the file.
+        fill: value of a missing tile next to stored ones.
+        blank: the encoded tile that stands for missing ones, if readers disagree on those; None if missing tiles are
+            left out of the file.
         repeats_edge: whether pixels beyond the image's edge are replaced by those at the edge before halving.
-        tags: the part of a directory that follows from the kind.
+        tags: the part of a directory that depends on the kind.
     """
 
     shape: tuple[int, ...]
@@ -73,8 +73,8 @@ class ColourTiles:
         self.blank: bytes | None = None
         self.repeats_edge = False
         self._quality = quality
-        # The encoder writes the same headers for every tile of one size: taken apart once, they give the shared
-        # tables and the short header that each stored tile begins with.
+        # The encoder writes the same headers for every tile of one size: split once, they yield the shared tables and
+        # the short header that each stored tile begins with.
         white = np.full(self.shape, self.fill, dtype=np.uint8)
         self._header, tables, self._short_header = _split_header(self._complete(white))
         self.tags: Tags = {
@@ -110,14 +110,14 @@ class MaskTiles:
 
     Args:
         tile_size: side of a tile in px.
-        compression: deflate opens in every viewer, lzw in the oldest, zstd is the smallest and quickest.
+        compression: deflate opens in every viewer, lzw even in the oldest, zstd is the smallest and fastest.
         reduction: how 2 x 2 px become one: the largest of them, the most frequent (of equally frequent ones the
             largest), or the upper left.
     """
 
     def __init__(self, *, tile_size: int, compression: Compression, reduction: Reduction) -> None:
         if reduction not in ("max", "majority", "nearest"):
-            raise ValueError(f"masks are halved by max, majority or nearest, got {reduction!r}")
+            raise ValueError(f"masks must be halved by max, majority or nearest, got {reduction!r}")
         self.shape: tuple[int, ...] = (tile_size, tile_size)
         self.dtype = np.dtype(np.uint8)
         self.fill = 0
@@ -131,7 +131,7 @@ class MaskTiles:
             277: shorts(1),
             339: shorts(1),  # unsigned
         }
-        # Left out, a tile would read as background here, as nothing in OpenSlide and as white in slide readers.
+        # A tile left out would read as background here, as transparent in OpenSlide and as white in slide readers.
         self.blank: bytes | None = self.encode(np.zeros(self.shape, dtype=np.uint8))
 
     def encode(self, tile: NDArray[Any]) -> bytes:
@@ -139,7 +139,7 @@ class MaskTiles:
         return _compress(tile.tobytes(), self._compression)
 
     def halve(self, tile: NDArray[Any]) -> NDArray[Any]:
-        """2 x 2 px to one by the chosen rule."""
+        """Reduce 2 x 2 px to one by the chosen rule."""
         if self._reduction == "nearest":
             return tile[0::2, 0::2].copy()
         if self._reduction == "majority":
@@ -181,7 +181,7 @@ class FloatTiles:
         return _compress(little.tobytes(), self._compression)
 
     def halve(self, tile: NDArray[Any]) -> NDArray[Any]:
-        """The mean of the finite among 2 x 2 cells; NaN where none is."""
+        """The mean of the finite among 2 x 2 cells; NaN if none is."""
         return halve_finite(tile)
 
 
@@ -203,13 +203,13 @@ def halve_by_majority(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
     four = np.stack([tile[0::2, 0::2], tile[0::2, 1::2], tile[1::2, 0::2], tile[1::2, 1::2]])
     four.sort(axis=0)
     lowest, low, high, highest = four
-    # In order, equal values stand together: a pair in the middle cannot be outvoted, one at the top wins a tie.
+    # Sorted, equal values are adjacent: a pair in the middle cannot be outvoted, one at the top wins a tie.
     pair_at_bottom = np.where((lowest == low) & (high != highest), lowest, highest)
     return np.asarray(np.where(low == high, low, pair_at_bottom))
 
 
 def halve_finite(tile: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mean of the finite among 2 x 2 cells, NaN where none is: float32 (2h, 2w) to (h, w)."""
+    """The mean of the finite among 2 x 2 cells, NaN if none is: float32 (2h, 2w) to (h, w)."""
     finite = np.isfinite(tile)
     # In double precision no sum of four float32 overflows.
     sums = _sum_of_four(np.where(finite, tile, 0).astype(np.float64))
@@ -229,7 +229,7 @@ def _lower_maximum(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _compression_tag(compression: str) -> int:
     if compression not in COMPRESSION_TAGS:
-        raise ValueError(f"lossless tiles are compressed by {', '.join(COMPRESSION_TAGS)}, got {compression!r}")
+        raise ValueError(f"lossless tiles must be compressed by {', '.join(COMPRESSION_TAGS)}, got {compression!r}")
     return COMPRESSION_TAGS[compression]
 
 
@@ -242,7 +242,7 @@ def _compress(data: bytes, compression: Compression) -> bytes:
 
 
 def _split_header(encoded: bytes) -> tuple[bytes, bytes, bytes]:
-    """Take a JPEG's header apart: (all up to the coded data, a table-only stream, the header without tables).
+    """Split a JPEG's header: (everything up to the coded data, a table-only stream, the header without tables).
 
     An abbreviated stream in the sense of TIFF Technical Note 2: quantisation and Huffman tables move to JPEGTables,
     application markers are dropped.

@@ -1,8 +1,8 @@
 """From a stream of tiles to the levels of a pyramid, on all cores.
 
-Tiles come in one by one and are encoded and halved by a pool of threads (the codecs leave the interpreter's lock); a
+Tiles arrive one by one and are encoded and halved by a pool of threads (the codecs release the interpreter's lock); a
 tile of a lower level follows as soon as the four above it are there. Results are written in the order in which they
-were begun, so the file has the same bytes for any number of threads. Memory: the tiles in flight, the quarters of
+were started, so the file has the same bytes for any number of threads. Memory: the tiles in flight, the quarters of
 unfinished tiles (about one row of tiles per lower level) and the tables of offsets.
 """
 
@@ -26,12 +26,12 @@ from wsi.writing.tile_encoding import TileKind
 MAX_LEVELS = 10
 """CAMELYON's pyramids have up to ten levels."""
 
-_IN_FLIGHT = 2  # tiles begun per thread: one at work, one ready
+_IN_FLIGHT = 2  # tiles started per thread: one at work, one ready
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LevelTable:
-    """One level while it is written: its size, and where its tiles went, row by row (count 0: a missing tile)."""
+    """One level while it is written: its size, and its tiles' offsets and counts, row by row (count 0: missing)."""
 
     width: int
     height: int
@@ -42,7 +42,7 @@ class LevelTable:
 
     @classmethod
     def empty(cls, *, width: int, height: int, tile_width: int, tile_height: int) -> LevelTable:
-        """The table of a level of which no tile is written yet."""
+        """The table of a level without any tile written yet."""
         tiles = -(-height // tile_height) * -(-width // tile_width)
         return cls(
             width=width,
@@ -64,7 +64,7 @@ class LevelTable:
         return -(-self.width // self.tile_width)
 
     def put(self, index: int, *, offset: int, count: int) -> None:
-        """Note where a tile went."""
+        """Record where a tile was written."""
         self.offsets[index], self.counts[index] = offset, count
 
 
@@ -97,7 +97,7 @@ def store_levels(
     workers: int | None = None,
     is_first_stored: bool = True,
 ) -> StreamStats:
-    """Append the tiles of the first level and of all that follow from it; where they went goes into the tables.
+    """Append the tiles of the first level and of all levels made from it; the tables record where.
 
     Args:
         file: to append to.
@@ -105,7 +105,7 @@ def store_levels(
         kind: of the tiles.
         tiles: the first level in row-major order, None for a missing tile. Each is copied when it arrives.
         workers: threads; by default one per usable core.
-        is_first_stored: False where the first level is only what the others are made from.
+        is_first_stored: False if the first level only serves to make the others.
 
     Raises:
         ValueError: ``tiles`` are too few, too many or of the wrong shape or type; or workers is less than 1.
@@ -127,7 +127,7 @@ def store_levels(
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
-    """What came out of one tile: its bytes (None: not to be stored), its half size (None: blank, or not needed)."""
+    """The result for one tile: its bytes (None: not stored), its half size (None: blank, or not needed)."""
 
     encoded: bytes | None
     half: NDArray[Any] | None
@@ -169,7 +169,7 @@ class _Stream:
             if given > total:
                 break
             if tile is not None and (tile.shape != kind.shape or tile.dtype != kind.dtype):
-                raise ValueError(f"tile {given - 1} is {tile.dtype} {tile.shape}, wanted {kind.dtype} {kind.shape}")
+                raise ValueError(f"tile {given - 1} must be {kind.dtype} {kind.shape}, got {tile.dtype} {tile.shape}")
             row, column = divmod(given - 1, table.columns)
             self._take(row, column, tile)
             while len(self._begun) > self._most:
@@ -182,8 +182,8 @@ class _Stream:
             self._write_next()
 
     def _take(self, row: int, column: int, tile: NDArray[Any] | None) -> None:
-        """Begin one tile of the first level, then each tile below that it completes."""
-        # A copy: whoever made the tile may use its memory again for the next one.
+        """Start one tile of the first level, then each lower tile that it completes."""
+        # A copy: the caller may reuse the tile's memory for the next one.
         source: NDArray[Any] | _Quarters | None = None if tile is None else np.array(tile, order="C")
         for level, table in enumerate(self._levels):
             is_last_level = level == len(self._levels) - 1
@@ -226,9 +226,9 @@ class _Stream:
 def _work(
     kind: TileKind, source: NDArray[Any] | _Quarters, *, inside: tuple[int, int], is_stored: bool, is_halved: bool
 ) -> _Work:
-    """Encode and halve one tile, given or put together from its quarters.
+    """Encode and halve one tile, given or assembled from its quarters.
 
-    A tile waits only for tiles begun before it, and the pool begins them in order: the first of all waits for none.
+    No deadlock: a tile waits only for tiles started before it, and the pool starts them in order.
     """
     tile = _put_together(kind, source) if isinstance(source, list) else source
     if kind.blank is not None and not tile.any():
@@ -254,7 +254,7 @@ def _put_together(kind: TileKind, quarters: _Quarters) -> NDArray[Any]:
 
 
 def _repeat_edge(tile: NDArray[Any], inside: tuple[int, int]) -> None:
-    """Where a pixel at the edge is halved with one beyond it, make that one its equal."""
+    """Replace pixels beyond the edge that are halved together with one at the edge by that one."""
     rows, columns = inside
     if columns % 2:
         tile[:, columns] = tile[:, columns - 1]
@@ -263,7 +263,7 @@ def _repeat_edge(tile: NDArray[Any], inside: tuple[int, int]) -> None:
 
 
 def _fill_holes(file: BigTiff, levels: Sequence[LevelTable], blank: bytes) -> None:
-    """Let every missing tile be one and the same stored one."""
+    """Make all missing tiles refer to one stored tile."""
     holes = [table.counts == 0 for table in levels]
     if any(hole.any() for hole in holes):
         offset = file.append(blank)

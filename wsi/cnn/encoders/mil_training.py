@@ -171,21 +171,21 @@ def train_head(
     count = max(dealt.values()) + 1
     rounds = iter(range(1, (count + 1) * options.rounds + 1))
 
-    def told() -> None:
+    def report() -> None:
         done = next(rounds)
         if on_round is not None:
             on_round(done, (count + 1) * options.rounds)
 
     def without(fold: int) -> tuple[GatedAttention, dict[str, NDArray[np.float64]]]:
         seen = [bag for bag in ordered if dealt[bag.patient] != fold]
-        network = _trained(seen, shape, store, options, told, target)
+        network = _trained(seen, shape, store, options, report, target)
         unseen = [bag for bag in ordered if dealt[bag.patient] == fold]
         found = {bag.slide: judged(network, store.features(bag))[0] for bag in unseen}
         return network.cpu(), found
 
     with lone_threads(workers or (1 if target.type == "cuda" else usable_cores()), "mil") as pool:
         # the last of them leaves nobody out: the head itself
-        runs = list(pool.map(without, range(count + 1)))
+        trained = list(pool.map(without, range(count + 1)))
     provenance = {
         "training": {name: value for name, value in asdict(options).items() if name != "cache_bytes"},
         "folds": count,
@@ -193,9 +193,9 @@ def train_head(
         "patients": len(dealt),
     }
     head = MilHead(
-        network=runs[-1][0], shape=shape, class_names=tuple(class_names), recipe=dict(recipe), provenance=provenance
+        network=trained[-1][0], shape=shape, class_names=tuple(class_names), recipe=dict(recipe), provenance=provenance
     )
-    unseen = {slide: values for _, found in runs[:-1] for slide, values in found.items()}
+    unseen = {slide: values for _, found in trained[:-1] for slide, values in found.items()}
     return MilResult(head=head, folds={bag.slide: dealt[bag.patient] for bag in ordered}, unseen=unseen)
 
 
@@ -224,7 +224,7 @@ def _trained(  # noqa: PLR0917  (the arguments of train_head, settled)
     shape: HeadShape,
     store: _Store,
     options: MilTraining,
-    told: Callable[[], None],
+    report: Callable[[], None],
     device: torch.device,
 ) -> GatedAttention:
     network = GatedAttention(shape, seed=options.seed)
@@ -252,7 +252,7 @@ def _trained(  # noqa: PLR0917  (the arguments of train_head, settled)
         schedule.step()
         if not torch.isfinite(error):
             raise PathologyError(None, "the training of the head yields NaN", mend="lower the learning rate")
-        told()
+        report()
     return network.eval()
 
 
@@ -261,9 +261,9 @@ def _set_scale(network: GatedAttention, bags: Sequence[Bag], store: _Store, opti
     draws = np.random.default_rng((options.seed, 2))
     sums = squares = np.zeros(network.mean.shape[0])
     for bag in bags:
-        some = _drawn(store.features(bag), _TILES_FOR_SCALE, draws).astype(np.float64)
-        sums = sums + some.mean(axis=0) / len(bags)
-        squares = squares + (some**2).mean(axis=0) / len(bags)
+        sample = _drawn(store.features(bag), _TILES_FOR_SCALE, draws).astype(np.float64)
+        sums = sums + sample.mean(axis=0) / len(bags)
+        squares = squares + (sample**2).mean(axis=0) / len(bags)
     std = np.sqrt(np.maximum(squares - sums**2, 0))
     network.mean.copy_(torch.from_numpy(sums))
     # a constant feature carries no information, whatever its scale
