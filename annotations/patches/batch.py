@@ -21,6 +21,7 @@ from annotations.patches.sampler import (
     BACKGROUND,
     BORDER,
     HARD,
+    HARD_CHOICE,
     KINDS,
     NEAR,
     NORMAL,
@@ -37,6 +38,7 @@ __all__ = [
     "BACKGROUND",
     "BORDER",
     "HARD",
+    "HARD_CHOICE",
     "KINDS",
     "NEAR",
     "NORMAL",
@@ -129,7 +131,7 @@ def draw_patches(
     shares: Shares | None = None,
     mistakes: Heatmap | None = None,
     count_hard: int = 0,
-    hard_choice: HardChoice = "worst",
+    hard_choice: HardChoice = HARD_CHOICE,
     rule: LabelRule | None = None,
 ) -> Iterator[DrawnPatch]:
     """Draw the positions of labelled patches on one slide.

@@ -19,6 +19,8 @@ from wsi.slide import Slide
 TUMOUR, BORDER, NORMAL, NEAR, BACKGROUND, HARD = KINDS = ("tumour", "border", "normal", "near", "background", "hard")
 HardChoice = Literal["even", "worst"]
 """Which false positives become patches: a uniform draw, or the most probable ones, apart from each other."""
+HARD_CHOICE: HardChoice = "worst"
+"""The default."""
 
 _TRIES = 20  # positions tried for one patch before giving up
 _INK_CANDIDATES = 6  # the darkest of so many positions off the tissue is used: ink, dust, the slide's edge

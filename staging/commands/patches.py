@@ -150,6 +150,7 @@ def patches(
     Example: sentinode patches cohort/images cohort/annotations -r cohort/stage_labels.csv -o patches --per-class 1000
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
+    from annotations.patches.batch import HARD_CHOICE  # noqa: PLC0415
     from staging.cohorts.camelyon import StageTable, find_slides, read_label_table  # noqa: PLC0415  (slow import)
     from staging.training.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
@@ -169,7 +170,7 @@ def patches(
         strategy=strategy,
         rule=rule,
         hard=hard,
-        hard_choice=hard_choice or "worst",
+        hard_choice=hard_choice or HARD_CHOICE,
         model=model,
         heatmaps=heatmaps,
         split=parts,

@@ -11,6 +11,9 @@ from staging.errors import ConfigurationError
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.sources import PatchRecipe
 
+HARD = 24
+"""False positives of a slide that become patches in a round."""
+
 _EASY = 1  # normal patch per slide besides the false positives: a slide without any still gives one
 
 
@@ -27,7 +30,7 @@ class MiningPlan:
 
     rounds: int = 1
     epochs: int | None = None
-    hard: int = 24
+    hard: int = HARD
     only_negatives: bool = False
 
     def search(

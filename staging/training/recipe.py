@@ -10,7 +10,7 @@ from staging.lesions.labels import SizeRule
 from staging.lesions.settings import SMALLEST_UM, peak_of
 from staging.runs.config import RunConfig
 from staging.training.labelled_cohort import LabelledCohort
-from staging.training.mining import MiningPlan
+from staging.training.mining import HARD, MiningPlan
 from staging.training.rounds import TrainingPlan
 from staging.training.sources import PatchRecipe
 from wsi.stain import StainJitter
@@ -41,7 +41,7 @@ class CohortRecipe:
     size_px: int = 192
     tumour: int = 28
     normal: int = 16
-    hard: int = 24
+    hard: int = HARD
     first_epochs: int = 3
     epochs: int = 11
     smallest_um: float = SMALLEST_UM

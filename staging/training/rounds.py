@@ -85,6 +85,10 @@ class TrainingPlan:
     tensorboard: Path | None = None
     made_from: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.cohort is None and (self.mining is not None or isinstance(self.patches, PatchRecipe)):
+            raise ValueError("patches are drawn from a cohort, and mistakes are looked for on one: none is given")
+
 
 class TrainingNews(Protocol):
     """Receives the progress of training."""
@@ -255,7 +259,8 @@ class _Rounds:
             workers=workers,
             threads=threads,
         )
-        self._news.say(f"a lesion must reach {peak:.4f}: nothing on {len(negatives)} negative slides does")
+        reached = "nothing on" if peak < 1 else "something as certain is on one of"
+        self._news.say(f"a lesion must reach {peak:.4f}: {reached} {len(negatives)} negative slides")
         return with_peak({}, peak)
 
     def _write(self, target: Path, result: Training, about: Mapping[str, Any] | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from annotations.annotation import Annotation, Role
 from annotations.errors import PatchStoreError
 from annotations.files.formats import SUFFIXES, read_annotations
-from annotations.patches.batch import HardChoice, Shares, draw_patches
+from annotations.patches.batch import HARD_CHOICE, HardChoice, Shares, draw_patches
 from annotations.patches.labels import LabelRule
 from annotations.patches.splits import Split
 from annotations.patches.table import PatchTable, read_patch_table, table_of, write_patch_table
@@ -73,7 +73,7 @@ class PatchRecipe:
     strategy: Literal["lesion", "uniform", "border"] = "lesion"
     rule: LabelRule = field(default_factory=LabelRule)
     hard: int = 0
-    hard_choice: HardChoice = "worst"
+    hard_choice: HardChoice = HARD_CHOICE
     model: Path | None = None
     heatmaps: Path | None = None
     split: Split | None = None

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from staging import cross_validation, demo
 from staging.cli import app
 from staging.cohorts.camelyon import SlideFile, find_slides, read_stage_table
 from staging.cross_validation import Fold, cross_validate, folds_by_centre, folds_by_patient
 from staging.errors import CohortError, MissingPatientError
 from staging.phantom import generate_cohort
+from staging.training import rounds
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.recipe import CohortRecipe
+from staging.training.rounds import run_training
 from staging.training.training_progress import TrainingProgress
+from wsi.cnn.checkpoint import load_checkpoint
 
 MPP = 8.0
 RECIPE = CohortRecipe(seed=1, mpp=MPP, size_px=112, tumour=6, normal=4, hard=2, first_epochs=2, epochs=2, device="cpu")
@@ -97,6 +103,33 @@ def test_the_whole_protocol_and_its_second_call(cohort: Path, tmp_path: Path) ->
     assert again == record
     assert {path: path.stat().st_mtime_ns for path in models} == models
     assert told.said.count("the network exists already") == 2
+
+
+def test_demonstration_cross_validation_and_command_train_on_one_road(cohort: Path, tmp_path: Path) -> None:
+    assert {vars(module)["run_training"] for module in (demo, cross_validation, rounds)} == {run_training}
+    whole, told = labelled(cohort), Told()
+    drawn = RECIPE.plan(whole, tmp_path / "drawn.safetensors", workers=1)
+    made = run_training(drawn, news=told)
+    assert [one for one in told.said if not one.startswith("epoch")] == [
+        "drawing labelled patches",
+        "round 1 of 2",
+        "128 patches of 4 patients, held in memory",
+        "round 2 of 2",
+        f"{made['patches']} patches of 4 patients, held in memory",
+        f"a lesion must reach {made['peak']:.4f}: nothing on {len(whole.negatives().slides)} negative slides",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("drawn.calibration.png", "drawn.csv", "drawn.learning.png", "drawn.patches.parquet"),
+        *("drawn.round1.calibration.png", "drawn.round1.csv", "drawn.round1.learning.png"),
+        *("drawn.round1.parquet", "drawn.round1.safetensors", "drawn.safetensors"),
+    ]
+    patches = (tmp_path / "drawn.patches.parquet",)
+    given = replace(drawn, patches=patches, output=tmp_path / "given.safetensors", made_from=None)
+    assert run_training(given, news=told) | {"model": made["model"], "made_from": made["made_from"]} == made
+    first, second = (load_checkpoint(plan.output) for plan in (drawn, given))
+    for name, weights in first.network.weights().items():
+        np.testing.assert_array_equal(weights, second.network.weights()[name])
+    assert first.provenance == {**second.provenance, "made_from": drawn.made_from}
 
 
 def test_nothing_is_trained_where_the_cohort_is_wrong(cohort: Path, tmp_path: Path) -> None:

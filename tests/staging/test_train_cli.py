@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +16,26 @@ from PIL import Image
 from two_processes import started_twice
 from typer.testing import CliRunner
 
-from annotations.patches.batch import PatchBatch
-from annotations.patches.table import read_patch_table
+from annotations.patches.batch import HARD_CHOICE, PatchBatch, draw_patches
+from annotations.patches.table import read_patch_table, write_patch_table
 from annotations.patches.zarr_store import read_patches, write_patches
 from staging.cli import app
+from staging.cohorts.camelyon import find_slides, read_stage_table
+from staging.commands.cross_validate import cross_validate
+from staging.commands.patches import patches as patches_command
+from staging.commands.train import train as train_command
 from staging.errors import ConfigurationError
+from staging.lesions.labels import SlideLabel
+from staging.lesions.settings import SMALLEST_UM, peak_of
 from staging.phantom import generate_cohort
+from staging.training.mining import MiningPlan
+from staging.training.peak import calibrate_peak
+from staging.training.recipe import CohortRecipe
+from staging.training.rounds import TrainingPlan
+from staging.training.sources import PatchRecipe
 from staging.training.training_progress import TrainingProgress
 from wsi.cnn.architectures import NETWORKS
+from wsi.cnn.augmentation import LIGHT
 from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi.cnn.method import Method
 from wsi.cnn.resuming import Progress
@@ -44,18 +60,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three patients' slides, and patches of them."""
     folder = tmp_path_factory.mktemp("train")
     generate_cohort(folder, patients=3, centres=(2,), seed=3, mpp=8.0)
-    done = sentinode(
-        "patches",
-        folder / "images",
-        "-a",
-        folder / "annotations",
-        "-r",
-        folder / "stage_labels.csv",
-        "-o",
-        folder / "patches.zarr",
-        *("--mpp", "8", "--size", "112", "--tumour", "6", "--normal", "6", "--workers", "1"),
+    drawing = (
+        *("patches", folder / "images", "-a", folder / "annotations", "-r", folder / "stage_labels.csv"),
+        *("--mpp", "8", "--size", "112", "--tumour", "6", "--normal", "6", "--workers", "1", "--no-contact-sheet"),
     )
+    done = sentinode(*drawing, "-o", folder / "patches.zarr")
     assert done.returncode == 0, done.stderr
+    table = folder / "patches.parquet"
+    assert CliRunner().invoke(app, [*map(str, (*drawing, "-o", table))]).exit_code == 0
     return folder
 
 
@@ -101,6 +113,64 @@ def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path
     assert (mined["tumour_fraction"] == 0).all()
     assert load_checkpoint(model).provenance["images"] == told["patches"]
     assert not list(tmp_path.glob("*.progress"))
+
+
+def test_the_peak_is_learnt_where_the_slides_are_given(folder: Path, tmp_path: Path) -> None:
+    """Without any round, and never from slides of patients who are kept for the test."""
+    table, model = tmp_path / "split.parquet", tmp_path / "model.safetensors"
+    patches = read_patch_table(folder / "patches.parquet")
+    kept = {"patient_040": "train", "patient_041": "validation", "patient_042": "test"}
+    write_patch_table(table, patches.with_split(np.array([kept[name] for name in patches["patient"].tolist()])))
+    cohort = ("--slides", folder / "images", "-a", folder / "annotations", "-r", folder / "stage_labels.csv")
+    command = ("train", table, "-o", model, "--device", "cpu", "--epochs", "1")
+    plain = CliRunner().invoke(app, [*map(str, command)], catch_exceptions=False)
+    without = load_checkpoint(model)
+    assert "peak" not in json.loads(plain.stdout)
+    assert "peak" not in without.provenance
+    told = CliRunner().invoke(app, [*map(str, (*command, *cohort, "--workers", "1"))], catch_exceptions=False)
+    found = load_checkpoint(model)
+    reference = read_stage_table(folder / "stage_labels.csv")
+    negative = [
+        slide
+        for slide in find_slides([folder / "images"])
+        if reference.labels[slide.name] is SlideLabel.NEGATIVE and slide.patient != "patient_042"
+    ]
+    assert {slide.patient for slide in negative} == {"patient_040", "patient_041"}
+    peak = calibrate_peak(negative, model, smallest_um=SMALLEST_UM)
+    assert json.loads(told.stdout)["peak"] == found.provenance["peak"] == peak_of(found.provenance) == peak
+    assert f"a lesion must reach {peak:.4f}: nothing on {len(negative)} negative slides" in told.stderr
+    for name, weights in without.network.weights().items():
+        np.testing.assert_array_equal(weights, found.network.weights()[name])
+    assert {**without.provenance, "peak": peak} == found.provenance
+
+
+def test_without_a_negative_slide_no_peak_is_learnt(folder: Path, tmp_path: Path) -> None:
+    model, reference = tmp_path / "model.safetensors", tmp_path / "labels.csv"
+    reference.write_text((folder / "stage_labels.csv").read_text().replace("negative", "itc"))
+    cohort = ("--slides", folder / "images", "-a", folder / "annotations", "-r", reference)
+    command = ("train", folder / "patches.zarr", "-o", model, "--device", "cpu", "--epochs", "1", *cohort)
+    done = CliRunner().invoke(app, [*map(str, command)], catch_exceptions=False)
+    assert "no slide of these patients is labelled negative: the peak is not learnt" in done.stderr
+    assert "peak" not in load_checkpoint(model).provenance
+
+
+def test_a_killed_call_leaves_no_checkpoint_without_its_peak(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model.safetensors"
+    cohort = ("--slides", folder / "images", "-a", folder / "annotations", "-r", folder / "stage_labels.csv")
+    command = [*map(str, ("train", folder / "patches.zarr", "-o", model, "--device", "cpu", "--epochs", "1", *cohort))]
+
+    def killed(*_: Any, **__: Any) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("staging.training.rounds.calibrate_peak", killed)
+        CliRunner().invoke(app, command)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.csv", "model.progress"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert "peak" in load_checkpoint(model).provenance
+    assert not (tmp_path / "model.progress").exists()
 
 
 def test_slides_of_strangers_are_not_searched(folder: Path, tmp_path: Path) -> None:
@@ -158,6 +228,8 @@ def interrupt(_: Epoch) -> None:
 def test_what_cannot_be_trained_is_wrong_usage(folder: Path, tmp_path: Path) -> None:
     patches, model = folder / "patches.zarr", tmp_path / "m"
     assert "give --slides, --annotations" in refused(ConfigurationError, "train", patches, "-o", model, "--rounds", "1")
+    line = refused(ConfigurationError, "train", patches, "-o", model, "-r", folder / "stage_labels.csv")
+    assert "give --slides, --annotations and --reference" in line
     line = refused(ConfigurationError, "train", patches, "-o", model, "--network", "resnet18")
     assert "112 px are smaller than the 436 px" in line
     assert "--size 448" in line
@@ -193,6 +265,33 @@ def test_patches_of_one_class_are_wrong_usage(tmp_path: Path) -> None:
     line = refused(ConfigurationError, "train", tmp_path / "p.zarr", "-o", tmp_path / "m")
     assert line.startswith(str(tmp_path / "p.zarr"))
     assert "hold no tumour cell" in line
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    return {name: one.default for name, one in inspect.signature(function).parameters.items()}
+
+
+def test_the_librarys_defaults_are_the_command_lines() -> None:
+    asked, method, mining = defaults_of(train_command), Method(), MiningPlan()
+    for name in ("epochs", "batch", "seed", "learning_rate", "schedule", "average", "patience", "temperature"):
+        assert asked[name] == getattr(method, name), name
+    assert (asked["precision"], asked["compiled"], asked["augment"]) == (method.precision, False, "light")
+    assert (method.compiler, method.augmentation) == (None, LIGHT)
+    assert asked["hard"] == mining.hard == CohortRecipe().hard
+    library = defaults_of(train)
+    assert NETWORKS[asked["network"]] == library["network"]
+    assert (asked["held_out"], asked["device"]) == (library["judges"], library["device"])
+    plan = {field.name: field.default for field in fields(TrainingPlan)}
+    for name in ("network", "start", "fold", "on_bad_tile", "smallest_um", "slide_mpp", "device", "workers"):
+        assert asked[name] == plan[name], name
+    recipe, validated = CohortRecipe(), defaults_of(cross_validate)
+    for name in ("mpp", "epochs", "first_epochs", "seed", "smallest_um", "slide_mpp", "device"):
+        assert validated[name] == getattr(recipe, name), name
+    assert validated["size"] == recipe.size_px
+    assert defaults_of(draw_patches)["hard_choice"] == HARD_CHOICE
+    assert {field.name: field.default for field in fields(PatchRecipe)}["hard_choice"] == HARD_CHOICE
+    (option,) = (one for one in inspect.get_annotations(patches_command, eval_str=True)["hard_choice"].__metadata__)
+    assert option.show_default == HARD_CHOICE
 
 
 def test_progress_is_told_in_lines_where_nobody_watches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from small_training import FP16, TINY, fit, patches
 from two_processes import started_twice
 from typer.testing import CliRunner
@@ -22,6 +24,7 @@ from annotations.patches.zarr_store import read_patches, write_patches
 from staging import cli
 from staging.errors import ConfigurationError
 from staging.training.rounds import TrainingPlan, _alone, _network
+from wsi.charts import Curve, curve_chart
 from wsi.cnn import learner as learning
 from wsi.cnn.architectures import NETWORKS
 from wsi.cnn.checkpoint import Checkpoint, save_checkpoint
@@ -92,7 +95,12 @@ def test_a_pass_whose_judgement_is_not_finite_is_not_kept(monkeypatch: pytest.Mo
 
 def test_the_picture_tells_held_out_patients_of_one_class_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr("wsi.cnn.curves._write", lambda _draw, _where, text, *_, **__: told.append(text))
+
+    def noted(curves: Sequence[Curve], *, notes: Sequence[str], **axes: Any) -> NDArray[np.uint8]:
+        told.extend(notes)
+        return curve_chart(curves, notes=notes, **axes)
+
+    monkeypatch.setattr("wsi.cnn.curves.curve_chart", noted)
     learning_picture(fit(judges=["0"]))
     assert "held-out patients show one class only" in told
     assert "nothing was held out" not in told

@@ -52,7 +52,7 @@ class Method:
     augmentation: Augmentation = LIGHT
     average: float = 0.0
     patience: int | None = None
-    temperature: bool = False
+    temperature: bool = True
     threshold: bool = False
     precision: Precision = "auto"
     compiler: str | None = None
