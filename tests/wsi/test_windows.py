@@ -60,12 +60,21 @@ def test_which_lie_on_a_level(windows: list[Window], shape: tuple[int, int]) -> 
     assert Windows.of(windows).lie_on(shape).tolist() == [window.clipped(shape) == window for window in windows]
 
 
+def test_a_window_up_to_the_edges_lies_on_the_level() -> None:
+    whole = Window(row=0, column=0, height=9, width=7)
+    moved = [whole.shifted(rows, columns) for rows, columns in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+    assert Windows.of([whole, *moved]).lie_on((9, 7)).tolist() == [True, False, False, False, False]
+
+
 def test_size_of_all() -> None:
     same = Windows.of([Window(row=0, column=0, height=3, width=5), Window(row=-9, column=2, height=3, width=5)])
     assert same.shape == (3, 5)
     mixed = Windows.joined([same, Windows.of([Window(row=1, column=1, height=4, width=2)])])
     with pytest.raises(ValueError, match="5 x 3 and 2 x 4 px"):
         _ = mixed.shape
+    for other in (Window(row=0, column=0, height=3, width=6), Window(row=0, column=0, height=2, width=5)):
+        with pytest.raises(ValueError, match=f"{other.width} x {other.height} px"):
+            _ = Windows.joined([same, Windows.of([other])]).shape
     assert list(mixed.alike()) == [
         Window(row=0, column=0, height=4, width=5),
         Window(row=-9, column=2, height=4, width=5),
