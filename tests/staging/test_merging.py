@@ -114,6 +114,21 @@ def test_two_cells_merge_up_to_the_gap_in_every_direction(gap: float) -> None:
     assert len(set(group_of.values())) == 2 * len(pairs) - is_near.sum()
 
 
+def test_full_rectangles_are_compared_without_cutting_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halved(_: merging._Pairs) -> merging._Pairs:
+        raise AssertionError
+
+    monkeypatch.setattr(merging._Pairs, "halved", halved)
+    rng = np.random.default_rng(5)
+    mask = np.zeros((72, 84), dtype=np.bool_)
+    for row, column in product(range(0, 72, 12), range(0, 84, 12)):
+        height, width = rng.integers(1, 9, 2)
+        mask[row : row + height, column : column + width] = True
+    spans = trace([mask])
+    for gap in (4.0, 5.5, 7.0):
+        assert np.array_equal(merge_near(spans, label_spans(spans), gap), by_brute_force(mask, spans, gap))
+
+
 def test_nothing_merges_within_no_gap() -> None:
     spans = trace([np.array([[True, False, True]])])
     assert merge_near(spans, label_spans(spans), 0.0).tolist() == [0, 1]
