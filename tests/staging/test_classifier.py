@@ -171,7 +171,7 @@ def test_slides_are_gathered_by_name(tmp_path: Path) -> None:
     assert found.ranks.tolist() == [1, 2]
     assert found.groups == ("patient_001", "patient_002")
     assert gather(paths, labels, split="centres").groups == ("CWZ", "CWZ")
-    with pytest.raises(CohortError, match="no label of patient_002_node_0"):
+    with pytest.raises(CohortError, match="no label for patient_002_node_0"):
         gather(paths, {"patient_001_node_0": SlideLabel.ITC})
     with pytest.raises(CohortError, match="no heatmap of x"):
         gather(paths, labels | {"x": SlideLabel.MACRO})

@@ -165,7 +165,7 @@ def test_labels(tmp_path: Path) -> None:
 def test_missing_labels_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("slide,label\n" + "".join(f"s{number},itc\n" for number in range(12)))
     (tmp_path / "s.csv").write_text("slide,label\ns0,itc\n")
-    error = refused(CohortError, r"no label of s1, s2.* and 3 more", "labels", tmp_path / "r.csv", tmp_path / "s.csv")
+    error = refused(CohortError, r"no label for s1, s2.* and 3 more", "labels", tmp_path / "r.csv", tmp_path / "s.csv")
     assert error.path == str(tmp_path / "s.csv")
 
 
@@ -199,7 +199,7 @@ def test_auc(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("truth", "predictions", "error", "reason"),
     [
-        ("a,Tumor\nb,Normal\n", "a,0.5\n", CohortError, "no prediction of b"),
+        ("a,Tumor\nb,Normal\n", "a,0.5\n", CohortError, "no prediction for b"),
         ("a,Tumor\nb,Tumor\n", "a,0.5\nb,0.1\n", CohortError, "all slides are of one kind"),
         ("a,Tumor\ntest_049,Normal\n", "a,0.5\ntest_049,0.1\n", CohortError, "all slides are of one kind"),
         ("a,Tumor\na,Normal\n", "a,0.5\n", ConflictError, "lines 1 and 2"),
@@ -289,7 +289,7 @@ def test_blank_masks_are_never_silently_normal(tmp_path: Path, folders: tuple[Pa
     refused(CohortError, "mask of test_003 has no tumour", "froc", *folders)
     assert scored("froc", *folders, "--missing-mask-is-normal")[0]["slides"] == 2
     assert scored("froc", *folders, "--normal-list", tmp_path / "reference.csv")[0]["tumour_slides"] == 1
-    refused(CohortError, r"no tumour \(sought was the value 7\)", "froc", *folders, "--tumour-value", "7")
+    refused(CohortError, r"no tumour \(value 7\)", "froc", *folders, "--tumour-value", "7")
 
 
 def test_normal_slides_with_tumour_are_refused(tmp_path: Path, folders: tuple[Path, Path]) -> None:

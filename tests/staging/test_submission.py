@@ -121,7 +121,7 @@ def test_stages_are_checked(tmp_path: Path) -> None:
     found = check_submission(Task.STAGES, path, expected=["patient_100.zip", "patient_102.zip"])
     assert found.missing == ("patient_102",)
     assert found.beyond == ("patient_101",)
-    assert found.doubts == ("patient_100 is pN0 but its slides make pN1mi",)
+    assert found.doubts == ("patient_100 is pN0 but its slides give pN1mi",)
     with pytest.raises(MissingPatientError, match="lacks patient_102"):
         require_complete(found)
     path.write_text("patient,stage\npatient_100,pN0\n")
