@@ -60,14 +60,15 @@ def measure_lesions(
     Raises:
         ValueError: mpp is not positive, or a distance is negative.
     """
-    from annotations.polygons import tumour_area  # noqa: PLC0415  (slow import: the settings' defaults are to be light)
+    from annotations.polygons import connected_groups, tumour_area  # noqa: PLC0415  (slow import)
 
     if not 0 < mpp < float("inf"):
         raise ValueError(f"mpp must be above 0 um per px, got {mpp}")
     if not (merge_gap_um >= 0 and sliver_um >= 0):
         raise ValueError(f"distances must be at least 0 um, got {merge_gap_um} and {sliver_um}")
     deposits = [deposit for deposit in tumour_area(annotations).geoms if not _is_sliver(deposit, sliver_um / mpp)]
-    lesions = [_lesion(members, mpp) for members in _merged(deposits, merge_gap_um / mpp)]
+    groups = connected_groups(len(deposits), _near(deposits, merge_gap_um / mpp))
+    lesions = [_lesion([deposits[number] for number in group], mpp) for group in groups]
     return tuple(sorted(lesions, key=_order))
 
 
@@ -95,25 +96,6 @@ def _is_sliver(deposit: shapely.Polygon, width_px: float) -> bool:
     if not width_px or deposit.area > width_px * deposit.length:
         return False
     return bool(deposit.buffer(-width_px / 2).is_empty)
-
-
-def _merged(deposits: Sequence[shapely.Polygon], gap_px: float) -> list[list[shapely.Polygon]]:
-    """Deposits in groups, each connected by gaps of at most gap_px; in order of their first members."""
-    parent = list(range(len(deposits)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for one, other in _near(deposits, gap_px):
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    groups: dict[int, list[shapely.Polygon]] = {}
-    for index, deposit in enumerate(deposits):
-        groups.setdefault(root(index), []).append(deposit)
-    return list(groups.values())
 
 
 def _near(deposits: Sequence[shapely.Polygon], gap_px: float) -> Iterator[tuple[int, int]]:

@@ -105,6 +105,25 @@ def longest_diameter(points: NDArray[np.float64]) -> float:
     return float(np.sqrt(max(squares)))
 
 
+def connected_groups(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The numbers below ``count`` in groups that pairs connect, each group in order and the groups by first member."""
+    parent = list(range(count))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    groups: dict[int, list[int]] = {}
+    for number in range(count):
+        groups.setdefault(root(number), []).append(number)
+    return list(groups.values())
+
+
 def mask_to_polygons(mask: Mask) -> list[shapely.Polygon]:
     """Outlines of a mask along its pixels' edges, with holes, in level-0 px.
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from annotations.annotation import Annotation, Role
 from annotations.measures import MERGE_GAP_UM
 from annotations.painting import Painting, polygon_mask, probe_frame
+from annotations.polygons import connected_groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,18 +84,5 @@ def _together(outlines: Sequence[NDArray[np.float64]], gap_px: float) -> list[li
     if not outlines:
         return []
     rings = [shapely.linestrings(np.vstack([outline, outline[:1]])) for outline in outlines]
-    parent = list(range(len(rings)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for one, other in shapely.STRtree(rings).query(rings, predicate="dwithin", distance=gap_px).T.tolist():
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    groups: dict[int, list[NDArray[np.float64]]] = {}
-    for index, outline in enumerate(outlines):
-        groups.setdefault(root(index), []).append(outline)
-    return list(groups.values())
+    near = shapely.STRtree(rings).query(rings, predicate="dwithin", distance=gap_px).T.tolist()
+    return [[outlines[number] for number in group] for group in connected_groups(len(rings), near)]

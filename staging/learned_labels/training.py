@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from staging.errors import CohortError, listed
 from staging.learned_labels.predictors import PREDICTOR_NAMES, slide_predictors
 from staging.learned_labels.trees import Floats, Kind, SlideClassifier, Whole, fit, ranks_of
 from staging.lesions.labels import SlideLabel
+from staging.scores.intervals import or_none
 from staging.scores.kappa import confusion_matrix, quadratic_kappa
 from wsi.heatmap_store import read_heatmap
 
@@ -139,7 +140,7 @@ def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
             "groups": len(set(slides.groups)),
             "recipe": {name: getattr(recipe, name) for name in ("kind", "trees", "folds", "split", "seed")},
             "nested": {
-                "quadratic_kappa": _or_none(quadratic_kappa(slides.ranks, claimed, classes=len(SlideLabel))),
+                "quadratic_kappa": or_none(quadratic_kappa(slides.ranks, claimed, classes=len(SlideLabel))),
                 "accuracy": float(np.mean(claimed == slides.ranks)),
                 "confusion": confusion_matrix(slides.ranks, claimed, classes=len(SlideLabel)).tolist(),
                 "labels": [label.value for label in SlideLabel],
@@ -232,7 +233,3 @@ def _refuse(path: Path | None, names: Iterable[str], noun: str, mend: str) -> No
     missing = sorted(names)
     if missing:
         raise CohortError(path, f"there is no {noun} for {listed(missing)}", mend=mend)
-
-
-def _or_none(value: float) -> Any:  # noqa: ANN401  (a number or null in JSON)
-    return None if np.isnan(value) else value

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from annotations.annotation import Annotation, Role
 from annotations.files.asap import write_asap
+from annotations.polygons import longest_diameter
 from staging.cohorts.camelyon import write_stage_table
 from staging.lesions.labels import SizeRule, SlideLabel
 from staging.phantom.anatomy import CELL_UM, RIM, Anatomy, draw_anatomy
-from staging.phantom.growth import Ground, GrownLesion, grow_lesion, longest_diameter
+from staging.phantom.growth import Ground, GrownLesion, grow_lesion
 from staging.phantom.plan import LesionPlan, SlidePlan, plan_cohort
 from staging.phantom.section import Section
 from staging.phantom.stain import CENTRES

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotations.measures import MERGE_GAP_UM
+from annotations.polygons import longest_diameter
 from staging.phantom.anatomy import CELL_UM, RIM, Anatomy
 from staging.phantom.texture import Tissue
 
@@ -103,14 +104,6 @@ def fill_polygon(x: NDArray[np.float64], y: NDArray[np.float64], shape: tuple[in
         np.add.at(winding, (row, column), np.where(y2[edge] > y[edge], 1, -1).astype(np.int16))
         np.cumsum(winding, axis=1, out=winding)
     return np.asarray(winding[:, :columns] != 0)
-
-
-def longest_diameter(points: Outline) -> float:
-    """Return the largest distance between two of the points (n, 2), in their unit."""
-    from scipy.spatial import ConvexHull, distance  # noqa: PLC0415  (slow to import)
-
-    hull = points[ConvexHull(points).vertices] if len(points) > 8 else points
-    return float(distance.pdist(hull).max())
 
 
 def grow_lesion(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -22,7 +23,7 @@ def each(
     items: Sequence[Item],
     *,
     workers: int,
-    on_tiles: TileNews,
+    on_tiles: TileNews | None = None,
 ) -> Iterator[tuple[Item, Result | BaseException]]:
     """Work on every item and yield (item, result or exception) as each finishes.
 
@@ -30,8 +31,9 @@ def each(
         work: a picklable top-level function of (item, progress callback).
         items: picklable.
         workers: number of processes; with 1 everything runs in this process, in order.
-        on_tiles: called with (slide name, tiles done, total tiles).
+        on_tiles: called with (slide name, tiles done, total tiles), if anybody wants to know.
     """
+    on_tiles = on_tiles or _ignore
     if workers <= 1 or len(items) <= 1:
         for item in items:
             yield item, _attempt(work, item, on_tiles)
@@ -41,7 +43,7 @@ def each(
     with _local_client(min(workers, len(items)), on_tiles) as client:
         waiting = iter(items)
         futures = {}
-        for item in _some(waiting, min(workers, len(items)) * _AHEAD_PER_WORKER):
+        for item in islice(waiting, min(workers, len(items)) * _AHEAD_PER_WORKER):
             futures[client.submit(_attempt_there, work, item, pure=False)] = item
         completed = as_completed(list(futures))
         for future in completed:
@@ -49,14 +51,14 @@ def each(
             outcome = _result(future)
             future.release()
             yield item, outcome
-            for follower in _some(waiting, 1):
+            for follower in islice(waiting, 1):
                 successor = client.submit(_attempt_there, work, follower, pure=False)
                 futures[successor] = follower
                 completed.add(successor)
 
 
-def _some(waiting: Iterator[Item], count: int) -> list[Item]:
-    return [item for _, item in zip(range(count), waiting, strict=False)]
+def _ignore(_slide: str, _done: int, _total: int) -> None:
+    """Tell nobody of tiles."""
 
 
 def _attempt(work: Callable[[Item, TileNews], Result], item: Item, news: TileNews) -> Result | BaseException:

@@ -11,9 +11,9 @@ from staging.cohorts.names import centre_of_patient
 from staging.errors import SlideNameError
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.config import RunConfig
+from staging.runs.pages import write_page
 from staging.runs.slide_fault import Failure
 from staging.stages.pn import Staging, parse_slide_name
-from wsi.store import atomic_text
 
 
 def write_report(
@@ -42,16 +42,9 @@ def write_report(
     Raises:
         StorageError: the page cannot be written.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  (slow import)
-
-    environment = Environment(
-        loader=PackageLoader("staging.runs"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        "report.html.j2",
         slides=[_slide(analysis) for analysis in analyses],
         failures=failures,
         bad_tiles=[(analysis.slide, tile) for analysis in analyses for tile in analysis.bad_tiles],
@@ -61,7 +54,6 @@ def write_report(
         configuration=list(_flat(config.to_json())),
         model=model,
     )
-    atomic_text(path, page)
 
 
 def _slide(analysis: SlideAnalysis) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from staging.cohorts.names import centre_name, slide_key
 from staging.csv_rows import csv_for_people
 from staging.errors import CohortError
 from staging.lesions.labels import SizeRule, SlideLabel
+from staging.runs.pages import write_page
 from wsi.geometry import Region
 from wsi.heatmap_store import read_heatmap
 from wsi.inputs import read_json
@@ -122,8 +123,6 @@ def write_review(
         StorageError: the output cannot be written.
         SlideError: a slide cannot be read.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  (slow import)
-
     with storage(output):
         (output / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
@@ -143,15 +142,7 @@ def write_review(
             | {"reference": one.reference.value, "found": one.found.value, "crops": crops}
             | {"overlay": f"pictures/{copied.name}" if overlay.is_file() else None}
         )
-    environment = Environment(
-        loader=PackageLoader("staging.runs"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("review.html.j2").render(disagreements=rows, compared=compared)
-    atomic_text(output / "review.html", page)
+    write_page(output / "review.html", "review.html.j2", disagreements=rows, compared=compared)
     atomic_text(output / "review.csv", review_table(disagreements))
 
 

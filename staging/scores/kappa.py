@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from staging.scores.intervals import check_bootstrap, interval_json, or_none, percentile_interval
+
 CLASSES = 5
 """Number of CAMELYON17's stages."""
 MOST_SWAPS = 2**16
@@ -47,8 +49,8 @@ class KappaScore:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
         return {
-            "kappa": _or_none(self.kappa),
-            "interval": [_or_none(bound) for bound in self.interval],
+            "kappa": or_none(self.kappa),
+            "interval": interval_json(self.interval),
             "level": self.level,
             "confusion": [list(row) for row in self.confusion],
             "stages": list(self.stages),
@@ -92,11 +94,11 @@ class KappaComparison:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
         return {
-            "kappas": [_or_none(kappa) for kappa in self.kappas],
-            "difference": _or_none(self.difference),
-            "interval": [_or_none(bound) for bound in self.interval],
+            "kappas": [or_none(kappa) for kappa in self.kappas],
+            "difference": or_none(self.difference),
+            "interval": interval_json(self.interval),
             "level": self.level,
-            "p_value": _or_none(self.p_value),
+            "p_value": or_none(self.p_value),
             "differing": self.differing,
             "permutations": self.permutations,
             "is_exact": self.is_exact,
@@ -166,22 +168,18 @@ def score(
     Raises:
         ValueError: as for confusion_matrix, or resamples or level out of range.
     """
-    if resamples < 0 or not 0 < level < 1:
-        raise ValueError(f"a bootstrap needs resamples >= 0 and 0 < level < 1, got {resamples} and {level}")
+    check_bootstrap(resamples, level)
     confusion = confusion_matrix(reference, submission, classes=len(stages))
     drawn = _resampled_kappas(confusion, resamples, seed)
-    defined = drawn[~np.isnan(drawn)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
     return KappaScore(
         kappa=float(_kappas(confusion[np.newaxis])[0]),
-        interval=(float(low), float(high)),
+        interval=percentile_interval(drawn, level),
         level=level,
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         stages=tuple(stages),
         patients=int(confusion.sum()),
         resamples=resamples,
-        undefined=int(drawn.size - defined.size),
+        undefined=int(np.isnan(drawn).sum()),
         seed=seed,
         ignored=tuple(ignored),
     )
@@ -216,11 +214,9 @@ def compare(
     Raises:
         ValueError: as for confusion_matrix, or permutations, resamples or level out of range.
     """
-    if permutations < 1 or resamples < 0 or not 0 < level < 1:
-        raise ValueError(
-            f"a comparison needs permutations >= 1, resamples >= 0 and 0 < level < 1, got {permutations}, {resamples} "
-            f"and {level}"
-        )
+    check_bootstrap(resamples, level)
+    if permutations < 1:
+        raise ValueError(f"a comparison needs permutations >= 1, got {permutations}")
     rows, first, second = (_ranks(values, classes) for values in (reference, one, other))
     confusions = np.stack([confusion_matrix(rows, ranks, classes=classes) for ranks in (first, second)])
     kappas = _kappas(confusions)
@@ -228,9 +224,6 @@ def compare(
     random = np.random.default_rng(seed)
     counts = np.bincount((rows * classes + first) * classes + second, minlength=classes**3)
     drawn = _resampled_differences(counts.reshape(classes, classes, classes), resamples, random)
-    defined = drawn[~np.isnan(drawn)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
     differing = np.nonzero(first != second)[0]
     swaps, is_exact = _swaps(differing.size, permutations, random)
     moved = np.zeros((differing.size, classes, classes), dtype=np.int64)
@@ -245,7 +238,7 @@ def compare(
     return KappaComparison(
         kappas=(float(kappas[0]), float(kappas[1])),
         difference=difference,
-        interval=(float(low), float(high)),
+        interval=percentile_interval(drawn, level),
         level=level,
         p_value=math.nan if math.isnan(difference) else p_value,
         differing=int(differing.size),
@@ -314,7 +307,3 @@ def _ranks(values: ArrayLike, classes: int) -> NDArray[np.int64]:
     if ranks.size and (ranks.min() < 0 or ranks.max() >= classes):
         raise ValueError(f"ranks must be 0 to {classes - 1}, got {ranks.min()}..{ranks.max()}")
     return ranks.astype(np.int64)
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

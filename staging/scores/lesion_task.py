@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from staging.cohorts.errata import OUT_OF_LESION_TASK
 from staging.cohorts.names import slide_key
 from staging.errors import CohortError, ConfigurationError, ConflictError, listed
 from staging.lesions.detections import Detections, read_detections
 from staging.scores.evaluation_masks import TrueTumour, find_masks, read_true_tumour
 from staging.scores.froc import LEVEL, LEVEL_0_UM, RATES, FrocCurve, SlideHits, slide_hits
+from staging.scores.intervals import check_bootstrap, interval_json, percentile_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +54,11 @@ class FrocScore:
             "froc_score": float(official.mean()),
             "rates": list(RATES),
             "sensitivities": official.tolist(),
-            "interval": _defined(self.intervals[0]),
+            "interval": interval_json(self.intervals[0]),
             "corrected": {
                 "froc_score": float(corrected.mean()),
                 "sensitivities": corrected.tolist(),
-                "interval": _defined(self.intervals[1]),
+                "interval": interval_json(self.intervals[1]),
             },
             "level": self.level,
             "resamples": self.resamples,
@@ -122,8 +120,7 @@ def score_slides(
         CohortError: there is no slide, or no lesion that counts (the organisers' code divides by zero).
         ValueError: resamples or level out of range.
     """
-    if resamples < 0 or not 0 < level < 1:
-        raise ValueError(f"a bootstrap needs resamples >= 0 and 0 < level < 1, got {resamples} and {level}")
+    check_bootstrap(resamples, level)
     slides = tuple(slides)
     if not slides:
         raise CohortError(None, "there are no slides to score")
@@ -131,13 +128,7 @@ def score_slides(
         only = " larger than isolated tumour cells" if any(slide.targets for slide in slides) else ""
         raise CohortError(None, f"no slide has a lesion{only}: the sensitivity is undefined", mend="add tumour slides")
     curves = FrocCurve(slides, official=True), FrocCurve(slides, official=False)
-    tail = (1 - level) / 2
-    intervals = []
-    for curve in curves:
-        drawn = curve.bootstrap(resamples=resamples, seed=seed)
-        defined = drawn[~np.isnan(drawn)]
-        low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
-        intervals.append((float(low), float(high)))
+    intervals = [percentile_interval(curve.bootstrap(resamples=resamples, seed=seed), level) for curve in curves]
     return FrocScore(
         official=curves[0],
         corrected=curves[1],
@@ -269,7 +260,3 @@ def _tumour_values(folder: Path, kinds: list[str]) -> dict[str, int]:
             mend="say which with --tumour-value, and score other masks separately",
         )
     return counts
-
-
-def _defined(interval: tuple[float, float]) -> list[float | None]:
-    return [None if math.isnan(bound) else bound for bound in interval]

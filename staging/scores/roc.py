@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from staging.scores.intervals import check_bootstrap, or_none, percentile_interval
+
 _CELLS_AT_ONCE = 4_000_000
 
 
@@ -51,9 +53,9 @@ class RocScore:
         """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
         return {
             "auc": self.auc,
-            "standard_error": _or_none(self.standard_error),
-            "delong": [_or_none(bound) for bound in self.delong],
-            "bootstrap": [_or_none(bound) for bound in self.bootstrap],
+            "standard_error": or_none(self.standard_error),
+            "delong": [or_none(bound) for bound in self.delong],
+            "bootstrap": [or_none(bound) for bound in self.bootstrap],
             "level": self.level,
             "positives": self.positives,
             "negatives": self.negatives,
@@ -108,27 +110,23 @@ def score(
     Raises:
         ValueError: as for area_under_curve, or resamples or level out of range.
     """
-    if resamples < 0 or not 0 < level < 1:
-        raise ValueError(f"a bootstrap needs resamples >= 0 and 0 < level < 1, got {resamples} and {level}")
+    check_bootstrap(resamples, level)
     truth, scores = _checked(truth, scores)
     auc = area_under_curve(truth, scores)
     error = delong_error(truth, scores)
     reach = NormalDist().inv_cdf((1 + level) / 2) * error
     drawn = _resampled(truth, scores, resamples, seed)
-    defined = drawn[~np.isnan(drawn)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail]) if defined.size else (math.nan, math.nan)
     undefined = math.isnan(error)
     return RocScore(
         auc=auc,
         standard_error=error,
         delong=(math.nan, math.nan) if undefined else (max(0.0, auc - reach), min(1.0, auc + reach)),
-        bootstrap=(float(low), float(high)),
+        bootstrap=percentile_interval(drawn, level),
         level=level,
         positives=int(truth.sum()),
         negatives=int((~truth).sum()),
         resamples=resamples,
-        undefined=int(drawn.size - defined.size),
+        undefined=int(np.isnan(drawn).sum()),
         seed=seed,
         curve=roc_curve(truth, scores),
     )
@@ -198,7 +196,3 @@ def _resampled(truth: NDArray[np.bool_], scores: NDArray[np.float64], resamples:
         pairs = 2 * hit.sum(axis=1) * alarm.sum(axis=1)
         areas.append(np.divide(won, pairs, out=np.full(won.size, np.nan), where=pairs > 0))
     return np.concatenate(areas)
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

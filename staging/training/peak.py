@@ -65,7 +65,7 @@ def calibrate_peak(
         )
         for slide in slides
     ]
-    for _, outcome in each(_highest, tasks, workers=workers, on_tiles=_ignore):
+    for _, outcome in each(_highest, tasks, workers=workers):
         if isinstance(outcome, BaseException):
             raise outcome
         highest = max(highest, outcome)
@@ -83,7 +83,3 @@ def _highest(task: _Negative, _: TileNews) -> float:
         heatmap = infer(slide, checkpoint, tissue=find_tissue(slide), device=task.device, workers=task.threads)
     lesions, _masks = find_lesions(heatmap, threshold=checkpoint.threshold, smallest_um=task.smallest_um)
     return max((lesion.probability for lesion in lesions), default=0.0)
-
-
-def _ignore(_slide: str, _done: int, _total: int) -> None:
-    """Ignore tile progress."""

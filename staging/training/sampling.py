@@ -154,7 +154,7 @@ def _drawn(
 ) -> dict[str, PatchTable]:
     tables = {}
     work = [(source, recipe, target.work) for source in sources]
-    for (source, _, _), outcome in each(draw, work, workers=workers, on_tiles=_ignore):
+    for (source, _, _), outcome in each(draw, work, workers=workers):
         if isinstance(outcome, BaseException):
             raise outcome
         tables[source.slide.name] = outcome
@@ -212,14 +212,10 @@ def _stored(
         return done
     if news is not None:
         news.stored("", 0, total)
-    for part, outcome in each(store_part, parts, workers=workers, on_tiles=_ignore):
+    for part, outcome in each(store_part, parts, workers=workers):
         if isinstance(outcome, BaseException):
             raise outcome
         done[part.name] = outcome
         if news is not None:
             news.stored(part.name, len(part.rows), total)
     return done
-
-
-def _ignore(_slide: str, _done: int, _total: int) -> None:
-    """Ignore tile progress: sampling reports slides only."""
