@@ -203,7 +203,7 @@ def test_interval_of_the_difference_agrees_with_a_plain_bootstrap(seed: int) -> 
 
 @pytest.mark.parametrize("options", [{"permutations": 0}, {"resamples": -1}, {"level": 0.0}, {"level": 1.0}])
 def test_bad_options_of_a_comparison_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="needs (permutations|resamples)"):
+    with pytest.raises(ValueError, match=r"needs (permutations|resamples)"):
         compare([0, 1], [0, 1], [1, 0], **options)  # type: ignore[arg-type]
 
 
