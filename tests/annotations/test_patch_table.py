@@ -211,5 +211,5 @@ def test_shares_are_positive_and_add_up_to_1(shares: dict[str, float]) -> None:
 
 
 def test_no_patch_is_of_no_centre() -> None:
-    with pytest.raises(SamplingError, match="no patch is of centre 1"):
+    with pytest.raises(SamplingError, match="no patch is from centre 1"):
         leave_centre_out(np.array([], str), np.array([], int), 1)

@@ -265,7 +265,7 @@ def test_a_start_of_three_classes_is_at_fault_itself(store: Path, tmp_path: Path
     save_checkpoint(start, Checkpoint(network=three, mpp=8.0, class_names=("normal", "tumour", "other")))
     done = CliRunner().invoke(cli.app, ["train", str(store), "-o", str(tmp_path / "m"), "--start", str(start)])
     assert type(done.exception) is ConfigurationError
-    assert str(done.exception).startswith(f"{start}: tells 3 classes apart")
+    assert str(done.exception).startswith(f"{start}: has 3 classes")
 
 
 def test_it_is_told_that_nobody_could_be_held_out(store: Path, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def residual(**changes: Any) -> dict[str, Any]:
         (lambda _w, m: m.update(mean=[1, 2]), "three numbers"),
         (lambda _w, m: m.update(std=[1, 2, 0]), "standard deviation"),
         (lambda _w, m: m.update(class_names=["normal", "other"]), "tumour"),
-        (lambda _w, m: m.update(class_names=[1, 2]), "no text"),
+        (lambda _w, m: m.update(class_names=[1, 2]), "is not text"),
         (lambda _w, m: m.update(class_names=None), "contradicts"),
         (lambda _w, m: m.update(provenance=3), "contradicts"),
         (lambda _w, m: m.update(architecture=[1]), "contradicts"),

@@ -244,7 +244,7 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("variables", "message"),
-    [({"WORLD_SIZE": "many"}, "WORLD_SIZE is no number"), ({"WORLD_SIZE": "2"}, "cannot find each other")],
+    [({"WORLD_SIZE": "many"}, "WORLD_SIZE is not a number"), ({"WORLD_SIZE": "2"}, "cannot find each other")],
 )
 def test_half_set_variables_are_named(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str) -> None:
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):

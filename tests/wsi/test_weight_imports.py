@@ -130,8 +130,8 @@ def without(state: Tensors, *names: str) -> Tensors:
 @pytest.mark.parametrize(
     ("layout", "content", "message"),
     [
-        ("monai", tiatoolbox_state, "no tensor of monai's layout"),
-        ("tiatoolbox", torchvision_state, "no tensor of tiatoolbox's layout"),
+        ("monai", tiatoolbox_state, "not part of monai's layout"),
+        ("tiatoolbox", torchvision_state, "not part of tiatoolbox's layout"),
         ("torchvision", tiatoolbox_state, "not a ResNet-18, 34 or 50"),
         ("torchvision", lambda: {"features.0.weight": torch.zeros(3)}, "not a ResNet-18, 34 or 50"),
         ("torchvision", lambda: without(torchvision_state(), "layer2.0.bn1.bias"), r"layer2\.0\.bn1\.bias.*is missing"),
