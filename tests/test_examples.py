@@ -108,6 +108,7 @@ def test_pictures_of_augmentations(cohort: Path, tmp_path: Path) -> None:
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in names)
 
 
+@pytest.mark.slow
 def test_training_on_real_patches(real_data: Callable[[str], Path]) -> None:
     text = printed("train_on_real_patches.py", real_data("patches"), Path("1"))
     assert "50 real patches of 2 slides" in text
@@ -116,6 +117,7 @@ def test_training_on_real_patches(real_data: Callable[[str], Path]) -> None:
     assert all(0 <= area <= 1 for area in areas)
 
 
+@pytest.mark.slow
 def test_a_training_loop_of_ones_own(cohort: Path, tmp_path: Path) -> None:
     table = tmp_path / "patches.parquet"
     drawn = ("patches", cohort / "images", cohort / "annotations", "-r", cohort / "stage_labels.csv", "-o", table)

@@ -199,6 +199,7 @@ def test_attribute_bombs_end_quickly(tmp_path: Path) -> None:
         read_asap(file_of(tmp_path, f'<!DOCTYPE a [{entities}]><ASAP_Annotations Name="&e11;"/>'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", ['<Coordinate Order="{0}" X="{0}.25" Y="7"/>', "<x/>"])
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux' /proc")
 def test_many_elements_take_bounded_memory(tmp_path: Path, piece: str) -> None:
@@ -325,6 +326,7 @@ listed = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(drawn, max_size=4), st.lists(listed, max_size=3, unique_by=lambda group: group.name))
 def test_what_is_written_comes_back_exactly(tmp_path: Path, annotations: list[Annotation], groups: list[Group]) -> None:
@@ -345,6 +347,7 @@ def test_what_is_written_comes_back_exactly(tmp_path: Path, annotations: list[An
     assert [child.name for child in path.parent.iterdir()] == ["round.xml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["camelyon16/tumor_009", "camelyon16/tumor_085", "camelyon17/patient_004_node_4"])
 def test_real_files_come_back_element_by_element(real_data: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     path = real_data(f"annotations/{name}.xml")

@@ -52,6 +52,7 @@ def test_one_cell_is_a_diamond_where_its_neighbours_say() -> None:
 values = st.sampled_from([0.0, 0.2, 0.5, 0.5, 0.75, 1.0])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     st.tuples(st.integers(1, 7), st.integers(1, 7)).flatmap(

@@ -83,6 +83,7 @@ def test_the_name_asks_for_a_format(tmp_path: Path) -> None:
     assert format_of(tmp_path / "a.txt") is Format.IMAGESCOPE
 
 
+@pytest.mark.slow
 def test_real_files_keep_their_area_in_every_format(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     names = ["asap/asap-dot.xml", "asap/asap-pointset.xml", "asap/asap-polygon.xml", "geojson/dlup_qupath05.geojson"]
     names += ["camelyon16/tumor_009.xml", "camelyon16/tumor_085.xml", "camelyon17/patient_004_node_4.xml"]
@@ -219,6 +220,7 @@ def facts(one: Annotation) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 @every_format
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(found, max_size=4))

@@ -146,6 +146,7 @@ def drawings(draw: st.DrawFn) -> list[Annotation]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawings(), st.none() | st.floats(1e-3, 10))
 def test_what_is_written_comes_back_exactly(tmp_path: Path, drawn: list[Annotation], mpp: float | None) -> None:

@@ -104,6 +104,7 @@ shapes = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     shapes,
@@ -206,6 +207,7 @@ def test_an_output_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> 
         write_annotation_mask(tmp_path / "no_such_folder" / "mask.tif", SHAPES, frame_of(50, 50))
 
 
+@pytest.mark.slow
 def test_a_real_slide_at_full_resolution(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     annotations = read_asap(real_data("annotations/camelyon16/tumor_009.xml"))
     path = tmp_path / "mask.tif"

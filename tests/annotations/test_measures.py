@@ -46,6 +46,7 @@ TOUCHING: list[Points] = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @example(TOUCHING, 0.0)
 @given(triangles, st.sampled_from([0.0, 10.0, 75.0]))

@@ -76,6 +76,7 @@ def test_without_area_there_is_no_geometry(points: Points) -> None:
 positions = st.integers(0, 24).map(lambda value: value / 2 + 0.25)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(positions, positions), min_size=3, max_size=9))
 def test_geometry_and_pixels_agree(points: Points) -> None:

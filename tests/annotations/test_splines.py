@@ -81,6 +81,7 @@ def test_repeated_points_count_once() -> None:
     assert np.isfinite(flatten(np.array([(0, 0), (5e-324, 0), (1, 0), (1, 1e-300), (0, 1)], dtype=np.float64))).all()
 
 
+@pytest.mark.slow
 def test_hostile_points_take_bounded_memory() -> None:
     zigzag = np.zeros((200_000, 2))
     zigzag[::2] = 1e9

@@ -82,6 +82,7 @@ def test_every_form_gives_the_drawn_patches(folder: Path, name: str, held_bytes:
     assert not found.judges
 
 
+@pytest.mark.slow
 def test_groups_of_ones_own_go_with_the_patches(folder: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(folder, own)
@@ -134,6 +135,7 @@ def test_patients_of_the_test_are_left_out(folder: Path) -> None:
         open_training_set([only])
 
 
+@pytest.mark.slow
 def test_a_zarr_store_keeps_its_split(folder: Path, tmp_path: Path) -> None:
     from annotations.patches.splits import Split  # noqa: PLC0415  (beside its only use)
 

@@ -71,7 +71,7 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
         (tmp_path / "model.json").write_text(json.dumps(damaged))
         with pytest.raises(CheckpointError):
             read_classifier(tmp_path / "model.json")
-    with pytest.raises(ValueError, match="predictors are"):
+    with pytest.raises(ValueError, match="predictors must be"):
         SlideClassifier.from_json(record).predict(np.zeros((2, 5)))
 
 
@@ -173,7 +173,7 @@ def test_slides_are_gathered_by_name(tmp_path: Path) -> None:
     assert gather(paths, labels, split="centres").groups == ("CWZ", "CWZ")
     with pytest.raises(CohortError, match="no label for patient_002_node_0"):
         gather(paths, {"patient_001_node_0": SlideLabel.ITC})
-    with pytest.raises(CohortError, match="no heatmap of x"):
+    with pytest.raises(CohortError, match="no heatmap for x"):
         gather(paths, labels | {"x": SlideLabel.MACRO})
     with pytest.raises(CohortError, match="no centre in the name for x"):
         gather([*paths, stored(tmp_path, "x", 2)], labels | {"x": SlideLabel.MACRO}, split="centres")

@@ -71,6 +71,7 @@ def test_info_of_a_real_slide(real_data: Callable[[str], Path]) -> None:
     assert facts["levels"][0]["tile_width"] == 240
 
 
+@pytest.mark.slow
 def test_tissue_and_heatmap_of_a_real_slide(real_data: Callable[[str], Path], model: Path, tmp_path: Path) -> None:
     slide = real_data("slides/CMU-1-Small-Region.svs")
     tissue = json.loads(sentinode("tissue", slide, "-o", tmp_path / "tissue.png").stdout)
@@ -168,6 +169,7 @@ def test_a_pickle_is_no_model(real_data: Callable[[str], Path], tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_run_beside_bad_slides_ends_with_three(real_data: Callable[[str], Path], model: Path, tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
@@ -194,6 +196,7 @@ def test_a_run_beside_bad_slides_ends_with_three(real_data: Callable[[str], Path
     assert "threshold: 0.5 -> 0.7" in changed
 
 
+@pytest.mark.slow
 def test_the_steps_give_what_the_run_gives(tmp_path: Path) -> None:
     cohort = tmp_path / "cohort"
     made = json.loads(

@@ -87,6 +87,7 @@ def labelled(folder: Path) -> LabelledCohort:
     )
 
 
+@pytest.mark.slow
 def test_the_whole_protocol_and_its_second_call(cohort: Path, tmp_path: Path) -> None:
     whole, told = labelled(cohort), Told()
     folds = folds_by_centre(whole.slides)
@@ -105,6 +106,7 @@ def test_the_whole_protocol_and_its_second_call(cohort: Path, tmp_path: Path) ->
     assert told.said.count("the network exists already") == 2
 
 
+@pytest.mark.slow
 def test_demonstration_cross_validation_and_command_train_on_one_road(cohort: Path, tmp_path: Path) -> None:
     assert {vars(module)["run_training"] for module in (demo, cross_validation, rounds)} == {run_training}
     whole, told = labelled(cohort), Told()

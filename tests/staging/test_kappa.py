@@ -65,7 +65,7 @@ def test_undefined_is_nan() -> None:
     [([0, 1], [0]), ([0, 5], [0, 1]), ([-1, 0], [0, 0]), (["pN0"], ["pN0"]), ([0.5], [1.0]), ([[0]], [[0]])],
 )
 def test_bad_ranks_are_refused(reference: list[int], submission: list[int]) -> None:
-    with pytest.raises(ValueError, match="ranks"):
+    with pytest.raises(ValueError, match="rank"):
         quadratic_kappa(reference, submission)
 
 

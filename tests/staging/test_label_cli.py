@@ -62,6 +62,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["forest", "boosting"])
 def test_a_label_that_was_learned(kind: str, cohort: Path, tmp_path: Path) -> None:
     train: list[str | Path] = [

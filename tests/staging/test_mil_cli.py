@@ -181,7 +181,7 @@ def test_bad_features_never_stop_the_others(tmp_path: Path, cohort: Path) -> Non
         "empty": "DONE.json",
         "late": "another size",
         "nan": "NaN",
-        "narrow": "holds 8 features per tile, the head takes 9",
+        "narrow": "has 8 features per tile, but the head takes 9",
     }
     assert told["quarantined"].keys() == reasons.keys()
     for name, words in reasons.items():

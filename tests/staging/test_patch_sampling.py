@@ -186,6 +186,7 @@ def test_slides_that_give_fewer_than_asked_for_are_named(cohort: Path, tmp_path:
     assert counts["short"] == {"patient_022_node_0": {"tumour": [0, 12]}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["sparse", "zarr"])
 def test_the_result_does_not_depend_on_the_workers(cohort: Path, tmp_path: Path, form: str) -> None:
     trees = []

@@ -71,6 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_training_writes_a_checkpoint_a_log_and_pictures(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     options = ("--epochs", "2", "--augment", "full", "--schedule", "cosine", "--average", "0.9", "--held-out", "0.5")
@@ -92,6 +93,7 @@ def test_training_writes_a_checkpoint_a_log_and_pictures(folder: Path, tmp_path:
     ]
 
 
+@pytest.mark.slow
 def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     cohort = ("--slides", folder / "images", "-a", folder / "annotations", "-r", folder / "stage_labels.csv")
@@ -115,6 +117,7 @@ def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path
     assert not list(tmp_path.glob("*.progress"))
 
 
+@pytest.mark.slow
 def test_the_peak_is_learnt_where_the_slides_are_given(folder: Path, tmp_path: Path) -> None:
     """Without any round, and never from slides of patients who are kept for the test."""
     table, model = tmp_path / "split.parquet", tmp_path / "model.safetensors"
@@ -154,6 +157,7 @@ def test_without_a_negative_slide_no_peak_is_learnt(folder: Path, tmp_path: Path
     assert "peak" not in load_checkpoint(model).provenance
 
 
+@pytest.mark.slow
 def test_a_killed_call_leaves_no_checkpoint_without_its_peak(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +189,7 @@ def test_slides_of_strangers_are_not_searched(folder: Path, tmp_path: Path) -> N
     assert "is not of a patient in the training set" in line
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_rounds(folder: Path, tmp_path: Path) -> None:
     """What torchrun starts: the first process looks for mistakes, the other waits, both train on them."""
     arguments = [
@@ -238,7 +243,7 @@ def test_what_cannot_be_trained_is_wrong_usage(folder: Path, tmp_path: Path) -> 
     )
     start = tmp_path / "start.safetensors"
     save_checkpoint(start, Checkpoint(network=NETWORKS["small"].build().eval(), mpp=0.5))
-    assert "looks at 0.5 um/px, the patches have 8.0" in refused(
+    assert "takes 0.5 um/px, but the patches have 8.0" in refused(
         ConfigurationError, "train", patches, "-o", model, "--start", start
     )
     (tmp_path / "m.progress").write_bytes(b"something else")

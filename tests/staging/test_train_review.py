@@ -350,6 +350,7 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(store:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_processes_hear_that_the_first_cannot_go_on(store: Path, tmp_path: Path) -> None:
     model = tmp_path / "m.safetensors"
     with _alone(model):

@@ -126,6 +126,7 @@ def test_another_variation_changes_what_no_other_draws(augmentation: Augmentatio
         np.testing.assert_array_equal(laid_out, moved)
 
 
+@pytest.mark.slow
 def test_another_variation_changes_no_training() -> None:
     plain, idle = fit(epochs=2), fit(epochs=2, augmentation=Augmentation((Idle(), *LIGHT.variations)))
     assert idle.history == plain.history

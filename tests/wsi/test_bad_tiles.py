@@ -85,6 +85,7 @@ def test_what_to_do_with_a_bad_tile_is_one_of_two(plain: Path) -> None:
         Slide.open(plain, on_bad_tile="ignore")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_damaged_jpeg_data_never_crash(plain: Path, seed: int) -> None:

@@ -41,6 +41,7 @@ def ndpi(path: Path, *, strip_bytes: int = 100, width: int = 64, link: int = 0, 
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_bomb_is_refused_whatever_its_name(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"bomb{suffix}"
@@ -90,7 +91,7 @@ def test_a_slide_that_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero")
-    with pytest.raises(SlideError, match="no regular file"):
+    with pytest.raises(SlideError, match="not a regular file"):
         Slide.open(path)
-    with pytest.raises(SlideError, match="no regular file"):
+    with pytest.raises(SlideError, match="not a regular file"):
         Slide(path).fingerprint()

@@ -197,6 +197,7 @@ def test_an_unaltered_checkpoint_is_not_refused(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "m").digest == fresh().digest
 
 
+@pytest.mark.slow
 def test_headers_whose_length_looks_like_a_pickle_load(tmp_path: Path) -> None:
     # 640, 896, 1152 and 1408 begin with the bytes of a pickle's protocol
     path = tmp_path / "m"
@@ -209,6 +210,7 @@ def test_headers_whose_length_looks_like_a_pickle_load(tmp_path: Path) -> None:
     assert lengths & {1152, 1408}
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2500), st.one_of(st.none(), st.integers(0, 255)))
 def test_damaged_files_load_equal_or_are_refused(
@@ -256,6 +258,7 @@ def test_temperature_and_residual_networks_make_a_second_version(tmp_path: Path)
         torch.testing.assert_close(loaded.network.folded()(image.float()), cold / 1.7, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_no_flipped_bit_passes(

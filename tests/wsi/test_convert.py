@@ -148,6 +148,7 @@ def test_a_philips_slide_keeps_levels_holes_and_sizes(tmp_path: Path) -> None:
     assert b"DPUfsImport" not in target.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_real_aperio_slide_gets_a_pyramid(real_data: RealData, tmp_path: Path) -> None:
     source, target = real_data("slides/CMU-1-Small-Region.svs"), tmp_path / "out.tif"
     stats = converted(source, target)

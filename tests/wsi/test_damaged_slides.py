@@ -117,6 +117,7 @@ def test_loops_of_directories_are_refused(sparse: Path, tmp_path: Path) -> None:
             TiffReader(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_mutants_and_stumps_end_in_slide_errors_only(

@@ -47,6 +47,7 @@ def plan_of(slide: Slide, mpp: float) -> TilePlan:
     return TilePlan.over(frame, core_px=40, halo_px=7, mask=mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_level_on_two_processes_equals_the_level(client: Any, plain: Path, level: int) -> None:
     with Slide.open(plain) as slide:
@@ -58,6 +59,7 @@ def test_a_level_on_two_processes_equals_the_level(client: Any, plain: Path, lev
         assert len(processes_that_hold(client, kept)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 0.6])
 def test_the_windows_of_a_plan_on_two_processes_equal_each_read_frame(client: Any, plain: Path, mpp: float) -> None:
     with Slide.open(plain) as slide:
@@ -107,6 +109,7 @@ def open_slides() -> int:
     return lazy._opened.cache_info().misses
 
 
+@pytest.mark.slow
 def test_a_process_opens_a_slide_once(client: Any, tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", picture(640, 640), compression="lzw")
     before = client.run(open_slides)
@@ -123,6 +126,7 @@ def test_a_process_opens_a_slide_once(client: Any, tmp_path: Path) -> None:
     assert sum(after.values()) - sum(before.values()) >= 1
 
 
+@pytest.mark.slow
 def test_a_task_carries_a_path_and_a_position(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Slide, "read_frame", None)  # nothing is read yet
     monkeypatch.setattr(Slide, "read_window", None)

@@ -335,6 +335,7 @@ def test_a_bad_slide_never_stops_the_others(tmp_path: Path, slides: Path, encode
     assert "precision: float16 -> float32" in str(other.exception)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bytes(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
     for workers in ("1", "2"):
         assert call(slides, tmp_path / workers, encoder_file, "--workers", workers).exit_code == 3

@@ -101,6 +101,7 @@ def test_cells_are_centred_on_what_they_see() -> None:
     assert x[1] - x[0] == y[1] - y[0] == 11 * 32
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 99), share=st.sampled_from([0.0, 0.001, 0.01, 0.3]), window_px=st.sampled_from([128, 256, 512])

@@ -49,6 +49,7 @@ def test_deep_json_is_a_value_error(tmp_path: Path) -> None:
         read_json(tmp_path / "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

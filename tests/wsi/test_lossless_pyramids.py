@@ -171,6 +171,7 @@ def test_majority_is_the_most_frequent(tile: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(halve_by_majority(tile), reduced(tile, "majority"))
 
 
+@pytest.mark.slow
 def test_a_wide_mask_needs_no_more_memory_than_its_rows(tmp_path: Path) -> None:
     columns, rows = 938, 20  # 60,032 x 1,280 px of 64: a band of a slide at full width
     full = np.full((64, 64), 1, dtype=np.uint8)
@@ -251,6 +252,7 @@ def test_missing_tiles_of_a_heatmap_are_zero(tmp_path: Path) -> None:
     assert second.sum() == 0.5 * 32 * 32
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(hnp.arrays(np.float32, (4, 6), elements=st.floats(width=32)))
 def test_halving_takes_the_finite(tile: NDArray[np.float32]) -> None:

@@ -66,6 +66,7 @@ def test_slide_labels_alone_find_slides_and_tiles(trained: tuple[list[Bag], MilR
     assert min(finding) > 0.7
 
 
+@pytest.mark.slow
 def test_no_patient_is_judged_by_a_head_that_has_seen_it(trained: tuple[list[Bag], MilResult]) -> None:
     bags, result = trained
     for bag in bags:
@@ -83,6 +84,7 @@ def test_no_patient_is_judged_by_a_head_that_has_seen_it(trained: tuple[list[Bag
         assert (plain[bag.slide] == turned[bag.slide]).all() == is_left_out
 
 
+@pytest.mark.slow
 def test_random_labels_give_no_skill() -> None:
     """Folds that leak, or an end of training chosen on them, would show here."""
     labels = np.random.default_rng(5).permutation(np.arange(60) % 2)
@@ -93,6 +95,7 @@ def test_random_labels_give_no_skill() -> None:
     assert 0.3 < area < 0.7
 
 
+@pytest.mark.slow
 def test_training_is_seeded_and_does_not_depend_on_workers(trained: tuple[list[Bag], MilResult]) -> None:
     bags, result = trained
     options = replace(QUICK, rounds=3, most_tiles=20)
@@ -110,6 +113,7 @@ def test_training_is_seeded_and_does_not_depend_on_workers(trained: tuple[list[B
     assert first != once(bags, seed=1)
 
 
+@pytest.mark.slow
 def test_classes_weigh_the_same_however_rare() -> None:
     """With nothing to be learnt the odds are even, not nine to one as the slides are."""
     bags = [bag_of(number, is_positive=False, label=int(number >= 54)) for number in range(60)]
@@ -187,6 +191,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.optim, "AdamW", unfused)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 def test_all_that_computes_is_on_the_device(trained: tuple[list[Bag], MilResult]) -> None:
     bags, result = trained
@@ -200,6 +205,7 @@ def test_all_that_computes_is_on_the_device(trained: tuple[list[Bag], MilResult]
     assert result.head.network.mean.device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_the_cpu_asked_for_by_name_is_the_same(trained: tuple[list[Bag], MilResult]) -> None:
     bags, result = trained
     options, names = replace(QUICK, rounds=2), ("negative", "positive")
@@ -382,5 +388,5 @@ def test_attention_and_heatmaps_are_not_mistaken(tmp_path: Path) -> None:
     write_heatmap(tmp_path / "h.zarr", heatmap, {})
     with pytest.raises(ArtefactError, match="attention"):
         read_attention(tmp_path / "h.zarr")
-    with pytest.raises(ValueError, match="sums to 1"):
+    with pytest.raises(ValueError, match="sum to 1"):
         AttentionMap(frame=attention.frame, array=attention.array * 2)

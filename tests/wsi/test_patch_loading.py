@@ -68,6 +68,7 @@ def check(batches: list[PatchItems], pixels: torch.Tensor) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), pytest.param(2, "spawn", id="spawn")])
 def test_every_patch_once_with_its_pixels(
     positions: PatchPositions, pixels: torch.Tensor, workers: int, start: str | None

@@ -88,6 +88,7 @@ def test_parts_of_jpeg_tiles_have_the_colours_of_the_whole(tmp_path: Path, photo
         np.testing.assert_array_equal(part, whole[top : top + 30, left : left + 38])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_windows_equal_the_whole(plain: Path, decoder: str, data: st.DataObject) -> None:
@@ -125,6 +126,7 @@ def test_out_is_filled_and_checked(plain: Path) -> None:
 # --- many regions ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_many_regions_equal_one_by_one(plain: Path, decoder: str, data: st.DataObject) -> None:
@@ -365,6 +367,7 @@ def test_a_lazy_level_equals_the_level(plain: Path, level: int) -> None:
     np.testing.assert_array_equal(computed(lazy[100:140, 60:200], scheduler="synchronous"), wanted[100:140, 60:200])
 
 
+@pytest.mark.slow
 def test_a_lazy_level_travels_as_a_path(plain: Path) -> None:
     with Slide.open(plain) as slide:
         lazy = slide.to_dask(0, tiles_per_chunk=1)

@@ -28,6 +28,7 @@ def shares(origin: float, ratio: float, count: int, size: int) -> NDArray[np.flo
     return matrix
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(x=origins, y=origins, ratio=ratios)
 def test_every_pixel_is_the_mean_over_its_area(x: float, y: float, ratio: float) -> None:

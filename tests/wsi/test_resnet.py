@@ -97,6 +97,7 @@ def test_field_and_stride_are_those_of_the_architecture(name: ResNetName) -> Non
     assert read_architecture(architecture.to_json()) == architecture
 
 
+@pytest.mark.slow
 def test_a_cell_sees_its_field_and_nothing_else() -> None:
     network = settled()
     field = network.architecture.receptive_field_px
@@ -113,6 +114,7 @@ def test_a_cell_sees_its_field_and_nothing_else() -> None:
     assert touched.max(0).tolist() == [32 + field - 2, 64 + field - 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_away_from_the_edge_it_is_the_published_network(name: ResNetName) -> None:
     network = settled(name)
@@ -137,6 +139,7 @@ def test_the_average_of_places_is_that_of_their_logits() -> None:
     torch.testing.assert_close(pooled, functional.avg_pool2d(single, 3, 1), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stride", "pooled"), [("resnet18", 8, 1), ("resnet50", 16, 1), ("resnet18", 16, 2)])
 def test_a_finer_stride_keeps_the_cells_of_the_coarse_one(name: ResNetName, stride: int, pooled: int) -> None:
     coarse, fine = settled(name, pooled=pooled), settled(name, stride_px=stride, pooled=pooled)
@@ -149,6 +152,7 @@ def test_a_finer_stride_keeps_the_cells_of_the_coarse_one(name: ResNetName, stri
     torch.testing.assert_close(many[..., ::step, ::step], few, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_folding_keeps_the_function(name: ResNetName) -> None:
     network = settled(name, pooled=2)
@@ -161,6 +165,7 @@ def test_folding_keeps_the_function(name: ResNetName) -> None:
     assert isinstance(network.bn1, nn.BatchNorm2d)
 
 
+@pytest.mark.slow
 def test_windows_give_the_bits_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "BLOCK_CELLS", 4)
     checkpoint = Checkpoint(network=settled(), mpp=2.0)
@@ -178,6 +183,7 @@ def test_windows_give_the_bits_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
     assert whole.std() > 0
 
 
+@pytest.mark.slow
 def test_a_residual_checkpoint_comes_back(tmp_path: Path) -> None:
     checkpoint = Checkpoint(network=settled(pooled=2, stride_px=16), mpp=0.5)
     save_checkpoint(tmp_path / "m", checkpoint)

@@ -37,6 +37,7 @@ small_training.fit(method=small_training.METHODS[{name!r}], resume=Progress(Path
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "writings"), [("plain", 2), ("plain", 3), ("everything", 5), ("fp16", 4)])
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, name: str, writings: int) -> None:
     path = tmp_path / "progress"
@@ -125,6 +126,7 @@ save_checkpoint(Path({path!r}) / ("rank" + os.environ["RANK"]), result.checkpoin
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     code = TOGETHER.format(tests=str(Path(__file__).parents[1]), path=str(tmp_path))
     ended = started_twice([sys.executable, "-c", code])

@@ -68,6 +68,7 @@ def exact_mean(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.float64]:
 # --- pixels at any resolution ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     x=st.floats(-40, 300) | st.integers(-40, 300).map(float),
@@ -85,6 +86,7 @@ def test_a_frame_is_the_mean_of_level_0(
     assert np.abs(image.array - exact_mean(IMAGE, frame)).max() < 0.52
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(downsample=st.floats(2, 40) | st.sampled_from([2.0, 4.0, 6.0, 32.0]), x=st.integers(-9, 60).map(float))
 def test_a_coarse_frame_comes_from_the_coarse_level(lossless: Path, downsample: float, x: float) -> None:

@@ -158,6 +158,7 @@ def deflated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 positions = st.tuples(st.integers(-80, HEIGHT), st.integers(-80, WIDTH), st.integers(1, 150), st.integers(1, 150))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(levels=st.dictionaries(st.sampled_from([0, 1]), st.lists(positions, max_size=4)))
 def test_any_windows(
@@ -170,6 +171,7 @@ def test_any_windows(
     assert check_bytes(deflated, target) == done.tiles_copied
 
 
+@pytest.mark.slow
 def test_tiles_of_any_size_keep_their_bytes_for_any_number_of_threads(tmp_path: Path) -> None:
     # Noise of 1024 px is more than what is gathered for one write; even parts compress to a few bytes.
     image = np.random.default_rng(2).integers(0, 256, (3 * 1024, 2 * 1024, 3), dtype=np.uint8)

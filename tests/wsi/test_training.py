@@ -58,6 +58,7 @@ def test_training_learns_a_texture_that_colour_does_not_tell(trained: Training) 
     assert trained.checkpoint.threshold == 0.5
 
 
+@pytest.mark.slow
 def test_training_repeats_bit_for_bit(trained: Training) -> None:
     again = fit(workers=3)
     assert again.checkpoint.digest == trained.checkpoint.digest
@@ -70,7 +71,7 @@ def test_training_goes_on_from_a_checkpoint(trained: Training) -> None:
     assert further.history[0].loss < 0.5 * trained.history[0].loss
     assert further.checkpoint.provenance["start"] == trained.checkpoint.digest
     assert further.checkpoint.network.mean == trained.checkpoint.network.mean
-    with pytest.raises(ValueError, match=r"looks at 2.0 um/px, the patches have 1.0"):
+    with pytest.raises(ValueError, match=r"expects 2.0 um/px, the patches have 1.0"):
         fit(network=trained.checkpoint, mpp=1.0)
 
 

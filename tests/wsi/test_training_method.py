@@ -94,16 +94,19 @@ def test_half_precision_that_runs_over_leaves_the_batch_out(monkeypatch: pytest.
     assert (result.history[-1].judges_auc or 0) > 0.9
 
 
+@pytest.mark.slow
 def test_compiled_and_plain_are_alike() -> None:
     plain, compiled = fit(epochs=1), fit(epochs=1, workers=1, method=Method(compiler="eager"))
     assert compiled.history[0].loss == pytest.approx(plain.history[0].loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_full_augmentation_learns() -> None:
     result = fit(epochs=12, method=Method(augmentation=FULL, schedule="cosine", average=0.9))
     assert (result.history[result.best].judges_auc or 0) > 0.95
 
 
+@pytest.mark.slow
 def test_a_residual_network_is_trained_from_a_start(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 436, 436, 3), dtype=np.uint8)
@@ -183,7 +186,7 @@ def test_reliability_counts_every_cell_once(seed: int, bins: int) -> None:
 
 
 def test_a_trained_temperature_is_in_the_checkpoint_and_its_probabilities() -> None:
-    plain, warm = fit(), fit(method=Method(temperature=True))
+    plain, warm = fit(temperature=False), fit(temperature=True)
     temperature = warm.checkpoint.temperature
     assert temperature == best_temperature(plain.truth, plain.margins, plain.class_weights) != 1
     image = torch.from_numpy(patches()[0][:1]).permute(0, 3, 1, 2)

@@ -224,7 +224,7 @@ def test_streamed_patches_are_learnt_as_held_ones_are() -> None:
 def test_margins_are_those_of_the_held_out_patches() -> None:
     images, targets = patches()
     for block in (4, 20):
-        found = fit(epochs=1, block=block)
+        found = fit(epochs=1, block=block, temperature=False)
         shown = np.isin(np.arange(40) % 10, [int(name) for name in found.judges])
         with torch.inference_mode():
             logits = found.checkpoint.network(torch.from_numpy(images[shown]).permute(0, 3, 1, 2))
@@ -250,6 +250,7 @@ test_training_patches.fit(method=small_training.EVERYTHING, resume=Progress(Path
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writings", [2, 5])
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, writings: int) -> None:
     path = tmp_path / "progress"
@@ -275,6 +276,7 @@ save_checkpoint(Path({path!r}) / ("rank" + os.environ["RANK"]), result.checkpoin
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_one_network(tmp_path: Path) -> None:
     code = TOGETHER.format(tests=str(Path(__file__).parents[1]), own=str(Path(__file__).parent), path=str(tmp_path))
     ended = started_twice([sys.executable, "-c", code])

@@ -62,6 +62,7 @@ def image(side: int) -> torch.Tensor:
     return torch.randint(0, 256, (1, 3, side, side), generator=torch.Generator().manual_seed(0)).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_imagenet_weights_of_torchvision_keep_their_features(tmp_path: Path, name: ResNetName) -> None:
     state = torchvision_state(name)
