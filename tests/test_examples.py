@@ -83,6 +83,7 @@ def test_reading_many_patches(cohort: Path) -> None:
     assert int(re.findall(r"JPEG of ([0-9]+) bytes", text)[0]) > 500
 
 
+@pytest.mark.slow
 def test_tiles_with_dask(cohort: Path) -> None:
     text = printed("tiles_with_dask.py", cohort / "images" / "patient_040_node_0.tif", Path("16"))
     tiles, mean, darkest = re.findall(r"([0-9]+) tiles .* on 2 processes: mean ([0-9.]+)\n.*: mean ([0-9.]+)", text)[0]
@@ -90,6 +91,7 @@ def test_tiles_with_dask(cohort: Path) -> None:
     assert 100 < float(darkest) <= float(mean) < 255
 
 
+@pytest.mark.slow
 def test_the_page_about_dask_runs(cohort: Path, tmp_path: Path) -> None:
     page = (EXAMPLES.parent / "docs" / "dask.md").read_text(encoding="utf-8")
     script = tmp_path / "page.py"
@@ -101,6 +103,7 @@ def test_the_page_about_dask_runs(cohort: Path, tmp_path: Path) -> None:
     assert len(re.findall(r"^[0-9.-]+ [0-9.-]+ \[", done.stdout, re.MULTILINE)) > 1
 
 
+@pytest.mark.slow
 def test_pictures_of_augmentations(cohort: Path, tmp_path: Path) -> None:
     text = printed("augmentations.py", cohort / "images" / "patient_040_node_0.tif", tmp_path, Path("8"))
     names = ("turns", "stain", "macenko", "focus", "brightness", "blur", "jpeg", "everything")

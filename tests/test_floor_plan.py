@@ -171,6 +171,7 @@ def test_the_test_can_fail(name: str, line: str) -> None:
     assert len(violations(name, ast.parse(line))) == 1
 
 
+@pytest.mark.slow
 def test_there_are_no_circles() -> None:
     graph = {name: {target for target in imports_of(tree_of(name)) if target in SOURCES} - {name} for name in SOURCES}
     assert circles({name: targets for name, targets in graph.items() if name not in FRONT_DOORS}) == []
@@ -193,6 +194,7 @@ def test_retired_words_are_in_no_identifier(name: str) -> None:
     assert sorted(one for one in words if {word.lower() for word in words[one]} & RETIRED) == []
 
 
+@pytest.mark.slow
 @every_module
 def test_floors(name: str) -> None:
     floor = name.partition(".")[0]
@@ -200,6 +202,7 @@ def test_floors(name: str) -> None:
     assert not above & {target.partition(".")[0] for target in imports_of(tree_of(name))}
 
 
+@pytest.mark.slow
 @every_module
 def test_only_the_cnn_imports_torch(name: str) -> None:
     heads = {target.partition(".")[0] for target in imports_of(tree_of(name))}
@@ -233,6 +236,7 @@ def test_future_annotations_do_not_hide_the_package(name: str) -> None:
             )
 
 
+@pytest.mark.slow
 @every_module
 def test_unwanted_packages(name: str) -> None:
     assert not UNWANTED & {target.partition(".")[0] for target in imports_of(tree_of(name))}

@@ -73,6 +73,7 @@ def test_polygons_hold_the_centres_at_or_above_the_level(array: NDArray[np.float
     assert corners == sorted(corners)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**30 - 1), st.sampled_from([(5, 6), (1, 30), (6, 5), (3, 10)]))
 def test_the_area_of_a_mask_is_kept_to_half_a_pixel_an_outline(bits: int, shape: tuple[int, int]) -> None:

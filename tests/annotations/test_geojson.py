@@ -233,6 +233,7 @@ def test_colours_of_any_version(tmp_path: Path, classification: dict[str, Any], 
     assert read_geojson_set(path).groups == (Group(name="Tumor", colour=colour),)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(

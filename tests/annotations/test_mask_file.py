@@ -166,6 +166,7 @@ def test_bytes_do_not_depend_on_the_threads(tmp_path: Path) -> None:
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_other_readers_find_size_resolution_and_values(tmp_path: Path) -> None:
     path, frame = tmp_path / "mask.tif", frame_of(1000, 1200, downsample=2.0)
     write_annotation_mask(path, SHAPES, frame, tile_size=256, values="asap", reduce="centre")

@@ -124,6 +124,7 @@ def test_absurd_distances_are_refused(wrong: dict[str, float]) -> None:
         measure_lesions([], **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["camelyon16/tumor_085", "camelyon16/tumor_009", "camelyon17/patient_004_node_4"])
 def test_real_lesions_are_those_of_their_pixels(real_data: Callable[[str], Path], name: str) -> None:
     annotations = read_asap(real_data(f"annotations/{name}.xml"))

@@ -69,6 +69,7 @@ positions = st.integers(-2, 10).flatmap(lambda value: st.sampled_from([value, va
 outlines = st.lists(st.tuples(positions, positions), min_size=0, max_size=9)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(outlines, st.sampled_from([0.5, 1.0, 2.0]), positions, positions)
 def test_equals_exact_arithmetic(points: Points, downsample: float, x: float, y: float) -> None:
@@ -121,6 +122,7 @@ def test_max_is_the_block_maximum_of_level_0(
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(painted_shapes, st.sampled_from([1.25, 1.5, 2.75, 6.5]), positions, positions)
 def test_max_gives_every_pixel_of_level_0_to_the_one_that_holds_its_centre(

@@ -108,6 +108,7 @@ def test_tumour_area_is_what_is_rasterised(shapes: list[tuple[Role, float, float
     assert area.area == mask.array.sum() / 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["camelyon16/tumor_085", "camelyon17/patient_004_node_4"])
 def test_real_contours_have_the_area_of_their_pixels(real_data: Callable[[str], Path], name: str) -> None:
     annotations = read_asap(real_data(f"annotations/{name}.xml"))
@@ -138,6 +139,7 @@ def test_longest_diameter_of_a_point_and_of_none() -> None:
         longest_diameter(np.empty((0, 2)))
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(st.integers(0, 2**30 - 1), st.sampled_from([(5, 6), (1, 30), (6, 5), (3, 10)]))
 def test_mask_outlines_hold_exactly_the_pixels(bits: int, shape: tuple[int, int]) -> None:

@@ -40,6 +40,7 @@ def asap_curve(vertices: NDArray[np.float64], steps: int = 400) -> NDArray[np.fl
     return np.concatenate(pieces)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(outlines, st.sampled_from([0.25, 2.0, 30.0]))
 def test_the_polygon_lies_within_the_tolerance(vertices: NDArray[np.float64], tolerance: float) -> None:
@@ -100,6 +101,7 @@ def test_an_annotation_takes_the_curve() -> None:
     assert replace(spline, vertices=np.zeros((5, 2))).outline is None
 
 
+@pytest.mark.slow
 def test_real_splines_are_dense(real_data: Callable[[str], Path]) -> None:
     for annotation in read_asap(real_data("annotations/camelyon16/tumor_009.xml")):
         assert annotation.kind == "Spline"

@@ -100,6 +100,7 @@ def test_groups_of_ones_own_go_with_the_patches(folder: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(read_patches(tmp_path / "mine").targets, expected)
 
 
+@pytest.mark.slow
 def test_sources_are_joined_in_their_order(folder: Path) -> None:
     names = ["store.zarr", "sparse", "table.parquet"]
     for held_bytes in (0, 2**30):
@@ -183,6 +184,7 @@ def test_changed_sources_are_refused(folder: Path, tmp_path: Path) -> None:
         open_training_set([tmp_path / "t.parquet"])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_joined_is_refused(folder: Path, tmp_path: Path) -> None:
     draw(folder, tmp_path / "small.parquet", size_px=96)
     with pytest.raises(PatchStoreError, match=r"the same size and resolution: 96 px at 8\.0 um/px, 112 px"):

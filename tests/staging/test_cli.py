@@ -152,6 +152,7 @@ def test_no_resolution_asks_for_it(real_data: Callable[[str], Path], tmp_path: P
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_missing_and_empty_inputs(model: Path, tmp_path: Path) -> None:
     assert "nowhere.tif" in refused(1, "info", tmp_path / "nowhere.tif")
     (tmp_path / "empty").mkdir()
@@ -159,6 +160,7 @@ def test_missing_and_empty_inputs(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_pickle_is_no_model(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     pickled = tmp_path / "model.pt"
     torch.save({"weights": torch.zeros(3)}, pickled)

@@ -165,6 +165,7 @@ boxes = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -339,6 +340,7 @@ def probabilities(table: PatchTable, slide: str) -> list[float]:
     return [float(expected[int((y + 64) // CELL), int((x + 64) // CELL)]) for x, y in positions]
 
 
+@pytest.mark.slow
 def test_the_worst_do_not_depend_on_the_workers(images: Path, cohort: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         sampled(images, cohort, tmp_path / f"{workers}.parquet", workers=workers)

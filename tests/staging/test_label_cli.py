@@ -95,12 +95,14 @@ def test_a_label_that_was_learned(kind: str, cohort: Path, tmp_path: Path) -> No
     assert staged["probabilities"]["patient_010"]["pN1"] > 0.5
 
 
+@pytest.mark.slow
 def test_one_centre_after_the_other(cohort: Path, tmp_path: Path) -> None:
     train: list[str | Path] = ["label", "--train", cohort / "heatmaps", cohort / "labels.csv", "--trees", "5"]
     record = result(*train, "--split", "centres", "-o", tmp_path / "model.json")
     assert record["groups"] == len(record["nested"]["limits"]) == 4
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_or_applied(cohort: Path, tmp_path: Path) -> None:
     heatmaps, table, model = cohort / "heatmaps", cohort / "labels.csv", tmp_path / "model.json"
     short = tmp_path / "short.csv"
@@ -138,6 +140,7 @@ def slide_with_nuclei(path: Path, nuclei: int) -> None:
     write_pyramid(path, width=512, height=512, mpp=0.5, tile_size=512, tiles=[image], quality=95)
 
 
+@pytest.mark.slow
 def test_cells_are_counted_in_small_lesions_only(tmp_path: Path) -> None:
     (tmp_path / "slides").mkdir()
     for name in ("few", "many"):

@@ -68,6 +68,7 @@ def heatmap_of_run(run: Path, config: RunConfig) -> Path:
     return stored(run / "heatmaps" / "a.zarr", spotted(), {"slide": "0", "configuration": config.digest})
 
 
+@pytest.mark.slow
 def test_settings_come_from_the_option_the_run_or_the_default(tmp_path: Path) -> None:
     config = RunConfig(model="0" * 64, threshold=0.4, peak=0.6, rule=SizeRule(smallest_um=10.0))
     run, made_from = tmp_path / "run", {"slide": "0", "configuration": config.digest}
@@ -89,6 +90,7 @@ def test_settings_come_from_the_option_the_run_or_the_default(tmp_path: Path) ->
     assert "different settings" in done.stderr
 
 
+@pytest.mark.slow
 def test_lesions_of_a_run_are_classed_by_its_rule(tmp_path: Path) -> None:
     rule = SizeRule(smallest_um=10.0, itc_max_um=100.0, micro_max_um=300.0)
     path = heatmap_of_run(tmp_path / "run", RunConfig(model="0" * 64, threshold=0.4, peak=0.6, rule=rule))
@@ -168,6 +170,7 @@ def test_a_mask_file_is_its_pixels_in_any_window(tmp_path: Path) -> None:
         assert (file[slice(10, 100), slice(60, 130)] == mask[10:100, 60:130]).all()
 
 
+@pytest.mark.slow
 def test_values_that_may_mean_several_things_are_asked_for(tmp_path: Path) -> None:
     mask = np.zeros((64, 64), dtype=np.bool_)
     mask[:20] = True
@@ -180,6 +183,7 @@ def test_values_that_may_mean_several_things_are_asked_for(tmp_path: Path) -> No
         MaskFile(slide, level=7)
 
 
+@pytest.mark.slow
 def test_what_the_organisers_software_wrote(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     mask = real_data("slides/asap_mask_864x800.tif")
     record = result("lesions", mask, "-o", tmp_path / "mask")

@@ -177,6 +177,7 @@ def test_a_killed_call_leaves_no_checkpoint_without_its_peak(
     assert not (tmp_path / "model.progress").exists()
 
 
+@pytest.mark.slow
 def test_slides_of_strangers_are_not_searched(folder: Path, tmp_path: Path) -> None:
     strangers = tmp_path / "strangers"
     generate_cohort(strangers, patients=1, centres=(0,), seed=9, mpp=8.0)
@@ -205,6 +206,7 @@ def test_several_processes_share_the_rounds(folder: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.glob("*.progress"))
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on_and_another_does_not(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     command = ("train", folder / "patches.zarr", "-o", model, "--device", "cpu")

@@ -337,6 +337,7 @@ def test_what_a_killed_call_left_half_written_is_swept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(store: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = subprocess.run(

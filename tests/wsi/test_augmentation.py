@@ -295,6 +295,7 @@ def test_what_has_no_two_stains_stays_as_it_is(image: NDArray[np.int64]) -> None
     assert torch.equal(normalise(density), density)
 
 
+@pytest.mark.slow
 def test_real_tissue_is_normalised_and_varied(real_data: Callable[[str], Path]) -> None:
     folder = real_data("patches") / "tumor"
     images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))[:6]])

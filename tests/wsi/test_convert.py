@@ -88,6 +88,7 @@ def write_tiff(path: Path, image: NDArray[np.uint8] | Iterator[NDArray[np.uint8]
 # --- copied tiles ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("photometric", "subsampling"), [("rgb", (1, 1)), ("ycbcr", (1, 1)), ("ycbcr", (2, 2)), ("ycbcr", (2, 1))]
 )
@@ -124,6 +125,7 @@ def test_jpeg_tiles_are_copied_byte_for_byte(tmp_path: Path, photometric: str, s
         assert float(oracle.properties["openslide.mpp-x"]) == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_a_philips_slide_keeps_levels_holes_and_sizes(tmp_path: Path) -> None:
     source, target = tmp_path / "in.tif", tmp_path / "out.tif"
     image = picture(750, 1101)
@@ -226,6 +228,7 @@ def test_aperio_jpeg2000_becomes_jpeg(tmp_path: Path) -> None:
         assert slide.mpp == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_flat_picture_gets_a_pyramid(tmp_path: Path) -> None:
     source, target = tmp_path / "in.png", tmp_path / "out.tif"
     image = picture(700, 900)

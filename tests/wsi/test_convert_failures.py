@@ -167,6 +167,7 @@ def test_the_header_of_the_result_is_bigtiff(slide_path: Path) -> None:
     assert struct.unpack("<2sHHH", target.read_bytes()[:8]) == (b"II", 43, 8, 0)
 
 
+@pytest.mark.slow
 def test_the_command_converts_annotations(tmp_path: Path) -> None:
     source, target = tmp_path / "slide.xml", tmp_path / "slide.geojson"
     corners = [(10, 10), (90, 10), (90, 50), (10, 50)]

@@ -66,6 +66,7 @@ def looked_at(slide: Slide, missing: Tiles, bad: Tiles) -> Mask:
 inner = st.frozensets(st.tuples(st.integers(0, 5), st.integers(0, 7)), max_size=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(missing=inner, bad=inner)
 def test_both_areas_and_both_counts_are_those_of_the_tiles(

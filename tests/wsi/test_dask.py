@@ -97,6 +97,7 @@ def read_there(slide: Slide) -> tuple[int, np.ndarray]:
     return os.getpid(), slide.read(Region(x=60, y=70, width=200, height=100)).array
 
 
+@pytest.mark.slow
 def test_a_slide_travels_as_its_path(client: Any, plain: Path) -> None:
     with Slide.open(plain) as slide:
         assert len(pickle.dumps(slide)) < 1000

@@ -328,6 +328,7 @@ def test_what_is_no_encoder_is_refused_at_once(
         load_encoder(path, size_px=SIZE, device="cpu")
 
 
+@pytest.mark.slow
 def test_other_images_are_refused(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="32 x 32 px, not of 64"):
         load_encoder(exported, size_px=64, device="cpu")

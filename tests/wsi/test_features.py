@@ -120,6 +120,7 @@ def write(path: Path, slide: ArraySlide, encoder: Encoder, **options: Any) -> di
     return made_from
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [16, 8])
 def test_every_tile_is_encoded_where_it_lies(tmp_path: Path, encoder: Encoder, stride: int) -> None:
     slide = ArraySlide(noise(90, 130), missing=[(0, 0), (1, 0)])
@@ -308,6 +309,7 @@ def call(slides: Path, output: Path, encoder: Path, *more: str) -> Result:
     return CliRunner().invoke(app, [str(slides), "-o", str(output), "-e", str(encoder), *options])
 
 
+@pytest.mark.slow
 def test_a_bad_slide_never_stops_the_others(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
     result = call(slides, tmp_path / "out", encoder_file, "--workers", "1")
     assert result.exit_code == 3, result.output

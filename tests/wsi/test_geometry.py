@@ -270,6 +270,7 @@ def test_in_px_of_a_level_everything_is_that_much_smaller(frame: Frame, downsamp
         assert own.pixel_um == pytest.approx(frame.pixel_um)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(frames, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 def test_tiles_cover_every_pixel_once(frame: Frame, tile_shape: tuple[int, int]) -> None:
@@ -334,6 +335,7 @@ def morton(row: int, column: int) -> str:
 cells = st.integers(-3, 9) | st.integers(-3, 2**24 - 1)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(cells, cells), max_size=12))
 def test_a_z_curve_sorts_by_the_digits_of_rows_and_columns_in_turn(corners: list[tuple[int, int]]) -> None:
@@ -342,6 +344,7 @@ def test_a_z_curve_sorts_by_the_digits_of_rows_and_columns_in_turn(corners: list
     assert z_order(rows, columns).tolist() == expected
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-300, 900), st.integers(-300, 900)), max_size=12))
 def test_regions_are_ordered_by_the_tile_at_their_centre(corners: list[tuple[int, int]]) -> None:

@@ -61,6 +61,7 @@ def test_stitched_windows_are_the_whole_image() -> None:
     assert found.array.std() > 0.01
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     window_px=st.integers(1, 700), workers=st.integers(1, 4), batch=st.integers(1, 9), threads=st.sampled_from([1, 2])
@@ -232,6 +233,7 @@ def test_the_gpu_agrees_with_the_cpu() -> None:
         np.testing.assert_allclose(on_gpu.array, on_cpu.array, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_real_slide_end_to_end(real_data: Callable[[str], Path]) -> None:
     checkpoint = checkpoint_of(SMALL)
     with Slide.open(real_data("slides/CMU-1-Small-Region.svs")) as slide:

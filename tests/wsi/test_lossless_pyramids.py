@@ -113,6 +113,7 @@ def test_a_mask_has_its_values_in_every_library(tmp_path: Path, compression: Com
         assert float(oracle.properties["openslide.mpp-x"]) == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     width=st.integers(1, 150),
@@ -228,6 +229,7 @@ def test_a_heatmap_is_lossless(tmp_path: Path, compression: Compression, *, has_
         assert tiff.pages.first.aspage().tags["XResolution"].value == (5_000, 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(width=st.integers(1, 100), height=st.integers(1, 100), padding=st.sampled_from([0.0, 5.0, float("nan")]))
 def test_any_size_of_heatmap(tmp_path_factory: pytest.TempPathFactory, width: int, height: int, padding: float) -> None:

@@ -123,6 +123,7 @@ def test_equal_convolutions_are_made_by_cudnn() -> None:
     assert flags() == before
 
 
+@pytest.mark.slow
 def test_only_the_network_loads_torch() -> None:
     code = "import sys, wsi, wsi.tiles, wsi.stain; sys.exit('torch' in sys.modules or 'dask' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

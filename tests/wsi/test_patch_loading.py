@@ -107,6 +107,7 @@ class Changed(IterableDataset[PatchItems]):
             yield PatchItems(images.add_(1), torch.full_like(found, is_shared), indices)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files without a name are Linux's")
 @pytest.mark.parametrize("strategy", ["file_descriptor", "file_system"])
 def test_a_worker_may_change_its_batches_however_they_are_sent(
@@ -123,6 +124,7 @@ def test_a_worker_may_change_its_batches_however_they_are_sent(
     assert not torch.cat([batch.images for batch in batches]).any()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     world=st.integers(1, 5),
@@ -189,6 +191,7 @@ def test_slides_stay_few_and_are_given_back(positions: PatchPositions, monkeypat
     assert not any(len(pool) for pool, _ in held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_any_patch_by_its_number(positions: PatchPositions, pixels: torch.Tensor, workers: int) -> None:
     dataset = PatchDataset(positions, labels(), most_slides=2)

@@ -80,6 +80,7 @@ def test_pixels_are_those_of_read_frame(kind: str, request: pytest.FixtureReques
     np.testing.assert_array_equal(found, one_by_one(slide, x, y, downsample, side))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     origins=st.lists(st.floats(-1e5, 2e5) | st.integers(-1000, 100_000).map(float), min_size=1, max_size=5),

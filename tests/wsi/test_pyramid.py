@@ -124,6 +124,7 @@ def test_missing_tiles_count_as_white_beside_stored_ones(tmp_path: Path) -> None
     assert array[:, 36:].min() > 245
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     hnp.arrays(np.uint8, st.tuples(st.integers(1, 9).map(lambda n: 2 * n), st.just(12), st.just(3))),

@@ -34,6 +34,7 @@ RealData = Callable[[str], Path]
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["CMU-1-Small-Region.svs", "small.svs", "boxes.tiff", "asap_mask_864x800.tif", "boxes_0.dcm"]
 )

@@ -411,6 +411,7 @@ def test_a_slide_survives_a_fork(plain: Path) -> None:
 # --- reduced tiles --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("downsample", "x", "is_reduced"),
     [

@@ -78,6 +78,7 @@ def as_published(network: ResNet, images: torch.Tensor) -> torch.Tensor:
     return functional.linear(features.permute(0, 2, 3, 1), state["fc.weight"], state["fc.bias"]).permute(0, 3, 1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_names_and_numbers_of_weights_are_torchvisions(name: ResNetName) -> None:
     shapes = weight_shapes(ResNetArchitecture(network=name, classes=1000))
@@ -131,6 +132,7 @@ def test_away_from_the_edge_it_is_the_published_network(name: ResNetName) -> Non
     assert float(valid.std()) > 0.01
 
 
+@pytest.mark.slow
 def test_the_average_of_places_is_that_of_their_logits() -> None:
     image = noise(436 + 32 * 3)
     with torch.inference_mode():
@@ -193,6 +195,7 @@ def test_a_residual_checkpoint_comes_back(tmp_path: Path) -> None:
     assert (loaded.stride_px, loaded.receptive_field_px) == (16, 468)
 
 
+@pytest.mark.slow
 def test_new_networks_depend_on_their_seed_only() -> None:
     torch.manual_seed(1)
     first = NETWORKS["resnet18"].build(seed=3).weights()

@@ -63,6 +63,7 @@ def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
     assert (tmp_path / "progress").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_how_often_is_written_has_no_influence(tmp_path: Path) -> None:
     often = fit(resume=Progress(tmp_path / "often", every=1), method=EVERYTHING)
     assert often.checkpoint.digest == fit(method=EVERYTHING).checkpoint.digest

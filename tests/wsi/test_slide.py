@@ -97,6 +97,7 @@ def test_a_coarse_frame_comes_from_the_coarse_level(lossless: Path, downsample: 
         assert np.abs(slide.read_frame(frame).array - exact_mean(half, frame)).max() < 0.52
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     x=st.floats(-40, 100) | st.integers(-40, 100).map(float),
@@ -404,6 +405,7 @@ def test_a_forbidden_file_is_a_slide_error(lossless: Path, tmp_path: Path) -> No
         Slide.open(path)
 
 
+@pytest.mark.slow
 def test_importing_is_quick() -> None:
     code = (
         "import wsi.slide, wsi.writing.pyramid, sys; print([m for m in ('torch', 'scipy', 'dask') if m in sys.modules])"

@@ -119,6 +119,7 @@ def test_touched_tiles_are_those_that_hold_a_pixel(sides: list[tuple[int, int, i
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_copied_is_encoded_and_said(tmp_path: Path) -> None:
     image = picture(700, 900)
     Pillow.fromarray(image).save(tmp_path / "a.jpg", quality=98)
@@ -174,6 +175,7 @@ def test_tissue_windows_cover_the_tissue_on_every_level(slide: Slide) -> None:
     assert list(found[1]) == list(windows((48, 64, 16, 16), (320, 480, 16, 16)))
 
 
+@pytest.mark.slow
 def test_convert_tissue_only(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tissue = np.clip(rng.normal((170, 90, 150), 25, (256, 256, 3)), 0, 255).astype(np.uint8)

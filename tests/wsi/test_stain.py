@@ -51,6 +51,7 @@ def test_separation_is_the_inverse_of_the_published_vectors() -> None:
     np.testing.assert_allclose(np.stack(separate(image)), expected[:2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nuclei_are_haematoxylin_and_stroma_is_eosin_on_real_tissue(real_data: Callable[[str], Path]) -> None:
     folder = real_data("centres")
     for path in sorted(folder.glob("*.jpeg")):
@@ -63,6 +64,7 @@ def test_nuclei_are_haematoxylin_and_stroma_is_eosin_on_real_tissue(real_data: C
 STILL = {"sigma": 0.0, "strength": 0.0, "hue": 0.0, "bias": 0.0, "exposure": 0.0}
 
 
+@pytest.mark.slow
 @given(hnp.arrays(np.uint8, (3, 4, 5, 3)), st.integers(0, 2**32))
 def test_no_jitter_changes_nothing(images: np.ndarray, seed: int) -> None:
     moved = StainJitter(**STILL)(images, np.random.default_rng(seed))

@@ -167,6 +167,7 @@ def test_closing_ends_the_reading_and_its_threads() -> None:
     assert not threads_that_read()
 
 
+@pytest.mark.slow
 def test_reading_ahead_loads_no_dask(plain: Path) -> None:
     code = (
         "import sys\n"

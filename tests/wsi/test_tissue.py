@@ -121,6 +121,7 @@ def test_a_real_slide_has_tissue_where_one_sees_it(real_data: Callable[[str], Pa
         assert mask.array[row, column] == expected
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_covers_agrees_with_a_brute_force(data: st.DataObject) -> None:
     rows, columns = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))

@@ -111,6 +111,7 @@ def test_without_judges_the_last_epoch_is_kept(nobody: Any) -> None:
     assert result.history[0].judges_loss is None
 
 
+@pytest.mark.slow
 def test_what_is_not_looked_at_counts_in_no_loss() -> None:
     images, targets = textures(40, 3)
     targets[:, :, 24:] = 255
@@ -141,6 +142,7 @@ def test_cells_take_the_label_around_their_centre(side: int, seed: int) -> None:
             assert found[0, i, j] == (around[0, 0] if (around == around[0, 0]).all() else 255)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=60))
 def test_area_under_curve_is_scikit_learns(pairs: list[tuple[int, bool]]) -> None:
     scores, truth = np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs])

@@ -69,6 +69,7 @@ def test_the_mean_of_weights_is_kept() -> None:
         np.testing.assert_array_equal(mean[name], last[name])
 
 
+@pytest.mark.slow
 def test_training_ends_early_when_it_grows_no_better() -> None:
     images, targets = patches()
     noise = (np.random.default_rng(1).random(len(targets)) < 0.5).astype(np.uint8)[:, None, None]
@@ -79,6 +80,7 @@ def test_training_ends_early_when_it_grows_no_better() -> None:
     assert result.checkpoint.provenance["method"] == {"patience": "2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_learns(precision: Any) -> None:
     result = fit(epochs=6, method=Method(precision=precision))
@@ -87,6 +89,7 @@ def test_mixed_precision_learns(precision: Any) -> None:
     assert all(array.dtype == np.float32 for array in result.checkpoint.network.weights().values())
 
 
+@pytest.mark.slow
 def test_half_precision_that_runs_over_leaves_the_batch_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner, "_FIRST_SCALE", 2.0**30)
     result = fit(epochs=8, method=Method(precision="fp16"))

@@ -179,6 +179,7 @@ def test_joined_pixels_are_those_of_the_parts(counts: list[int], data: st.DataOb
     assert len(joined.plan().slide_of) == len(clusters)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), st.integers(1, 9), st.data())
 def test_targets_come_back(count: int, side: int, data: st.DataObject) -> None:
     values = data.draw(st.lists(st.sampled_from([0, 1, 255]), min_size=count * side**2, max_size=count * side**2))

@@ -79,6 +79,7 @@ def test_imagenet_weights_of_torchvision_keep_their_features(tmp_path: Path, nam
         assert checkpoint.network(image(field)).softmax(dim=1).tolist() == [[[[0.5]], [[0.5]]]]
 
 
+@pytest.mark.slow
 def test_the_tumour_bundle_of_monai_judges_as_its_sigmoid(tmp_path: Path) -> None:
     state = monai_state()
     checkpoint = import_weights(saved(tmp_path / "model.pt", {"model": state}), "monai")
@@ -101,6 +102,7 @@ def test_the_tumour_bundle_of_monai_judges_as_its_sigmoid(tmp_path: Path) -> Non
     torch.testing.assert_close(found, logit.sigmoid(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tumour", [0, 1])
 def test_pcam_weights_of_tiatoolbox_keep_their_head(tmp_path: Path, tumour: int) -> None:
     state = {f"module.{name}": value for name, value in tiatoolbox_state("resnet50").items()}
@@ -195,6 +197,7 @@ def test_no_file_and_no_layout(tmp_path: Path) -> None:
     assert set(LAYOUTS) == {"torchvision", "monai", "tiatoolbox"}
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_checkpoint(tmp_path: Path) -> None:
     weights, model = saved(tmp_path / "w.pth", tiatoolbox_state()), tmp_path / "model.safetensors"
     done = CliRunner().invoke(app, ["import", str(weights), "--layout", "tiatoolbox", "-o", str(model), "--mpp", "0.5"])
@@ -211,6 +214,7 @@ def test_the_command_writes_a_checkpoint(tmp_path: Path) -> None:
     assert done.exit_code == 2
 
 
+@pytest.mark.slow
 def test_importing_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", monai_state())
     first, second = (import_weights(path, "monai") for _ in range(2))
