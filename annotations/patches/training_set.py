@@ -30,7 +30,7 @@ from wsi.readers.base import BadTile, OnBadTile
 from wsi.slide import Slide
 from wsi.store import DONE
 
-HELD_BYTES = 256 * 2**20
+HELD_BYTES = 512 * 2**20
 _TOGETHER = 256
 
 
@@ -92,7 +92,7 @@ def open_training_set(
         paths: folders of sparse slides, tables (``.parquet``, or a folder that holds one), Zarr stores; joined.
         fold: the fold to leave out, if patients were split into folds.
         on_bad_tile: as for ``Slide.open``.
-        held_bytes: sets of at most this many bytes of pixels and classes are read into memory; 256 MiB by default.
+        held_bytes: sets of at most this many bytes of pixels and classes are read into memory; 512 MiB by default.
         workers: decoding threads.
 
     Raises:
