@@ -10,6 +10,8 @@ import pytest
 
 from staging.phantom import generate_cohort
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -83,7 +85,6 @@ def test_reading_many_patches(cohort: Path) -> None:
     assert int(re.findall(r"JPEG of ([0-9]+) bytes", text)[0]) > 500
 
 
-@pytest.mark.slow
 def test_tiles_with_dask(cohort: Path) -> None:
     text = printed("tiles_with_dask.py", cohort / "images" / "patient_040_node_0.tif", Path("16"))
     tiles, mean, darkest = re.findall(r"([0-9]+) tiles .* on 2 processes: mean ([0-9.]+)\n.*: mean ([0-9.]+)", text)[0]
@@ -91,7 +92,6 @@ def test_tiles_with_dask(cohort: Path) -> None:
     assert 100 < float(darkest) <= float(mean) < 255
 
 
-@pytest.mark.slow
 def test_the_page_about_dask_runs(cohort: Path, tmp_path: Path) -> None:
     page = (EXAMPLES.parent / "docs" / "dask.md").read_text(encoding="utf-8")
     script = tmp_path / "page.py"
@@ -103,7 +103,6 @@ def test_the_page_about_dask_runs(cohort: Path, tmp_path: Path) -> None:
     assert len(re.findall(r"^[0-9.-]+ [0-9.-]+ \[", done.stdout, re.MULTILINE)) > 1
 
 
-@pytest.mark.slow
 def test_pictures_of_augmentations(cohort: Path, tmp_path: Path) -> None:
     text = printed("augmentations.py", cohort / "images" / "patient_040_node_0.tif", tmp_path, Path("8"))
     names = ("turns", "stain", "macenko", "focus", "brightness", "blur", "jpeg", "everything")
@@ -111,7 +110,6 @@ def test_pictures_of_augmentations(cohort: Path, tmp_path: Path) -> None:
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in names)
 
 
-@pytest.mark.slow
 def test_training_on_real_patches(real_data: Callable[[str], Path]) -> None:
     text = printed("train_on_real_patches.py", real_data("patches"), Path("1"))
     assert "50 real patches of 2 slides" in text
@@ -120,7 +118,6 @@ def test_training_on_real_patches(real_data: Callable[[str], Path]) -> None:
     assert all(0 <= area <= 1 for area in areas)
 
 
-@pytest.mark.slow
 def test_a_training_loop_of_ones_own(cohort: Path, tmp_path: Path) -> None:
     table = tmp_path / "patches.parquet"
     drawn = ("patches", cohort / "images", cohort / "annotations", "-r", cohort / "stage_labels.csv", "-o", table)

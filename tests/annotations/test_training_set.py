@@ -28,6 +28,8 @@ from wsi.patches.pool import SlidePool
 from wsi.patches.reading import read_positions
 from wsi.slide import Slide
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,7 +84,6 @@ def test_every_form_gives_the_drawn_patches(folder: Path, name: str, held_bytes:
     assert not found.judges
 
 
-@pytest.mark.slow
 def test_groups_of_ones_own_go_with_the_patches(folder: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(folder, own)
@@ -100,7 +101,6 @@ def test_groups_of_ones_own_go_with_the_patches(folder: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(read_patches(tmp_path / "mine").targets, expected)
 
 
-@pytest.mark.slow
 def test_sources_are_joined_in_their_order(folder: Path) -> None:
     names = ["store.zarr", "sparse", "table.parquet"]
     for held_bytes in (0, 2**30):
@@ -136,7 +136,6 @@ def test_patients_of_the_test_are_left_out(folder: Path) -> None:
         open_training_set([only])
 
 
-@pytest.mark.slow
 def test_a_zarr_store_keeps_its_split(folder: Path, tmp_path: Path) -> None:
     from annotations.patches.splits import Split  # noqa: PLC0415  (beside its only use)
 
@@ -184,7 +183,6 @@ def test_changed_sources_are_refused(folder: Path, tmp_path: Path) -> None:
         open_training_set([tmp_path / "t.parquet"])
 
 
-@pytest.mark.slow
 def test_what_cannot_be_joined_is_refused(folder: Path, tmp_path: Path) -> None:
     draw(folder, tmp_path / "small.parquet", size_px=96)
     with pytest.raises(PatchStoreError, match=r"the same size and resolution: 96 px at 8\.0 um/px, 112 px"):

@@ -17,6 +17,8 @@ from staging.stages.pn import PatientStage
 from wsi.cnn.checkpoint import save_checkpoint
 from wsi.heatmap_store import read_heatmap
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 
 def sentinode(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -71,7 +73,6 @@ def test_info_of_a_real_slide(real_data: Callable[[str], Path]) -> None:
     assert facts["levels"][0]["tile_width"] == 240
 
 
-@pytest.mark.slow
 def test_tissue_and_heatmap_of_a_real_slide(real_data: Callable[[str], Path], model: Path, tmp_path: Path) -> None:
     slide = real_data("slides/CMU-1-Small-Region.svs")
     tissue = json.loads(sentinode("tissue", slide, "-o", tmp_path / "tissue.png").stdout)
@@ -152,7 +153,6 @@ def test_no_resolution_asks_for_it(real_data: Callable[[str], Path], tmp_path: P
     assert done.returncode == 0
 
 
-@pytest.mark.slow
 def test_missing_and_empty_inputs(model: Path, tmp_path: Path) -> None:
     assert "nowhere.tif" in refused(1, "info", tmp_path / "nowhere.tif")
     (tmp_path / "empty").mkdir()
@@ -160,7 +160,6 @@ def test_missing_and_empty_inputs(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_a_pickle_is_no_model(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     pickled = tmp_path / "model.pt"
     torch.save({"weights": torch.zeros(3)}, pickled)
@@ -171,7 +170,6 @@ def test_a_pickle_is_no_model(real_data: Callable[[str], Path], tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_a_run_beside_bad_slides_ends_with_three(real_data: Callable[[str], Path], model: Path, tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
@@ -198,7 +196,6 @@ def test_a_run_beside_bad_slides_ends_with_three(real_data: Callable[[str], Path
     assert "threshold: 0.5 -> 0.7" in changed
 
 
-@pytest.mark.slow
 def test_the_steps_give_what_the_run_gives(tmp_path: Path) -> None:
     cohort = tmp_path / "cohort"
     made = json.loads(

@@ -37,6 +37,8 @@ from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.tissue import find_tissue
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 MPP = 8.0
 
 
@@ -140,7 +142,6 @@ def test_outlines_are_named_by_the_rule_of_the_run(cohort: Path, model: Path, tm
     assert named == classes
 
 
-@pytest.mark.slow
 def test_workers_change_no_byte(finished: Path, cohort: Path, model: Path, tmp_path: Path) -> None:
     news = Silence()
     reference = read_stage_table(cohort / "stage_labels.csv")
@@ -148,7 +149,6 @@ def test_workers_change_no_byte(finished: Path, cohort: Path, model: Path, tmp_p
     assert contents(tmp_path / "two") == contents(finished)
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(finished: Path, cohort: Path, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "staging", "run", str(cohort / "images"), "-o", str(output), "--model", str(model)]
@@ -169,7 +169,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished: Path, cohort: Path, mo
     assert contents(output) == contents(finished)
 
 
-@pytest.mark.slow
 def test_bad_slides_are_quarantined_and_change_no_other(
     finished: Path, cohort: Path, model: Path, tmp_path: Path, real_data: Callable[[str], Path]
 ) -> None:
@@ -232,7 +231,6 @@ def test_a_bad_tile_ends_its_slide_or_is_white_and_reported(cohort: Path, model:
         run(find_slides([images]), tmp_path / "strict", model, config=configuration(model, on_bad_tile="white"))
 
 
-@pytest.mark.slow
 def test_a_mended_slide_is_done_by_the_next_call(finished: Path, cohort: Path, model: Path, tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     shutil.copytree(cohort / "images", slides)
@@ -336,7 +334,6 @@ def just_below(peak: float) -> float:
     return float(np.nextafter(np.float32(peak), np.float32(0)))
 
 
-@pytest.mark.slow
 def test_at_the_learnt_peak_no_lesion_of_the_negative_slide_survives(cohort: Path, model: Path) -> None:
     """Each slide on its own: a peak that were rounded would keep its lesion on every second one."""
     slides = find_slides([cohort / "images"])
@@ -350,7 +347,6 @@ def test_at_the_learnt_peak_no_lesion_of_the_negative_slide_survives(cohort: Pat
     assert len(slides) == 10
 
 
-@pytest.mark.slow
 def test_the_learnt_peak_is_the_same_in_the_checkpoint_the_configuration_and_the_run(
     cohort: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -491,7 +487,6 @@ def test_sizes_alone_are_compared_on_demand(copied: tuple[Path, Callable[..., Co
     assert any(one.remade for one in run_again(digests=True).analyses)
 
 
-@pytest.mark.slow
 def test_an_output_that_is_removed_midway_ends_the_run(cohort: Path, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
 
@@ -516,7 +511,6 @@ wsi.tissue.find_tissue = find_or_die
 """
 
 
-@pytest.mark.slow
 def test_a_slide_that_kills_its_process_is_tried_alone_by_the_next_call_and_quarantined(
     cohort: Path, model: Path, tmp_path: Path
 ) -> None:

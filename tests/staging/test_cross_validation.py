@@ -25,6 +25,8 @@ from staging.training.rounds import run_training
 from staging.training.training_progress import TrainingProgress
 from wsi.cnn.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 MPP = 8.0
 RECIPE = CohortRecipe(seed=1, mpp=MPP, size_px=112, tumour=6, normal=4, hard=2, first_epochs=2, epochs=2, device="cpu")
 SILENCE = TrainingProgress(is_silent=True)
@@ -87,7 +89,6 @@ def labelled(folder: Path) -> LabelledCohort:
     )
 
 
-@pytest.mark.slow
 def test_the_whole_protocol_and_its_second_call(cohort: Path, tmp_path: Path) -> None:
     whole, told = labelled(cohort), Told()
     folds = folds_by_centre(whole.slides)
@@ -106,7 +107,6 @@ def test_the_whole_protocol_and_its_second_call(cohort: Path, tmp_path: Path) ->
     assert told.said.count("the network exists already") == 2
 
 
-@pytest.mark.slow
 def test_demonstration_cross_validation_and_command_train_on_one_road(cohort: Path, tmp_path: Path) -> None:
     assert {vars(module)["run_training"] for module in (demo, cross_validation, rounds)} == {run_training}
     whole, told = labelled(cohort), Told()

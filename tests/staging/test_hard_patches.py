@@ -33,6 +33,8 @@ from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 MPP = 0.5
 WIDTH, HEIGHT, TILE = 1024, 768, 256
 CELL = 32
@@ -165,7 +167,6 @@ boxes = st.builds(
 )
 
 
-@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -340,7 +341,6 @@ def probabilities(table: PatchTable, slide: str) -> list[float]:
     return [float(expected[int((y + 64) // CELL), int((x + 64) // CELL)]) for x, y in positions]
 
 
-@pytest.mark.slow
 def test_the_worst_do_not_depend_on_the_workers(images: Path, cohort: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         sampled(images, cohort, tmp_path / f"{workers}.parquet", workers=workers)

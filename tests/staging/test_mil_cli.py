@@ -30,6 +30,8 @@ from wsi.geometry import Frame
 from wsi.raster import Image, Mask
 from wsi.store import provenance_of, publish
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 
 class PixelSlide:
     """Ten by twelve px at 1 um/px, each a tile; a positive slide's first four tiles are red."""
@@ -87,7 +89,6 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("classes", ["2", "4"])
 def test_from_features_and_labels_to_a_scored_table(tmp_path: Path, cohort: Path, classes: str) -> None:
     head, judged = tmp_path / "head.safetensors", tmp_path / "judged"
@@ -247,7 +248,6 @@ def test_wrong_usage_is_told_before_anything_is_read(tmp_path: Path, cohort: Pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_an_output_of_another_head_is_refused(tmp_path: Path, cohort: Path) -> None:
     one = trained_head(tmp_path / "one.safetensors", cohort)
     other = trained_head(tmp_path / "other.safetensors", cohort, "--seed", 1, "--device", "cpu")

@@ -39,6 +39,8 @@ from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 MPP, WIDTH, HEIGHT, TILE = 0.5, 1280, 1024, 256
 NAMES = ("patient_001_node_0", "patient_002_node_0", "patient_021_node_1")
 RECIPE = PatchRecipe(mpp=1.0, size_px=64, tumour=6, normal=4, seed=3)

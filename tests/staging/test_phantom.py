@@ -22,6 +22,8 @@ from staging.phantom.section import TILE_PX
 from staging.phantom.texture import TUMOURS, Tissue
 from staging.stages.pn import PatientStage
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 SMALL = (4600.0, 3600.0)
 
 
@@ -40,7 +42,6 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_workers(cohort: Path, tmp_path: Path) -> None:
     generate_cohort(tmp_path, patients=5, centres=(0, 3), seed=11, mpp=8.0, size_um=SMALL, workers=2)
     assert digests(tmp_path) == digests(cohort)
@@ -179,7 +180,6 @@ def test_openslide_opens_every_slide_and_only_philips_has_missing_tiles(cohort: 
     assert missing[0] == 0
 
 
-@pytest.mark.slow
 def test_philips_glass_far_from_tissue_is_not_stored(tmp_path: Path) -> None:
     [patient] = plan_cohort(patients=1, centres=(3,), seed=2, mpp=2.0)
     slide = next(slide for slide in patient.slides if not slide.pen)
@@ -189,7 +189,6 @@ def test_philips_glass_far_from_tissue_is_not_stored(tmp_path: Path) -> None:
     assert 0 < counts.count(0) < len(counts)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mpp", [0.5, 4.0])
 def test_tumour_is_rendered_exactly_inside_the_contours(mpp: float) -> None:
     planned = plan_cohort(patients=10, centres=(0,), seed=3, mpp=mpp, size_um=SMALL)
@@ -252,7 +251,6 @@ def test_tiles_fit_together_without_seams() -> None:
     assert across <= within.max() * 1.5 + 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mpp", [0.5, 1.0, 4.0])
 def test_the_blocks_in_which_a_tile_is_computed_do_not_show(mpp: float, monkeypatch: pytest.MonkeyPatch) -> None:
     [patient] = plan_cohort(patients=1, centres=(0,), seed=1, mpp=mpp, size_um=SMALL)

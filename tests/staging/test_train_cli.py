@@ -43,6 +43,8 @@ from wsi.cnn.training import Epoch, train
 from wsi.errors import CheckpointError, PathologyError
 from wsi.patches.feeding import HeldPatches
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 
 def sentinode(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "staging", *map(str, arguments)]
@@ -71,7 +73,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_training_writes_a_checkpoint_a_log_and_pictures(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     options = ("--epochs", "2", "--augment", "full", "--schedule", "cosine", "--average", "0.9", "--held-out", "0.5")
@@ -93,7 +94,6 @@ def test_training_writes_a_checkpoint_a_log_and_pictures(folder: Path, tmp_path:
     ]
 
 
-@pytest.mark.slow
 def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     cohort = ("--slides", folder / "images", "-a", folder / "annotations", "-r", folder / "stage_labels.csv")
@@ -117,7 +117,6 @@ def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path
     assert not list(tmp_path.glob("*.progress"))
 
 
-@pytest.mark.slow
 def test_the_peak_is_learnt_where_the_slides_are_given(folder: Path, tmp_path: Path) -> None:
     """Without any round, and never from slides of patients who are kept for the test."""
     table, model = tmp_path / "split.parquet", tmp_path / "model.safetensors"
@@ -157,7 +156,6 @@ def test_without_a_negative_slide_no_peak_is_learnt(folder: Path, tmp_path: Path
     assert "peak" not in load_checkpoint(model).provenance
 
 
-@pytest.mark.slow
 def test_a_killed_call_leaves_no_checkpoint_without_its_peak(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +175,6 @@ def test_a_killed_call_leaves_no_checkpoint_without_its_peak(
     assert not (tmp_path / "model.progress").exists()
 
 
-@pytest.mark.slow
 def test_slides_of_strangers_are_not_searched(folder: Path, tmp_path: Path) -> None:
     strangers = tmp_path / "strangers"
     generate_cohort(strangers, patients=1, centres=(0,), seed=9, mpp=8.0)
@@ -190,7 +187,6 @@ def test_slides_of_strangers_are_not_searched(folder: Path, tmp_path: Path) -> N
     assert "is not of a patient in the training set" in line
 
 
-@pytest.mark.slow
 def test_several_processes_share_the_rounds(folder: Path, tmp_path: Path) -> None:
     """What torchrun starts: the first process looks for mistakes, the other waits, both train on them."""
     arguments = [
@@ -206,7 +202,6 @@ def test_several_processes_share_the_rounds(folder: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.glob("*.progress"))
 
 
-@pytest.mark.slow
 def test_a_killed_call_goes_on_and_another_does_not(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     command = ("train", folder / "patches.zarr", "-o", model, "--device", "cpu")

@@ -39,6 +39,8 @@ from wsi.errors import OutputInUseError, PathologyError
 from wsi.lock import OutputLock
 from wsi.patches.feeding import HeldPatches
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -337,7 +339,6 @@ def test_what_a_killed_call_left_half_written_is_swept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
-@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(store: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = subprocess.run(
@@ -351,7 +352,6 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(store:
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_processes_hear_that_the_first_cannot_go_on(store: Path, tmp_path: Path) -> None:
     model = tmp_path / "m.safetensors"
     with _alone(model):

@@ -21,6 +21,8 @@ from wsi.cnn.encoders.encoder import load_encoder
 from wsi.cnn.encoders.exported import load_exported
 from wsi.errors import CheckpointError, PathologyError
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 SIZE = 32
 has_onnx = pytest.mark.skipif(
     not (importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx")),
@@ -114,7 +116,6 @@ def noise(count: int, size: int = SIZE, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("module", [Convolutional(), Transformer()], ids=["convolutional", "transformer"])
 @pytest.mark.parametrize("decomposed", [False, True])
 def test_an_exported_network_computes_what_the_module_does(
@@ -242,7 +243,6 @@ def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 ODD_VALUES = [None, True, -1, 0, 7, 2**63, "", "Infinity", [], {}, 1e308, [1, 2], {"as_int": 5}, {"as_none": True}]
 
 
-@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.sampled_from(ODD_VALUES))
 def test_whatever_is_changed_ends_in_one_error(exported: Path, tmp_path: Path, where: int, odd: Any) -> None:
@@ -263,7 +263,6 @@ def test_whatever_is_changed_ends_in_one_error(exported: Path, tmp_path: Path, w
         assert np.isfinite(encoder.encode(noise(2))).all()
 
 
-@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**7), st.sampled_from([0, 1, 8, 12, 14, 255]))
 @example(50, 255)  # a name that is no text
@@ -328,7 +327,6 @@ def test_what_is_no_encoder_is_refused_at_once(
         load_encoder(path, size_px=SIZE, device="cpu")
 
 
-@pytest.mark.slow
 def test_other_images_are_refused(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="32 x 32 px, not of 64"):
         load_encoder(exported, size_px=64, device="cpu")

@@ -27,6 +27,8 @@ from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap, write_heatmap
 from wsi.raster import Heatmap
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 WIDTH, KEYS = 12, 3
 _CPUS = ("cpu", "cpu") if torch.cuda.is_available() else ("auto", "cpu")
 QUICK = MilTraining(rounds=25, folds=3, hidden=16, attention=8, learning_rate=2e-3)
@@ -66,7 +68,6 @@ def test_slide_labels_alone_find_slides_and_tiles(trained: tuple[list[Bag], MilR
     assert min(finding) > 0.7
 
 
-@pytest.mark.slow
 def test_no_patient_is_judged_by_a_head_that_has_seen_it(trained: tuple[list[Bag], MilResult]) -> None:
     bags, result = trained
     for bag in bags:
@@ -84,7 +85,6 @@ def test_no_patient_is_judged_by_a_head_that_has_seen_it(trained: tuple[list[Bag
         assert (plain[bag.slide] == turned[bag.slide]).all() == is_left_out
 
 
-@pytest.mark.slow
 def test_random_labels_give_no_skill() -> None:
     """Folds that leak, or an end of training chosen on them, would show here."""
     labels = np.random.default_rng(5).permutation(np.arange(60) % 2)
@@ -95,7 +95,6 @@ def test_random_labels_give_no_skill() -> None:
     assert 0.3 < area < 0.7
 
 
-@pytest.mark.slow
 def test_training_is_seeded_and_does_not_depend_on_workers(trained: tuple[list[Bag], MilResult]) -> None:
     bags, result = trained
     options = replace(QUICK, rounds=3, most_tiles=20)
@@ -113,7 +112,6 @@ def test_training_is_seeded_and_does_not_depend_on_workers(trained: tuple[list[B
     assert first != once(bags, seed=1)
 
 
-@pytest.mark.slow
 def test_classes_weigh_the_same_however_rare() -> None:
     """With nothing to be learnt the odds are even, not nine to one as the slides are."""
     bags = [bag_of(number, is_positive=False, label=int(number >= 54)) for number in range(60)]
@@ -191,7 +189,6 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.optim, "AdamW", unfused)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 def test_all_that_computes_is_on_the_device(trained: tuple[list[Bag], MilResult]) -> None:
     bags, result = trained
@@ -205,7 +202,6 @@ def test_all_that_computes_is_on_the_device(trained: tuple[list[Bag], MilResult]
     assert result.head.network.mean.device.type == "cpu"
 
 
-@pytest.mark.slow
 def test_the_cpu_asked_for_by_name_is_the_same(trained: tuple[list[Bag], MilResult]) -> None:
     bags, result = trained
     options, names = replace(QUICK, rounds=2), ("negative", "positive")

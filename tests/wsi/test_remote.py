@@ -24,6 +24,8 @@ from wsi.geometry import Region, Window
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 pytest.importorskip("obstore", reason="the extra cloud is not installed")
 
 
@@ -137,7 +139,6 @@ def assert_equal_slides(remote: Slide, local: Slide) -> None:
     assert remote.tile_bytes(0, 1, 1) == local.tile_bytes(0, 1, 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["slide%201.tif", "slide 1.tif"])
 def test_a_slide_on_a_web_server_equals_the_file(web: WebServer, folder: Path, name: str) -> None:
     with Slide.open(web.url(name)) as remote, Slide.open(folder / "slide 1.tif") as local:
