@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from annotations.measures import MERGE_GAP_UM
-from staging.commands.options import SlideMpp
-from staging.lesions.settings import PEAK, SMALLEST_UM, THRESHOLD
+from staging.commands.options import AllowPartial, SlideMpp, Tolerance, tell_unseen
+from staging.lesions.settings import COVERAGE_TOLERANCE, PEAK, SMALLEST_UM, THRESHOLD
 
 _ELSE = "the run's, else"
 
@@ -70,7 +70,9 @@ def lesions(
     ] = None,
     level: Annotated[int, typer.Option(help="Pyramid level of a mask.", min=0)] = 0,
     slide_mpp: SlideMpp = None,
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
+    allow_partial: AllowPartial = False,
     fill_holes: Annotated[
         bool, typer.Option("--fill-holes", help="Count holes in heatmaps and masks as tumour.")
     ] = False,
@@ -78,7 +80,8 @@ def lesions(
     """Find lesions and measure them in um; write two tables, and GeoJSON and ASAP XML outlines per heatmap.
 
     lesions.csv is the input of label; lesion_features.csv has all measurements. A heatmap inside the output of a run
-    takes that run's settings; the printed JSON gives each setting and its source.
+    takes that run's settings; the printed JSON gives each setting and its source. Exit code 3: heatmaps were left out,
+    because too much of the tissue went unseen.
 
     Example: sentinode lesions results/heatmaps -o lesions
     """
@@ -88,6 +91,7 @@ def lesions(
         measure_files,
         write_measurements,
     )
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415
 
     measured = measure_files(
         files,
@@ -97,7 +101,9 @@ def lesions(
         level=level,
         mpp=slide_mpp,
         with_holes_filled=fill_holes,
+        seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
     )
     write_measurements(output, measured)
     tables = {"table": str(output / LESION_TABLE), "features": str(output / SHAPE_TABLE)}
     typer.echo(json.dumps(tables | measured.to_json()))
+    tell_unseen(measured.to_json())

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from staging.errors import ConfigurationError
+from staging.errors import ConfigurationError, listed
 from staging.lesions.labels import ITC_MAX_UM
 from staging.lesions.settings import PEAK
+from wsi.errors import plain
+
+EXIT_QUARANTINED = 3
+
+
+def tell_unseen(record: Mapping[str, Any]) -> None:
+    """Say on stderr what a command's JSON says of slides not seen as a whole.
+
+    Raises:
+        typer.Exit: with 3, if slides were set aside.
+    """
+    for name, reason in record["quarantined"].items():
+        typer.echo(f"sentinode: {plain(name)}: left out: {plain(reason)}", err=True)
+    for kind, meaning in (("partial", "seen only in part"), ("unknown", "do not say how much of the tissue was seen")):
+        if record[kind]:
+            typer.echo(f"sentinode: {meaning}: {plain(listed(record[kind]))}", err=True)
+    if record["quarantined"]:
+        raise typer.Exit(EXIT_QUARANTINED)
 
 
 def _whole_tiles(tile_size: int) -> int:
@@ -40,7 +59,7 @@ AllowPartial = Annotated[
     bool,
     typer.Option(
         "--allow-partial",
-        help="Label slides of which too much tissue went unseen, and mark them, instead of quarantining them.",
+        help="Use slides of which too much tissue went unseen, and mark them, instead of quarantining them.",
     ),
 ]
 Tolerance = Annotated[

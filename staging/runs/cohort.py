@@ -12,6 +12,7 @@ from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import name_fault, patient_of
 from staging.csv_rows import csv_for_people, csv_text
 from staging.errors import MissingPatientError, TooManyFailuresError
+from staging.lesions.seen import SeenRule
 from staging.lesions.tables import label_table, lesion_table
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import each
@@ -185,8 +186,9 @@ def _conclude(
     staging = stage_patients(labels, failed=reasons, partial=partial, expected_nodes=config.nodes)
     lesions = {analysis.slide: analysis.lesions for analysis in analyses}
     atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
-    coverages = {analysis.slide: (analysis.coverage, analysis.is_partial) for analysis in analyses}
-    atomic_text(output / "labels.csv", label_table(lesions, config.rule, coverages=coverages))
+    rule = SeenRule(tolerance=config.coverage_tolerance, allow_partial=config.allow_partial)
+    seen = {analysis.slide: rule.judge(analysis.coverage) for analysis in analyses}
+    atomic_text(output / "labels.csv", label_table(lesions, config.rule, seen=seen))
     atomic_text(output / "quarantine.csv", quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))
