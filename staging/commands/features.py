@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import Device, OnBadTile, SlideMpp, Workers
-
-EXIT_QUARANTINED = 3
+from staging.commands.options import AllowPartial, Device, OnBadTile, SlideMpp, Tolerance, Workers, tell_unseen
+from staging.lesions.settings import COVERAGE_TOLERANCE
 
 Three = tuple[float, float, float]
 
@@ -56,14 +55,18 @@ def features(
     device: Device = "auto",
     slide_mpp: SlideMpp = None,
     on_bad_tile: OnBadTile = "raise",
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
+    allow_partial: AllowPartial = False,
 ) -> None:
     """Encode the tissue of slides tile by tile; a second call resumes where the first ended.
 
-    The encoder receives (value / 255 - mean) / std. Exit code 0: all slides good; 3: some quarantined.
+    The encoder receives (value / 255 - mean) / std. Exit code 0: all slides good; 3: some quarantined, because they
+    cannot be read or too much of their tissue is not stored.
 
     Example: sentinode features CAMELYON16/training -e uni.pt2 --mpp 0.5 --size 224 -o features
     """
     from staging.cohorts.camelyon import find_slides  # noqa: PLC0415  (slow import)
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415
     from staging.runs.encoding import EncodingPlan, encode_cohort  # noqa: PLC0415
 
     plan = EncodingPlan(
@@ -80,8 +83,8 @@ def features(
         batch=batch,
         slide_mpp=slide_mpp,
         on_bad_tile=on_bad_tile,
+        seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
     )
     done = encode_cohort(find_slides(slides), output, plan)
     typer.echo(json.dumps(done.to_json()))
-    if done.failures:
-        raise typer.Exit(EXIT_QUARANTINED)
+    tell_unseen(done.to_json())

@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import Device
-
-EXIT_QUARANTINED = 3
+from staging.commands.options import AllowPartial, Device, Tolerance, tell_unseen
+from staging.lesions.settings import COVERAGE_TOLERANCE
 
 app = typer.Typer(help="Classify whole slides by attention over the features of their tiles.", no_args_is_help=True)
 
@@ -52,6 +51,8 @@ def train(
         ),
     ] = None,
     device: Device = "auto",
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
+    allow_partial: AllowPartial = False,
 ) -> None:
     """Train an attention head on slide labels alone, and cross-validate it over patients.
 
@@ -61,7 +62,8 @@ def train(
 
     Example: sentinode mil train features stage_labels.csv -o head.safetensors
     """
-    from staging.training.mil import train_mil  # noqa: PLC0415  (slow import)
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415  (slow import)
+    from staging.training.mil import train_mil  # noqa: PLC0415
     from wsi.cnn.encoders.mil_training import MilTraining  # noqa: PLC0415  (loads torch)
 
     made = train_mil(
@@ -73,11 +75,11 @@ def train(
         options=MilTraining(rounds=rounds, folds=folds, seed=seed),
         device=device,
         workers=workers,
+        seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
         on_round=_tell,
     )
     typer.echo(json.dumps(made.to_json()))
-    if made.quarantined:
-        raise typer.Exit(EXIT_QUARANTINED)
+    tell_unseen(made.to_json())
 
 
 @app.command()
@@ -91,6 +93,9 @@ def apply(
         ),
     ],
     device: Device = "auto",
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
+    *,
+    allow_partial: AllowPartial = False,
 ) -> None:
     """Classify slides: the probability of metastasis, and where the head looked (attention is not a probability).
 
@@ -99,9 +104,11 @@ def apply(
 
     Example: sentinode mil apply head.safetensors features -o judged
     """
-    from staging.training.mil import judge_slides  # noqa: PLC0415  (slow import)
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415  (slow import)
+    from staging.training.mil import judge_slides  # noqa: PLC0415
 
-    judged = judge_slides(head, features, output, device=device)
+    seen_rule = SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial)
+    judged = judge_slides(head, features, output, device=device, seen_rule=seen_rule)
     if judged.trained_on:
         typer.echo(
             f"sentinode: the head was trained on {judged.trained_on} of these {judged.slides} slides: how well it does "
@@ -109,8 +116,7 @@ def apply(
             err=True,
         )
     typer.echo(json.dumps(judged.to_json()))
-    if judged.quarantined:
-        raise typer.Exit(EXIT_QUARANTINED)
+    tell_unseen(judged.to_json())
 
 
 def _tell(done: int, total: int) -> None:
