@@ -10,6 +10,7 @@ import typer
 
 from staging.commands.options import AllowPartial, Device, Model, OnBadTile, SlideMpp, SlideSource, Tolerance
 from staging.lesions.settings import COVERAGE_TOLERANCE
+from wsi.errors import plain, without_secrets
 
 
 def heatmap(
@@ -60,6 +61,6 @@ def heatmap(
         progress.slide(Path(slide).stem)
     typer.echo(json.dumps(made.to_json()))
     if not made.coverage.is_whole(coverage_tolerance):
-        typer.echo(f"sentinode: {slide}: only {made.coverage}", err=True)
+        typer.echo(f"sentinode: {plain(without_secrets(slide))}: only {made.coverage}", err=True)
         if not allow_partial:
             raise typer.Exit(3)

@@ -64,6 +64,8 @@ def write(
         radius_um=RADIUS_UM if radius_um is None else radius_um,
         allow_incomplete=allow_incomplete,
     )
+    for doubt in done.doubts:
+        typer.echo(f"sentinode: {doubt}", err=True)
     typer.echo(json.dumps(done.to_json()))
 
 

@@ -15,6 +15,7 @@ from annotations.patches.table import PatchTable
 from staging.errors import ConfigurationError
 from staging.runs.cluster import TileNews
 from staging.training.outputs import NOTE, PARTS, PatchOutput, Record, SlidePart
+from wsi.inputs import read_json
 from wsi.patches.pool import SlidePool
 from wsi.patches.reading import read_positions
 from wsi.render import save_png
@@ -149,7 +150,7 @@ def _is_there(path: Path, size: int | None) -> bool:
 
 def _read(record: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = read_json(record)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -64,6 +64,18 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.parametrize("task", Task)
+def test_what_was_partly_seen_is_said(run: Path, tmp_path: Path, task: Task) -> None:
+    assert write_submission(task, run, tmp_path / "whole").doubts == ()
+    record = run / "slides" / "patient_000_node_3.json"
+    found = json.loads(record.read_text())
+    found["analysis"]["is_partial"] = True
+    record.write_text(json.dumps(found))
+    done = CliRunner().invoke(app, ["submission", "write", task.value, str(run), "-o", str(tmp_path / "partly")])
+    assert "seen only in part, which no submission can say: patient_000_node_3" in done.stderr
+    assert len(json.loads(done.stdout)["doubts"]) == 1
+
+
 def test_the_three_submissions_are_what_the_scores_read(run: Path, tmp_path: Path) -> None:
     stages = write_submission(Task.STAGES, run, tmp_path / "stages.csv")
     assert stages.entries == 1
