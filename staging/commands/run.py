@@ -23,8 +23,10 @@ from staging.commands.options import (
     Tolerance,
     Workers,
 )
+from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
+from wsi.errors import plain
 
 EXIT_QUARANTINED = 3
 
@@ -68,7 +70,8 @@ def run(
 ) -> None:
     """Make heatmaps, lesions, labels, stages, a score and a report; a second call resumes where the first ended.
 
-    Exit code 0: all slides good; 3: some quarantined; 2: wrong usage; 74: storage failed; 75: output in use.
+    Exit code 0: all slides good; 3: some quarantined, or there is a reference and no patient could be staged; 2: wrong
+    usage; 74: storage failed; 75: output in use.
 
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
@@ -76,13 +79,17 @@ def run(
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
-    from staging.runs.cohort import run_cohort  # noqa: PLC0415
+    from staging.runs.cohort import cannot_be_staged, run_cohort  # noqa: PLC0415
     from staging.runs.config import RunConfig  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import shared_out  # noqa: PLC0415
 
     found = find_slides(slides)
     table = read_stage_table(reference) if reference is not None else None
+    hopeless = cannot_be_staged(found, nodes) if reference is not None else {}
+    if hopeless:
+        reasons = listed(f"{plain(patient)} ({reason})" for patient, reason in hopeless.items())
+        typer.echo(f"sentinode: will not be staged, nor count for kappa: {reasons}", err=True)
     checkpoint = load_checkpoint(model)
     config = RunConfig(
         model=checkpoint.digest,
@@ -113,5 +120,5 @@ def run(
         )
     record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
-    if result.failures:
+    if result.failures or (table is not None and not result.staging.stages):
         raise typer.Exit(EXIT_QUARANTINED)

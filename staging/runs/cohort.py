@@ -12,6 +12,7 @@ from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import name_fault, patient_of
 from staging.csv_rows import csv_for_people, csv_text
 from staging.errors import MissingPatientError, TooManyFailuresError
+from staging.lesions.labels import SlideLabel
 from staging.lesions.seen import SeenRule
 from staging.lesions.tables import label_table, lesion_table
 from staging.runs.analysis import SlideAnalysis
@@ -22,8 +23,9 @@ from staging.runs.records import FOLDER, is_cheap
 from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
 from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide
+from staging.scores.kappa import score as kappa_of
 from staging.scores.patients import score_kappa
-from staging.stages.pn import Staging, stage_patients
+from staging.stages.pn import PatientStage, Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError, plain
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, sweep
@@ -217,14 +219,24 @@ def _conclude(
 
 
 def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
-    """Score kappa over the staged patients; the others of the cohort are listed beside it."""
+    """Score kappa over the staged patients, undefined if there are none; the cohort's others are listed beside it."""
     asked = StageTable(
         stages={patient: reference.stages[patient] for patient in staging.stages},
         labels={},
     )
-    result = score_kappa(asked, StageTable(stages=staging.stages, labels={})).to_json()
+    result = (
+        score_kappa(asked, StageTable(stages=staging.stages, labels={}))
+        if staging.stages
+        else kappa_of([], [], stages=[stage.value for stage in PatientStage])
+    ).to_json()
     unscored = [one.patient for one in staging.unscored if one.patient in reference.stages]
     return {**result, "unscored": unscored, "complete": not unscored}
+
+
+def cannot_be_staged(slides: Sequence[SlideFile], nodes: int) -> dict[str, str]:
+    """Tell before any work which patients will have no stage, because they have too few or too many slides, and why."""
+    names = {slide.name: SlideLabel.NEGATIVE for slide in slides if name_fault(slide.name) is None}
+    return {one.patient: one.reason for one in stage_patients(names, expected_nodes=nodes).unscored}
 
 
 def _check_reference(slides: Sequence[SlideFile], reference: StageTable) -> None:
