@@ -363,6 +363,10 @@ def _check(plan: TrainingPlan) -> None:
     twice = next((path for path, real in zip(given, resolved, strict=True) if resolved.count(real) > 1), None)
     if twice is not None:
         raise ConfigurationError(twice, "is given twice", mend="name each store once")
+    if plan.tensorboard is not None:
+        from wsi.cnn.training_log import load_summary_writer  # noqa: PLC0415  (loads torch)
+
+        load_summary_writer()
 
 
 @contextmanager

@@ -25,14 +25,16 @@ CONTACT_SHEET = "contact_sheet.png"
 
 
 def check_output(output: PatchOutput) -> None:
-    """Refuse to overwrite other files, and a quality that would have no effect; nothing is touched.
+    """Refuse to overwrite other files, and what could not be written or would have no effect; nothing is touched.
 
     Raises:
-        ConfigurationError: see above.
+        ConfigurationError: the output or its quality is refused.
+        PatchStoreError: a package is missing.
     """
     path, form = output.path, output.form
     if output.quality is not None and not form.has_jpeg:
         raise ConfigurationError(None, f"--quality is for JPEG, and {form.name} has none", mend="leave it out")
+    form.check_ready()
     if path.exists() and not (path.is_dir() and all(entry.name == ".lock" for entry in path.iterdir())):
         form.refuse_others(output)
 

@@ -250,6 +250,17 @@ def test_what_cannot_be_trained_is_wrong_usage(folder: Path, tmp_path: Path) -> 
     assert not model.exists()
 
 
+def test_tensorboard_that_is_missing_is_said_before_patches_are_drawn(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr("staging.training.rounds._Rounds.go", lambda _: pytest.fail("began"))
+    line = refused(
+        PathologyError, "train", folder / "patches.zarr", "-o", tmp_path / "m", "--tensorboard", tmp_path / "board"
+    )
+    assert "TensorBoard is not installed" in line
+
+
 def test_patches_of_one_class_are_wrong_usage(tmp_path: Path) -> None:
     count, side = 4, 112
     batch = PatchBatch(
