@@ -7,13 +7,14 @@ the same slides come in archives by centre and, flat, in the public object store
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 
 from staging.cohorts.names import slide_name
+from staging.cohorts.skipped import ARCHIVE, FOLDER, HIDDEN, MASK, OTHER_KIND, PHOTOGRAPH, Skipped
 from staging.csv_rows import Entries, csv_text, in_line, read_rows
 from staging.errors import (
     DuplicateSlideError,
@@ -32,6 +33,7 @@ from wsi.store import atomic_text
 __all__ = [
     "SlideFile",
     "StageTable",
+    "find_cohort",
     "find_slides",
     "read_label_table",
     "read_stage_table",
@@ -176,6 +178,11 @@ def write_stage_table(
 
 
 def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[SlideFile]:
+    """Find the slides of a cohort, as find_cohort does, without what was skipped."""
+    return find_cohort(paths)[0]
+
+
+def find_cohort(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> tuple[list[SlideFile], Skipped]:
     """Find the slides of a cohort: in folders of any depth (every CAMELYON layout is one), or named one by one.
 
     In folders, files are found by suffix; masks, annotations and hidden files are skipped, and photographs (JPEG, PNG)
@@ -186,7 +193,7 @@ def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
         paths: one or more folders and files.
 
     Returns:
-        Sorted by name, at least one.
+        The slides, sorted by name, at least one; and what in the folders was skipped.
 
     Raises:
         NoSlidesError: a path does not exist, or there is no slide.
@@ -195,10 +202,11 @@ def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
     """
     asked = [Path(paths)] if isinstance(paths, str | PathLike) else [Path(path) for path in paths]
     found: dict[Path, SlideFile] = {}
+    skipped: list[tuple[str, str]] = []
     for path in asked:
         if not path.exists():
             raise NoSlidesError(path, "does not exist", mend="name slides or their folder")
-        files = _slides_below(path) if path.is_dir() else [path]
+        files = _slides_below(path, skipped) if path.is_dir() else [path]
         if not path.is_dir() and path.suffix.lower() == ".zip":
             raise _packed(path, [path])
         found |= {file.absolute(): _slide_file(file) for file in files}
@@ -212,7 +220,7 @@ def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
                 f"has the same name as {one.path}",
                 mend="rename one of them: results are kept by slide name",
             )
-    return slides
+    return slides, Skipped.of(skipped)
 
 
 class _Rows:
@@ -266,11 +274,16 @@ def _slide_file(path: Path) -> SlideFile:
     return SlideFile(path=path, name=path.stem, patient=patient, node=node)
 
 
-def _slides_below(folder: Path) -> list[Path]:
-    files = list(_files_below(folder))
+def _slides_below(folder: Path, skipped: list[tuple[str, str]]) -> list[Path]:
+    """List the slides in a folder and below, and add to what was skipped."""
+    files = list(_files_below(folder, skipped))
     slides = _one_per_series([file for file in files if file.suffix.lower() in slide_suffixes()])
-    slides = slides or [file for file in files if file.suffix.lower() in photograph_suffixes()]
+    photographs = [file for file in files if file.suffix.lower() in photograph_suffixes()]
     archives = [file for file in files if file.suffix.lower() == ".zip"]
+    skipped += [(ARCHIVE, str(file.relative_to(folder))) for file in archives]
+    if slides:
+        skipped += [(PHOTOGRAPH, str(file.relative_to(folder))) for file in photographs]
+    slides = slides or photographs
     unpacked = {_slide_file(slide).patient for slide in slides} | {slide.parent.name.lower() for slide in slides}
     packed = [file for file in archives if file.stem.lower() not in unpacked]
     if slides:
@@ -295,8 +308,12 @@ def _one_per_series(slides: list[Path]) -> list[Path]:
     return kept
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield files in a folder and below that may be slides or archives; links to folders are followed once."""
+def _files_below(folder: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+    """Yield slides, photographs and archives in a folder and below, and add to what was skipped.
+
+    Links to folders are followed once. The folder of a MIRAX slide's data, named like it, is part of the slide.
+    """
+    kinds = slide_suffixes() | photograph_suffixes() | {".zip"}
     entered: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -304,11 +321,34 @@ def _files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in _NOT_SLIDES)
+        below = Path(root).relative_to(folder)
+        parts = {name[: -len(".mrxs")].lower() for name in files if name.lower().endswith(".mrxs")}
+        reasons = {name: _why_not_entered(name) for name in folders if name.lower() not in parts}
+        folders[:] = sorted(name for name, reason in reasons.items() if reason in {None, FOLDER})
+        skipped += [(reason, f"{below / name}/") for name, reason in reasons.items() if reason is not None]
         for name in sorted(files):
-            stem = Path(name).stem.lower()
-            if not (name.startswith(".") or stem.endswith("_mask") or "annotations" in stem):
+            reason = _why_not_read(name, kinds)
+            if reason is None:
                 yield Path(root, name)
+            else:
+                skipped.append((reason, str(below / name)))
+
+
+def _why_not_entered(folder: str) -> str | None:
+    if folder.startswith("."):
+        return HIDDEN
+    if folder.lower() in _NOT_SLIDES:
+        return MASK
+    return FOLDER if Path(folder).suffix.lower() in slide_suffixes() else None
+
+
+def _why_not_read(file: str, kinds: Collection[str]) -> str | None:
+    stem = Path(file).stem.lower()
+    if file.startswith("."):
+        return HIDDEN
+    if stem.endswith("_mask") or "annotations" in stem:
+        return MASK
+    return None if Path(file).suffix.lower() in kinds else OTHER_KIND
 
 
 def _packed(path: Path, archives: list[Path]) -> PackedSlidesError:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Workers
+from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Workers, tell_skipped
 from staging.lesions.settings import SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
 
@@ -51,13 +51,14 @@ def cross_validate(
 
     Example: sentinode cross-validate images -a annotations -r stage_labels.csv -o folds --leave-one-centre-out
     """
-    from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.cross_validation import cross_validate as validate  # noqa: PLC0415
     from staging.cross_validation import folds_by_centre, folds_by_patient  # noqa: PLC0415
     from staging.errors import CohortError, ConfigurationError  # noqa: PLC0415
     from staging.scores.texts import stage_text  # noqa: PLC0415
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.recipe import CohortRecipe  # noqa: PLC0415
+    from staging.training.sources import skipped_annotations  # noqa: PLC0415
     from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
@@ -65,7 +66,9 @@ def cross_validate(
         raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give only one")
     if not annotations.is_dir():
         raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
-    found = find_slides(slides)
+    found, skipped = find_cohort(slides)
+    tell_skipped(skipped)
+    tell_skipped(skipped_annotations(annotations, found), "annotations")
     recipe = CohortRecipe(
         seed=seed,
         mpp=mpp,
@@ -84,6 +87,8 @@ def cross_validate(
         )
     if record["patients"]:
         typer.echo(stage_text(record), err=True)
-    typer.echo(json.dumps({"score": str(output / "score.json"), **record}, ensure_ascii=False))
+    typer.echo(
+        json.dumps({"score": str(output / "score.json"), **record, "skipped": skipped.to_json()}, ensure_ascii=False)
+    )
     if record["quarantined"]:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import AllowPartial, Device, OnBadTile, SlideMpp, Tolerance, Workers, tell_unseen
+from staging.commands.options import (
+    AllowPartial,
+    Device,
+    OnBadTile,
+    SlideMpp,
+    Tolerance,
+    Workers,
+    tell_skipped,
+    tell_unseen,
+)
 from staging.lesions.settings import COVERAGE_TOLERANCE
 
 Three = tuple[float, float, float]
@@ -65,7 +74,7 @@ def features(
 
     Example: sentinode features CAMELYON16/training -e uni.pt2 --mpp 0.5 --size 224 -o features
     """
-    from staging.cohorts.camelyon import find_slides  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_cohort  # noqa: PLC0415  (slow import)
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
     from staging.runs.encoding import EncodingPlan, encode_cohort  # noqa: PLC0415
 
@@ -85,6 +94,8 @@ def features(
         on_bad_tile=on_bad_tile,
         seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
     )
-    done = encode_cohort(find_slides(slides), output, plan)
-    typer.echo(json.dumps(done.to_json()))
+    found, skipped = find_cohort(slides)
+    tell_skipped(skipped)
+    done = encode_cohort(found, output, plan)
+    typer.echo(json.dumps({**done.to_json(), "skipped": skipped.to_json()}))
     tell_unseen(done.to_json())

@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import AllowPartial, SlideMpp, Smallest, Tolerance, tell_unseen
+from staging.commands.options import (
+    AllowPartial,
+    SlideMpp,
+    Smallest,
+    Tolerance,
+    tell_skipped,
+    tell_skipped_heatmaps,
+    tell_unseen,
+)
 from staging.errors import ConfigurationError
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import COVERAGE_TOLERANCE, NUCLEUS_UM
@@ -94,6 +102,7 @@ def label(
         )
     keep_apart(output, *inputs, apply)
     seen_rule = SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial)
+    skipped = tell_skipped_heatmaps([path for path in (*inputs, slides) if path is not None])
     if train:
         from staging.learned_labels.labelling import train_on_heatmaps  # noqa: PLC0415  (slow import)
         from staging.learned_labels.training import Recipe  # noqa: PLC0415
@@ -105,18 +114,21 @@ def label(
 
         record = label_heatmaps(apply, inputs[0], output, seen_rule)
     else:
-        from staging.cohorts.camelyon import find_slides  # noqa: PLC0415  (slow import)
+        from staging.cohorts.camelyon import find_cohort  # noqa: PLC0415  (slow import)
         from staging.lesions.size_labels import label_by_size  # noqa: PLC0415
 
+        if cells is not None:
+            found, beside = find_cohort(cells)
+            tell_skipped(beside)
         record = label_by_size(
             inputs[0],
             output,
             rule=SizeRule(smallest_um=smallest_um),
             heatmaps=slides,
             seen_rule=seen_rule,
-            slides=None if cells is None else {slide.name: slide.path for slide in find_slides(cells)},
+            slides=None if cells is None else {slide.name: slide.path for slide in found},
             nucleus_um=nucleus_um,
             mpp=slide_mpp,
         )
-    typer.echo(json.dumps(record))
+    typer.echo(json.dumps(record | {"skipped": skipped.to_json()}))
     tell_unseen(record)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from annotations.measures import MERGE_GAP_UM
-from staging.commands.options import AllowPartial, SlideMpp, Tolerance, tell_unseen
+from staging.commands.options import AllowPartial, SlideMpp, Tolerance, tell_skipped_heatmaps, tell_unseen
 from staging.lesions.settings import COVERAGE_TOLERANCE, PEAK, SMALLEST_UM, THRESHOLD
 
 _ELSE = "the run's, else"
@@ -93,6 +93,7 @@ def lesions(
     )
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
 
+    skipped = tell_skipped_heatmaps(files)
     measured = measure_files(
         files,
         options={"threshold": threshold, "peak": peak, "merge_gap_um": merge_gap_um, "smallest_um": smallest_um},
@@ -105,5 +106,5 @@ def lesions(
     )
     write_measurements(output, measured)
     tables = {"table": str(output / LESION_TABLE), "features": str(output / SHAPE_TABLE)}
-    typer.echo(json.dumps(tables | measured.to_json()))
+    typer.echo(json.dumps(tables | measured.to_json() | {"skipped": skipped.to_json()}))
     tell_unseen(measured.to_json())

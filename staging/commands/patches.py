@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from staging.commands.options import Device, SlideMpp, Workers
+from staging.commands.options import Device, SlideMpp, Workers, tell_skipped
 from staging.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -151,12 +151,15 @@ def patches(
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from annotations.patches.batch import HARD_CHOICE  # noqa: PLC0415
-    from staging.cohorts.camelyon import StageTable, find_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import StageTable, find_cohort, read_label_table  # noqa: PLC0415  (slow import)
     from staging.training.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
+    from staging.training.sources import skipped_annotations  # noqa: PLC0415
 
     where, drawn = _apart(slides, annotations)
-    found = find_slides(where)
+    found, skipped = find_cohort(where)
+    tell_skipped(skipped)
+    tell_skipped(skipped_annotations(drawn, found), "annotations")
     rule, parts = _parsed(label, split)
     _check_hard(hard, hard_choice, model, heatmaps, device)
     processes, threads = _shared_out(workers, model, device)
@@ -192,7 +195,7 @@ def patches(
             quality=quality,
             has_contact_sheet=contact_sheet,
         )
-    typer.echo(json.dumps({"patches": str(output), **counts}))
+    typer.echo(json.dumps({"patches": str(output), **counts, "skipped": skipped.to_json()}))
 
 
 def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Path]:

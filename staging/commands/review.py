@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.options import SlideMpp
+from staging.commands.options import SlideMpp, tell_skipped
 
 
 def review(
@@ -26,10 +26,14 @@ def review(
 
     Example: sentinode review results stage_labels.csv -o review --slides CAMELYON17/training
     """
-    from staging.cohorts.camelyon import find_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_cohort, read_label_table  # noqa: PLC0415  (slow import)
     from staging.runs.review import find_disagreements, write_review  # noqa: PLC0415
 
-    files = {slide.name: slide.path for slide in find_slides(slides)} if slides else None
+    files = None
+    if slides:
+        listed, skipped = find_cohort(slides)
+        tell_skipped(skipped)
+        files = {slide.name: slide.path for slide in listed}
     found, compared = find_disagreements(run, read_label_table(reference))
     shown = found[:most]
     write_review(output, shown, compared=compared, run=run, slides=files, slide_mpp=slide_mpp)

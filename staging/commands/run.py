@@ -22,6 +22,7 @@ from staging.commands.options import (
     Threshold,
     Tolerance,
     Workers,
+    tell_skipped,
 )
 from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
@@ -75,7 +76,7 @@ def run(
 
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
-    from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
@@ -84,7 +85,8 @@ def run(
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import shared_out  # noqa: PLC0415
 
-    found = find_slides(slides)
+    found, skipped = find_cohort(slides)
+    tell_skipped(skipped)
     table = read_stage_table(reference) if reference is not None else None
     hopeless = cannot_be_staged(found, nodes) if reference is not None else {}
     if hopeless:
@@ -116,9 +118,10 @@ def run(
             device=device,
             max_failures=max_failures,
             digests=verify,
+            skipped=skipped,
             news=progress,
         )
-    record = {"report": str(output / "report.html"), **result.to_json()}
+    record = {"report": str(output / "report.html"), **result.to_json(), "skipped": skipped.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
     if result.failures or (table is not None and not result.staging.stages):
         raise typer.Exit(EXIT_QUARANTINED)

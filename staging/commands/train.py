@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers
+from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers, tell_skipped
 from staging.lesions.settings import SMALLEST_UM
 
 
@@ -96,7 +96,7 @@ def train(
 
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
-    from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.mining import MiningPlan  # noqa: PLC0415
@@ -110,9 +110,10 @@ def train(
     keep_apart(output, *patches, start, reference, annotations)
     cohort = None
     if slides and annotations is not None and reference is not None:
-        cohort = LabelledCohort(
-            slides=find_slides(slides), annotations=annotations, reference=read_stage_table(reference)
-        )
+        found, skipped = find_cohort(slides)
+        if is_first_process():
+            tell_skipped(skipped)
+        cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
     elif rounds or slides or annotations is not None or reference is not None:
         raise ConfigurationError(
             None,

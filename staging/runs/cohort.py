@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import name_fault, patient_of
+from staging.cohorts.skipped import Skipped
 from staging.csv_rows import csv_for_people, csv_text
 from staging.errors import MissingPatientError, TooManyFailuresError
 from staging.lesions.labels import SlideLabel
@@ -87,6 +88,7 @@ def run_cohort(
     threads: int = 1,
     max_failures: float = MAX_FAILURES,
     digests: bool | None = None,
+    skipped: Skipped | None = None,
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
@@ -102,6 +104,7 @@ def run_cohort(
         threads: number of reading threads per process.
         max_failures: give up when more than this share of the slides, and at least ten, have failed.
         digests: compare the digests, not only the sizes, of what an earlier call left; None does so when it is quick.
+        skipped: what the folders of the slides hold besides slides; listed in skipped.csv and the report.
         news: receives progress.
 
     Raises:
@@ -135,7 +138,9 @@ def run_cohort(
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
-        return _conclude(output, analyses, failures, model=model, config=config, reference=reference)
+        return _conclude(
+            output, analyses, failures, model=model, config=config, reference=reference, skipped=skipped or Skipped()
+        )
 
 
 def _analyse(
@@ -181,6 +186,7 @@ def _conclude(
     model: Path,
     config: RunConfig,
     reference: StageTable | None,
+    skipped: Skipped,
 ) -> CohortResult:
     labels = {analysis.slide: analysis.label for analysis in analyses}
     reasons = {failure.slide: str(failure) for failure in failures}
@@ -194,6 +200,7 @@ def _conclude(
     atomic_text(output / "quarantine.csv", quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))
+    atomic_text(output / "skipped.csv", skipped.table())
     partly = ((patient, f"at least {staging.stages[patient].value}") for patient in sorted(staging.at_least))
     atomic_text(output / "at_least.csv", csv_text(("patient", "stage"), partly))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
@@ -214,6 +221,7 @@ def _conclude(
         model=model_name(model),
         reference=reference,
         score=score,
+        skipped=skipped,
     )
     return CohortResult(analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score)
 

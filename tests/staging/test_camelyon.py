@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from staging.cohorts.camelyon import StageTable, find_slides, read_label_table, read_stage_table, write_stage_table
+from staging.cohorts.camelyon import (
+    SlideFile,
+    StageTable,
+    find_cohort,
+    find_slides,
+    read_label_table,
+    read_stage_table,
+    write_stage_table,
+)
 from staging.cohorts.names import centre_of
+from staging.cohorts.skipped import skipped_beside
 from staging.errors import (
     ConflictError,
     DuplicateSlideError,
@@ -21,6 +30,7 @@ from staging.errors import (
 from staging.lesions.labels import SlideLabel
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage
+from staging.training.sources import skipped_annotations
 
 REAL = "tables/camelyon17_stage_labels.csv"
 
@@ -226,6 +236,63 @@ def test_layouts(tmp_path: Path, top: str) -> None:
     assert [slide.name for slide in found] == ["patient_000_node_0", "patient_000_node_1"]
     assert [(slide.patient, slide.node) for slide in found] == [("patient_000", 0), ("patient_000", 1)]
     assert found[0].path == tmp_path / top / "patient_000_node_0.TIF"
+
+
+def test_whatever_is_skipped_is_counted_and_named(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "s/a.tif",
+        "s/.hidden.tif",
+        "s/.git/b.tif",
+        "s/folder.tif/inside.svs",
+        "s/notes.txt",
+        "s/deep/more.txt",
+        "s/masks/a_mask.tif",
+        "s/b_mask.tif",
+        "s/photo.jpg",
+        "s/scripts.zip",
+        "s/m.mrxs",
+        "s/m/Slidedat.ini",
+        "s/m/Data0001.dat",
+    )
+    slides, skipped = find_cohort(tmp_path / "s")
+    assert [slide.name for slide in slides] == ["a", "inside", "m"]
+    assert skipped.by_reason == {
+        "hidden": [".git/", ".hidden.tif"],
+        "folder named like a file": ["folder.tif/"],
+        "another kind of file": ["deep/more.txt", "notes.txt"],
+        "mask or annotations": ["b_mask.tif", "masks/"],
+        "photograph beside slides": ["photo.jpg"],
+        "unpacked archive": ["scripts.zip"],
+    }
+    assert "hidden (2): .git/, .hidden.tif" in str(skipped)
+    assert skipped.to_json()["hidden"] == {"count": 2, "names": [".git/", ".hidden.tif"]}
+    assert skipped.table().splitlines()[:2] == ["reason,name", "another kind of file,deep/more.txt"]
+    assert find_cohort(tmp_path / "s" / "a.tif")[1].entries == ()
+
+
+def test_many_skipped_files_are_named_in_part(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", *(f"{number:02}.txt" for number in range(20)))
+    skipped = find_cohort(tmp_path)[1]
+    assert str(skipped).endswith("07.txt and 12 more")
+    found = skipped.to_json()["another kind of file"]
+    assert (found["count"], len(found["names"])) == (20, 8)
+
+
+def test_what_lies_beside_heatmaps_and_annotations(tmp_path: Path) -> None:
+    touch(tmp_path, "a.xml", "._a.xml", "b.geojson", "notes.txt", "c.xml/d.txt")
+    slide = SlideFile(path=Path("a.tif"), name="A")
+    assert skipped_annotations(tmp_path, [slide]).by_reason == {
+        "hidden": ["._a.xml"],
+        "another kind of file": ["notes.txt"],
+        "annotations of no slide": ["b.geojson"],
+        "folder named like a file": ["c.xml/"],
+    }
+    (tmp_path / "h.zarr").mkdir()
+    assert skipped_beside([tmp_path / "h.zarr"], tmp_path, own=("notes.txt",)).by_reason == {
+        "hidden": ["._a.xml"],
+        "another kind of file": ["a.xml", "b.geojson", "c.xml/"],
+    }
 
 
 def test_every_kind_of_slide_is_found(tmp_path: Path) -> None:

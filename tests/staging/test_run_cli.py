@@ -52,6 +52,18 @@ def test_a_cohort_of_which_no_patient_can_be_staged_ends_with_the_reason(slides:
     assert sentinode(*call).exit_code == 3
 
 
+def test_what_is_skipped_is_said_everywhere(slides: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.safetensors", fresh())
+    (slides / "notes.txt").touch()
+    (slides / "b.tif").mkdir()
+    done = sentinode("run", slides, "-o", tmp_path / "out", "-m", tmp_path / "model.safetensors")
+    said = "another kind of file (1): notes.txt; folder named like a file (1): b.tif/"
+    assert done.stderr.count(said) == 1
+    assert set(json.loads(done.stdout)["skipped"]) == {"another kind of file", "folder named like a file"}
+    assert "another kind of file,notes.txt" in (tmp_path / "out" / "skipped.csv").read_text()
+    assert said in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_without_a_reference_stages_are_not_expected(slides: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.safetensors", fresh())
     done = sentinode("run", slides, "-o", tmp_path / "out", "-m", tmp_path / "model.safetensors")
