@@ -40,7 +40,10 @@ class Skipped:
 
     def to_json(self) -> dict[str, Any]:
         """Return how many were skipped for each reason, and the first names."""
-        return {reason: {"count": len(names), "names": names[:_NAMED]} for reason, names in self.by_reason.items()}
+        found = self.by_reason.items()
+        return {
+            reason: {"count": len(names), "names": [plain(name) for name in names[:_NAMED]]} for reason, names in found
+        }
 
     def table(self) -> str:
         """Format one row per entry."""

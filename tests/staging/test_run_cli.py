@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,9 @@ def test_what_is_skipped_is_said_everywhere(slides: Path, tmp_path: Path) -> Non
     save_checkpoint(tmp_path / "model.safetensors", fresh())
     (slides / "notes.txt").touch()
     (slides / "b.tif").mkdir()
+    Path(os.fsdecode(os.fsencode(slides) + b"/\xff.txt")).touch()
     done = sentinode("run", slides, "-o", tmp_path / "out", "-m", tmp_path / "model.safetensors")
-    said = "another kind of file (1): notes.txt; folder named like a file (1): b.tif/"
+    said = "another kind of file (2): notes.txt, \\udcff.txt; folder named like a file (1): b.tif/"
     assert done.stderr.count(said) == 1
     assert set(json.loads(done.stdout)["skipped"]) == {"another kind of file", "folder named like a file"}
     assert "another kind of file,notes.txt" in (tmp_path / "out" / "skipped.csv").read_text()
