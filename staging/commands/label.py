@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from staging.commands.options import SlideMpp, Smallest
+from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import NUCLEUS_UM
+from wsi.outputs import OutputKind, json_file, picture, table
 
 
+def _kind(_: Path, given: Mapping[str, Any]) -> OutputKind:
+    if given["train"]:
+        return json_file("a model of labels", "sentinode slide classifier")
+    return table("slide", "label", name="a table of labels")
+
+
+def _beside(path: Path, given: Mapping[str, Any]) -> Made:
+    if given["train"]:
+        return [(path.with_suffix(".png"), picture(path.with_suffix(".png")))]
+    if given["apply"] is not None:
+        return []
+    return [(path.with_suffix(".rule.json"), json_file("a rule of sentinode label", '"longest diameter"'))]
+
+
+@guarded
 def label(
     inputs: Annotated[
         list[Path],
@@ -25,6 +43,7 @@ def label(
     ],
     output: Annotated[
         Path,
+        Output(kind=_kind, beside=_beside),
         typer.Option("--output", "-o", help="labels.csv: slide,label. With --train: MODEL.json.", show_default=False),
     ],
     slides: Annotated[
@@ -69,8 +88,6 @@ def label(
 
     and then: sentinode label --apply MODEL.json other/heatmaps -o labels.csv
     """
-    from wsi.store import keep_apart  # noqa: PLC0415  (slow import)
-
     wanted = 2 if train else 1
     if train and apply is not None:
         raise ConfigurationError(None, "--train and --apply exclude each other", mend="train first, then apply")
@@ -85,7 +102,6 @@ def label(
         raise ConfigurationError(
             None, "--cells and --slides are for labels by size", mend="leave them out, or leave out --train and --apply"
         )
-    keep_apart(output, *inputs, apply)
     if train:
         from staging.learned_labels.labelling import train_on_heatmaps  # noqa: PLC0415  (slow import)
         from staging.learned_labels.training import Recipe  # noqa: PLC0415

@@ -9,8 +9,12 @@ from typing import Annotated, Literal
 import typer
 
 from staging.commands.options import Device
+from staging.commands.outputs import Output, always, guarded
+from wsi.outputs import FolderKind, table, weights
 
 EXIT_QUARANTINED = 3
+_HEAD = weights("an attention head", "sentinode attention-MIL head")
+_UNSEEN = table("slide", "label", "probability", name="a table of predictions")
 
 app = typer.Typer(help="Classify whole slides by attention over the features of their tiles.", no_args_is_help=True)
 
@@ -25,13 +29,18 @@ def mil() -> None:
 
 
 @app.command()
+@guarded
 def train(
     features: Features,
     reference: Annotated[
         Path,
         typer.Argument(help="CAMELYON16's reference.csv, stage_labels.csv or a CSV slide,label.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The head, .safetensors.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(_HEAD), beside=lambda path, _: [(path.with_suffix(".unseen.csv"), _UNSEEN)]),
+        typer.Option("--output", "-o", help="The head, .safetensors.", show_default=False),
+    ],
     *,
     classes: Annotated[
         Literal["2", "4"], typer.Option(help="2: negative, positive; 4: negative, itc, micro, macro.")
@@ -81,11 +90,13 @@ def train(
 
 
 @app.command()
+@guarded
 def apply(
     head: Annotated[Path, typer.Argument(help="A head from mil train.", show_default=False)],
     features: Features,
     output: Annotated[
         Path,
+        Output(kind=always(FolderKind(record="mil.json")), is_kept=True),
         typer.Option(
             "--output", "-o", help="Directory: probabilities.csv and attention per slide.", show_default=False
         ),

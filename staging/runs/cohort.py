@@ -17,6 +17,7 @@ from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import each
 from staging.runs.config import RECORD, RunConfig, model_name, refuse_other_settings
 from staging.runs.deaths import mark_path, tried_alone
+from staging.runs.earlier import QUARANTINE, Earlier, earlier_results, earlier_slides, forget_slides
 from staging.runs.records import FOLDER, is_cheap
 from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
@@ -50,18 +51,21 @@ class CohortResult:
         failures: quarantined slides, by name.
         staging: stages and unscored patients.
         score: the contents of score.json; None without a reference.
+        earlier: names of those slides that this call was not given, but earlier ones were.
     """
 
     analyses: tuple[SlideAnalysis, ...]
     failures: tuple[Failure, ...]
     staging: Staging
     score: dict[str, Any] | None
+    earlier: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps: what was staged, and what could not be."""
         score = self.score or {}
         return {
             "slides": len(self.analyses),
+            "earlier": len(self.earlier),
             "quarantined": {failure.slide: str(failure) for failure in self.failures},
             "stages": {patient: stage.value for patient, stage in self.staging.stages.items()},
             "remade": {one.slide: list(one.remade) for one in self.analyses if one.remade},
@@ -84,9 +88,12 @@ def run_cohort(
     threads: int = 1,
     max_failures: float = MAX_FAILURES,
     digests: bool | None = None,
+    overwrite: bool = False,
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
+
+    Slides of earlier calls that are not given now stay in the tables: halves of a cohort give what the whole gives.
 
     Args:
         slides: what find_slides found.
@@ -99,6 +106,7 @@ def run_cohort(
         threads: number of reading threads per process.
         max_failures: give up when more than this share of the slides, and at least ten, have failed.
         digests: compare the digests, not only the sizes, of what an earlier call left; None does so when it is quick.
+        overwrite: replace what was made with another configuration.
         news: receives progress.
 
     Raises:
@@ -108,12 +116,15 @@ def run_cohort(
         StorageError: the output cannot be written; finished slides stay and a second call resumes from there.
         TooManyFailuresError: more slides failed than max_failures allows.
     """
+    is_other = refuse_other_settings(output, config.to_json(), record=RECORD, overwrite=overwrite)
+    given = {slide.name for slide in slides}
     if reference is not None:
-        _check_reference(slides, reference)
-    refuse_other_settings(output, config.to_json(), record=RECORD)
+        _check_reference(slides, [] if is_other else earlier_slides(output, given), reference)
     with OutputLock(output) as lock:
         for folder in (output, *(output / name for name in ("heatmaps", "lesions", "overlays", "slides"))):
             sweep(folder)
+        if is_other:
+            forget_slides(output)
         atomic_text(output / RECORD, json_text(config.to_json()))
         if digests is None:
             digests = is_cheap(output / name for name in ("heatmaps", "overlays", "lesions"))
@@ -132,7 +143,8 @@ def run_cohort(
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
-        return _conclude(output, analyses, failures, model=model, config=config, reference=reference)
+        earlier = earlier_results(output, given, digests=digests)
+        return _conclude(output, analyses, failures, earlier=earlier, model=model, config=config, reference=reference)
 
 
 def _analyse(
@@ -167,7 +179,7 @@ def _analyse(
                 f"is the last of {len(failures)} failed slides of {len(tasks)}: {failure.reason}",
                 mend="look for a common cause, or raise --max-failures",
             )
-    return sorted(analyses, key=lambda one: one.slide), sorted(failures, key=lambda one: one.slide)
+    return analyses, failures
 
 
 def _conclude(
@@ -175,10 +187,13 @@ def _conclude(
     analyses: Sequence[SlideAnalysis],
     failures: Sequence[Failure],
     *,
+    earlier: Earlier,
     model: Path,
     config: RunConfig,
     reference: StageTable | None,
 ) -> CohortResult:
+    analyses = sorted((*analyses, *earlier.analyses), key=lambda one: one.slide)
+    failures = sorted((*failures, *earlier.failures), key=lambda one: one.slide)
     labels = {analysis.slide: analysis.label for analysis in analyses}
     reasons = {failure.slide: str(failure) for failure in failures}
     partial = [analysis.slide for analysis in analyses if analysis.is_partial]
@@ -187,7 +202,7 @@ def _conclude(
     atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
     coverages = {analysis.slide: (analysis.coverage, analysis.is_partial) for analysis in analyses}
     atomic_text(output / "labels.csv", label_table(lesions, config.rule, coverages=coverages))
-    atomic_text(output / "quarantine.csv", quarantine_table(failures))
+    atomic_text(output / QUARANTINE, quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))
     partly = ((patient, f"at least {staging.stages[patient].value}") for patient in sorted(staging.at_least))
@@ -211,7 +226,9 @@ def _conclude(
         reference=reference,
         score=score,
     )
-    return CohortResult(analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score)
+    return CohortResult(
+        analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score, earlier=earlier.slides
+    )
 
 
 def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
@@ -225,8 +242,9 @@ def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
     return {**result, "unscored": unscored, "complete": not unscored}
 
 
-def _check_reference(slides: Sequence[SlideFile], reference: StageTable) -> None:
-    patients = {slide.patient for slide in slides if slide.patient is not None}
+def _check_reference(slides: Sequence[SlideFile], earlier: Sequence[str], reference: StageTable) -> None:
+    every = {*(slide.patient for slide in slides), *map(patient_of, earlier)}
+    patients = {patient for patient in every if patient is not None}
     missing = sorted(patients - set(reference.stages))
     if missing:
         raise MissingPatientError(
