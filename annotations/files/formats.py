@@ -195,18 +195,14 @@ def format_of(path: str | Path) -> Format:
 
 
 def file_kind(path: Path) -> FileKind:
-    """The kind of output file that a name implies.
-
-    Raises:
-        AnnotationFormatError: the suffix is unknown.
-    """
-    form = format_named(path)
+    """The kind of output file that a name implies; any other suffix is refused when it is checked."""
+    form = format_named(path) if path.suffix.lower() in SUFFIXES else Format.GEOJSON
     is_one = {
         Format.ASAP: has(b"<", f"<{ASAP_ROOT}".encode()),
         Format.GEOJSON: has(b"{", b'"Feature'),
         Format.IMAGESCOPE: has(b"<", f"<{IMAGESCOPE_ROOT}".encode()),
     }[form]
-    return FileKind(name=f"a file of {form.value}", suffixes=tuple(SUFFIXES), is_one=is_one)
+    return FileKind(name=f"a file of {form.value}", suffixes=tuple(sorted(SUFFIXES)), is_one=is_one, is_strict=True)
 
 
 def losses(drawn: AnnotationSet, form: Format) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from wsi.store import storage
 
 LESION_TABLE, SHAPE_TABLE, RECORD = "lesions.csv", "lesion_features.csv", "lesions.json"
 
+_OUTLINES = (".geojson", ".xml")
 _FILES: dict[str, FileKind] = {
     LESION_TABLE: table(*LESION_COLUMNS, name="a table of lesions"),
     SHAPE_TABLE: table(*SHAPE_COLUMNS, name="a table of measurements"),
@@ -45,14 +46,14 @@ class MeasuredFolder(FolderKind):
 
 def outline_names(slides: Iterable[str]) -> list[str]:
     """Return the names of the files of outlines of some slides."""
-    return [f"{slide}{suffix}" for slide in slides for suffix in (".geojson", ".xml")]
+    return [f"{slide}{suffix}" for slide in slides for suffix in _OUTLINES]
 
 
 def own_outlines(folder: Path) -> frozenset[str]:
     """Return the names of the outlines that earlier calls made in a folder, as its record says."""
     try:
         names = read_json(folder / RECORD)["outlines"]
-        return frozenset(str(name) for name in names if Path(name).name == name)
+        return frozenset(str(name) for name in names if Path(name).name == name and Path(name).suffix in _OUTLINES)
     except (OSError, ValueError, LookupError, TypeError):
         return frozenset()
 

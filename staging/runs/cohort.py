@@ -50,7 +50,7 @@ class CohortResult:
         analyses: finished slides, by name.
         failures: quarantined slides, by name.
         staging: stages and unscored patients.
-        score: the contents of score.json; None without a reference.
+        score: the contents of score.json; None without a reference, or if no patient is staged.
         earlier: names of those slides that this call was not given, but earlier ones were.
     """
 
@@ -211,7 +211,7 @@ def _conclude(
     atomic_text(output / "unscored.csv", csv_for_people(("patient", "reason"), unscored))
     staged = {slide: label for slide, label in labels.items() if patient_of(slide) in staging.stages}
     write_stage_table(output / "stages.csv", staging.stages, staged)
-    score = _score(staging, reference) if reference is not None else None
+    score = _score(staging, reference) if reference is not None and staging.stages else None
     if score is not None:
         atomic_text(output / "score.json", json_text(score))
     else:

@@ -12,7 +12,7 @@ from wsi.errors import ArtefactError, OutputExistsError
 from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
 from wsi.raster import Heatmap
 from wsi.readers.base import BadTile, OnBadTile
-from wsi.render import overlay, save_png, thumbnail
+from wsi.render import overlay, save_picture, thumbnail
 from wsi.slide import Slide
 from wsi.store import provenance_of
 from wsi.tissue import find_tissue
@@ -99,7 +99,7 @@ def make_heatmap(
         if tiff is not None:
             write_heatmap_tiff(tiff, heatmap)
         if picture is not None:
-            save_png(picture, overlay(thumbnail(opened), heatmap, threshold=checkpoint.threshold))
+            save_picture(picture, overlay(thumbnail(opened), heatmap, threshold=checkpoint.threshold))
         return MadeHeatmap(
             path=output,
             heatmap=heatmap,
