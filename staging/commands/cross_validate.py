@@ -9,12 +9,15 @@ from typing import Annotated
 import typer
 
 from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Workers, tell_skipped
+from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
+from wsi.outputs import FolderKind
 
 EXIT_QUARANTINED = 3
 
 
+@guarded
 def cross_validate(
     slides: Annotated[list[Path], typer.Argument(help="A directory of slides, or slides.", show_default=False)],
     annotations: Annotated[
@@ -24,7 +27,11 @@ def cross_validate(
     reference: Annotated[
         Path, typer.Option("--reference", "-r", help="stage_labels.csv of all patients.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder per fold is made here.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(FolderKind(record="cross_validation.json")), is_kept=True),
+        typer.Option("--output", "-o", help="A folder per fold is made here.", show_default=False),
+    ],
     *,
     leave_one_centre_out: Annotated[
         bool, typer.Option("--leave-one-centre-out", help="One fold per medical centre; the default.")

@@ -18,18 +18,23 @@ from staging.commands.options import (
     tell_skipped,
     tell_unseen,
 )
+from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
+from wsi.outputs import FolderKind
 
 Three = tuple[float, float, float]
 
 
+@guarded
 def features(
     slides: Annotated[
         list[Path], typer.Argument(help="Folders of slides (any CAMELYON layout), or slides.", show_default=False)
     ],
     *,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory: one Zarr folder per slide.", show_default=False)
+        Path,
+        Output(kind=always(FolderKind(record="features.json")), is_kept=True),
+        typer.Option("--output", "-o", help="Directory: one Zarr folder per slide.", show_default=False),
     ],
     encoder: Annotated[
         Path, typer.Option("--encoder", "-e", help="A torch.export (.pt2) or ONNX file.", show_default=False)

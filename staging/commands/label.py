@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,11 +18,28 @@ from staging.commands.options import (
     tell_skipped_heatmaps,
     tell_unseen,
 )
+from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import COVERAGE_TOLERANCE, NUCLEUS_UM
+from wsi.outputs import OutputKind, json_file, picture, table
 
 
+def _kind(_: Path, given: Mapping[str, Any]) -> OutputKind:
+    if given["train"]:
+        return json_file("a model of labels", "sentinode slide classifier")
+    return table("slide", "label", name="a table of labels")
+
+
+def _beside(path: Path, given: Mapping[str, Any]) -> Made:
+    if given["train"]:
+        return [(path.with_suffix(".png"), picture(path.with_suffix(".png")))]
+    if given["apply"] is not None:
+        return []
+    return [(path.with_suffix(".rule.json"), json_file("a rule of sentinode label", '"longest diameter"'))]
+
+
+@guarded
 def label(
     inputs: Annotated[
         list[Path],
@@ -33,6 +51,7 @@ def label(
     ],
     output: Annotated[
         Path,
+        Output(kind=_kind, beside=_beside),
         typer.Option("--output", "-o", help="labels.csv: slide,label. With --train: MODEL.json.", show_default=False),
     ],
     slides: Annotated[
@@ -84,7 +103,6 @@ def label(
     and then: sentinode label --apply MODEL.json other/heatmaps -o labels.csv
     """
     from staging.lesions.seen import SeenRule  # noqa: PLC0415  (slow import)
-    from wsi.store import keep_apart  # noqa: PLC0415
 
     wanted = 2 if train else 1
     if train and apply is not None:
@@ -100,7 +118,6 @@ def label(
         raise ConfigurationError(
             None, "--cells and --slides are for labels by size", mend="leave them out, or leave out --train and --apply"
         )
-    keep_apart(output, *inputs, apply)
     seen_rule = SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial)
     skipped = tell_skipped_heatmaps([path for path in (*inputs, slides) if path is not None])
     if train:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from annotations.measures import MERGE_GAP_UM
 from staging.commands.options import AllowPartial, SlideMpp, Tolerance, tell_skipped_heatmaps, tell_unseen
+from staging.commands.outputs import Output, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE, PEAK, SMALLEST_UM, THRESHOLD
+from wsi.outputs import OutputKind
 
 _ELSE = "the run's, else"
 
 
+def _kind(_: Path, given: Mapping[str, Any]) -> OutputKind:
+    from staging.lesions.measured_folder import MeasuredFolder  # noqa: PLC0415  (slow import)
+    from staging.lesions.measurements import heatmaps_among  # noqa: PLC0415
+
+    return MeasuredFolder(slides=heatmaps_among(given["files"]))
+
+
+@guarded
 def lesions(
     files: Annotated[
         list[Path],
@@ -24,7 +35,9 @@ def lesions(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory for the tables and the outlines.", show_default=False)
+        Path,
+        Output(kind=_kind),
+        typer.Option("--output", "-o", help="Directory for the tables and the outlines.", show_default=False),
     ],
     threshold: Annotated[
         float | None,
@@ -85,12 +98,8 @@ def lesions(
 
     Example: sentinode lesions results/heatmaps -o lesions
     """
-    from staging.lesions.measurements import (  # noqa: PLC0415  (slow import)
-        LESION_TABLE,
-        SHAPE_TABLE,
-        measure_files,
-        write_measurements,
-    )
+    from staging.lesions.measured_folder import LESION_TABLE, SHAPE_TABLE  # noqa: PLC0415  (slow import)
+    from staging.lesions.measurements import measure_files, write_measurements  # noqa: PLC0415
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
 
     skipped = tell_skipped_heatmaps(files)

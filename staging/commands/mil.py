@@ -9,7 +9,12 @@ from typing import Annotated, Literal
 import typer
 
 from staging.commands.options import AllowPartial, Device, Tolerance, tell_unseen
+from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
+from wsi.outputs import FolderKind, table, weights
+
+_HEAD = weights("an attention head", "sentinode attention-MIL head")
+_UNSEEN = table("slide", "label", "probability", name="a table of predictions")
 
 app = typer.Typer(help="Classify whole slides by attention over the features of their tiles.", no_args_is_help=True)
 
@@ -24,13 +29,18 @@ def mil() -> None:
 
 
 @app.command()
+@guarded
 def train(
     features: Features,
     reference: Annotated[
         Path,
         typer.Argument(help="CAMELYON16's reference.csv, stage_labels.csv or a CSV slide,label.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The head, .safetensors.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(_HEAD), beside=lambda path, _: [(path.with_suffix(".unseen.csv"), _UNSEEN)]),
+        typer.Option("--output", "-o", help="The head, .safetensors.", show_default=False),
+    ],
     *,
     classes: Annotated[
         Literal["2", "4"], typer.Option(help="2: negative, positive; 4: negative, itc, micro, macro.")
@@ -83,11 +93,13 @@ def train(
 
 
 @app.command()
+@guarded
 def apply(
     head: Annotated[Path, typer.Argument(help="A head from mil train.", show_default=False)],
     features: Features,
     output: Annotated[
         Path,
+        Output(kind=always(FolderKind(record="mil.json")), is_kept=True),
         typer.Option(
             "--output", "-o", help="Directory: probabilities.csv and attention per slide.", show_default=False
         ),

@@ -64,12 +64,18 @@ def _whole_tiles(tile_size: int) -> int:
     return tile_size
 
 
+class Source:
+    """Marks a text as the path of an input, a pattern of such paths, or a URL."""
+
+
+SOURCE = Source()
+
 SlideMpp = Annotated[
     float | None,
     typer.Option(help="um per pixel of the finest level, for slides that do not state it.", min=0.01, max=100),
 ]
 SlideSource = Annotated[
-    str, typer.Argument(metavar="SLIDE", help="A slide file or its URL (s3://, https://).", show_default=False)
+    str, SOURCE, typer.Argument(metavar="SLIDE", help="A slide file or its URL (s3://, https://).", show_default=False)
 ]
 OnBadTile = Annotated[
     Literal["raise", "white"],
@@ -84,6 +90,11 @@ AllowPartial = Annotated[
 ]
 Tolerance = Annotated[
     float, typer.Option(help="Share of a slide's tissue that may go unseen (missing or bad tiles).", min=0, max=1)
+]
+
+
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier output of the same kind; never anything else.")
 ]
 Model = Annotated[Path, typer.Option("--model", "-m", help="A checkpoint from sentinode train.", show_default=False)]
 TileSize = Annotated[

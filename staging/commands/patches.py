@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from staging.commands.options import Device, SlideMpp, Workers, tell_skipped
+from staging.commands.options import SOURCE, Device, SlideMpp, Workers, tell_skipped
+from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
+from wsi.outputs import ArtefactKind, FileKind, FolderKind, OutputKind, begins, picture
 
 if TYPE_CHECKING:
     from annotations.patches.labels import LabelRule
     from annotations.patches.splits import Split
 
 
+def _kind(path: Path, given: Mapping[str, Any]) -> OutputKind:
+    suffix = {"zarr": ".zarr", "table": ".parquet"}.get(given["form"] or "", path.suffix.lower())
+    if suffix == ".zarr":
+        return ArtefactKind(kind="patch store")
+    if suffix == ".parquet":
+        return FileKind(name="a table of patches", suffixes=(".parquet",), is_one=begins(b"PAR1"))
+    return FolderKind()
+
+
+def _beside(path: Path, given: Mapping[str, Any]) -> Made:
+    sheet = path.with_name(f"{path.stem}_contact_sheet.png")
+    is_beside = given["contact_sheet"] and not isinstance(_kind(path, given), FolderKind)
+    return [(sheet, picture(sheet))] if is_beside else []
+
+
+@guarded
 def patches(
     slides: Annotated[
         list[Path],
@@ -25,6 +44,7 @@ def patches(
     ],
     output: Annotated[
         Path,
+        Output(kind=_kind, beside=_beside, resumes=lambda path: path.with_name(f".{path.name}.parts").is_dir()),
         typer.Option(
             "--output",
             "-o",
@@ -124,6 +144,7 @@ def patches(
     ] = None,
     groups: Annotated[
         str | None,
+        SOURCE,
         typer.Option(
             metavar="NAME|FILE.toml",
             help="What annotation groups mean: camelyon16, camelyon17 or a TOML file.",

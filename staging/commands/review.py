@@ -9,12 +9,22 @@ from typing import Annotated
 import typer
 
 from staging.commands.options import SlideMpp, tell_skipped
+from staging.commands.outputs import Output, always, guarded
+from wsi.outputs import FileKind, FolderKind, begins, table
+
+_PAGE = FileKind(name="a page", suffixes=(".html",), is_one=begins(b"<!doctype html>", b"<!DOCTYPE html>"))
+_LIST = table("slide", "reference", "found", name="a review")
 
 
+@guarded
 def review(
     run: Annotated[Path, typer.Argument(help="The output of sentinode run.", show_default=False)],
     reference: Annotated[Path, typer.Argument(help="stage_labels.csv, or a table slide,label.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(FolderKind(files={"review.html": _PAGE, "review.csv": _LIST}, sole=("pictures",)))),
+        typer.Option("--output", "-o", help="Folder for the page.", show_default=False),
+    ],
     slides: Annotated[
         list[Path] | None,
         typer.Option(help="Directory of the slides, for close-ups of lesions.", show_default="overlays only"),

@@ -16,6 +16,7 @@ from staging.commands.options import (
     Model,
     Nodes,
     OnBadTile,
+    Overwrite,
     Peak,
     SlideMpp,
     Smallest,
@@ -24,20 +25,27 @@ from staging.commands.options import (
     Workers,
     tell_skipped,
 )
+from staging.commands.outputs import Output, always, guarded
 from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
 from wsi.errors import plain
+from wsi.outputs import FolderKind
 
 EXIT_QUARANTINED = 3
 
 
+@guarded
 def run(
     slides: Annotated[
         list[Path],
         typer.Argument(help="A CAMELYON17-style directory, a folder of slides, or slides.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run's directory.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(FolderKind(record="run.json"))),
+        typer.Option("--output", "-o", help="The run's directory.", show_default=False),
+    ],
     model: Model,
     reference: Annotated[
         Path | None, typer.Option(help="stage_labels.csv to score against.", show_default=False)
@@ -60,6 +68,7 @@ def run(
     coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
     allow_partial: AllowPartial = False,
+    overwrite: Overwrite = False,
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -70,6 +79,9 @@ def run(
     ] = None,
 ) -> None:
     """Make heatmaps, lesions, labels, stages, a score and a report; a second call resumes where the first ended.
+
+    Slides of earlier calls with the same settings stay in the tables. With --overwrite, what was made with other
+    settings is made anew.
 
     Exit code 0: all slides good; 3: some quarantined, or there is a reference and no patient could be staged; 2: wrong
     usage; 74: storage failed; 75: output in use.
@@ -119,8 +131,11 @@ def run(
             max_failures=max_failures,
             digests=verify,
             skipped=skipped,
+            overwrite=overwrite,
             news=progress,
         )
+    if result.earlier:
+        typer.echo(f"sentinode: the tables also list {len(result.earlier)} slides of earlier calls", err=True)
     record = {"report": str(output / "report.html"), **result.to_json(), "skipped": skipped.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
     if result.failures or (table is not None and not result.staging.stages):

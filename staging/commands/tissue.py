@@ -9,12 +9,21 @@ from typing import Annotated
 import typer
 
 from staging.commands.options import SlideMpp, SlideSource
+from staging.commands.outputs import Output, guarded
 from wsi.errors import plain, without_secrets
+from wsi.outputs import picture
+
+_LOSSLESS = (".png", ".tif", ".tiff")
 
 
+@guarded
 def tissue(
     slide: SlideSource,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The mask as PNG (255 = tissue).", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=lambda path, _: picture(path, _LOSSLESS)),
+        typer.Option("--output", "-o", help="The mask as PNG or TIFF (255 = tissue).", show_default=False),
+    ],
     um_per_px: Annotated[float, typer.Option(help="Pixel size of the mask in um.", min=0.5, max=256)] = 16.0,
     slide_mpp: SlideMpp = None,
 ) -> None:
@@ -23,16 +32,14 @@ def tissue(
     Example: sentinode tissue patient_000_node_0.tif -o tissue.png
     """
     from wsi.coverage import stored_coverage  # noqa: PLC0415  (slow import)
-    from wsi.render import save_png  # noqa: PLC0415
+    from wsi.render import save_picture  # noqa: PLC0415
     from wsi.slide import Slide  # noqa: PLC0415
-    from wsi.store import keep_apart  # noqa: PLC0415
     from wsi.tissue import find_tissue, tissue_area_um2  # noqa: PLC0415
 
-    keep_apart(output, Path(slide))
     with Slide.open(slide, mpp=slide_mpp) as opened:
         mask = find_tissue(opened, um_per_px=um_per_px)
         coverage = stored_coverage(opened, mask, downsample=1.0)
-    save_png(output, mask.array.astype("uint8") * 255)
+    save_picture(output, mask.array.astype("uint8") * 255)
     typer.echo(
         json.dumps(
             {

@@ -17,13 +17,19 @@ from staging.lesions.files import (
     shape_table,
 )
 from staging.lesions.finding import as_lesion
+from staging.lesions.measured_folder import (
+    LESION_TABLE,
+    RECORD,
+    SHAPE_TABLE,
+    forget_outlines,
+    outline_names,
+    own_outlines,
+)
 from staging.lesions.outlines import write_outlines
 from staging.lesions.seen import UNKNOWN, Seen, SeenRule, look_through, seen_json
 from staging.lesions.settings import LesionSettings, refuse_different, settings_of
 from staging.lesions.tables import lesion_table
 from wsi.store import atomic_text, json_text
-
-LESION_TABLE, SHAPE_TABLE, RECORD = "lesions.csv", "lesion_features.csv", "lesions.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,13 +150,24 @@ def write_measurements(output: Path, measured: Measurements) -> None:
     rule = measured.settings.rule
     shapes = {name: one.shapes for name, one in measured.files.items()}
     lesions = {name: [as_lesion(shape) for shape in found] for name, found in shapes.items()}
+    earlier = own_outlines(output)
+    drawn = outline_names(name for name, one in measured.files.items() if one.masks is not None)
+    record = {"settings": measured.settings_json()}
+    atomic_text(output / RECORD, json_text(record | {"outlines": sorted(earlier.union(drawn))}))
     for name, one in measured.files.items():
         if one.masks is not None:
             write_outlines(output, name, lesions[name], one.masks, rule)
     atomic_text(output / LESION_TABLE, lesion_table(lesions, rule))
     atomic_text(output / SHAPE_TABLE, shape_table(shapes, rule))
+    forget_outlines(output, earlier.difference(drawn))
     slides = {name: one.to_json() for name, one in measured.seen.items()}
-    atomic_text(output / RECORD, json_text({"settings": measured.settings_json(), "slides": slides}))
+    atomic_text(output / RECORD, json_text(record | {"slides": slides, "outlines": sorted(drawn)}))
+
+
+def heatmaps_among(paths: Sequence[Path]) -> list[str]:
+    """Return the names of the slides whose heatmaps are given, alone or in folders."""
+    within = [path for given in paths for path in (given.glob("*.zarr") if given.is_dir() else ())]
+    return [path.stem for path in (*paths, *within) if _is_heatmap(path)]
 
 
 def _is_heatmap(path: Path) -> bool:

@@ -20,6 +20,7 @@ from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import each
 from staging.runs.config import RECORD, RunConfig, model_name, refuse_other_settings
 from staging.runs.deaths import mark_path, tried_alone
+from staging.runs.earlier import QUARANTINE, Earlier, earlier_results, earlier_slides, forget_slides
 from staging.runs.records import FOLDER, is_cheap
 from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
@@ -53,19 +54,22 @@ class CohortResult:
         analyses: finished slides, by name.
         failures: quarantined slides, by name.
         staging: stages and unscored patients.
-        score: the contents of score.json; None without a reference.
+        score: the contents of score.json; None without a reference, or if no patient is staged.
+        earlier: names of those slides that this call was not given, but earlier ones were.
     """
 
     analyses: tuple[SlideAnalysis, ...]
     failures: tuple[Failure, ...]
     staging: Staging
     score: dict[str, Any] | None
+    earlier: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps: what was staged, and what could not be."""
         score = self.score or {}
         return {
             "slides": len(self.analyses),
+            "earlier": len(self.earlier),
             "quarantined": {failure.slide: str(failure) for failure in self.failures},
             "stages": {patient: stage.value for patient, stage in self.staging.stages.items()},
             "remade": {one.slide: list(one.remade) for one in self.analyses if one.remade},
@@ -89,9 +93,12 @@ def run_cohort(
     max_failures: float = MAX_FAILURES,
     digests: bool | None = None,
     skipped: Skipped | None = None,
+    overwrite: bool = False,
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
+
+    Slides of earlier calls that are not given now stay in the tables: halves of a cohort give what the whole gives.
 
     Args:
         slides: what find_slides found.
@@ -105,6 +112,7 @@ def run_cohort(
         max_failures: give up when more than this share of the slides, and at least ten, have failed.
         digests: compare the digests, not only the sizes, of what an earlier call left; None does so when it is quick.
         skipped: what the folders of the slides hold besides slides; listed in skipped.csv and the report.
+        overwrite: replace what was made with another configuration.
         news: receives progress.
 
     Raises:
@@ -114,12 +122,15 @@ def run_cohort(
         StorageError: the output cannot be written; finished slides stay and a second call resumes from there.
         TooManyFailuresError: more slides failed than max_failures allows.
     """
+    is_other = refuse_other_settings(output, config.to_json(), record=RECORD, overwrite=overwrite)
+    given = {slide.name for slide in slides}
     if reference is not None:
-        _check_reference(slides, reference)
-    refuse_other_settings(output, config.to_json(), record=RECORD)
+        _check_reference(slides, [] if is_other else earlier_slides(output, given), reference)
     with OutputLock(output) as lock:
         for folder in (output, *(output / name for name in ("heatmaps", "lesions", "overlays", "slides"))):
             sweep(folder)
+        if is_other:
+            forget_slides(output)
         atomic_text(output / RECORD, json_text(config.to_json()))
         if digests is None:
             digests = is_cheap(output / name for name in ("heatmaps", "overlays", "lesions"))
@@ -138,8 +149,16 @@ def run_cohort(
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
+        earlier = earlier_results(output, given, digests=digests)
         return _conclude(
-            output, analyses, failures, model=model, config=config, reference=reference, skipped=skipped or Skipped()
+            output,
+            analyses,
+            failures,
+            earlier=earlier,
+            model=model,
+            config=config,
+            reference=reference,
+            skipped=skipped or Skipped(),
         )
 
 
@@ -175,7 +194,7 @@ def _analyse(
                 f"is the last of {len(failures)} failed slides of {len(tasks)}: {failure.reason}",
                 mend="look for a common cause, or raise --max-failures",
             )
-    return sorted(analyses, key=lambda one: one.slide), sorted(failures, key=lambda one: one.slide)
+    return analyses, failures
 
 
 def _conclude(
@@ -183,11 +202,14 @@ def _conclude(
     analyses: Sequence[SlideAnalysis],
     failures: Sequence[Failure],
     *,
+    earlier: Earlier,
     model: Path,
     config: RunConfig,
     reference: StageTable | None,
     skipped: Skipped,
 ) -> CohortResult:
+    analyses = sorted((*analyses, *earlier.analyses), key=lambda one: one.slide)
+    failures = sorted((*failures, *earlier.failures), key=lambda one: one.slide)
     labels = {analysis.slide: analysis.label for analysis in analyses}
     reasons = {failure.slide: str(failure) for failure in failures}
     partial = [analysis.slide for analysis in analyses if analysis.is_partial]
@@ -197,7 +219,7 @@ def _conclude(
     rule = SeenRule(tolerance=config.coverage_tolerance, allow_partial=config.allow_partial)
     seen = {analysis.slide: rule.judge(analysis.coverage) for analysis in analyses}
     atomic_text(output / "labels.csv", label_table(lesions, config.rule, seen=seen))
-    atomic_text(output / "quarantine.csv", quarantine_table(failures))
+    atomic_text(output / QUARANTINE, quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))
     atomic_text(output / "skipped.csv", skipped.table())
@@ -207,7 +229,7 @@ def _conclude(
     atomic_text(output / "unscored.csv", csv_for_people(("patient", "reason"), unscored))
     staged = {slide: label for slide, label in labels.items() if patient_of(slide) in staging.stages}
     write_stage_table(output / "stages.csv", staging.stages, staged)
-    score = _score(staging, reference) if reference is not None else None
+    score = _score(staging, reference) if reference is not None and staging.stages else None
     if score is not None:
         atomic_text(output / "score.json", json_text(score))
     else:
@@ -223,7 +245,9 @@ def _conclude(
         score=score,
         skipped=skipped,
     )
-    return CohortResult(analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score)
+    return CohortResult(
+        analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score, earlier=earlier.slides
+    )
 
 
 def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
@@ -247,8 +271,9 @@ def cannot_be_staged(slides: Sequence[SlideFile], nodes: int) -> dict[str, str]:
     return {one.patient: one.reason for one in stage_patients(names, expected_nodes=nodes).unscored}
 
 
-def _check_reference(slides: Sequence[SlideFile], reference: StageTable) -> None:
-    patients = {slide.patient for slide in slides if slide.patient is not None}
+def _check_reference(slides: Sequence[SlideFile], earlier: Sequence[str], reference: StageTable) -> None:
+    every = {*(slide.patient for slide in slides), *map(patient_of, earlier)}
+    patients = {patient for patient in every if patient is not None}
     missing = sorted(patients - set(reference.stages))
     if missing:
         raise MissingPatientError(

@@ -369,6 +369,12 @@ def _check(plan: TrainingPlan) -> None:
         load_summary_writer()
 
 
+def is_written(name: str, output: Path) -> bool:
+    """Return whether a file of this name is written beside a checkpoint or a round's, or is one."""
+    stem = re.escape(_beside(output, "").name)
+    return re.fullmatch(rf"{stem}(\.round\d+)?(\.({_WRITTEN}))?", name) is not None
+
+
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """Lock the output for this call, and remove what a killed call left half-written.
@@ -384,9 +390,9 @@ def _alone(output: Path) -> Iterator[None]:
         if not _is_mine(folder):
             raise OutputInUseError(output, "was in use by another call until now", mend="try again")
         try:
-            half = re.escape(_beside(output, "").name) + rf"(\.round\d+)?(\.({_WRITTEN}))?"
             for path in output.absolute().parent.iterdir():
-                if re.fullmatch(rf"\.{half}\.\d+\.partial", path.name):
+                half = re.fullmatch(r"\.(.+)\.\d+\.partial", path.name)
+                if half and is_written(half[1], output):
                     path.unlink(missing_ok=True)
             yield
         finally:
