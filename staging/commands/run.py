@@ -100,7 +100,7 @@ def run(
     found, skipped = find_cohort(slides)
     tell_skipped(skipped)
     table = read_stage_table(reference) if reference is not None else None
-    hopeless = cannot_be_staged(found, nodes) if reference is not None else {}
+    hopeless = cannot_be_staged(found, output, nodes) if reference is not None else {}
     if hopeless:
         reasons = listed(f"{plain(patient)} ({reason})" for patient, reason in hopeless.items())
         typer.echo(f"sentinode: will not be staged, nor count for kappa: {reasons}", err=True)

@@ -19,7 +19,7 @@ _OUTLINES = (".geojson", ".xml")
 _FILES: dict[str, FileKind] = {
     LESION_TABLE: table(*LESION_COLUMNS, name="a table of lesions"),
     SHAPE_TABLE: table(*SHAPE_COLUMNS, name="a table of measurements"),
-    RECORD: json_file("a record of sentinode lesions", '"settings"'),
+    RECORD: json_file("a record of sentinode lesions", '"outlines"', '"settings"'),
 }
 
 

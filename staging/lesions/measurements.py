@@ -152,7 +152,7 @@ def write_measurements(output: Path, measured: Measurements) -> None:
     lesions = {name: [as_lesion(shape) for shape in found] for name, found in shapes.items()}
     earlier = own_outlines(output)
     drawn = outline_names(name for name, one in measured.files.items() if one.masks is not None)
-    record = {"settings": measured.settings_json()}
+    record = {"settings": measured.settings_json()}  # without slides: label refuses it until the tables are complete
     atomic_text(output / RECORD, json_text(record | {"outlines": sorted(earlier.union(drawn))}))
     for name, one in measured.files.items():
         if one.masks is not None:

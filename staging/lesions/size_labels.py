@@ -80,9 +80,14 @@ def _slides_beside(table: Path) -> dict[str, Seen]:
     record, labels = table.with_name("lesions.json"), table.with_name("labels.csv")
     if record.is_file():
         try:
-            return {name: Seen.from_json(one) for name, one in read_json(record).get("slides", {}).items()}
+            found = read_json(record)
+            # 0.1.0 wrote neither; a call that was killed wrote outlines and perhaps a table, but no slides
+            slides = found["slides"] if "outlines" in found else {}
+            return {name: Seen.from_json(one) for name, one in slides.items()}
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise TableError(record, "does not list the slides that were measured", mend="run lesions again") from error
+            raise TableError(
+                record, "does not list the slides that were measured: lesions did not finish", mend="call it again"
+            ) from error
     is_of_run = table.with_name("run.json").is_file()
     return read_seen(labels) if is_of_run and labels.is_file() else {}
 

@@ -229,7 +229,7 @@ def _conclude(
     atomic_text(output / "unscored.csv", csv_for_people(("patient", "reason"), unscored))
     staged = {slide: label for slide, label in labels.items() if patient_of(slide) in staging.stages}
     write_stage_table(output / "stages.csv", staging.stages, staged)
-    score = _score(staging, reference) if reference is not None and staging.stages else None
+    score = _score(staging, reference) if reference is not None else None
     if score is not None:
         atomic_text(output / "score.json", json_text(score))
     else:
@@ -265,9 +265,16 @@ def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
     return {**result, "unscored": unscored, "complete": not unscored}
 
 
-def cannot_be_staged(slides: Sequence[SlideFile], nodes: int) -> dict[str, str]:
-    """Tell before any work which patients will have no stage, because they have too few or too many slides, and why."""
-    names = {slide.name: SlideLabel.NEGATIVE for slide in slides if name_fault(slide.name) is None}
+def cannot_be_staged(slides: Sequence[SlideFile], output: Path, nodes: int) -> dict[str, str]:
+    """Tell before any work which patients have too few or too many slides to be staged, and how.
+
+    Args:
+        slides: those of this call.
+        output: the directory of the run; slides of earlier calls count.
+        nodes: slides per patient.
+    """
+    given = [slide.name for slide in slides if name_fault(slide.name) is None]
+    names = dict.fromkeys([*given, *earlier_slides(output, given)], SlideLabel.NEGATIVE)
     return {one.patient: one.reason for one in stage_patients(names, expected_nodes=nodes).unscored}
 
 

@@ -15,7 +15,9 @@ from typer.testing import CliRunner, Result
 from staging.cli import app
 from staging.errors import CohortError, TableError
 from staging.learned_labels.labelling import label_heatmaps
+from staging.lesions.labels import SizeRule
 from staging.lesions.seen import Seen, SeenRule
+from staging.lesions.size_labels import label_by_size
 from staging.lesions.tables import read_lesion_table, read_seen
 from wsi.coverage import Coverage
 from wsi.geometry import Frame
@@ -100,6 +102,19 @@ def test_a_partly_seen_heatmap_has_no_lesions_no_label_and_no_stage(tmp_path: Pa
     assert list(json.loads(done.stdout)["unscored"]) == ["patient_000"]
 
 
+def test_lesions_that_were_killed_give_no_labels(tmp_path: Path) -> None:
+    """The table may be of the call before: its slides without lesions are not those that were measured now."""
+    heatmaps = patient(tmp_path / "heatmaps", partly=())
+    sentinode("lesions", heatmaps, "-o", tmp_path / "lesions")
+    record = tmp_path / "lesions" / "lesions.json"
+    found = json.loads(record.read_text())
+    del found["slides"]
+    record.write_text(json.dumps(found))
+    with pytest.raises(TableError, match="lesions did not finish"):
+        label_by_size(tmp_path / "lesions" / "lesions.csv", tmp_path / "labels.csv", rule=SizeRule())
+    assert not (tmp_path / "labels.csv").exists()
+
+
 def test_what_is_allowed_is_marked_down_to_the_stage(tmp_path: Path) -> None:
     heatmaps = patient(tmp_path / "heatmaps")
     done = sentinode("lesions", heatmaps, "-o", tmp_path / "lesions", "--allow-partial")
@@ -128,8 +143,7 @@ def test_a_table_that_stands_alone_is_completed_by_heatmaps_that_saw_the_slide(t
     assert (done.exit_code, NUMBERS in done.stderr) == (3, True)
     assert sorted(json.loads(done.stdout)["quarantined"]) == ["patient_000_node_1", "patient_000_node_4"]
     assert set(rows_of(tmp_path / "labels.csv")) == {f"patient_000_node_{node}" for node in (0, 2, 3)}
-    (tmp_path / "labels.csv").unlink()
-    assert sentinode(*arguments, "--allow-partial").exit_code == 0
+    assert sentinode(*arguments, "--allow-partial", "--overwrite").exit_code == 0
     seen = {name: row["seen"] for name, row in rows_of(tmp_path / "labels.csv").items()}
     assert [seen[f"patient_000_node_{node}"] for node in range(5)] == ["whole", "partial", "whole", "whole", "partial"]
 
