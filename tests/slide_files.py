@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def forget_tiles(path: Path, *, page: int = 0, only: int | None = None) -> None:
     for at, count, size in tables:
         for tile in range(count) if only is None else (only,):
             data[at + tile * size : at + (tile + 1) * size] = bytes(size)
+    path.write_bytes(data)
+
+
+def drop_tag(path: Path, name: str) -> None:
+    """Take a tag from the first page: its entry gets a number that no reader knows."""
+    with tifffile.TiffFile(path) as file:
+        found, order = file.pages.first.tags[name], file.byteorder
+    data = bytearray(path.read_bytes())
+    data[found.offset : found.offset + 2] = struct.pack(order + "H", 65_001)
     path.write_bytes(data)
 
 

@@ -23,7 +23,9 @@ from wsi.lazy import TILES_PER_CHUNK, level_to_dask
 from wsi.raster import Image
 from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
 from wsi.readers.level_pixels import LevelPixels
+from wsi.readers.levels import missing_levels
 from wsi.readers.opening import open_reader, open_source
+from wsi.readers.resolution import against_given
 from wsi.readers.source import is_url
 from wsi.resample import FramePlan
 from wsi.windows import Windows
@@ -96,6 +98,17 @@ class Slide:
     def properties(self) -> Mapping[str, str]:
         """Plain metadata without anything that identifies a patient; ``sentinode.format`` names the kind of file."""
         return self._open().properties
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know before trusting sizes or colours, and what to do about it, in one line each.
+
+        Doubts about the file's resolution are settled by a given ``mpp``; that both differ is then said.
+        """
+        reader = self._open()
+        given = self._given_mpp
+        of_mpp = reader.mpp_warnings if given is None else against_given(given, reader.mpp)
+        return (*of_mpp, *reader.warnings, *missing_levels(reader.levels))
 
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
@@ -333,9 +346,7 @@ class Slide:
     def _known_mpp(self) -> float:
         mpp = self.mpp
         if mpp is None:
-            raise ResolutionError(
-                self.path, "does not say how large its pixels are", mend="set it with --slide-mpp or mpp="
-            )
+            raise ResolutionError(self.path, "; ".join(self._open().mpp_warnings) or "states no resolution")
         return mpp
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike, fspath
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -18,14 +16,8 @@ from wsi.geometry import Level, Window
 from wsi.threads import do_all
 from wsi.windows import Windows
 
-MPP_RANGE_UM = (0.05, 100.0)
-"""Values below are finer than light resolves, above coarser than any level 0: those are screen resolutions."""
-
 REDUCTIONS = (8, 4, 2)
 """Factors by which the tiles of some levels can be reduced while decoding."""
-
-_MPP_AGREEMENT = 0.01
-
 
 OnBadTile = Literal["raise", "white"]
 """What to do with a tile that cannot be decoded: raise, or read it as white and list it."""
@@ -82,6 +74,8 @@ class Reader(ABC):
             overlays and labels.
         levels: finest first.
         mpp: um per level-0 px, None if the file states no plausible value.
+        mpp_warnings: what is doubtful about that, and what to do about it, in one line each.
+        warnings: the same of everything else in the file.
         properties: plain metadata, including ``sentinode.format``; nothing that identifies a patient.
     """
 
@@ -90,6 +84,8 @@ class Reader(ABC):
 
     levels: tuple[Level, ...]
     mpp: float | None
+    mpp_warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     properties: Mapping[str, str]
 
     @classmethod
@@ -189,32 +185,6 @@ class Reader(ABC):
         """
         del level, row, column
         raise ValueError(f"a slide of the kind {self.properties['sentinode.format']} has no JPEG tiles")
-
-
-def settle_mpp(path: str | PathLike[str], x_um: float, y_um: float) -> float | None:
-    """One mpp from a file's values for both axes.
-
-    Args:
-        path: named in the warning.
-        x_um: um per px along x; nan if the file does not say.
-        y_um: the same along y.
-
-    Returns:
-        The mean; None, with a warning, if the axes differ by more than 1 % or the value is not within 0.05 to 100 um;
-        None without a warning if the file does not say.
-    """
-    if math.isnan(x_um) or math.isnan(y_um):
-        return None
-    low, high = MPP_RANGE_UM
-    if not (low <= x_um <= high and low <= y_um <= high):
-        warnings.warn(f"{fspath(path)}: ignoring an absurd resolution of {x_um:g} x {y_um:g} um per px", stacklevel=3)
-        return None
-    if abs(x_um - y_um) > _MPP_AGREEMENT * max(x_um, y_um):
-        warnings.warn(
-            f"{fspath(path)}: ignoring a resolution that differs between the axes: {x_um:g} x {y_um:g} um", stacklevel=3
-        )
-        return None
-    return (x_um + y_um) / 2
 
 
 def measure_downsample(full: tuple[int, int], reduced: tuple[int, int], *, stated: float | None = None) -> float:

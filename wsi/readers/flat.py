@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,14 +13,17 @@ from PIL import Image as Pillow
 
 from wsi.errors import SlideFormatError, TileError
 from wsi.geometry import Level, Window
-from wsi.readers.base import MPP_RANGE_UM, OnBadTile, Reader
+from wsi.readers.base import OnBadTile, Reader
+from wsi.readers.levels import GREY
 from wsi.readers.openslide import is_vendors_own
+from wsi.readers.resolution import UNSTATED, Resolution, is_believable, settle
 
 MAX_PIXELS = 170_000_000
 """Larger pictures are refused: they are decoded whole, at 3 bytes per px."""
 
 _MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "1")
+_GREY_MODES = ("L", "LA", "1")
 _UM_PER_INCH = 25_400.0
 
 
@@ -55,7 +57,9 @@ class FlatReader(Reader):
         self.levels = (
             Level(index=0, width=width, height=height, tile_width=width, tile_height=height, downsample=1.0),
         )
-        self.mpp = _believable_mpp(dpi)
+        resolution = _resolution(dpi)
+        self.mpp, self.mpp_warnings = resolution.mpp, resolution.warnings
+        self.warnings = (GREY,) if mode in _GREY_MODES else ()
         self.properties: Mapping[str, str] = {"sentinode.format": kind}
 
     @classmethod
@@ -108,10 +112,8 @@ def _rgb(picture: Pillow.Image) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("RGB"))
 
 
-def _believable_mpp(dpi: tuple[float, float] | None) -> float | None:
-    """Dots per inch as um per px; cameras and editors write 72 or 96 dpi by default, so absurd values do not warn."""
-    if dpi is None or min(dpi) <= 0:
-        return None
-    x_um, y_um = _UM_PER_INCH / float(dpi[0]), _UM_PER_INCH / float(dpi[1])
-    low, high = MPP_RANGE_UM
-    return x_um if low <= x_um <= high and math.isclose(x_um, y_um, rel_tol=0.01) else None
+def _resolution(dpi: tuple[float, float] | None) -> Resolution:
+    """Dots per inch as um per px; cameras and editors write 72, 96 or 300 by default, which states nothing."""
+    if dpi is None or min(dpi) <= 0 or not is_believable(_UM_PER_INCH / float(dpi[0])):
+        return UNSTATED
+    return settle(_UM_PER_INCH / float(dpi[0]), _UM_PER_INCH / float(dpi[1]))

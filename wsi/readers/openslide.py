@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import takewhile
 from os import PathLike, fspath
 from pathlib import Path
 from threading import Lock
@@ -15,7 +16,10 @@ from PIL import Image as Pillow
 
 from wsi.errors import SlideFormatError, TileError
 from wsi.geometry import Level, Window
-from wsi.readers.base import BadTile, OnBadTile, Reader, measure_downsample, settle_mpp
+from wsi.readers.base import BadTile, OnBadTile, Reader, measure_downsample
+from wsi.readers.levels import has_shape
+from wsi.readers.resolution import Resolution, settle
+from wsi.readers.scale import measure_mpp, name_format
 from wsi.readers.structure import TIFF_MAGICS, check_ndpi, is_ndpi, read_structure
 
 _MAX_SIDE_PX = 4_000_000
@@ -55,6 +59,7 @@ class OpenSlideReader(Reader):
     Args:
         path: the file.
         on_bad_tile: "raise", or "white": tiles that cannot be read are white and listed in ``bad_tiles``.
+        resolution: used instead of OpenSlide's, which takes a missing unit of a plain TIFF for the inch.
 
     Raises:
         SlideFormatError: OpenSlide does not know the file or refuses it.
@@ -62,7 +67,9 @@ class OpenSlideReader(Reader):
 
     suffixes = frozenset({".ndpi", ".mrxs", ".scn", ".bif", ".dcm"})
 
-    def __init__(self, path: str | PathLike[str], *, on_bad_tile: OnBadTile = "raise") -> None:
+    def __init__(
+        self, path: str | PathLike[str], *, on_bad_tile: OnBadTile = "raise", resolution: Resolution | None = None
+    ) -> None:
         self._path = fspath(path)
         self._on_bad_tile = on_bad_tile
         self._bad: set[BadTile] = set()
@@ -70,9 +77,14 @@ class OpenSlideReader(Reader):
         self._slide = self._open()
         stated = self._slide.properties
         self.levels = _measure_levels(self._slide)
+        lost = self._slide.level_count - len(self.levels)
+        self.warnings = (f"has {lost} levels of another shape than level 0; they are left out",) if lost else ()
         if max(self.levels[0].shape) > _MAX_SIDE_PX:
             raise SlideFormatError(path, f"claims an image of {self.levels[0].width} x {self.levels[0].height} px")
-        self.mpp = settle_mpp(path, _number(stated.get("openslide.mpp-x")), _number(stated.get("openslide.mpp-y")))
+        resolution = resolution or settle(
+            _number(stated.get("openslide.mpp-x")), _number(stated.get("openslide.mpp-y"))
+        )
+        self.mpp, self.mpp_warnings = resolution.mpp, resolution.warnings
         self.properties: Mapping[str, str] = {
             "sentinode.format": str(stated.get("openslide.vendor", "openslide")),
             **{name: str(stated[name]) for name in _ABOUT_THE_FILE if name in stated},
@@ -86,9 +98,10 @@ class OpenSlideReader(Reader):
             return None if detect_vendor(path) is None else cls(path, on_bad_tile=on_bad_tile)
         if is_ndpi(path):
             check_ndpi(path)
-        else:
-            read_structure(path)
-        return cls(path, on_bad_tile=on_bad_tile)
+            return cls(path, on_bad_tile=on_bad_tile)
+        first = read_structure(path)[0]
+        is_plain = name_format(first) == "tiff"
+        return cls(path, on_bad_tile=on_bad_tile, resolution=measure_mpp(path, first) if is_plain else None)
 
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
@@ -169,7 +182,9 @@ class OpenSlideReader(Reader):
 
 
 def _measure_levels(slide: OpenSlide) -> tuple[Level, ...]:
+    """The levels up to the first that has another shape than level 0."""
     full = slide.level_dimensions[0]
+    sound = list(takewhile(lambda size: has_shape(full, size), slide.level_dimensions))
     return tuple(
         Level(
             index=index,
@@ -179,9 +194,7 @@ def _measure_levels(slide: OpenSlide) -> tuple[Level, ...]:
             tile_height=int(slide.properties.get(f"openslide.level[{index}].tile-height", _DEFAULT_TILE_PX)),
             downsample=measure_downsample(full, (width, height), stated=downsample) if index else 1.0,
         )
-        for index, ((width, height), downsample) in enumerate(
-            zip(slide.level_dimensions, slide.level_downsamples, strict=True)
-        )
+        for index, ((width, height), downsample) in enumerate(zip(sound, slide.level_downsamples, strict=False))
     )
 
 

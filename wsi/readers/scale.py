@@ -1,4 +1,4 @@
-"""A TIFF's scale: um per pixel, by vendor, and the pages that form the pyramid."""
+"""A TIFF's scale: um per pixel, by vendor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from wsi.errors import SlideFormatError
-from wsi.readers.base import settle_mpp
+from wsi.readers.resolution import Resolution, compare, settle, settle_tags
 from wsi.readers.structure import TiffPage
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"
 _APERIO_MPP = re.compile(rf"\|\s*MPP\s*=\s*({_NUMBER})\s*(?:\||$)", re.ASCII)
 _UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6}
-_UM_PER_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}
-_NOT_LEVELS = ("label", "macro", "thumbnail")
-_MASK_BIT = 4
 _PHILIPS_LEVELS = (
     "/DataObject/Attribute[@Name='PIM_DP_SCANNED_IMAGES']/Array/DataObject[@ObjectType='DPScannedImage']"
     "[Attribute[@Name='PIM_DP_IMAGE_TYPE'][text()='WSI']]"
@@ -44,57 +41,28 @@ def name_format(page: TiffPage) -> str:
     return "ome-tiff" if "<OME" in head and "openmicroscopy.org" in head else "tiff"
 
 
-def find_level_pages(pages: tuple[TiffPage, ...]) -> tuple[TiffPage, ...]:
-    """The tiled pages that form the pyramid, finest first; empty if the first page is not tiled.
-
-    A level has the first page's shape to within a pixel and is smaller than the one before it. Philips files store
-    levels padded to whole tiles: there every tiled page not named otherwise is a level.
-    """
-    if not pages or not pages[0].is_tiled:
-        return ()
-    first = pages[0]
-    candidates = first.sub_pages or pages[1:]
-    levels = [first]
-    for page in candidates:
-        is_image = page.is_tiled and not page.subfile & _MASK_BIT
-        if is_image and not page.description.strip().lower().startswith(_NOT_LEVELS):
-            last = levels[-1]
-            fits = page.width <= last.width and page.height <= last.height
-            if name_format(first) != "philips":
-                fits = fits and (page.width, page.height) != (last.width, last.height) and _has_shape(first, page)
-            if fits:
-                levels.append(page)
-    return tuple(levels)
-
-
-def _has_shape(first: TiffPage, page: TiffPage) -> bool:
-    """Whether the page is the first one scaled down by one factor, within the rounding of its size."""
-    if first.width >= first.height:
-        return abs(first.height * page.width / first.width - page.height) <= max(1.5, 0.01 * page.height)
-    return abs(first.width * page.height / first.height - page.width) <= max(1.5, 0.01 * page.width)
-
-
-def measure_mpp(path: str | PathLike[str], page: TiffPage) -> float | None:
-    """Um per px of the first page from the vendor's description or the resolution tags; None if not plausible.
+def measure_mpp(path: str | PathLike[str], page: TiffPage) -> Resolution:
+    """Um per px of the first page: from the vendor's description if it states them, else from the resolution tags.
 
     Raises:
         SlideFormatError: a Philips description is not valid XML.
     """
+    tags = settle_tags(page.resolution, page.resolution_unit)
+    x_um, y_um = _described_um(path, page)
+    return tags if math.isnan(x_um) or math.isnan(y_um) else compare(settle(x_um, y_um), tags)
+
+
+def _described_um(path: str | PathLike[str], page: TiffPage) -> tuple[float, float]:
+    """(x, y) um per px by the description; nan if it does not state them."""
     kind = name_format(page)
-    x_um = y_um = math.nan
     if kind == "philips":
         spacings = read_philips_spacings(path, page.description)
-        y_um, x_um = spacings[0] if spacings else (math.nan, math.nan)
-        return settle_mpp(path, x_um, y_um)
-    if kind == "aperio":
-        found = _APERIO_MPP.search(page.description)
-        x_um = y_um = float(found[1]) if found else math.nan
-    elif kind == "ome-tiff":
-        x_um, y_um = _ome_um(page.description)
-    if math.isnan(x_um):
-        unit = _UM_PER_TIFF_UNIT.get(page.resolution_unit, math.nan)
-        x_um, y_um = (unit / value if value > 0 else math.nan for value in page.resolution)
-    return settle_mpp(path, x_um, y_um)
+        return (spacings[0][1], spacings[0][0]) if spacings else (math.nan, math.nan)
+    if kind == "ome-tiff":
+        return _ome_um(page.description)
+    found = _APERIO_MPP.search(page.description)  # other programs copy it along with Aperio's pixels
+    um = float(found[1]) if found else math.nan
+    return um, um
 
 
 def read_philips_spacings(path: str | PathLike[str], description: str) -> list[tuple[float, float]]:

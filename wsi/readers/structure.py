@@ -69,7 +69,7 @@ class TiffPage:
         extra_samples: meaning of the samples beyond the colours; 1 premultiplied alpha, 2 plain alpha.
         subsampling: of the colours of YCbCr, (across, down); JPEG streams carry their own.
         subfile: bits of NewSubfileType. resolution: pixels per unit along (x, y), nan if not stated.
-        resolution_unit: 1 none, 2 inch, 3 centimetre.
+        resolution_unit: 0 not stated, 1 none, 2 inch, 3 centimetre.
         sub_pages: the directories listed in SubIFDs.
     """
 
@@ -350,7 +350,7 @@ class _Walker:
             description=self._text(entries, 270, where),
             software=self._text(entries, 305, where),
             resolution=(self._ratio(entries, 282, where), self._ratio(entries, 283, where)),
-            resolution_unit=self._integer(entries, 296, where, 2),
+            resolution_unit=self._integer(entries, 296, where, 0),
             sub_pages=sub_pages,
         )
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.errors import SlideFormatError
 from wsi.geometry import Level, Window
-from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles, measure_downsample
-from wsi.readers.codec import COMPRESSIONS, can_decode
+from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
+from wsi.readers.codec import COMPRESSIONS
+from wsi.readers.levels import find_readable_pages, measure_pyramid, refuse_split_colours
 from wsi.readers.openslide import detect_vendor, is_vendors_own
-from wsi.readers.scale import find_level_pages, measure_mpp, name_format, read_philips_spacings
+from wsi.readers.scale import measure_mpp, name_format
 from wsi.readers.source import ByteSource, FileSource
 from wsi.readers.structure import TIFF_MAGICS, TiffPage, read_structure, walk_structure
 from wsi.readers.tiff_tiles import TiffTiles
@@ -61,12 +61,16 @@ class TiffReader(Reader):
     ) -> None:
         self._source = FileSource(source) if isinstance(source, (str, PathLike)) else source
         try:
-            levels = _find_readable_levels(walk_structure(self._source) if pages is None else pages)
-            self.levels = _measure_levels(self._source.name, levels)
-            self.mpp = measure_mpp(self._source.name, levels[0])
+            pages = walk_structure(self._source) if pages is None else pages
+            refuse_split_colours(self._source.name, pages)
+            pyramid = measure_pyramid(self._source.name, pages)
+            levels = pyramid.pages
+            resolution = measure_mpp(self._source.name, levels[0])
         except BaseException:
             self._source.close()
             raise
+        self.mpp, self.mpp_warnings = resolution.mpp, resolution.warnings
+        self.levels, self.warnings = pyramid.levels, pyramid.warnings
         self.properties: Mapping[str, str] = {
             "sentinode.format": name_format(levels[0]),
             "sentinode.compression": COMPRESSIONS[levels[0].compression],
@@ -79,7 +83,8 @@ class TiffReader(Reader):
         if not head.startswith(TIFF_MAGICS) or is_vendors_own(path, head):
             return None
         pages = read_structure(path)
-        if not _find_readable_levels(pages) or detect_vendor(path) not in _DIRECT_VENDORS:
+        refuse_split_colours(str(path), pages)
+        if not find_readable_pages(pages) or detect_vendor(path) not in _DIRECT_VENDORS:
             return None
         return cls(path, pages, on_bad_tile=on_bad_tile)
 
@@ -205,38 +210,3 @@ def _tile_uses(size: Level, windows: Windows, *, across: int) -> list[_TileUse]:
         _TileUse(index=int(tile[order[start]]), pieces=pieces[start:stop])
         for start, stop in pairwise([*starts, len(pieces)])
     ]
-
-
-def _find_readable_levels(pages: tuple[TiffPage, ...]) -> tuple[TiffPage, ...]:
-    """The pages that are levels; empty if the finest cannot be decoded."""
-    levels = find_level_pages(pages)
-    return tuple(page for page in levels if can_decode(page)) if levels and can_decode(levels[0]) else ()
-
-
-def _measure_levels(path: str | PathLike[str], pages: tuple[TiffPage, ...]) -> tuple[Level, ...]:
-    if not pages:
-        raise SlideFormatError(path, "has no tiled image of a kind that can be decoded")
-    first = pages[0]
-    full = first.width, first.height
-    spacings = read_philips_spacings(path, first.description) if name_format(first) == "philips" else []
-    levels = []
-    for index, page in enumerate(pages):
-        width, height = page.width, page.height
-        stated = None
-        if len(spacings) == len(pages):
-            # As in OpenSlide: the mean of both axes' ratios; sizes from it, truncated to whole pixels.
-            stated = (spacings[index][0] / spacings[0][0] + spacings[index][1] / spacings[0][1]) / 2
-        downsample = measure_downsample(full, (width, height), stated=stated) if index else 1.0
-        if stated is not None and index:
-            width, height = min(width, int(full[0] / downsample)), min(height, int(full[1] / downsample))
-        levels.append(
-            Level(
-                index=index,
-                width=max(1, width),
-                height=max(1, height),
-                tile_width=page.tile_width,
-                tile_height=page.tile_height,
-                downsample=downsample,
-            )
-        )
-    return tuple(levels)
