@@ -223,7 +223,8 @@ def keep_apart(output: Path, inputs: Collection[Path], *, is_folder: bool = Fals
             raise OutputExistsError(output, "is an input and an output", mend=_OTHER)
         if one.is_dir():
             inside = one.resolve()
-            if is_folder and inside.is_relative_to(real):
+            # a heatmap is a folder, but counts as a file: nothing in it is touched
+            if is_folder and inside.is_relative_to(real) and kind_of(inside) is None:
                 raise OutputExistsError(output, f"contains the input {one}", mend=_OTHER)
             if real.is_relative_to(inside) and any((inside / record).is_file() for record in RECORDS):
                 raise OutputExistsError(output, f"is inside the input {one}", mend=_OTHER)
@@ -279,7 +280,7 @@ def table(*columns: str, name: str = "a table") -> FileKind:
     """A CSV whose header begins with these columns."""
     header = ",".join(columns).encode()
     ends = tuple(header + end for end in (b",", b"\n", b"\r"))
-    return FileKind(name=f"{name} ({','.join(columns)})", suffixes=(".csv",), is_one=begins(*ends))
+    return FileKind(name=name, suffixes=(".csv",), is_one=begins(*ends))
 
 
 def json_file(name: str, *texts: str) -> FileKind:

@@ -70,3 +70,17 @@ def test_a_finished_cohort_is_forgotten_by_its_truth(tmp_path: Path) -> None:
     (tmp_path / "truth.json").write_text('{"slides": [{"name": "patient_000_node_0"}]}')
     forget_cohort(tmp_path)
     assert [path.name for path in tmp_path.rglob("*.*")] == ["patient_000_node_1.tif"]
+
+
+@pytest.mark.slow
+def test_an_earlier_cohort_is_replaced_only_if_asked(tmp_path: Path) -> None:
+    command = ["phantom", str(tmp_path), "--patients", "1", "--centres", "0", "--mpp", "8", "--workers", "1", "--seed"]
+    assert CliRunner().invoke(app, [*command, "7"], catch_exceptions=False).exit_code == 0
+    (tmp_path / "images" / "mine.tif").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(ConfigurationError, match="--overwrite"):
+        CliRunner().invoke(app, [*command, "8"], catch_exceptions=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    assert CliRunner().invoke(app, [*command, "8", "--overwrite"], catch_exceptions=False).exit_code == 0
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert [path.name for path in after if after[path] == before.get(path)] == ["mine.tif"]

@@ -260,6 +260,7 @@ def test_a_suffix_is_obeyed_or_refused_before_the_work(command: str, folder: Pat
     assert tree(folder) == before
 
 
+PATCHES = "patches slides drawn -r labels.csv --mpp 8 --size 32 --tumour 2 --normal 2 --workers 1"
 QUICK = [
     ("tissue slides/s.tif -o new.png", "new.png"),
     ("tissue slides/s.tif -o new.tif", "new.tif"),
@@ -273,6 +274,8 @@ QUICK = [
     ("mask drawn/s.xml --slide slides/s.tif -o new.tif", "new.tif"),
     ("mask drawn/s.xml --slides slides -o masks --workers 1", "masks/s_mask.tif"),
     ("lesions heatmaps -o new", "new/s.geojson"),
+    (f"{PATCHES} -o new.parquet", "new.parquet"),
+    (f"{PATCHES} -o new.zarr", "new.zarr/DONE.json"),
     ("score kappa labels.csv labels.csv --resamples 0 --picture new.png", "new.png"),
     ("score labels labels.csv labels.csv --picture new.pdf", "new.pdf"),
     ("score auc truth.csv guess.csv --resamples 0 --picture new.jpg", "new.jpg"),
