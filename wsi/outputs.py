@@ -26,7 +26,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pdf")
 TIFFS = (".tif", ".tiff", ".btf")
 """File names that readers recognise as TIFF."""
 
-RECORDS = (DONE, "run.json", "features.json", "mil.json", "cross_validation.json")
+RECORDS = (DONE, "run.json", "features.json", "mil.json", "cross_validation.json", ".parts/made_from.json")
 """A folder with one of these is an artefact: no output goes into it, except by the command that made it."""
 
 _KNOWN = frozenset({*PICTURES, *TIFFS}) | frozenset(
@@ -229,9 +229,11 @@ def keep_apart(output: Path, inputs: Collection[Path], *, is_folder: bool = Fals
             if real.is_relative_to(inside) and any((inside / record).is_file() for record in RECORDS):
                 raise OutputExistsError(output, f"is inside the input {one}", mend=_OTHER)
     sealed = next((folder for folder in real.parents if (folder / DONE).is_file()), None)
-    owner = real.parent if any((real.parent / record).is_file() for record in RECORDS) else None
+    # a run keeps its files in folders, the others keep theirs beside their record
+    above = ((real.parent, RECORDS), (real.parent.parent, ("run.json",)))
+    owner = next((one for one, records in above if any((one / record).is_file() for record in records)), None)
     if sealed is not None or (owner is not None and output.exists()):
-        raise OutputExistsError(output, f"is part of {what_is(sealed or real.parent)}", mend=_OTHER)
+        raise OutputExistsError(output, f"is part of {what_is(sealed or owner or real)}", mend=_OTHER)
 
 
 def refuse_suffix(path: Path, suffixes: tuple[str, ...], *, what: str, is_strict: bool = False) -> None:

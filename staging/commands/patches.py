@@ -25,7 +25,7 @@ def _kind(path: Path, given: Mapping[str, Any]) -> OutputKind:
         return ArtefactKind(kind="patch store")
     if suffix == ".parquet":
         return FileKind(name="a table of patches", suffixes=(".parquet",), is_one=begins(b"PAR1"))
-    return FolderKind()
+    return FolderKind(record=".parts/made_from.json")
 
 
 def _beside(path: Path, given: Mapping[str, Any]) -> Made:

@@ -28,7 +28,7 @@ from wsi.cnn.encoders.encoder import Encoder
 from wsi.cnn.encoders.features import TileGeometry, features_provenance, write_features
 from wsi.cnn.encoders.mil_training import MilTraining
 from wsi.coverage import Coverage
-from wsi.errors import ArtefactError, PathologyError
+from wsi.errors import ArtefactError, OutputExistsError, PathologyError
 from wsi.geometry import Frame
 from wsi.raster import Image, Mask
 from wsi.store import provenance_of, publish
@@ -280,7 +280,7 @@ def test_wrong_usage_is_told_before_anything_is_read(tmp_path: Path, cohort: Pat
     assert "no device 'tpu'" in str(absent.exception)
     absent = call("apply", head, nowhere, "-o", tmp_path / "out", "--device", "tpu")
     assert "no device 'tpu'" in str(absent.exception)
-    assert isinstance(call("train", nowhere, nowhere, "-o", tmp_path).exception, ConfigurationError)
+    assert isinstance(call("train", nowhere, nowhere, "-o", tmp_path).exception, OutputExistsError)
     assert not (tmp_path / "out").exists()
 
 
@@ -306,6 +306,8 @@ def test_slides_without_a_label_or_patient_are_told(tmp_path: Path, cohort: Path
     assert told["left_out"] == {"patient_005_node_1": "the reference has no label for it"}
     assert (told["patients"], sum(told["slides"].values())) == (6, 11)
     assert told["without_features"] == ["elsewhere"]
+    assert isinstance(call(*arguments).exception, OutputExistsError)
+    arguments.append("--overwrite")
     (tmp_path / "patients.csv").write_text("a,P1\nA,P2\n")
     result = call(*arguments, "--patients", tmp_path / "patients.csv")
     assert isinstance(result.exception, ConflictError)

@@ -359,6 +359,18 @@ def test_two_outputs_of_one_name_are_refused(folder: Path) -> None:
     assert not (folder / "new.zarr").exists()
 
 
+@pytest.mark.parametrize("target", ["results/new.csv", "results/stages.csv", "results/lesions/new.csv"])
+def test_what_a_run_made_is_replaced_by_no_other_command(target: str, folder: Path) -> None:
+    """A new file may lie beside it, if the run is not what is read."""
+    for name in ("run.json", "stages.csv", "lesions/new.csv"):
+        (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "results" / name).write_text(LABELS)
+    before = tree(folder)
+    done = call(f"stage labels.csv -o {target} --overwrite")
+    assert (done.exit_code == 0) == (target not in before)
+    assert {name: content for name, content in tree(folder).items() if name in before} == before
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("target", ["heatmaps/s.zarr/x.csv", "heatmaps/s.zarr/deep/x.csv"])
 def test_nothing_is_written_into_an_artefact(target: str) -> None:
