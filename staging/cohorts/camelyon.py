@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 
 from staging.cohorts.names import slide_name
+from staging.cohorts.skipped import Skipped
 from staging.csv_rows import Entries, csv_text, in_line, read_rows
 from staging.errors import (
     DuplicateSlideError,
@@ -31,8 +32,10 @@ from wsi.store import atomic_text
 
 __all__ = [
     "SlideFile",
+    "SlideListing",
     "StageTable",
     "find_slides",
+    "list_slides",
     "read_label_table",
     "read_stage_table",
     "write_stage_table",
@@ -42,6 +45,7 @@ __all__ = [
 _NOT_SLIDES = frozenset(
     {"mask", "masks", "annotations", "lesion_annotations", "ground_truth", "background_tissue", "evaluation"}
 )
+_CALLED_A_SLIDE = "folder with the name of a slide"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +179,21 @@ def write_stage_table(
     atomic_text(Path(path), csv_text(("patient", "stage"), ((name, value) for _, name, value in sorted(rows))))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideListing:
+    """The slides of a cohort, sorted by name, and what was passed over in its folders."""
+
+    slides: tuple[SlideFile, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
 def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[SlideFile]:
-    """Find the slides of a cohort: in folders of any depth (every CAMELYON layout is one), or named one by one.
+    """Find the slides of a cohort as list_slides does, without what was passed over."""
+    return list(list_slides(paths).slides)
+
+
+def list_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> SlideListing:
+    """List the slides of a cohort: in folders of any depth (every CAMELYON layout is one), or named one by one.
 
     In folders, files are found by suffix; masks, annotations and hidden files are skipped, and photographs (JPEG, PNG)
     count only if there is nothing else. A file named itself always counts: its reader decides. A DICOM series, whose
@@ -186,7 +203,7 @@ def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
         paths: one or more folders and files.
 
     Returns:
-        Sorted by name, at least one.
+        Sorted by name, at least one slide.
 
     Raises:
         NoSlidesError: a path does not exist, or there is no slide.
@@ -195,10 +212,11 @@ def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
     """
     asked = [Path(paths)] if isinstance(paths, str | PathLike) else [Path(path) for path in paths]
     found: dict[Path, SlideFile] = {}
+    skipped: list[Skipped] = []
     for path in asked:
         if not path.exists():
             raise NoSlidesError(path, "does not exist", mend="name slides or their folder")
-        files = _slides_below(path) if path.is_dir() else [path]
+        files = _slides_below(path, skipped) if path.is_dir() else [path]
         if not path.is_dir() and path.suffix.lower() == ".zip":
             raise _packed(path, [path])
         found |= {file.absolute(): _slide_file(file) for file in files}
@@ -212,7 +230,8 @@ def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
                 f"has the same name as {one.path}",
                 mend="rename one of them: results are kept by slide name",
             )
-    return slides
+    left = {one.path: one for one in skipped if one.path.absolute() not in found}
+    return SlideListing(slides=tuple(slides), skipped=tuple(left[path] for path in sorted(left)))
 
 
 class _Rows:
@@ -266,10 +285,13 @@ def _slide_file(path: Path) -> SlideFile:
     return SlideFile(path=path, name=path.stem, patient=patient, node=node)
 
 
-def _slides_below(folder: Path) -> list[Path]:
-    files = list(_files_below(folder))
+def _slides_below(folder: Path, skipped: list[Skipped]) -> list[Path]:
+    files = list(_files_below(folder, skipped))
     slides = _one_per_series([file for file in files if file.suffix.lower() in slide_suffixes()])
-    slides = slides or [file for file in files if file.suffix.lower() in photograph_suffixes()]
+    photographs = [file for file in files if file.suffix.lower() in photograph_suffixes()]
+    if slides:
+        skipped += (Skipped(path=file, reason="photograph beside slides") for file in photographs)
+    slides = slides or photographs
     archives = [file for file in files if file.suffix.lower() == ".zip"]
     unpacked = {_slide_file(slide).patient for slide in slides} | {slide.parent.name.lower() for slide in slides}
     packed = [file for file in archives if file.stem.lower() not in unpacked]
@@ -277,9 +299,15 @@ def _slides_below(folder: Path) -> list[Path]:
         packed = [file for file in packed if _is_patient(file.stem)]
     if packed:
         raise _packed(folder, packed)
+    known = slide_suffixes() | photograph_suffixes()
     if not slides:
-        known = " ".join(sorted(slide_suffixes() | photograph_suffixes()))
-        raise NoSlidesError(folder, "contains no slides", mend=f"known suffixes are {known}")
+        raise NoSlidesError(folder, "contains no slides", mend=f"known suffixes are {' '.join(sorted(known))}")
+    skipped += (Skipped(path=file, reason="archive") for file in archives)
+    own = {slide.with_suffix("") for slide in slides if slide.suffix.lower() == ".mrxs"}  # folders of MIRAX's data
+    strangers = (file for file in files if file.suffix.lower() not in known | {".zip"} and file.parent not in own)
+    skipped += (Skipped(path=file, reason="of unknown suffix") for file in strangers)
+    within = {parent for slide in slides for parent in slide.parents}
+    skipped[:] = [one for one in skipped if one.path not in within]
     return slides
 
 
@@ -295,7 +323,7 @@ def _one_per_series(slides: list[Path]) -> list[Path]:
     return kept
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
     """Yield files in a folder and below that may be slides or archives; links to folders are followed once."""
     entered: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
@@ -304,11 +332,35 @@ def _files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in _NOT_SLIDES)
+        reasons = {name: _folder_reason(name) for name in folders}
+        skipped += (Skipped(path=Path(root, name), reason=reason) for name, reason in reasons.items() if reason)
+        folders[:] = sorted(name for name, reason in reasons.items() if not reason or reason == _CALLED_A_SLIDE)
         for name in sorted(files):
-            stem = Path(name).stem.lower()
-            if not (name.startswith(".") or stem.endswith("_mask") or "annotations" in stem):
+            reason = _file_reason(name)
+            if reason:
+                skipped.append(Skipped(path=Path(root, name), reason=reason))
+            else:
                 yield Path(root, name)
+
+
+def _folder_reason(name: str) -> str:
+    """Return why a folder is no part of the cohort; empty if it is. One called like a slide is, if it holds slides."""
+    if name.startswith("."):
+        return "hidden"
+    if name.lower() in _NOT_SLIDES:
+        return "folder of masks or annotations"
+    suffix = Path(name).suffix.lower()
+    if suffix == ".zarr":
+        return "Zarr folder"
+    return _CALLED_A_SLIDE if suffix in slide_suffixes() | photograph_suffixes() else ""
+
+
+def _file_reason(name: str) -> str:
+    """Return why a file cannot be a slide whatever its suffix; empty if it can."""
+    if name.startswith("."):
+        return "hidden"
+    stem = Path(name).stem.lower()
+    return "mask or annotations" if stem.endswith("_mask") or "annotations" in stem else ""
 
 
 def _packed(path: Path, archives: list[Path]) -> PackedSlidesError:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.notices import slide_notices
 from staging.commands.options import SlideMpp, TileSize
 from staging.errors import ConfigurationError
 
@@ -63,6 +64,7 @@ def convert(
         _check_tissue_only(mpp, reencode=reencode, tile_size=tile_size)
     start = time.perf_counter()
     with Slide.open(source, mpp=slide_mpp) as slide, CohortProgress(1, verb="slides converted") as progress:
+        notices = slide_notices(slide)
         news = partial(progress.tiles, slide.name)
         if tissue_only:
             windows = tissue_windows(slide, find_tissue(slide))
@@ -81,7 +83,8 @@ def convert(
             )
         progress.slide(slide.name)
     record = {{"is_exact": "exact", "file_bytes": "bytes"}.get(name, name): value for name, value in done.items()}
-    typer.echo(json.dumps({"output": target, **record, "seconds": round(time.perf_counter() - start, 3)}))
+    seconds = round(time.perf_counter() - start, 3)
+    typer.echo(json.dumps({"output": target, **record, **notices, "seconds": seconds}))
 
 
 def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> None:

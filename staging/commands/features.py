@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.commands.notices import cohort_notices
 from staging.commands.options import Device, OnBadTile, SlideMpp, Workers
 
 EXIT_QUARANTINED = 3
@@ -63,7 +64,7 @@ def features(
 
     Example: sentinode features CAMELYON16/training -e uni.pt2 --mpp 0.5 --size 224 -o features
     """
-    from staging.cohorts.camelyon import find_slides  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides  # noqa: PLC0415  (slow import)
     from staging.runs.encoding import EncodingPlan, encode_cohort  # noqa: PLC0415
 
     plan = EncodingPlan(
@@ -81,7 +82,9 @@ def features(
         slide_mpp=slide_mpp,
         on_bad_tile=on_bad_tile,
     )
-    done = encode_cohort(find_slides(slides), output, plan)
-    typer.echo(json.dumps(done.to_json()))
+    listing = list_slides(slides)
+    notices = cohort_notices(listing, mpp=slide_mpp)
+    done = encode_cohort(listing.slides, output, plan)
+    typer.echo(json.dumps({**done.to_json(), **notices}))
     if done.failures:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.notices import say
 from staging.commands.options import AllowPartial, Device, Model, OnBadTile, SlideMpp, SlideSource, Tolerance
 from staging.lesions.settings import COVERAGE_TOLERANCE
 
@@ -58,6 +59,8 @@ def heatmap(
             on_tiles=progress.tiles,
         )
         progress.slide(Path(slide).stem)
+    for warning in made.warnings:
+        say(f"{slide}: {warning}")
     typer.echo(json.dumps(made.to_json()))
     if not made.coverage.is_whole(coverage_tolerance):
         typer.echo(f"sentinode: {slide}: only {made.coverage}", err=True)

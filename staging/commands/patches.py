@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from staging.commands.notices import cohort_notices
 from staging.commands.options import Device, SlideMpp, Workers
 from staging.errors import ConfigurationError
 
@@ -151,12 +152,13 @@ def patches(
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from annotations.patches.batch import HARD_CHOICE  # noqa: PLC0415
-    from staging.cohorts.camelyon import StageTable, find_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import StageTable, list_slides, read_label_table  # noqa: PLC0415  (slow import)
     from staging.training.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
 
     where, drawn = _apart(slides, annotations)
-    found = find_slides(where)
+    listing = list_slides(where)
+    found = listing.slides
     rule, parts = _parsed(label, split)
     _check_hard(hard, hard_choice, model, heatmaps, device)
     processes, threads = _shared_out(workers, model, device)
@@ -179,6 +181,7 @@ def patches(
         device=device,
         threads=threads,
     )
+    notices = cohort_notices(listing, mpp=slide_mpp)
     with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
             found,
@@ -192,7 +195,7 @@ def patches(
             quality=quality,
             has_contact_sheet=contact_sheet,
         )
-    typer.echo(json.dumps({"patches": str(output), **counts}))
+    typer.echo(json.dumps({"patches": str(output), **counts, **notices}))
 
 
 def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Path]:

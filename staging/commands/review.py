@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.notices import cohort_notices
 from staging.commands.options import SlideMpp
 
 
@@ -26,10 +27,12 @@ def review(
 
     Example: sentinode review results stage_labels.csv -o review --slides CAMELYON17/training
     """
-    from staging.cohorts.camelyon import find_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides, read_label_table  # noqa: PLC0415  (slow import)
     from staging.runs.review import find_disagreements, write_review  # noqa: PLC0415
 
-    files = {slide.name: slide.path for slide in find_slides(slides)} if slides else None
+    listing = list_slides(slides) if slides else None
+    files = None if listing is None else {slide.name: slide.path for slide in listing.slides}
+    notices = {} if listing is None else cohort_notices(listing, mpp=slide_mpp)
     found, compared = find_disagreements(run, read_label_table(reference))
     shown = found[:most]
     write_review(output, shown, compared=compared, run=run, slides=files, slide_mpp=slide_mpp)
@@ -40,6 +43,7 @@ def review(
                 "compared": compared,
                 "differ": len(found),
                 "kinds": {kind: sum(one.kind == kind for one in found) for kind in ("missed", "false alarm", "size")},
+                **notices,
             }
         )
     )

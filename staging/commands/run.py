@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from annotations.measures import MERGE_GAP_UM
+from staging.commands.notices import say, skipped_notice
 from staging.commands.options import (
     AllowPartial,
     Device,
@@ -72,7 +73,8 @@ def run(
 
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
-    from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
@@ -81,7 +83,8 @@ def run(
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import shared_out  # noqa: PLC0415
 
-    found = find_slides(slides)
+    listing = list_slides(slides)
+    skipped_notice(listing)
     table = read_stage_table(reference) if reference is not None else None
     checkpoint = load_checkpoint(model)
     config = RunConfig(
@@ -97,9 +100,9 @@ def run(
         allow_partial=allow_partial,
     )
     processes, threads = shared_out(device, workers)
-    with CohortProgress(len(found)) as progress:
+    with CohortProgress(len(listing.slides)) as progress:
         result = run_cohort(
-            found,
+            listing.slides,
             output,
             model=model,
             config=config,
@@ -109,8 +112,11 @@ def run(
             device=device,
             max_failures=max_failures,
             digests=verify,
+            skipped=listing.skipped,
             news=progress,
         )
+    for line in warning_lines(result.warnings):
+        say(line)
     record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
     if result.failures:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.notices import slide_notices
 from staging.commands.options import SlideMpp, SlideSource
 
 
@@ -28,6 +29,7 @@ def tissue(
 
     keep_apart(output, Path(slide))
     with Slide.open(slide, mpp=slide_mpp) as opened:
+        notices = slide_notices(opened)
         mask = find_tissue(opened, um_per_px=um_per_px)
     save_png(output, mask.array.astype("uint8") * 255)
     typer.echo(
@@ -38,6 +40,7 @@ def tissue(
                 "um_per_px": um_per_px,
                 "tissue_mm2": round(tissue_area_um2(mask) / 1e6, 4),
                 "fraction": round(float(mask.array.mean()), 4),
+                **notices,
             }
         )
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.commands.notices import cohort_notices
 from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers
 from staging.lesions.settings import SMALLEST_UM
 
@@ -96,7 +97,7 @@ def train(
 
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
-    from staging.cohorts.camelyon import find_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.mining import MiningPlan  # noqa: PLC0415
@@ -109,10 +110,12 @@ def train(
 
     keep_apart(output, *patches, start, reference, annotations)
     cohort = None
+    notices: dict[str, object] = {}
     if slides and annotations is not None and reference is not None:
-        cohort = LabelledCohort(
-            slides=find_slides(slides), annotations=annotations, reference=read_stage_table(reference)
-        )
+        listing = list_slides(slides)
+        cohort = LabelledCohort(slides=listing.slides, annotations=annotations, reference=read_stage_table(reference))
+        if is_first_process():
+            notices = cohort_notices(listing, mpp=slide_mpp)
     elif rounds or slides or annotations is not None or reference is not None:
         raise ConfigurationError(
             None,
@@ -153,4 +156,4 @@ def train(
     with TrainingProgress(is_silent=not is_first_process()) as progress:
         made = run_training(plan, news=progress)
     if is_first_process():
-        typer.echo(json.dumps(made))
+        typer.echo(json.dumps({**made, **notices}))

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import name_fault, patient_of
+from staging.cohorts.skipped import Skipped, skipped_json, skipped_table, skipped_text
+from staging.cohorts.slide_warnings import warning_table
 from staging.csv_rows import csv_for_people, csv_text
 from staging.errors import MissingPatientError, TooManyFailuresError
 from staging.lesions.tables import label_table, lesion_table
@@ -50,12 +52,19 @@ class CohortResult:
         failures: quarantined slides, by name.
         staging: stages and unscored patients.
         score: the contents of score.json; None without a reference.
+        skipped: what was passed over in the folders of the slides.
     """
 
     analyses: tuple[SlideAnalysis, ...]
     failures: tuple[Failure, ...]
     staging: Staging
     score: dict[str, Any] | None
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def warnings(self) -> dict[str, list[str]]:
+        """What is doubtful about finished slides, by slide; of quarantined ones it stands in the reason."""
+        return {one.slide: list(one.warnings) for one in self.analyses if one.warnings}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps: what was staged, and what could not be."""
@@ -67,6 +76,8 @@ class CohortResult:
             "remade": {one.slide: list(one.remade) for one in self.analyses if one.remade},
             "at_least": sorted(self.staging.at_least),
             "unscored": {one.patient: one.reason for one in self.staging.unscored},
+            "warnings": self.warnings,
+            "skipped": skipped_json(self.skipped),
             "kappa": score.get("kappa"),
             "interval": score.get("interval"),
         }
@@ -84,6 +95,7 @@ def run_cohort(
     threads: int = 1,
     max_failures: float = MAX_FAILURES,
     digests: bool | None = None,
+    skipped: Sequence[Skipped] = (),
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
@@ -99,6 +111,7 @@ def run_cohort(
         threads: number of reading threads per process.
         max_failures: give up when more than this share of the slides, and at least ten, have failed.
         digests: compare the digests, not only the sizes, of what an earlier call left; None does so when it is quick.
+        skipped: what was passed over in the folders of the slides.
         news: receives progress.
 
     Raises:
@@ -132,7 +145,10 @@ def run_cohort(
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
-        return _conclude(output, analyses, failures, model=model, config=config, reference=reference)
+        atomic_text(output / "skipped.csv", skipped_table(skipped))
+        return _conclude(
+            output, analyses, failures, model=model, config=config, reference=reference, skipped=tuple(skipped)
+        )
 
 
 def _analyse(
@@ -178,6 +194,7 @@ def _conclude(
     model: Path,
     config: RunConfig,
     reference: StageTable | None,
+    skipped: tuple[Skipped, ...],
 ) -> CohortResult:
     labels = {analysis.slide: analysis.label for analysis in analyses}
     reasons = {failure.slide: str(failure) for failure in failures}
@@ -190,6 +207,7 @@ def _conclude(
     atomic_text(output / "quarantine.csv", quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))
+    atomic_text(output / "warnings.csv", warning_table({one.slide: one.warnings for one in analyses}))
     partly = ((patient, f"at least {staging.stages[patient].value}") for patient in sorted(staging.at_least))
     atomic_text(output / "at_least.csv", csv_text(("patient", "stage"), partly))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
@@ -210,8 +228,11 @@ def _conclude(
         model=model_name(model),
         reference=reference,
         score=score,
+        skipped=skipped_text(skipped),
     )
-    return CohortResult(analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score)
+    return CohortResult(
+        analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score, skipped=skipped
+    )
 
 
 def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:

@@ -20,12 +20,13 @@ from wsi.writing.heatmap_file import write_heatmap_tiff
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MadeHeatmap:
-    """A heatmap, where it was written, how much of the tissue was looked at, and the tiles read as white."""
+    """A heatmap, where it was written, how much tissue was looked at, tiles read as white, and what is doubtful."""
 
     path: Path
     heatmap: Heatmap
     coverage: Coverage
     bad_tiles: tuple[BadTile, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps."""
@@ -38,6 +39,7 @@ class MadeHeatmap:
             "maximum": round(float(self.heatmap.array.max()), 4),
             "bad_tiles": [asdict(tile) for tile in self.bad_tiles],
             "coverage": self.coverage.to_json(),
+            "warnings": list(self.warnings),
         }
 
 
@@ -96,4 +98,10 @@ def make_heatmap(
             write_heatmap_tiff(tiff, heatmap)
         if picture is not None:
             save_png(picture, overlay(thumbnail(opened), heatmap, threshold=checkpoint.threshold))
-        return MadeHeatmap(path=output, heatmap=heatmap, coverage=coverage, bad_tiles=opened.bad_tiles)
+        return MadeHeatmap(
+            path=output,
+            heatmap=heatmap,
+            coverage=coverage,
+            bad_tiles=opened.bad_tiles,
+            warnings=opened.warnings,
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from staging.runs.cluster import TileNews
 from staging.runs.config import RunConfig, slide_provenance
 from staging.runs.deaths import marked
 from staging.runs.records import FOLDER, artefact_paths, heatmap_path, read_record, write_record
-from staging.runs.slide_fault import step
+from staging.runs.slide_fault import SlideFaultError, step
 from wsi.coverage import Coverage
 from wsi.errors import ArtefactError, CheckpointError, SlideError
 from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
@@ -85,7 +86,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
     """
     with step("open", slide=task.name, path=task.path):
         slide = Slide.open(task.path, mpp=task.config.mpp, on_bad_tile=task.config.on_bad_tile)
-    with slide:
+    with slide, _in_doubt(slide.warnings):
         with step("open", slide=task.name, path=task.path):
             made_from = slide_provenance(slide.fingerprint(), task.config)
         recorded = read_record(task.output, task.name, made_from, digests=task.digests)
@@ -118,9 +119,26 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
             write_outlines(task.output / "lesions", task.name, lesions, masks, task.config.rule)
         with step("overlay", slide=task.name, path=task.path):
             _draw(task, slide, heatmap, masks)
-        analysis = replace(analysis, bad_tiles=slide.bad_tiles)
+        analysis = replace(analysis, bad_tiles=slide.bad_tiles, warnings=slide.warnings)
     write_record(task.output, analysis, made_from)
     return replace(analysis, remade=recorded.broken)
+
+
+@contextmanager
+def _in_doubt(warnings: Sequence[str]) -> Iterator[None]:
+    """Add the slide's warnings to the reason of a fault: they are often its cause.
+
+    Raises:
+        SlideFaultError: as raised within, with the warnings that its reason does not have.
+    """
+    try:
+        yield
+    except SlideFaultError as error:
+        unsaid = [warning for warning in warnings if warning not in error.reason]
+        if not unsaid:
+            raise
+        reason = f"{error.reason}; the slide {'; it '.join(unsaid)}"
+        raise SlideFaultError(error.path, reason, where=error.where) from error
 
 
 def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews) -> tuple[Heatmap, Coverage]:

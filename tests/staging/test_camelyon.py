@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from staging.cohorts.camelyon import StageTable, find_slides, read_label_table, read_stage_table, write_stage_table
+from staging.cohorts.camelyon import (
+    StageTable,
+    find_slides,
+    list_slides,
+    read_label_table,
+    read_stage_table,
+    write_stage_table,
+)
 from staging.cohorts.names import centre_of
+from staging.cohorts.skipped import skipped_json, skipped_table, skipped_text
 from staging.errors import (
     ConflictError,
     DuplicateSlideError,
@@ -246,6 +254,44 @@ def test_files_and_folders_together_count_once(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "more/b.svs", "odd.xyz")
     found = find_slides([tmp_path / "a.svs", tmp_path, str(tmp_path / "odd.xyz")])
     assert [slide.name for slide in found] == ["a", "b", "odd"]
+
+
+def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", "deep/.b.tif", "._a.tif", "notes.txt", "a_mask.tif", "masks/a.tif", ".git/c.tif")
+    touch(tmp_path, "over.png", "scripts.zip", "heat.zarr/zarr.json", "empty.tif/x.csv", "full.svs/d.svs")
+    touch(tmp_path, "e.mrxs", "e/Data0001.dat")
+    listing = list_slides([tmp_path])
+    assert [slide.name for slide in listing.slides] == ["a", "d", "e"]
+    assert {str(one.path.relative_to(tmp_path)): one.reason for one in listing.skipped} == {
+        ".git": "hidden",
+        "._a.tif": "hidden",
+        "deep/.b.tif": "hidden",
+        "a_mask.tif": "mask or annotations",
+        "empty.tif": "folder with the name of a slide",
+        "empty.tif/x.csv": "of unknown suffix",
+        "heat.zarr": "Zarr folder",
+        "masks": "folder of masks or annotations",
+        "notes.txt": "of unknown suffix",
+        "over.png": "photograph beside slides",
+        "scripts.zip": "archive",
+    }
+    assert skipped_text(listing.skipped).startswith("skipped: 1 Zarr folder (heat.zarr); 1 archive (scripts.zip); ")
+    assert "3 hidden (._a.tif, .git, .b.tif)" in skipped_text(listing.skipped)
+    assert skipped_json(listing.skipped)["hidden"] == {"count": 3, "names": "._a.tif, .git, .b.tif"}
+    assert "notes.txt,of unknown suffix" in skipped_table(listing.skipped)
+
+
+def test_what_is_named_itself_is_not_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", ".b.tif", "odd.xyz")
+    assert list_slides([tmp_path, tmp_path / ".b.tif", tmp_path / "odd.xyz"]).skipped == ()
+    assert skipped_text(()) == ""
+
+
+def test_many_names_are_cut(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", *(f"note_{number:02}.txt" for number in range(30)))
+    text = skipped_text(list_slides(tmp_path).skipped)
+    assert text.startswith("skipped: 30 of unknown suffix (note_00.txt, note_01.txt")
+    assert text.endswith("and 22 more)")
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
