@@ -150,6 +150,7 @@ def _one(
             reference=cohort.reference,
             workers=workers,
             device=recipe.device,
+            upsample=recipe.upsample,
             news=progress,
         )
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import slide_notices
-from staging.commands.options import SlideMpp, TileSize
+from staging.commands.options import SlideMpp, TileSize, Upsample
 from staging.errors import ConfigurationError
 
 _TILE_PX = 512
@@ -36,6 +36,7 @@ def convert(
     reencode: Annotated[
         bool, typer.Option("--reencode", help="Decode and re-encode JPEG tiles instead of copying them.")
     ] = False,
+    upsample: Upsample = False,
     tissue_only: Annotated[
         bool, typer.Option("--tissue-only", help="Keep only the tiles with tissue; everything else reads as white.")
     ] = False,
@@ -65,6 +66,8 @@ def convert(
     start = time.perf_counter()
     with Slide.open(source, mpp=slide_mpp) as slide, CohortProgress(1, verb="slides converted") as progress:
         notices = slide_notices(slide)
+        if mpp is not None and not upsample:
+            slide.check_detail(mpp)
         news = partial(progress.tiles, slide.name)
         if tissue_only:
             windows = tissue_windows(slide, find_tissue(slide))

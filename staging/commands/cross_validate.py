@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Workers
+from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Upsample, Workers
 from staging.lesions.settings import SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
 
@@ -45,6 +45,7 @@ def cross_validate(
     slide_mpp: SlideMpp = None,
     device: Device = "auto",
     workers: Workers = None,
+    upsample: Upsample = False,
 ) -> None:
     """Train on all centres but one, run and score the one left out, for each in turn; a second call resumes.
 
@@ -77,6 +78,7 @@ def cross_validate(
         smallest_um=smallest_um,
         slide_mpp=slide_mpp,
         device=device,
+        upsample=upsample,
     )
     cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
     parts = folds_by_centre(found) if folds is None else folds_by_patient(found, folds)

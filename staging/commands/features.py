@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, OnBadTile, SlideMpp, Workers
+from staging.commands.options import Device, OnBadTile, SlideMpp, Upsample, Workers
 
 EXIT_QUARANTINED = 3
 
@@ -57,6 +57,7 @@ def features(
     device: Device = "auto",
     slide_mpp: SlideMpp = None,
     on_bad_tile: OnBadTile = "raise",
+    upsample: Upsample = False,
 ) -> None:
     """Encode the tissue of slides tile by tile; a second call resumes where the first ended.
 
@@ -81,6 +82,7 @@ def features(
         batch=batch,
         slide_mpp=slide_mpp,
         on_bad_tile=on_bad_tile,
+        upsample=upsample,
     )
     listing = list_slides(slides)
     notices = cohort_notices(listing, mpp=slide_mpp)

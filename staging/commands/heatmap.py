@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import say
-from staging.commands.options import AllowPartial, Device, Model, OnBadTile, SlideMpp, SlideSource, Tolerance
+from staging.commands.options import AllowPartial, Device, Model, OnBadTile, SlideMpp, SlideSource, Tolerance, Upsample
 from staging.lesions.settings import COVERAGE_TOLERANCE
 
 
@@ -30,6 +30,7 @@ def heatmap(
     coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
     allow_partial: AllowPartial = False,
+    upsample: Upsample = False,
 ) -> None:
     """Run the network over a slide's tissue and store the heatmap with its position on the slide.
 
@@ -56,6 +57,7 @@ def heatmap(
             threads=threads or usable_cores(),
             slide_mpp=slide_mpp,
             on_bad_tile=on_bad_tile,
+            upsample=upsample,
             on_tiles=progress.tiles,
         )
         progress.slide(Path(slide).stem)

@@ -29,6 +29,12 @@ SlideMpp = Annotated[
     float | None,
     typer.Option(help="um per pixel of the finest level, for slides that do not state it.", min=0.01, max=100),
 ]
+Upsample = Annotated[
+    bool,
+    typer.Option(
+        "--upsample", help="Repeat the pixels of slides coarser than the model or --mpp, instead of refusing them."
+    ),
+]
 SlideSource = Annotated[
     str, typer.Argument(metavar="SLIDE", help="A slide file or its URL (s3://, https://).", show_default=False)
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, SlideMpp, Workers
+from staging.commands.options import Device, SlideMpp, Upsample, Workers
 from staging.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def patches(
     device: Device = "auto",
     workers: Workers = None,
     *,
+    upsample: Upsample = False,
     contact_sheet: Annotated[
         bool, typer.Option("--contact-sheet/--no-contact-sheet", help="Write a PNG with some patches of every kind.")
     ] = True,
@@ -180,6 +181,7 @@ def patches(
         groups={} if groups is None else group_map(groups),
         device=device,
         threads=threads,
+        upsample=upsample,
     )
     notices = cohort_notices(listing, mpp=slide_mpp)
     with PatchProgress(len(found)) as progress:

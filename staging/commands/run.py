@@ -22,6 +22,7 @@ from staging.commands.options import (
     Smallest,
     Threshold,
     Tolerance,
+    Upsample,
     Workers,
 )
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
@@ -58,6 +59,7 @@ def run(
     coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
     allow_partial: AllowPartial = False,
+    upsample: Upsample = False,
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -113,6 +115,7 @@ def run(
             max_failures=max_failures,
             digests=verify,
             skipped=listing.skipped,
+            upsample=upsample,
             news=progress,
         )
     for line in warning_lines(result.warnings):

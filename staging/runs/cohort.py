@@ -96,6 +96,7 @@ def run_cohort(
     max_failures: float = MAX_FAILURES,
     digests: bool | None = None,
     skipped: Sequence[Skipped] = (),
+    upsample: bool = False,
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
@@ -112,6 +113,7 @@ def run_cohort(
         max_failures: give up when more than this share of the slides, and at least ten, have failed.
         digests: compare the digests, not only the sizes, of what an earlier call left; None does so when it is quick.
         skipped: what was passed over in the folders of the slides.
+        upsample: analyse slides coarser than the model, too, instead of quarantining them.
         news: receives progress.
 
     Raises:
@@ -140,6 +142,7 @@ def run_cohort(
                 device=device,
                 threads=threads,
                 digests=digests,
+                upsample=upsample,
             )
             for slide in slides
         ]

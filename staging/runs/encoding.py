@@ -53,6 +53,7 @@ class EncodingPlan:
         batch: tiles per batch; None chooses.
         slide_mpp: um per level-0 px, overriding the files.
         on_bad_tile: whether a tile that cannot be decoded fails its slide, or is read as white and reported.
+        upsample: encode slides coarser than the tiles, too.
     """
 
     encoder: Path
@@ -68,6 +69,7 @@ class EncodingPlan:
     batch: int | None = None
     slide_mpp: float | None = None
     on_bad_tile: OnBadTile = "raise"
+    upsample: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,7 @@ class FeatureTask:
     threads: int
     slide_mpp: float | None
     on_bad_tile: OnBadTile
+    upsample: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +205,7 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
             threads=usable_cores() if on_gpu or len(slides) == 1 else 1,
             slide_mpp=plan.slide_mpp,
             on_bad_tile=plan.on_bad_tile,
+            upsample=plan.upsample,
         )
         for slide in slides
     ]
@@ -266,6 +270,9 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
             with suppress(ArtefactError):  # damaged features are made again
                 tiles = len(read_features(task.output))
                 return FeatureResult(name=task.name, tiles=tiles, was_there=True, bad_tiles=_read_bad(task))
+        with step("resolution", slide=task.name, path=task.path):
+            if not task.upsample:
+                slide.check_detail(task.mpp)
         with step("tissue", slide=task.name, path=task.path):
             tissue = find_tissue(slide)
         with step("features", slide=task.name, path=task.path):

@@ -54,6 +54,7 @@ def make_heatmap(
     threads: int = 1,
     slide_mpp: float | None = None,
     on_bad_tile: OnBadTile = "raise",
+    upsample: bool = False,
     on_tiles: TileNews,
 ) -> MadeHeatmap:
     """Run a network over the tissue of a slide.
@@ -68,10 +69,11 @@ def make_heatmap(
         threads: number of reading threads.
         slide_mpp: um per level-0 px, overriding the file.
         on_bad_tile: whether a tile that cannot be decoded raises, or is read as white.
+        upsample: look at a slide coarser than the model, too.
         on_tiles: called with (slide name, tiles done, total tiles).
 
     Raises:
-        SlideError: the slide cannot be read.
+        SlideError: the slide cannot be read, or is coarser than the model.
         CheckpointError: the model cannot be used.
         StorageError: an output cannot be written.
     """
@@ -84,6 +86,8 @@ def make_heatmap(
             check_target(target)
     checkpoint = load_checkpoint(model)
     with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened:
+        if not upsample:
+            opened.check_detail(checkpoint.mpp)
         heatmap, coverage = look(
             opened,
             checkpoint,

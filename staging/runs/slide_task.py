@@ -44,6 +44,7 @@ class SlideTask:
         device: where the network runs.
         threads: number of reading threads.
         digests: compare the digests, not only the sizes, of what an earlier call left.
+        upsample: analyse a slide coarser than the model, too.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class SlideTask:
     device: str = "auto"
     threads: int = 1
     digests: bool = True
+    upsample: bool = False
 
 
 def analyse_alone(task: SlideTask) -> SlideAnalysis | BaseException:
@@ -153,13 +155,17 @@ def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles:
             log.warning("%s: %s: made again", task.name, error)
     from wsi.cnn.looking import look  # noqa: PLC0415  (loads torch)
 
+    checkpoint = _checkpoint(task.model, task.config.model)
+    with step("resolution", slide=task.name, path=task.path):
+        if not task.upsample:
+            slide.check_detail(checkpoint.mpp)
     with step("tissue", slide=task.name, path=task.path):
         tissue = find_tissue(slide)
         log.info("%s: %.1f mm2 of tissue", task.name, tissue_area_um2(tissue) / 1e6)
     with step("heatmap", slide=task.name, path=task.path):
         heatmap, coverage = look(
             slide,
-            _checkpoint(task.model, task.config.model),
+            checkpoint,
             tissue=tissue,
             device=task.device,
             workers=task.threads,

@@ -35,6 +35,7 @@ _CELLS_OFF = 2
 _STRATEGIES: Mapping[str, Shares] = MappingProxyType(
     {"lesion": Shares(), "uniform": Shares(border=0, near=0, background=0, turns="area"), "border": Shares(border=1)}
 )
+_NO_INFLUENCE = ("device", "threads", "upsample")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ class PatchRecipe:
         groups: roles of annotation groups, beyond the known ones.
         device: where the model runs: auto, cpu or cuda; several processes may share a GPU.
         threads: threads per process, which read for the model and, on a CPU, compute.
+        upsample: draw from slides coarser than the patches, too.
     """
 
     mpp: float
@@ -81,6 +83,7 @@ class PatchRecipe:
     groups: Mapping[str, Role] = field(default_factory=dict)
     device: str = "cpu"
     threads: int = 1
+    upsample: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +188,8 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
     source, recipe, folder = work
     kept = folder / f"{source.slide.name}.parquet"
     with Slide.open(source.slide.path, mpp=recipe.slide_mpp) as slide:
+        if not recipe.upsample:
+            slide.check_detail(recipe.mpp)
         digest = _digest(source, recipe, slide)
         earlier = _kept(kept, digest)
         if earlier is not None:
@@ -223,8 +228,8 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
 
 
 def described(recipe: PatchRecipe) -> dict[str, Any]:
-    """Return the recipe for JSON, without device and threads: another device may resume the work."""
-    values = {name: value for name, value in asdict(recipe).items() if name not in ("device", "threads")}
+    """Return the recipe for JSON, without what changes no patch: another device may resume the work."""
+    values = {name: value for name, value in asdict(recipe).items() if name not in _NO_INFLUENCE}
     values |= {"rule": str(recipe.rule), "model": recipe.model and str(recipe.model)}
     values |= {"groups": {name: role.value for name, role in recipe.groups.items()}}
     return values | {"heatmaps": recipe.heatmaps and str(recipe.heatmaps)}
