@@ -13,6 +13,7 @@ from wsi.raster import Heatmap
 from wsi.readers.base import BadTile, OnBadTile
 from wsi.render import overlay, save_png, thumbnail
 from wsi.slide import Slide
+from wsi.stain_range import StainRange, stain_warnings
 from wsi.store import check_artefact, check_target
 from wsi.tissue import find_tissue
 from wsi.writing.heatmap_file import write_heatmap_tiff
@@ -88,10 +89,12 @@ def make_heatmap(
     with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened:
         if not upsample:
             opened.check_detail(checkpoint.mpp)
+        tissue = find_tissue(opened)
+        stains = stain_warnings(opened, tissue, StainRange.of_provenance(checkpoint.provenance))
         heatmap, coverage = look(
             opened,
             checkpoint,
-            tissue=find_tissue(opened),
+            tissue=tissue,
             device=device,
             workers=threads,
             on_tiles=lambda done, total: on_tiles(opened.name, done, total),
@@ -107,5 +110,5 @@ def make_heatmap(
             heatmap=heatmap,
             coverage=coverage,
             bad_tiles=opened.bad_tiles,
-            warnings=opened.warnings,
+            warnings=(*opened.warnings, *stains),
         )

@@ -24,6 +24,7 @@ from wsi.errors import ArtefactError, CheckpointError, SlideError
 from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
+from wsi.stain_range import StainRange, stain_warnings
 from wsi.store import provenance_of
 from wsi.tissue import find_tissue, tissue_area_um2
 
@@ -96,7 +97,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
             return recorded.analysis
         for reason in recorded.broken:
             log.warning("%s: %s: made again", task.name, reason)
-        heatmap, coverage = _heatmap(task, slide, made_from, on_tiles)
+        heatmap, coverage, stains = _heatmap(task, slide, made_from, on_tiles)
         is_partial = not coverage.is_whole(task.config.coverage_tolerance)
         with step("coverage", slide=task.name, path=task.path):
             if is_partial and not task.config.allow_partial:
@@ -121,7 +122,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
             write_outlines(task.output / "lesions", task.name, lesions, masks, task.config.rule)
         with step("overlay", slide=task.name, path=task.path):
             _draw(task, slide, heatmap, masks)
-        analysis = replace(analysis, bad_tiles=slide.bad_tiles, warnings=slide.warnings)
+        analysis = replace(analysis, bad_tiles=slide.bad_tiles, warnings=(*slide.warnings, *stains))
     write_record(task.output, analysis, made_from)
     return replace(analysis, remade=recorded.broken)
 
@@ -143,24 +144,35 @@ def _in_doubt(warnings: Sequence[str]) -> Iterator[None]:
         raise SlideFaultError(error.path, reason, where=error.where) from error
 
 
-def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews) -> tuple[Heatmap, Coverage]:
+def _heatmap(
+    task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews
+) -> tuple[Heatmap, Coverage, tuple[str, ...]]:
+    """The heatmap, its coverage, and whether the slide's stain is unlike the training set's."""
+    checkpoint = _checkpoint(task.model, task.config.model)
+    trained = StainRange.of_provenance(checkpoint.provenance)
     path = heatmap_path(task.output, task.name)
     # When bad tiles are read as white, only the call that read the slide for the heatmap knows which were bad.
     if provenance_of(path) == made_from and task.config.on_bad_tile == "raise":
         try:
             coverage = read_coverage(path)
             if coverage is not None:
-                return read_heatmap(path), coverage
+                heatmap = read_heatmap(path)
+                with step("tissue", slide=task.name, path=task.path):
+                    return (
+                        heatmap,
+                        coverage,
+                        () if trained is None else stain_warnings(slide, find_tissue(slide), trained),
+                    )
         except ArtefactError as error:
             log.warning("%s: %s: made again", task.name, error)
     from wsi.cnn.looking import look  # noqa: PLC0415  (loads torch)
 
-    checkpoint = _checkpoint(task.model, task.config.model)
     with step("resolution", slide=task.name, path=task.path):
         if not task.upsample:
             slide.check_detail(checkpoint.mpp)
     with step("tissue", slide=task.name, path=task.path):
         tissue = find_tissue(slide)
+        stains = stain_warnings(slide, tissue, trained)
         log.info("%s: %.1f mm2 of tissue", task.name, tissue_area_um2(tissue) / 1e6)
     with step("heatmap", slide=task.name, path=task.path):
         heatmap, coverage = look(
@@ -172,7 +184,7 @@ def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles:
             on_tiles=lambda done, total: on_tiles(task.name, done, total),
         )
     write_heatmap(path, heatmap, made_from, coverage=coverage, is_own=True)
-    return heatmap, coverage
+    return heatmap, coverage, stains
 
 
 @lru_cache(maxsize=1)
