@@ -164,6 +164,7 @@ def _one(
             reference=cohort.reference,
             workers=workers,
             device=recipe.device,
+            upsample=recipe.upsample,
             news=progress,
         )
 

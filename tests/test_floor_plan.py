@@ -36,6 +36,7 @@ PLAN = {
     "wsi.patches": "patches of slides, read many at a time",
     "wsi.writing": "slides, masks and heatmaps written as TIFF",
     "wsi.stain": "stains",
+    "wsi.stain_range": "the stains of a training set",
     "wsi.tissue": "where tissue is",
     "wsi.coverage": "how much of the tissue was looked at",
     "wsi.heatmap_store": "heatmaps on disk",

@@ -65,7 +65,7 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
     Returns:
         ``mask`` and ``annotations`` (paths), ``size`` (width, height in px) and ``mpp`` (um per px or None) of the
         mask's finest level, ``values``, ``tumour_px`` and ``tumour_mm2`` (None without mpp): the pixels of that level
-        that are tumour and their area.
+        that are tumour and their area. ``warnings``: what is doubtful about the slide.
 
     Raises:
         AnnotationError: the file is missing or bad, has no tumour, an unknown group, or does not fit the slide.
@@ -77,7 +77,7 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
     drawn = read_annotations(job.annotation_file, recipe.groups)
     if not recipe.allows_empty:
         require_role(drawn, Role.TUMOUR, job.annotation_file)
-    (width, height), frame = _grid(job)
+    (width, height), frame, warnings = _grid(job)
     check_within(drawn, width, height, path=job.annotation_file)
     done = write_annotation_mask(
         job.target,
@@ -99,18 +99,19 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         "values": recipe.values,
         "tumour_px": done.tumour_px,
         "tumour_mm2": None if pixel_um is None else done.tumour_px * pixel_um**2 / 1e6,
+        "warnings": list(warnings),
     }
 
 
-def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame]:
-    """(width, height) of level 0 in px, and the grid of the mask."""
+def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame, tuple[str, ...]]:
+    """(width, height) of level 0 in px, the grid of the mask, and what is doubtful about the slide."""
     recipe = job.recipe
     if recipe.size is not None:
         width, height = recipe.size
         whole = Frame(x=0.0, y=0.0, downsample=1.0, shape=(height, width), mpp=recipe.slide_mpp)
         if recipe.mpp is None or recipe.slide_mpp is None:
-            return recipe.size, whole
-        return recipe.size, whole.resampled(recipe.mpp / recipe.slide_mpp)
+            return recipe.size, whole, ()
+        return recipe.size, whole.resampled(recipe.mpp / recipe.slide_mpp), ()
     if job.slide is None:
         raise SlideNotFoundError(
             job.annotation_file,
@@ -120,9 +121,9 @@ def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame]:
     with Slide.open(job.slide, mpp=recipe.slide_mpp) as slide:
         rows, columns = slide.frame.shape
         if recipe.mpp is not None:
-            return (columns, rows), slide.frame_at(recipe.mpp)
+            return (columns, rows), slide.frame_at(recipe.mpp), slide.warnings
         level = recipe.level or 0
         if level >= len(slide.levels):
             last = len(slide.levels) - 1
             raise SlideError(slide.path, f"has no level {level}", mend=f"--out-level must be 0 to {last}")
-        return (columns, rows), slide.frame_of(level)
+        return (columns, rows), slide.frame_of(level), slide.warnings

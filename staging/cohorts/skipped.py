@@ -1,10 +1,9 @@
-"""What in a folder was not taken for what was looked for: counted and named, so that nothing is left out in silence."""
+"""What was passed over in a folder, counted and named: a slide that is missed silently is a patient not staged."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +11,56 @@ from staging.csv_rows import csv_for_people
 from staging.errors import listed
 from wsi.errors import plain
 
-_NAMED = 8
-
-HIDDEN, FOLDER, OTHER_KIND = "hidden", "folder named like a file", "another kind of file"
-MASK, PHOTOGRAPH, ARCHIVE = "mask or annotations", "photograph beside slides", "unpacked archive"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """Entries of folders that were skipped: (reason, name), by reason and name; folders end in a slash."""
+    """A file or folder that was passed over, and why: ``hidden``, ``unknown suffix`` and others."""
 
-    entries: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, entries: Iterable[tuple[str, str]]) -> Skipped:
-        """Sort entries."""
-        return cls(entries=tuple(sorted(set(entries))))
-
-    @property
-    def by_reason(self) -> dict[str, list[str]]:
-        """Return the names by reason."""
-        return {reason: [name for _, name in found] for reason, found in groupby(self.entries, lambda one: one[0])}
-
-    def __str__(self) -> str:
-        found = self.by_reason.items()
-        return "; ".join(f"{reason} ({len(names)}): {plain(listed(names))}" for reason, names in found)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return how many were skipped for each reason, and the first names."""
-        found = self.by_reason.items()
-        return {
-            reason: {"count": len(names), "names": [plain(name) for name in names[:_NAMED]]} for reason, names in found
-        }
-
-    def table(self) -> str:
-        """Format one row per entry."""
-        return csv_for_people(("reason", "name"), self.entries)
+    path: Path
+    reason: str
 
 
-def skipped_beside(taken: Collection[Path], folder: Path, *, own: Collection[str] = ()) -> Skipped:
-    """Return the entries of one folder that were not taken.
-
-    Args:
-        taken: those that were.
-        folder: where these are.
-        own: names of files that the program itself writes there.
-    """
-    names = {path.name for path in taken}
-    return Skipped.of(
-        (_reason(entry, names), f"{entry.name}/" if entry.is_dir() else entry.name)
-        for entry in folder.iterdir()
-        if entry.name not in names and entry.name not in own
+def skipped_beside(taken: Collection[Path], folder: Path) -> tuple[Skipped, ...]:
+    """Return what was not taken of the entries of one folder; the program's own lock is none."""
+    suffixes = {path.suffix for path in taken}
+    return tuple(
+        Skipped(path=entry, reason=_reason(entry, suffixes))
+        for entry in sorted(folder.iterdir())
+        if entry not in taken and entry.name != ".lock"
     )
 
 
-def _reason(entry: Path, taken: Collection[str]) -> str:
+def skipped_heatmaps(folder: Path) -> tuple[Skipped, ...]:
+    """Return what in a folder is no heatmap."""
+    return skipped_beside(list(folder.glob("*.zarr")), folder)
+
+
+def _reason(entry: Path, suffixes: Collection[str]) -> str:
     if entry.name.startswith("."):
-        return HIDDEN
-    suffixes = {Path(name).suffix for name in taken}
-    return FOLDER if entry.is_dir() and entry.suffix in suffixes else OTHER_KIND
+        return "hidden"
+    return "folder with the name of a file" if entry.is_dir() and entry.suffix in suffixes else "of unknown suffix"
+
+
+def skipped_text(skipped: Sequence[Skipped]) -> str:
+    """Return one line: the first names and the number of each reason; empty if nothing was skipped."""
+    if not skipped:
+        return ""
+    parts = (f"{len(names)} {reason} ({listed(names)})" for reason, names in _by_reason(skipped).items())
+    return f"skipped: {'; '.join(parts)}"
+
+
+def skipped_json(skipped: Sequence[Skipped]) -> dict[str, Any]:
+    """Return count and first names by reason, for json.dumps."""
+    return {reason: {"count": len(names), "names": listed(names)} for reason, names in _by_reason(skipped).items()}
+
+
+def skipped_table(skipped: Iterable[Skipped]) -> str:
+    """Return skipped.csv: one row per file or folder."""
+    return csv_for_people(("path", "reason"), ((plain(str(one.path)), one.reason) for one in skipped))
+
+
+def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for one in skipped:
+        reasons.setdefault(one.reason, []).append(plain(one.path.name))
+    return dict(sorted(reasons.items()))

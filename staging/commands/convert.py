@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from staging.commands.options import SOURCE, SlideMpp, TileSize
+from staging.commands.notices import slide_notices
+from staging.commands.options import SOURCE, SlideMpp, TileSize, Upsample
 from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError
 from wsi.outputs import TIFF, OutputKind
@@ -49,6 +50,7 @@ def convert(
     reencode: Annotated[
         bool, typer.Option("--reencode", help="Decode and re-encode JPEG tiles instead of copying them.")
     ] = False,
+    upsample: Upsample = False,
     tissue_only: Annotated[
         bool, typer.Option("--tissue-only", help="Keep only the tiles with tissue; everything else reads as white.")
     ] = False,
@@ -76,6 +78,9 @@ def convert(
         _check_tissue_only(mpp, reencode=reencode, tile_size=tile_size)
     start = time.perf_counter()
     with Slide.open(source, mpp=slide_mpp) as slide, CohortProgress(1, verb="slides converted") as progress:
+        notices = slide_notices(slide)
+        if mpp is not None and not upsample:
+            slide.check_detail(mpp)
         news = partial(progress.tiles, slide.name)
         if tissue_only:
             windows = tissue_windows(slide, find_tissue(slide))
@@ -94,7 +99,8 @@ def convert(
             )
         progress.slide(slide.name)
     record = {{"is_exact": "exact", "file_bytes": "bytes"}.get(name, name): value for name, value in done.items()}
-    typer.echo(json.dumps({"output": str(target), **record, "seconds": round(time.perf_counter() - start, 3)}))
+    seconds = round(time.perf_counter() - start, 3)
+    typer.echo(json.dumps({"output": str(target), **record, **notices, "seconds": seconds}))
 
 
 def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.notices import say
 from staging.commands.options import (
     AllowPartial,
     Device,
@@ -17,6 +18,7 @@ from staging.commands.options import (
     SlideMpp,
     SlideSource,
     Tolerance,
+    Upsample,
 )
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
@@ -51,6 +53,7 @@ def heatmap(
     *,
     allow_partial: AllowPartial = False,
     overwrite: Overwrite = False,
+    upsample: Upsample = False,
 ) -> None:
     """Run the network over a slide's tissue and store the heatmap with its position on the slide.
 
@@ -76,11 +79,14 @@ def heatmap(
             slide_mpp=slide_mpp,
             on_bad_tile=on_bad_tile,
             overwrite=overwrite,
+            upsample=upsample,
             on_tiles=progress.tiles,
         )
         progress.slide(Path(slide).stem)
     if made.was_there:
-        typer.echo(f"sentinode: {output} exists already: it is of this slide and model", err=True)
+        say(f"{output} exists already: it is of this slide and model")
+    for warning in made.warnings:
+        say(f"{slide}: {warning}")
     typer.echo(json.dumps(made.to_json()))
     if not made.coverage.is_whole(coverage_tolerance):
         typer.echo(f"sentinode: {plain(without_secrets(slide))}: only {made.coverage}", err=True)

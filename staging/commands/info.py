@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from staging.commands.notices import slide_notices
 from staging.commands.options import SOURCE
 from staging.commands.outputs import guarded
 from wsi.errors import without_secrets
@@ -35,7 +36,7 @@ def info(
 
     for path in slides:
         with Slide.open(path) as slide:
-            facts = _facts(slide)
+            facts = {**_facts(slide), **slide_notices(slide)}
         typer.echo(json.dumps(facts) if as_json else _table(facts))
 
 

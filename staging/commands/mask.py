@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.commands.notices import say
 from staging.commands.options import SOURCE, Overwrite, TileSize, Workers
 from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError
@@ -110,6 +111,8 @@ def mask(
                 sys.stderr.write(f"sentinode: error: {outcome}\n")
             else:
                 progress.slide(job.annotation_file.name)
+                for warning in outcome["warnings"]:
+                    say(f"{job.slide}: {warning}")
                 typer.echo(json.dumps(outcome, ensure_ascii=False))
     if failures:
         raise typer.Exit(EXIT_FATAL if failures == len(jobs) else EXIT_SOME_FAILED)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from staging.commands.options import SOURCE, Device, SlideMpp, Workers, tell_skipped
+from staging.commands.notices import annotations_notice, cohort_notices
+from staging.commands.options import SOURCE, Device, SlideMpp, Upsample, Workers
 from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
 from wsi.outputs import ArtefactKind, FileKind, FolderKind, OutputKind, begins, picture
@@ -156,6 +157,7 @@ def patches(
     device: Device = "auto",
     workers: Workers = None,
     *,
+    upsample: Upsample = False,
     contact_sheet: Annotated[
         bool, typer.Option("--contact-sheet/--no-contact-sheet", help="Write a PNG with some patches of every kind.")
     ] = True,
@@ -172,15 +174,14 @@ def patches(
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from annotations.patches.batch import HARD_CHOICE  # noqa: PLC0415
-    from staging.cohorts.camelyon import StageTable, find_cohort, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import StageTable, list_slides, read_label_table  # noqa: PLC0415  (slow import)
     from staging.training.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
-    from staging.training.sources import skipped_annotations  # noqa: PLC0415
 
     where, drawn = _apart(slides, annotations)
-    found, skipped = find_cohort(where)
-    tell_skipped(skipped)
-    tell_skipped(skipped_annotations(drawn, found), "annotations")
+    listing = list_slides(where)
+    found = listing.slides
+    annotations_notice(drawn, found)
     rule, parts = _parsed(label, split)
     _check_hard(hard, hard_choice, model, heatmaps, device)
     processes, threads = _shared_out(workers, model, device)
@@ -202,7 +203,9 @@ def patches(
         groups={} if groups is None else group_map(groups),
         device=device,
         threads=threads,
+        upsample=upsample,
     )
+    notices = cohort_notices(listing, mpp=slide_mpp)
     with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
             found,
@@ -216,7 +219,7 @@ def patches(
             quality=quality,
             has_contact_sheet=contact_sheet,
         )
-    typer.echo(json.dumps({"patches": str(output), **counts, "skipped": skipped.to_json()}))
+    typer.echo(json.dumps({"patches": str(output), **counts, **notices}))
 
 
 def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Path]:

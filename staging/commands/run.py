@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from annotations.measures import MERGE_GAP_UM
+from staging.commands.notices import say, skipped_notice
 from staging.commands.options import (
     AllowPartial,
     Device,
@@ -22,8 +23,8 @@ from staging.commands.options import (
     Smallest,
     Threshold,
     Tolerance,
+    Upsample,
     Workers,
-    tell_skipped,
 )
 from staging.commands.outputs import Output, always, guarded
 from staging.errors import listed
@@ -69,6 +70,7 @@ def run(
     *,
     allow_partial: AllowPartial = False,
     overwrite: Overwrite = False,
+    upsample: Upsample = False,
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -88,7 +90,8 @@ def run(
 
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
-    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
@@ -97,8 +100,9 @@ def run(
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import shared_out  # noqa: PLC0415
 
-    found, skipped = find_cohort(slides)
-    tell_skipped(skipped)
+    listing = list_slides(slides)
+    skipped_notice(listing)
+    found = listing.slides
     table = read_stage_table(reference) if reference is not None else None
     hopeless = cannot_be_staged(found, output, nodes) if reference is not None else {}
     if hopeless:
@@ -118,9 +122,9 @@ def run(
         allow_partial=allow_partial,
     )
     processes, threads = shared_out(device, workers)
-    with CohortProgress(len(found)) as progress:
+    with CohortProgress(len(listing.slides)) as progress:
         result = run_cohort(
-            found,
+            listing.slides,
             output,
             model=model,
             config=config,
@@ -130,13 +134,16 @@ def run(
             device=device,
             max_failures=max_failures,
             digests=verify,
-            skipped=skipped,
+            skipped=listing.skipped,
             overwrite=overwrite,
+            upsample=upsample,
             news=progress,
         )
     if result.earlier:
-        typer.echo(f"sentinode: the tables also list {len(result.earlier)} slides of earlier calls", err=True)
-    record = {"report": str(output / "report.html"), **result.to_json(), "skipped": skipped.to_json()}
+        say(f"the tables also list {len(result.earlier)} slides of earlier calls")
+    for line in warning_lines(result.warnings):
+        say(line)
+    record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
     if result.failures or (table is not None and not result.staging.stages):
         raise typer.Exit(EXIT_QUARANTINED)

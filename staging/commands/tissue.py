@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.notices import slide_notices
 from staging.commands.options import SlideMpp, SlideSource
 from staging.commands.outputs import Output, guarded
 from wsi.errors import plain, without_secrets
@@ -37,6 +38,7 @@ def tissue(
     from wsi.tissue import find_tissue, tissue_area_um2  # noqa: PLC0415
 
     with Slide.open(slide, mpp=slide_mpp) as opened:
+        notices = slide_notices(opened)
         mask = find_tissue(opened, um_per_px=um_per_px)
         coverage = stored_coverage(opened, mask, downsample=1.0)
     save_picture(output, mask.array.astype("uint8") * 255)
@@ -49,6 +51,7 @@ def tissue(
                 "tissue_mm2": round(tissue_area_um2(mask) / 1e6, 4),
                 "fraction": round(float(mask.array.mean()), 4),
                 "stored": coverage.to_json(),
+                **notices,
             }
         )
     )

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers, tell_skipped
+from staging.commands.notices import cohort_notices
+from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers
 from staging.commands.outputs import Made, Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
 from wsi.outputs import FileKind, OutputKind, begins, picture, table, weights
@@ -129,7 +130,7 @@ def train(
 
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
-    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.mining import MiningPlan  # noqa: PLC0415
@@ -140,11 +141,12 @@ def train(
     from wsi.cnn.ranks import is_first_process  # noqa: PLC0415
 
     cohort = None
+    notices: dict[str, object] = {}
     if slides and annotations is not None and reference is not None:
-        found, skipped = find_cohort(slides)
+        listing = list_slides(slides)
+        cohort = LabelledCohort(slides=listing.slides, annotations=annotations, reference=read_stage_table(reference))
         if is_first_process():
-            tell_skipped(skipped)
-        cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
+            notices = cohort_notices(listing, mpp=slide_mpp)
     elif rounds or slides or annotations is not None or reference is not None:
         raise ConfigurationError(
             None,
@@ -185,4 +187,4 @@ def train(
     with TrainingProgress(is_silent=not is_first_process()) as progress:
         made = run_training(plan, news=progress)
     if is_first_process():
-        typer.echo(json.dumps(made))
+        typer.echo(json.dumps({**made, **notices}))

@@ -25,6 +25,7 @@ class SlideAnalysis:
         is_partial: more of it went unseen than is allowed; the label holds for what was seen.
         mpp: the um per level-0 px that were used.
         bad_tiles: tiles that could not be decoded and were read as white.
+        warnings: what is doubtful about the slide, in one line each.
         remade: what an earlier call left broken; not part of the record.
     """
 
@@ -36,6 +37,7 @@ class SlideAnalysis:
     is_partial: bool
     mpp: float
     bad_tiles: tuple[BadTile, ...] = ()
+    warnings: tuple[str, ...] = ()
     remade: tuple[str, ...] = ()
 
     @property
@@ -63,6 +65,7 @@ class SlideAnalysis:
                 "label": SlideLabel.parse(record["label"]),
                 "lesions": lesions,
                 "bad_tiles": bad,
+                "warnings": tuple(record.get("warnings", ())),
                 "coverage": coverage,
             }
         )

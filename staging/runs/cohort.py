@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import name_fault, patient_of
-from staging.cohorts.skipped import Skipped
+from staging.cohorts.skipped import Skipped, skipped_json, skipped_table, skipped_text
+from staging.cohorts.slide_warnings import warning_table
 from staging.csv_rows import csv_for_people, csv_text
 from staging.errors import MissingPatientError, TooManyFailuresError
 from staging.lesions.labels import SlideLabel
@@ -54,8 +55,9 @@ class CohortResult:
         analyses: finished slides, by name.
         failures: quarantined slides, by name.
         staging: stages and unscored patients.
-        score: the contents of score.json; None without a reference, or if no patient is staged.
+        score: the contents of score.json; None without a reference.
         earlier: names of those slides that this call was not given, but earlier ones were.
+        skipped: what was passed over in the folders of the slides.
     """
 
     analyses: tuple[SlideAnalysis, ...]
@@ -63,6 +65,12 @@ class CohortResult:
     staging: Staging
     score: dict[str, Any] | None
     earlier: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def warnings(self) -> dict[str, list[str]]:
+        """What is doubtful about finished slides, by slide; of quarantined ones it stands in the reason."""
+        return {one.slide: list(one.warnings) for one in self.analyses if one.warnings}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps: what was staged, and what could not be."""
@@ -75,6 +83,8 @@ class CohortResult:
             "remade": {one.slide: list(one.remade) for one in self.analyses if one.remade},
             "at_least": sorted(self.staging.at_least),
             "unscored": {one.patient: one.reason for one in self.staging.unscored},
+            "warnings": self.warnings,
+            "skipped": skipped_json(self.skipped),
             "kappa": score.get("kappa"),
             "interval": score.get("interval"),
         }
@@ -92,8 +102,9 @@ def run_cohort(
     threads: int = 1,
     max_failures: float = MAX_FAILURES,
     digests: bool | None = None,
-    skipped: Skipped | None = None,
+    skipped: Sequence[Skipped] = (),
     overwrite: bool = False,
+    upsample: bool = False,
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
@@ -111,8 +122,9 @@ def run_cohort(
         threads: number of reading threads per process.
         max_failures: give up when more than this share of the slides, and at least ten, have failed.
         digests: compare the digests, not only the sizes, of what an earlier call left; None does so when it is quick.
-        skipped: what the folders of the slides hold besides slides; listed in skipped.csv and the report.
+        skipped: what was passed over in the folders of the slides.
         overwrite: replace what was made with another configuration.
+        upsample: analyse slides coarser than the model, too, instead of quarantining them.
         news: receives progress.
 
     Raises:
@@ -144,11 +156,13 @@ def run_cohort(
                 device=device,
                 threads=threads,
                 digests=digests,
+                upsample=upsample,
             )
             for slide in slides
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
+        atomic_text(output / "skipped.csv", skipped_table(skipped))
         earlier = earlier_results(output, given, digests=digests)
         return _conclude(
             output,
@@ -158,7 +172,7 @@ def run_cohort(
             model=model,
             config=config,
             reference=reference,
-            skipped=skipped or Skipped(),
+            skipped=tuple(skipped),
         )
 
 
@@ -206,7 +220,7 @@ def _conclude(
     model: Path,
     config: RunConfig,
     reference: StageTable | None,
-    skipped: Skipped,
+    skipped: tuple[Skipped, ...],
 ) -> CohortResult:
     analyses = sorted((*analyses, *earlier.analyses), key=lambda one: one.slide)
     failures = sorted((*failures, *earlier.failures), key=lambda one: one.slide)
@@ -222,7 +236,7 @@ def _conclude(
     atomic_text(output / QUARANTINE, quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))
-    atomic_text(output / "skipped.csv", skipped.table())
+    atomic_text(output / "warnings.csv", warning_table({one.slide: one.warnings for one in analyses}))
     partly = ((patient, f"at least {staging.stages[patient].value}") for patient in sorted(staging.at_least))
     atomic_text(output / "at_least.csv", csv_text(("patient", "stage"), partly))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
@@ -243,10 +257,15 @@ def _conclude(
         model=model_name(model),
         reference=reference,
         score=score,
-        skipped=skipped,
+        skipped=skipped_text(skipped),
     )
     return CohortResult(
-        analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score, earlier=earlier.slides
+        analyses=tuple(analyses),
+        failures=tuple(failures),
+        staging=staging,
+        score=score,
+        earlier=earlier.slides,
+        skipped=skipped,
     )
 
 

@@ -56,6 +56,7 @@ class EncodingPlan:
         slide_mpp: um per level-0 px, overriding the files.
         on_bad_tile: whether a tile that cannot be decoded fails its slide, or is read as white and reported.
         seen_rule: which slides are quarantined because too much of their tissue cannot be read.
+        upsample: encode slides coarser than the tiles, too.
     """
 
     encoder: Path
@@ -72,6 +73,7 @@ class EncodingPlan:
     slide_mpp: float | None = None
     on_bad_tile: OnBadTile = "raise"
     seen_rule: SeenRule = field(default_factory=SeenRule)
+    upsample: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +137,7 @@ class FeatureTask:
     slide_mpp: float | None
     on_bad_tile: OnBadTile
     seen_rule: SeenRule
+    upsample: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +220,7 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
             slide_mpp=plan.slide_mpp,
             on_bad_tile=plan.on_bad_tile,
             seen_rule=plan.seen_rule,
+            upsample=plan.upsample,
         )
         for slide in slides
     ]
@@ -284,6 +288,9 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
                 return FeatureResult(
                     name=task.name, tiles=len(made), was_there=True, bad_tiles=_read_bad(task), seen=seen
                 )
+        with step("resolution", slide=task.name, path=task.path):
+            if not task.upsample:
+                slide.check_detail(task.mpp)
         with step("tissue", slide=task.name, path=task.path):
             tissue = find_tissue(slide)
             downsample = slide.frame_at(task.mpp).downsample

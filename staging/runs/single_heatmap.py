@@ -14,6 +14,7 @@ from wsi.raster import Heatmap
 from wsi.readers.base import BadTile, OnBadTile
 from wsi.render import overlay, save_picture, thumbnail
 from wsi.slide import Slide
+from wsi.stain_range import StainRange, stain_warnings
 from wsi.store import provenance_of
 from wsi.tissue import find_tissue
 from wsi.writing.heatmap_file import write_heatmap_tiff
@@ -21,13 +22,14 @@ from wsi.writing.heatmap_file import write_heatmap_tiff
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MadeHeatmap:
-    """A heatmap, where it is, how much of the tissue was looked at, the tiles read as white, and if it was there."""
+    """A heatmap, its path, how much tissue was seen, tiles read as white, if it was there, and what is doubtful."""
 
     path: Path
     heatmap: Heatmap
     coverage: Coverage
     bad_tiles: tuple[BadTile, ...]
     was_there: bool
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps."""
@@ -40,6 +42,7 @@ class MadeHeatmap:
             "maximum": round(float(self.heatmap.array.max()), 4),
             "bad_tiles": [asdict(tile) for tile in self.bad_tiles],
             "coverage": self.coverage.to_json(),
+            "warnings": list(self.warnings),
         }
 
 
@@ -55,6 +58,7 @@ def make_heatmap(
     slide_mpp: float | None = None,
     on_bad_tile: OnBadTile = "raise",
     overwrite: bool = False,
+    upsample: bool = False,
     on_tiles: TileNews,
 ) -> MadeHeatmap:
     """Run a network over the tissue of a slide, unless its heatmap is there already.
@@ -70,11 +74,12 @@ def make_heatmap(
         slide_mpp: um per level-0 px, overriding the file.
         on_bad_tile: whether a tile that cannot be decoded raises, or is read as white.
         overwrite: replace a heatmap of another slide or model.
+        upsample: look at a slide coarser than the model, too.
         on_tiles: called with (slide name, tiles done, total tiles).
 
     Raises:
         OutputExistsError: a heatmap of another slide or model is there.
-        SlideError: the slide cannot be read.
+        SlideError: the slide cannot be read, or is coarser than the model.
         CheckpointError: the model cannot be used.
         StorageError: an output cannot be written.
     """
@@ -83,13 +88,17 @@ def make_heatmap(
 
     checkpoint = load_checkpoint(model)
     with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened:
+        if not upsample:
+            opened.check_detail(checkpoint.mpp)
         made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
         made_from |= _read_otherwise(slide_mpp, on_bad_tile)
         earlier = _earlier(output, made_from, overwrite=overwrite)
+        tissue = find_tissue(opened)
+        stains = stain_warnings(opened, tissue, StainRange.of_provenance(checkpoint.provenance))
         heatmap, coverage = earlier or look(
             opened,
             checkpoint,
-            tissue=find_tissue(opened),
+            tissue=tissue,
             device=device,
             workers=threads,
             on_tiles=lambda done, total: on_tiles(opened.name, done, total),
@@ -106,6 +115,7 @@ def make_heatmap(
             coverage=coverage,
             bad_tiles=opened.bad_tiles,
             was_there=earlier is not None,
+            warnings=(*opened.warnings, *stains),
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +18,13 @@ from staging.runs.cluster import TileNews
 from staging.runs.config import RunConfig, slide_provenance
 from staging.runs.deaths import marked
 from staging.runs.records import FOLDER, artefact_paths, heatmap_path, read_record, write_record
-from staging.runs.slide_fault import step
+from staging.runs.slide_fault import SlideFaultError, step
 from wsi.coverage import Coverage
 from wsi.errors import ArtefactError, CheckpointError, SlideError
 from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
+from wsi.stain_range import StainRange, stain_warnings
 from wsi.store import provenance_of
 from wsi.tissue import find_tissue, tissue_area_um2
 
@@ -43,6 +45,7 @@ class SlideTask:
         device: where the network runs.
         threads: number of reading threads.
         digests: compare the digests, not only the sizes, of what an earlier call left.
+        upsample: analyse a slide coarser than the model, too.
     """
 
     path: Path
@@ -53,6 +56,7 @@ class SlideTask:
     device: str = "auto"
     threads: int = 1
     digests: bool = True
+    upsample: bool = False
 
 
 def analyse_alone(task: SlideTask) -> SlideAnalysis | BaseException:
@@ -85,7 +89,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
     """
     with step("open", slide=task.name, path=task.path):
         slide = Slide.open(task.path, mpp=task.config.mpp, on_bad_tile=task.config.on_bad_tile)
-    with slide:
+    with slide, _in_doubt(slide.warnings):
         with step("open", slide=task.name, path=task.path):
             made_from = slide_provenance(slide.fingerprint(), task.config)
         recorded = read_record(task.output, task.name, made_from, digests=task.digests)
@@ -93,7 +97,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
             return recorded.analysis
         for reason in recorded.broken:
             log.warning("%s: %s: made again", task.name, reason)
-        heatmap, coverage = _heatmap(task, slide, made_from, on_tiles)
+        heatmap, coverage, stains = _heatmap(task, slide, made_from, on_tiles)
         is_partial = not coverage.is_whole(task.config.coverage_tolerance)
         with step("coverage", slide=task.name, path=task.path):
             if is_partial and not task.config.allow_partial:
@@ -118,37 +122,69 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
             write_outlines(task.output / "lesions", task.name, lesions, masks, task.config.rule)
         with step("overlay", slide=task.name, path=task.path):
             _draw(task, slide, heatmap, masks)
-        analysis = replace(analysis, bad_tiles=slide.bad_tiles)
+        analysis = replace(analysis, bad_tiles=slide.bad_tiles, warnings=(*slide.warnings, *stains))
     write_record(task.output, analysis, made_from)
     return replace(analysis, remade=recorded.broken)
 
 
-def _heatmap(task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews) -> tuple[Heatmap, Coverage]:
+@contextmanager
+def _in_doubt(warnings: Sequence[str]) -> Iterator[None]:
+    """Add the slide's warnings to the reason of a fault: they are often its cause.
+
+    Raises:
+        SlideFaultError: as raised within, with the warnings that its reason does not have.
+    """
+    try:
+        yield
+    except SlideFaultError as error:
+        unsaid = [warning for warning in warnings if warning not in error.reason]
+        if not unsaid:
+            raise
+        reason = f"{error.reason}; the slide {'; it '.join(unsaid)}"
+        raise SlideFaultError(error.path, reason, where=error.where) from error
+
+
+def _heatmap(
+    task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews
+) -> tuple[Heatmap, Coverage, tuple[str, ...]]:
+    """The heatmap, its coverage, and whether the slide's stain is unlike the training set's."""
+    checkpoint = _checkpoint(task.model, task.config.model)
+    trained = StainRange.of_provenance(checkpoint.provenance)
     path = heatmap_path(task.output, task.name)
     # When bad tiles are read as white, only the call that read the slide for the heatmap knows which were bad.
     if provenance_of(path) == made_from and task.config.on_bad_tile == "raise":
         try:
             coverage = read_coverage(path)
             if coverage is not None:
-                return read_heatmap(path), coverage
+                heatmap = read_heatmap(path)
+                with step("tissue", slide=task.name, path=task.path):
+                    return (
+                        heatmap,
+                        coverage,
+                        () if trained is None else stain_warnings(slide, find_tissue(slide), trained),
+                    )
         except ArtefactError as error:
             log.warning("%s: %s: made again", task.name, error)
     from wsi.cnn.looking import look  # noqa: PLC0415  (loads torch)
 
+    with step("resolution", slide=task.name, path=task.path):
+        if not task.upsample:
+            slide.check_detail(checkpoint.mpp)
     with step("tissue", slide=task.name, path=task.path):
         tissue = find_tissue(slide)
+        stains = stain_warnings(slide, tissue, trained)
         log.info("%s: %.1f mm2 of tissue", task.name, tissue_area_um2(tissue) / 1e6)
     with step("heatmap", slide=task.name, path=task.path):
         heatmap, coverage = look(
             slide,
-            _checkpoint(task.model, task.config.model),
+            checkpoint,
             tissue=tissue,
             device=task.device,
             workers=task.threads,
             on_tiles=lambda done, total: on_tiles(task.name, done, total),
         )
     write_heatmap(path, heatmap, made_from, coverage=coverage, is_own=True)
-    return heatmap, coverage
+    return heatmap, coverage, stains
 
 
 @lru_cache(maxsize=1)

@@ -87,5 +87,6 @@ class MiningPlan:
             slide_mpp=slide_mpp,
             device=device,
             threads=threads,
+            upsample=True,  # whoever drew the training set has decided
         )
         searched.draw(output, recipe, workers=processes, verb="slides searched")

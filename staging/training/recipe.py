@@ -34,6 +34,7 @@ class CohortRecipe:
         smallest_um: shorter lesions are noise.
         slide_mpp: um per level-0 px, overriding the files.
         device: where networks are trained and run.
+        upsample: use slides coarser than the network's input, too.
     """
 
     seed: int = 0
@@ -47,6 +48,7 @@ class CohortRecipe:
     smallest_um: float = SMALLEST_UM
     slide_mpp: float | None = None
     device: str = "auto"
+    upsample: bool = False
 
     def plan(self, cohort: LabelledCohort, output: Path, *, workers: int) -> TrainingPlan:
         """Plan the training on a cohort.
@@ -70,6 +72,7 @@ class CohortRecipe:
                 f"has annotations for none of the {len(cohort.slides)} training slides",
                 mend="annotate slides with tumour, or use fewer folds",
             )
+        recipe = {name: value for name, value in asdict(self).items() if name != "upsample"}
         return TrainingPlan(
             patches=PatchRecipe(
                 mpp=self.mpp,
@@ -78,6 +81,7 @@ class CohortRecipe:
                 normal=self.normal,
                 seed=self.seed,
                 slide_mpp=self.slide_mpp,
+                upsample=self.upsample,
             ),
             cohort=cohort,
             output=output,
@@ -92,7 +96,7 @@ class CohortRecipe:
             slide_mpp=self.slide_mpp,
             device=self.device,
             workers=workers,
-            made_from=digest_of({"recipe": asdict(self), "slides": [slide.name for slide in cohort.slides]}),
+            made_from=digest_of({"recipe": recipe, "slides": [slide.name for slide in cohort.slides]}),
         )
 
     def run_configuration(self, model: Path, *, nodes: int = 5) -> RunConfig:

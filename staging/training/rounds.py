@@ -26,6 +26,7 @@ from wsi.cores import usable_cores
 from wsi.errors import OutputInUseError
 from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
+from wsi.stain_range import PROVENANCE, measure_range
 from wsi.store import storage
 
 if TYPE_CHECKING:
@@ -156,8 +157,10 @@ class _Rounds:
             self._news.say(f"round {len(targets)} of {len(targets)}")
         found, result = self._train(plan.output)
         about: dict[str, Any] = {} if plan.made_from is None else {_MADE_FROM: plan.made_from}
+        stains: dict[str, Any] = {}
         self._ranks.first_alone(lambda: about.update(self._peak(found, result.checkpoint)))
-        self._write(plan.output, result, about)
+        self._ranks.first_alone(lambda: stains.update(_stains(found)))
+        self._write(plan.output, result, about | stains)
         if self._ranks.is_first:
             for target in targets:
                 _beside(target, ".progress").unlink(missing_ok=True)
@@ -338,6 +341,12 @@ def _network(plan: TrainingPlan, found: TrainingSet) -> CellGeometry | Checkpoin
             mend=f"draw them with --size {-(-architecture.receptive_field_px // 64) * 64} or use a smaller network",
         )
     return architecture if start is None else start
+
+
+def _stains(found: TrainingSet) -> dict[str, Any]:
+    """Measure the stains of the training set, as provenance."""
+    measured = measure_range(found.patches)
+    return {} if measured is None else {PROVENANCE: measured.to_json()}
 
 
 def _named(plan: TrainingPlan) -> Path | None:

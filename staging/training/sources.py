@@ -36,6 +36,7 @@ _CELLS_OFF = 2
 _STRATEGIES: Mapping[str, Shares] = MappingProxyType(
     {"lesion": Shares(), "uniform": Shares(border=0, near=0, background=0, turns="area"), "border": Shares(border=1)}
 )
+_NO_INFLUENCE = ("device", "threads", "upsample")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class PatchRecipe:
         groups: roles of annotation groups, beyond the known ones.
         device: where the model runs: auto, cpu or cuda; several processes may share a GPU.
         threads: threads per process, which read for the model and, on a CPU, compute.
+        upsample: draw from slides coarser than the patches, too.
     """
 
     mpp: float
@@ -82,6 +84,7 @@ class PatchRecipe:
     groups: Mapping[str, Role] = field(default_factory=dict)
     device: str = "cpu"
     threads: int = 1
+    upsample: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +187,8 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
     source, recipe, folder = work
     kept = folder / f"{source.slide.name}.parquet"
     with Slide.open(source.slide.path, mpp=recipe.slide_mpp) as slide:
+        if not recipe.upsample:
+            slide.check_detail(recipe.mpp)
         digest = _digest(source, recipe, slide)
         earlier = _kept(kept, digest)
         if earlier is not None:
@@ -222,8 +227,8 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
 
 
 def described(recipe: PatchRecipe) -> dict[str, Any]:
-    """Return the recipe for JSON, without device and threads: another device may resume the work."""
-    values = {name: value for name, value in asdict(recipe).items() if name not in ("device", "threads")}
+    """Return the recipe for JSON, without what changes no patch: another device may resume the work."""
+    values = {name: value for name, value in asdict(recipe).items() if name not in _NO_INFLUENCE}
     values |= {"rule": str(recipe.rule), "model": recipe.model and str(recipe.model)}
     values |= {"groups": {name: role.value for name, role in recipe.groups.items()}}
     return values | {"heatmaps": recipe.heatmaps and str(recipe.heatmaps)}
@@ -251,11 +256,14 @@ def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
     return digest_of({"recipe": drawing, "wanted": wanted, "contents": contents, **origin})
 
 
-def skipped_annotations(folder: Path, slides: Iterable[SlideFile]) -> Skipped:
+def skipped_annotations(folder: Path, slides: Iterable[SlideFile]) -> tuple[Skipped, ...]:
     """Return what in a folder of annotations is none, or is of no slide."""
     files, names = _annotation_files(folder), {slide.name.lower() for slide in slides}
-    strange = [("annotations of no slide", path.name) for name, path in files.items() if name not in names]
-    return Skipped.of([*skipped_beside(files.values(), folder).entries, *strange])
+    strange = [path for name, path in files.items() if name not in names]
+    return (
+        *skipped_beside(list(files.values()), folder),
+        *(Skipped(path=path, reason="annotations of no slide") for path in strange),
+    )
 
 
 def _annotation_files(folder: Path) -> dict[str, Path]:

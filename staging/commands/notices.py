@@ -1,0 +1,93 @@
+"""What every command says once on stderr and in its JSON: slides in doubt, not seen as a whole, or passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from staging.errors import listed
+from wsi.errors import plain, without_secrets
+
+if TYPE_CHECKING:
+    from staging.cohorts.camelyon import SlideFile, SlideListing
+    from wsi.slide import Slide
+
+EXIT_QUARANTINED = 3
+
+
+def say(text: str) -> None:
+    """Print one line on stderr."""
+    typer.echo(f"sentinode: {plain(without_secrets(text))}", err=True)
+
+
+def slide_notices(slide: Slide) -> dict[str, Any]:
+    """Say what is doubtful about one slide, and return it for the command's JSON."""
+    for warning in slide.warnings:
+        say(f"{slide.path}: {warning}")
+    return {"warnings": list(slide.warnings)}
+
+
+def skipped_notice(listing: SlideListing) -> None:
+    """Say what was passed over in folders."""
+    from staging.cohorts.skipped import skipped_text  # noqa: PLC0415  (slow import)
+
+    if listing.skipped:
+        say(skipped_text(listing.skipped))
+
+
+def cohort_notices(*listings: SlideListing, mpp: float | None = None) -> dict[str, Any]:
+    """Say what was passed over and which slides are in doubt, and return both for the command's JSON.
+
+    Args:
+        listings: what list_slides found.
+        mpp: um per level-0 px of every slide, overriding its file.
+    """
+    from staging.cohorts.skipped import skipped_json  # noqa: PLC0415  (slow import)
+    from staging.cohorts.slide_warnings import find_warnings, warning_lines  # noqa: PLC0415
+
+    for listing in listings:
+        skipped_notice(listing)
+    warnings = find_warnings([slide for listing in listings for slide in listing.slides], mpp=mpp)
+    for line in warning_lines(warnings):
+        say(line)
+    skipped = [one for listing in listings for one in listing.skipped]
+    return {"warnings": warnings, "skipped": skipped_json(skipped)}
+
+
+def annotations_notice(folder: Path, slides: Iterable[SlideFile]) -> None:
+    """Say what was passed over in a folder of annotations."""
+    from staging.cohorts.skipped import skipped_text  # noqa: PLC0415  (slow import)
+    from staging.training.sources import skipped_annotations  # noqa: PLC0415
+
+    skipped = skipped_annotations(folder, slides)
+    if skipped:
+        say(f"{skipped_text(skipped)} among the annotations")
+
+
+def heatmaps_notice(paths: Iterable[Path]) -> dict[str, Any]:
+    """Say what was passed over in folders of heatmaps, and return it for the command's JSON."""
+    from staging.cohorts.skipped import skipped_heatmaps, skipped_json, skipped_text  # noqa: PLC0415  (slow import)
+
+    folders = [path for path in paths if path.is_dir() and path.suffix.lower() != ".zarr"]
+    skipped = [one for folder in folders for one in skipped_heatmaps(folder)]
+    if skipped:
+        say(f"{skipped_text(skipped)} among the heatmaps")
+    return {"skipped": skipped_json(skipped)}
+
+
+def unseen_notice(record: Mapping[str, Any]) -> None:
+    """Say what a command's JSON says of slides that were not seen as a whole.
+
+    Raises:
+        typer.Exit: with 3, if slides were set aside.
+    """
+    for name, reason in record["quarantined"].items():
+        say(f"{name}: left out: {reason}")
+    for kind, meaning in (("partial", "seen only in part"), ("unknown", "do not say how much of the tissue was seen")):
+        if record[kind]:
+            say(f"{meaning}: {listed(record[kind])}")
+    if record["quarantined"]:
+        raise typer.Exit(EXIT_QUARANTINED)
