@@ -67,6 +67,7 @@ def features(
     """
     from staging.cohorts.camelyon import list_slides  # noqa: PLC0415  (slow import)
     from staging.runs.encoding import EncodingPlan, encode_cohort  # noqa: PLC0415
+    from wsi.cnn.encoders.encoder import check_encoder  # noqa: PLC0415  (loads torch)
 
     plan = EncodingPlan(
         encoder=encoder,
@@ -84,6 +85,7 @@ def features(
         on_bad_tile=on_bad_tile,
         upsample=upsample,
     )
+    check_encoder(encoder)
     listing = list_slides(slides)
     notices = cohort_notices(listing, mpp=slide_mpp)
     done = encode_cohort(listing.slides, output, plan)

@@ -158,10 +158,14 @@ def patches(
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
 
     where, drawn = _apart(slides, annotations)
-    listing = list_slides(where)
-    found = listing.slides
     rule, parts = _parsed(label, split)
     _check_hard(hard, hard_choice, model, heatmaps, device)
+    if model is not None:
+        from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+
+        load_checkpoint(model)
+    listing = list_slides(where)
+    found = listing.slides
     processes, threads = _shared_out(workers, model, device)
     recipe = PatchRecipe(
         mpp=mpp,

@@ -71,7 +71,8 @@ def run(
 ) -> None:
     """Make heatmaps, lesions, labels, stages, a score and a report; a second call resumes where the first ended.
 
-    Exit code 0: all slides good; 3: some quarantined; 2: wrong usage; 74: storage failed; 75: output in use.
+    Exit code 0: all slides good; 3: some quarantined, or no patient scored against
+    --reference; 2: wrong usage; 74: storage failed; 75: output in use.
 
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
@@ -80,15 +81,18 @@ def run(
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
-    from staging.runs.cohort import run_cohort  # noqa: PLC0415
+    from staging.runs.cohort import no_score, run_cohort  # noqa: PLC0415
     from staging.runs.config import RunConfig  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import shared_out  # noqa: PLC0415
 
+    checkpoint = load_checkpoint(model)
+    table = read_stage_table(reference) if reference is not None else None
     listing = list_slides(slides)
     skipped_notice(listing)
-    table = read_stage_table(reference) if reference is not None else None
-    checkpoint = load_checkpoint(model)
+    obstacle = None if table is None else no_score(listing.slides, nodes=nodes)
+    if obstacle is not None:
+        say(obstacle)
     config = RunConfig(
         model=checkpoint.digest,
         threshold=threshold or checkpoint.threshold,
@@ -122,5 +126,5 @@ def run(
         say(line)
     record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
-    if result.failures:
+    if result.failures or result.is_unscored:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -24,10 +24,11 @@ def tissue(
     """
     from wsi.render import save_png  # noqa: PLC0415  (slow import)
     from wsi.slide import Slide  # noqa: PLC0415
-    from wsi.store import keep_apart  # noqa: PLC0415
+    from wsi.store import check_writable, keep_apart  # noqa: PLC0415
     from wsi.tissue import find_tissue, tissue_area_um2  # noqa: PLC0415
 
     keep_apart(output, Path(slide))
+    check_writable(output)
     with Slide.open(slide, mpp=slide_mpp) as opened:
         notices = slide_notices(opened)
         mask = find_tissue(opened, um_per_px=um_per_px)

@@ -13,7 +13,8 @@ from staging.cohorts.names import name_fault, patient_of
 from staging.cohorts.skipped import Skipped, skipped_json, skipped_table, skipped_text
 from staging.cohorts.slide_warnings import warning_table
 from staging.csv_rows import csv_for_people, csv_text
-from staging.errors import MissingPatientError, TooManyFailuresError
+from staging.errors import MissingPatientError, TooManyFailuresError, listed
+from staging.lesions.labels import SlideLabel
 from staging.lesions.tables import label_table, lesion_table
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import each
@@ -24,7 +25,7 @@ from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
 from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide
 from staging.scores.patients import score_kappa
-from staging.stages.pn import Staging, stage_patients
+from staging.stages.pn import PatientStage, Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError, plain
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, sweep
@@ -62,6 +63,11 @@ class CohortResult:
     skipped: tuple[Skipped, ...] = ()
 
     @property
+    def is_unscored(self) -> bool:
+        """Whether there is a reference, and no patient that could be compared with it."""
+        return self.score is not None and not self.score["patients"]
+
+    @property
     def warnings(self) -> dict[str, list[str]]:
         """What is doubtful about finished slides, by slide; of quarantined ones it stands in the reason."""
         return {one.slide: list(one.warnings) for one in self.analyses if one.warnings}
@@ -78,6 +84,7 @@ class CohortResult:
             "unscored": {one.patient: one.reason for one in self.staging.unscored},
             "warnings": self.warnings,
             "skipped": skipped_json(self.skipped),
+            "no_score": score.get("no_score"),
             "kappa": score.get("kappa"),
             "interval": score.get("interval"),
         }
@@ -240,13 +247,40 @@ def _conclude(
 
 def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
     """Score kappa over the staged patients; the others of the cohort are listed beside it."""
+    unscored = [one.patient for one in staging.unscored if one.patient in reference.stages]
+    if not staging.stages:
+        return {
+            "kappa": None,
+            "interval": None,
+            "patients": 0,
+            "stages": [stage.value for stage in PatientStage],
+            "confusion": [],
+            "unscored": unscored,
+            "complete": False,
+            "no_score": _no_stage(staging),
+        }
     asked = StageTable(
         stages={patient: reference.stages[patient] for patient in staging.stages},
         labels={},
     )
     result = score_kappa(asked, StageTable(stages=staging.stages, labels={})).to_json()
-    unscored = [one.patient for one in staging.unscored if one.patient in reference.stages]
     return {**result, "unscored": unscored, "complete": not unscored}
+
+
+def no_score(slides: Sequence[SlideFile], *, nodes: int) -> str | None:
+    """Return why a score is impossible even if every slide succeeds: no patient can be staged; None if one can.
+
+    Args:
+        slides: what find_slides found.
+        nodes: number of slides a patient needs to be staged.
+    """
+    staging = stage_patients({slide.name: SlideLabel.NEGATIVE for slide in slides}, expected_nodes=nodes)
+    return None if staging.stages else _no_stage(staging)
+
+
+def _no_stage(staging: Staging) -> str:
+    reasons = listed([f"{one.patient}: {one.reason}" for one in staging.unscored])
+    return f"no patient can be staged, so that there is no score: {reasons}"
 
 
 def _check_reference(slides: Sequence[SlideFile], reference: StageTable) -> None:

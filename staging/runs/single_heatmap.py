@@ -14,7 +14,7 @@ from wsi.readers.base import BadTile, OnBadTile
 from wsi.render import overlay, save_png, thumbnail
 from wsi.slide import Slide
 from wsi.stain_range import StainRange, stain_warnings
-from wsi.store import check_artefact, check_target
+from wsi.store import check_artefact, check_target, check_writable
 from wsi.tissue import find_tissue
 from wsi.writing.heatmap_file import write_heatmap_tiff
 
@@ -82,6 +82,7 @@ def make_heatmap(
     from wsi.cnn.looking import look  # noqa: PLC0415
 
     check_artefact(output, kind=KIND)
+    check_writable(output, picture, tiff)
     for target in (picture, tiff):
         if target is not None:
             check_target(target)
