@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,25 @@ class Skipped:
 
     path: Path
     reason: str
+
+
+def skipped_files(folder: Path, *, suffixes: Collection[str], names: Collection[str]) -> list[Skipped]:
+    """List what is passed over in a folder of files that belong to slides: annotations, heatmaps, masks.
+
+    Args:
+        folder: not searched deeper; one that is not there has nothing.
+        suffixes: of the files that are read, in lower case with the dot.
+        names: of the slides, in lower case: a file of another name belongs to none of them.
+    """
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):
+            found.append(Skipped(path=path, reason="hidden"))
+        elif path.suffix.lower() not in suffixes:
+            found.append(Skipped(path=path, reason="of unknown suffix"))
+        elif path.stem.lower() not in names:
+            found.append(Skipped(path=path, reason="of no slide here"))
+    return found
 
 
 def skipped_text(skipped: Sequence[Skipped]) -> str:

@@ -82,7 +82,7 @@ def cross_validate(
     )
     cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
     parts = folds_by_centre(found) if folds is None else folds_by_patient(found, folds)
-    notices = cohort_notices(listing, mpp=slide_mpp)
+    notices = cohort_notices(listing, mpp=slide_mpp, annotations=annotations)
     with TrainingProgress() as progress:
         record = validate(
             cohort, parts, output, recipe=recipe, workers=workers or usable_cores(), nodes=nodes, news=progress

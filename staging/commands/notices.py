@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,20 +34,26 @@ def skipped_notice(listing: SlideListing) -> None:
         say(skipped_text(listing.skipped))
 
 
-def cohort_notices(*listings: SlideListing, mpp: float | None = None) -> dict[str, Any]:
+def cohort_notices(
+    listing: SlideListing, *, mpp: float | None = None, annotations: Path | None = None
+) -> dict[str, Any]:
     """Say what was passed over and which slides are in doubt, and return both for the command's JSON.
 
     Args:
-        listings: what list_slides found.
+        listing: what list_slides found.
         mpp: um per level-0 px of every slide, overriding its file.
+        annotations: the folder of the slides' annotations.
     """
-    from staging.cohorts.skipped import skipped_json  # noqa: PLC0415  (slow import)
+    from annotations.files.formats import SUFFIXES  # noqa: PLC0415  (slow import)
+    from staging.cohorts.skipped import skipped_files, skipped_json, skipped_text  # noqa: PLC0415
     from staging.cohorts.slide_warnings import find_warnings, warning_lines  # noqa: PLC0415
 
-    for listing in listings:
-        skipped_notice(listing)
-    warnings = find_warnings([slide for listing in listings for slide in listing.slides], mpp=mpp)
+    skipped_notice(listing)
+    names = {slide.name.lower() for slide in listing.slides}
+    others = [] if annotations is None else skipped_files(annotations, suffixes=SUFFIXES, names=names)
+    if others:
+        say(f"of the annotations {skipped_text(others)}")
+    warnings = find_warnings(listing.slides, mpp=mpp)
     for line in warning_lines(warnings):
         say(line)
-    skipped = [one for listing in listings for one in listing.skipped]
-    return {"warnings": warnings, "skipped": skipped_json(skipped)}
+    return {"warnings": warnings, "skipped": skipped_json([*listing.skipped, *others])}

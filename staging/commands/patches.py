@@ -187,7 +187,7 @@ def patches(
         threads=threads,
         upsample=upsample,
     )
-    notices = cohort_notices(listing, mpp=slide_mpp)
+    notices = cohort_notices(listing, mpp=slide_mpp, annotations=drawn)
     with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
             found,

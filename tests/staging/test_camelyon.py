@@ -16,7 +16,7 @@ from staging.cohorts.camelyon import (
     write_stage_table,
 )
 from staging.cohorts.names import centre_of
-from staging.cohorts.skipped import skipped_json, skipped_table, skipped_text
+from staging.cohorts.skipped import skipped_files, skipped_json, skipped_table, skipped_text
 from staging.errors import (
     ConflictError,
     DuplicateSlideError,
@@ -279,6 +279,17 @@ def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
     assert "3 hidden (._a.tif, .git, .b.tif)" in skipped_text(listing.skipped)
     assert skipped_json(listing.skipped)["hidden"] == {"count": 3, "names": "._a.tif, .git, .b.tif"}
     assert "notes.txt,of unknown suffix" in skipped_table(listing.skipped)
+
+
+def test_files_that_belong_to_no_slide_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "A.xml", "b.XML", "typo.xml", ".a.xml", "a.txt")
+    skipped = skipped_files(tmp_path, suffixes={".xml"}, names={"a", "b"})
+    assert {one.path.name: one.reason for one in skipped} == {
+        ".a.xml": "hidden",
+        "a.txt": "of unknown suffix",
+        "typo.xml": "of no slide here",
+    }
+    assert skipped_files(tmp_path / "none", suffixes={".xml"}, names=()) == []
 
 
 def test_what_is_named_itself_is_not_passed_over(tmp_path: Path) -> None:
