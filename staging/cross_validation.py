@@ -22,7 +22,7 @@ from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.recipe import CohortRecipe
-from staging.training.rounds import TrainingNews, run_training
+from staging.training.rounds import TrainingNews, TrainingPlan, run_training
 from wsi.store import atomic_text, json_text
 
 RECORD = "cross_validation.json"
@@ -109,6 +109,8 @@ def cross_validate(
     """
     _check_apart(folds)
     _check_reference(cohort, folds)
+    for fold in folds:  # what the last fold lacks is said before the first is trained
+        _plan(cohort, fold, output / fold.name, recipe=recipe, workers=workers)
     settings = _settings(folds, recipe, nodes)
     refuse_other_settings(output, settings, record=RECORD)
     atomic_text(output / RECORD, json_text(settings))
@@ -149,12 +151,9 @@ def _one(
     nodes: int,
     news: TrainingNews,
 ) -> CohortResult:
-    held_out = {_patient(slide) for slide in fold.held_out}
-    training = [slide for slide in cohort.slides if _patient(slide) not in held_out]
-    if not training:
-        raise CohortError(fold.held_out[0].path, f"is in {fold.name}, which leaves nothing to train on")
-    model = output / "model.safetensors"
-    run_training(recipe.plan(replace(cohort, slides=training), model, workers=workers), news=news)
+    plan = _plan(cohort, fold, output, recipe=recipe, workers=workers)
+    model = plan.output
+    run_training(plan, news=news)
     with CohortProgress(len(fold.held_out)) as progress:
         return run_cohort(
             fold.held_out,
@@ -167,6 +166,15 @@ def _one(
             upsample=recipe.upsample,
             news=progress,
         )
+
+
+def _plan(cohort: LabelledCohort, fold: Fold, output: Path, *, recipe: CohortRecipe, workers: int) -> TrainingPlan:
+    """Plan the training on all slides of patients who are not held out."""
+    held_out = {_patient(slide) for slide in fold.held_out}
+    training = [slide for slide in cohort.slides if _patient(slide) not in held_out]
+    if not training:
+        raise CohortError(fold.held_out[0].path, f"is in {fold.name}, which leaves nothing to train on")
+    return recipe.plan(replace(cohort, slides=training), output / "model.safetensors", workers=workers)
 
 
 def _part(reference: StageTable, stages: dict[str, PatientStage], labels: dict[str, SlideLabel]) -> dict[str, Any]:

@@ -20,25 +20,25 @@ class Skipped:
     reason: str
 
 
-def skipped_beside(taken: Collection[Path], folder: Path) -> tuple[Skipped, ...]:
-    """Return what was not taken of the entries of one folder; the program's own lock is none."""
-    suffixes = {path.suffix for path in taken}
-    return tuple(
-        Skipped(path=entry, reason=_reason(entry, suffixes))
-        for entry in sorted(folder.iterdir())
-        if entry not in taken and entry.name != ".lock"
-    )
+def skipped_files(folder: Path, *, suffixes: Collection[str], names: Collection[str] | None = None) -> list[Skipped]:
+    """List what is passed over in a folder of files that belong to slides: annotations, heatmaps, masks.
 
-
-def skipped_heatmaps(folder: Path) -> tuple[Skipped, ...]:
-    """Return what in a folder is no heatmap."""
-    return skipped_beside(list(folder.glob("*.zarr")), folder)
-
-
-def _reason(entry: Path, suffixes: Collection[str]) -> str:
-    if entry.name.startswith("."):
-        return "hidden"
-    return "folder with the name of a file" if entry.is_dir() and entry.suffix in suffixes else "of unknown suffix"
+    Args:
+        folder: not searched deeper; one that is not there has nothing.
+        suffixes: of the files that are read, in lower case with the dot.
+        names: of the slides, in lower case: a file of another name belongs to none of them; None if not known.
+    """
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):
+            found.append(Skipped(path=path, reason="hidden"))
+        elif path.suffix.lower() not in suffixes:
+            found.append(Skipped(path=path, reason="of unknown suffix"))
+        elif path.is_dir() and path.suffix.lower() != ".zarr":
+            found.append(Skipped(path=path, reason="folder with the name of a file"))
+        elif names is not None and path.stem.lower() not in names:
+            found.append(Skipped(path=path, reason="of no slide here"))
+    return found
 
 
 def skipped_text(skipped: Sequence[Skipped]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.notices import annotations_notice, cohort_notices
+from staging.commands.notices import cohort_notices
 from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Upsample, Workers
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
@@ -76,7 +76,6 @@ def cross_validate(
         raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
     listing = list_slides(slides)
     found = listing.slides
-    annotations_notice(annotations, found)
     recipe = CohortRecipe(
         seed=seed,
         mpp=mpp,
@@ -90,7 +89,7 @@ def cross_validate(
     )
     cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
     parts = folds_by_centre(found) if folds is None else folds_by_patient(found, folds)
-    notices = cohort_notices(listing, mpp=slide_mpp)
+    notices = cohort_notices(listing, mpp=slide_mpp, annotations=annotations)
     with TrainingProgress() as progress:
         record = validate(
             cohort, parts, output, recipe=recipe, workers=workers or usable_cores(), nodes=nodes, news=progress

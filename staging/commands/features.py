@@ -75,6 +75,7 @@ def features(
     from staging.cohorts.camelyon import list_slides  # noqa: PLC0415  (slow import)
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
     from staging.runs.encoding import EncodingPlan, encode_cohort  # noqa: PLC0415
+    from wsi.cnn.encoders.encoder import check_encoder  # noqa: PLC0415  (loads torch)
 
     plan = EncodingPlan(
         encoder=encoder,
@@ -93,6 +94,7 @@ def features(
         seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
         upsample=upsample,
     )
+    check_encoder(encoder)
     listing = list_slides(slides)
     notices = cohort_notices(listing, mpp=slide_mpp)
     done = encode_cohort(listing.slides, output, plan)

@@ -12,7 +12,7 @@ from staging.errors import listed
 from wsi.errors import plain, without_secrets
 
 if TYPE_CHECKING:
-    from staging.cohorts.camelyon import SlideFile, SlideListing
+    from staging.cohorts.camelyon import SlideListing
     from wsi.slide import Slide
 
 EXIT_QUARANTINED = 3
@@ -38,43 +38,39 @@ def skipped_notice(listing: SlideListing) -> None:
         say(skipped_text(listing.skipped))
 
 
-def cohort_notices(*listings: SlideListing, mpp: float | None = None) -> dict[str, Any]:
+def cohort_notices(
+    listing: SlideListing, *, mpp: float | None = None, annotations: Path | None = None
+) -> dict[str, Any]:
     """Say what was passed over and which slides are in doubt, and return both for the command's JSON.
 
     Args:
-        listings: what list_slides found.
+        listing: what list_slides found.
         mpp: um per level-0 px of every slide, overriding its file.
+        annotations: the folder of the slides' annotations.
     """
-    from staging.cohorts.skipped import skipped_json  # noqa: PLC0415  (slow import)
+    from annotations.files.formats import SUFFIXES  # noqa: PLC0415  (slow import)
+    from staging.cohorts.skipped import skipped_files, skipped_json, skipped_text  # noqa: PLC0415
     from staging.cohorts.slide_warnings import find_warnings, warning_lines  # noqa: PLC0415
 
-    for listing in listings:
-        skipped_notice(listing)
-    warnings = find_warnings([slide for listing in listings for slide in listing.slides], mpp=mpp)
+    skipped_notice(listing)
+    names = {slide.name.lower() for slide in listing.slides}
+    others = [] if annotations is None else skipped_files(annotations, suffixes=SUFFIXES, names=names)
+    if others:
+        say(f"of the annotations {skipped_text(others)}")
+    warnings = find_warnings(listing.slides, mpp=mpp)
     for line in warning_lines(warnings):
         say(line)
-    skipped = [one for listing in listings for one in listing.skipped]
-    return {"warnings": warnings, "skipped": skipped_json(skipped)}
-
-
-def annotations_notice(folder: Path, slides: Iterable[SlideFile]) -> None:
-    """Say what was passed over in a folder of annotations."""
-    from staging.cohorts.skipped import skipped_text  # noqa: PLC0415  (slow import)
-    from staging.training.sources import skipped_annotations  # noqa: PLC0415
-
-    skipped = skipped_annotations(folder, slides)
-    if skipped:
-        say(f"{skipped_text(skipped)} among the annotations")
+    return {"warnings": warnings, "skipped": skipped_json([*listing.skipped, *others])}
 
 
 def heatmaps_notice(paths: Iterable[Path]) -> dict[str, Any]:
     """Say what was passed over in folders of heatmaps, and return it for the command's JSON."""
-    from staging.cohorts.skipped import skipped_heatmaps, skipped_json, skipped_text  # noqa: PLC0415  (slow import)
+    from staging.cohorts.skipped import skipped_files, skipped_json, skipped_text  # noqa: PLC0415  (slow import)
 
     folders = [path for path in paths if path.is_dir() and path.suffix.lower() != ".zarr"]
-    skipped = [one for folder in folders for one in skipped_heatmaps(folder)]
+    skipped = [one for folder in folders for one in skipped_files(folder, suffixes={".zarr"})]
     if skipped:
-        say(f"{skipped_text(skipped)} among the heatmaps")
+        say(f"of the heatmaps {skipped_text(skipped)}")
     return {"skipped": skipped_json(skipped)}
 
 

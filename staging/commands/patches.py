@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from staging.commands.notices import annotations_notice, cohort_notices
+from staging.commands.notices import cohort_notices
 from staging.commands.options import SOURCE, Device, SlideMpp, Upsample, Workers
 from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
@@ -179,11 +179,14 @@ def patches(
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
 
     where, drawn = _apart(slides, annotations)
-    listing = list_slides(where)
-    found = listing.slides
-    annotations_notice(drawn, found)
     rule, parts = _parsed(label, split)
     _check_hard(hard, hard_choice, model, heatmaps, device)
+    if model is not None:
+        from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+
+        load_checkpoint(model)
+    listing = list_slides(where)
+    found = listing.slides
     processes, threads = _shared_out(workers, model, device)
     recipe = PatchRecipe(
         mpp=mpp,
@@ -205,7 +208,7 @@ def patches(
         threads=threads,
         upsample=upsample,
     )
-    notices = cohort_notices(listing, mpp=slide_mpp)
+    notices = cohort_notices(listing, mpp=slide_mpp, annotations=drawn)
     with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
             found,

@@ -30,7 +30,6 @@ from staging.commands.outputs import Output, always, guarded
 from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
-from wsi.errors import plain
 from wsi.outputs import FolderKind
 
 EXIT_QUARANTINED = 3
@@ -100,15 +99,14 @@ def run(
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import shared_out  # noqa: PLC0415
 
+    checkpoint = load_checkpoint(model)
+    table = read_stage_table(reference) if reference is not None else None
     listing = list_slides(slides)
     skipped_notice(listing)
-    found = listing.slides
-    table = read_stage_table(reference) if reference is not None else None
-    hopeless = cannot_be_staged(found, output, nodes) if reference is not None else {}
+    hopeless = cannot_be_staged(listing.slides, output, nodes) if reference is not None else {}
     if hopeless:
-        reasons = listed(f"{plain(patient)} ({reason})" for patient, reason in hopeless.items())
-        typer.echo(f"sentinode: will not be staged, nor count for kappa: {reasons}", err=True)
-    checkpoint = load_checkpoint(model)
+        reasons = listed(f"{patient} ({reason})" for patient, reason in hopeless.items())
+        say(f"will not be staged, nor count for kappa: {reasons}")
     config = RunConfig(
         model=checkpoint.digest,
         threshold=threshold or checkpoint.threshold,
@@ -145,5 +143,5 @@ def run(
         say(line)
     record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
-    if result.failures or (table is not None and not result.staging.stages):
+    if result.failures or result.is_unscored:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -146,7 +146,7 @@ def train(
         listing = list_slides(slides)
         cohort = LabelledCohort(slides=listing.slides, annotations=annotations, reference=read_stage_table(reference))
         if is_first_process():
-            notices = cohort_notices(listing, mpp=slide_mpp)
+            notices = cohort_notices(listing, mpp=slide_mpp, annotations=annotations)
     elif rounds or slides or annotations is not None or reference is not None:
         raise ConfigurationError(
             None,

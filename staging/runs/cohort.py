@@ -68,6 +68,11 @@ class CohortResult:
     skipped: tuple[Skipped, ...] = ()
 
     @property
+    def is_unscored(self) -> bool:
+        """Whether there is a reference, and no patient that could be compared with it."""
+        return self.score is not None and not self.score["patients"]
+
+    @property
     def warnings(self) -> dict[str, list[str]]:
         """What is doubtful about finished slides, by slide; of quarantined ones it stands in the reason."""
         return {one.slide: list(one.warnings) for one in self.analyses if one.warnings}
@@ -281,7 +286,7 @@ def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
         else kappa_of([], [], stages=[stage.value for stage in PatientStage])
     ).to_json()
     unscored = [one.patient for one in staging.unscored if one.patient in reference.stages]
-    return {**result, "unscored": unscored, "complete": not unscored}
+    return {**result, "unscored": unscored, "complete": bool(staging.stages) and not unscored}
 
 
 def cannot_be_staged(slides: Sequence[SlideFile], output: Path, nodes: int) -> dict[str, str]:

@@ -365,6 +365,10 @@ def _is_made(plan: TrainingPlan) -> bool:
 
 def _check(plan: TrainingPlan) -> None:
     """Refuse at once what would fail after hours of training."""
+    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
+
+    if plan.start is not None:
+        load_checkpoint(plan.start)
     if plan.output.is_dir():
         raise ConfigurationError(plan.output, "is a folder", mend="name the checkpoint's file, model.safetensors")
     given = () if isinstance(plan.patches, PatchRecipe) else plan.patches

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from annotations.patches.table import NO_CENTRE, PatchTable, join_tables
 from staging.cohorts.camelyon import SlideFile, StageTable
-from staging.errors import CohortError
+from staging.errors import CohortError, listed
 from staging.runs.cluster import each
 from staging.training.outputs import PatchOutput, Record, SlidePart, form_of
 from staging.training.room import check_room, expected_bytes, room_bytes
@@ -91,6 +91,7 @@ def sample_cohort(
     """
     sources, left_out = find_sources(slides, annotations, reference, recipe)
     _check_split(sources, recipe)
+    _check_heatmaps(sources, recipe)
     target = PatchOutput(path=output, form=form_of(output, form), quality=quality, slide_mpp=recipe.slide_mpp)
     check_output(target)
     telling = cast("StoringNews", news) if hasattr(news, "stored") else None
@@ -142,6 +143,21 @@ def _check_split(sources: Sequence[PatchSource], recipe: PatchRecipe) -> None:
         patients = np.array([source.slide.patient or source.slide.name for source in sources])
         centres = np.array([NO_CENTRE if source.centre is None else source.centre for source in sources])
         recipe.split.of(patients, centres, np.array([source.tumour > 0 for source in sources]), seed=recipe.seed)
+
+
+def _check_heatmaps(sources: Sequence[PatchSource], recipe: PatchRecipe) -> None:
+    """Refuse at once heatmaps that are not there for every slide.
+
+    Raises:
+        CohortError: some are not.
+    """
+    if recipe.hard and recipe.heatmaps is not None:
+        names = [source.slide.name for source in sources]
+        missing = [name for name in names if not (recipe.heatmaps / f"{name}.zarr").is_dir()]
+        if missing:
+            raise CohortError(
+                recipe.heatmaps, f"has no heatmap of {listed(missing)}", mend="make them, or give --model"
+            )
 
 
 def _left_out_text(left_out: Mapping[str, str], count: int) -> str:

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from staging.cohorts.camelyon import (
-    SlideFile,
     StageTable,
     find_slides,
     list_slides,
@@ -17,7 +16,7 @@ from staging.cohorts.camelyon import (
     write_stage_table,
 )
 from staging.cohorts.names import centre_of
-from staging.cohorts.skipped import skipped_heatmaps, skipped_json, skipped_table, skipped_text
+from staging.cohorts.skipped import skipped_files, skipped_json, skipped_table, skipped_text
 from staging.errors import (
     ConflictError,
     DuplicateSlideError,
@@ -30,7 +29,6 @@ from staging.errors import (
 from staging.lesions.labels import SlideLabel
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage
-from staging.training.sources import skipped_annotations
 
 REAL = "tables/camelyon17_stage_labels.csv"
 
@@ -238,23 +236,19 @@ def test_layouts(tmp_path: Path, top: str) -> None:
     assert found[0].path == tmp_path / top / "patient_000_node_0.TIF"
 
 
-def test_what_lies_beside_heatmaps_and_annotations(tmp_path: Path) -> None:
-    touch(tmp_path, "a.xml", "._a.xml", "b.geojson", "notes.txt", "c.xml/d.txt")
-    slide = SlideFile(path=Path("a.tif"), name="A")
-    assert {(one.path.name, one.reason) for one in skipped_annotations(tmp_path, [slide])} == {
-        ("._a.xml", "hidden"),
-        ("notes.txt", "of unknown suffix"),
-        ("b.geojson", "annotations of no slide"),
-        ("c.xml", "folder with the name of a file"),
-    }
-    (tmp_path / "h.zarr").mkdir()
-    (tmp_path / ".lock").touch()
-    assert {one.path.name for one in skipped_heatmaps(tmp_path)} == {
-        "._a.xml",
-        "a.xml",
-        "b.geojson",
-        "c.xml",
+def test_what_lies_beside_heatmaps(tmp_path: Path) -> None:
+    touch(tmp_path, "a.zarr/DONE.json", "._a.zarr", "notes.txt", "c.xml/d.txt", "e.xml")
+    assert {one.path.name for one in skipped_files(tmp_path, suffixes={".zarr"})} == {
+        "._a.zarr",
         "notes.txt",
+        "c.xml",
+        "e.xml",
+    }
+    assert {one.path.name: one.reason for one in skipped_files(tmp_path, suffixes={".xml"}, names={"e"})} == {
+        "._a.zarr": "hidden",
+        "a.zarr": "of unknown suffix",
+        "c.xml": "folder with the name of a file",
+        "notes.txt": "of unknown suffix",
     }
 
 
@@ -308,6 +302,17 @@ def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
     assert "3 hidden (._a.tif, .git, .b.tif)" in skipped_text(listing.skipped)
     assert skipped_json(listing.skipped)["hidden"] == {"count": 3, "names": "._a.tif, .git, .b.tif"}
     assert "notes.txt,of unknown suffix" in skipped_table(listing.skipped)
+
+
+def test_files_that_belong_to_no_slide_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "A.xml", "b.XML", "typo.xml", ".a.xml", "a.txt")
+    skipped = skipped_files(tmp_path, suffixes={".xml"}, names={"a", "b"})
+    assert {one.path.name: one.reason for one in skipped} == {
+        ".a.xml": "hidden",
+        "a.txt": "of unknown suffix",
+        "typo.xml": "of no slide here",
+    }
+    assert skipped_files(tmp_path / "none", suffixes={".xml"}, names=()) == []
 
 
 def test_what_is_named_itself_is_not_passed_over(tmp_path: Path) -> None:

@@ -322,7 +322,8 @@ def test_a_slide_without_resolution_is_quarantined_until_it_is_given(
     slides = find_slides([real_data("slides/boxes.tiff")])
     failure = run(slides, tmp_path / "a", model).failures[0]
     assert "--slide-mpp" in failure.reason
-    assert run(slides, tmp_path / "b", model, config=configuration(model, mpp=16.0)).failures == ()
+    given = configuration(model, mpp=16.0)
+    assert run(slides, tmp_path / "b", model, config=given, upsample=True).failures == ()
 
 
 def heatmap_of(slide: SlideFile, model: Path) -> Heatmap:

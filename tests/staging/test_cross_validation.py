@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 
 from staging import cross_validation, demo
 from staging.cli import app
-from staging.cohorts.camelyon import SlideFile, find_slides, read_stage_table
+from staging.cohorts.camelyon import SlideFile, StageTable, find_slides, read_stage_table
 from staging.cross_validation import Fold, cross_validate, folds_by_centre, folds_by_patient
 from staging.errors import CohortError, MissingPatientError
+from staging.lesions.labels import SlideLabel
 from staging.phantom import generate_cohort
+from staging.stages.pn import PatientStage
 from staging.training import rounds
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.recipe import CohortRecipe
@@ -157,6 +159,21 @@ def test_nothing_is_trained_where_the_cohort_is_wrong(cohort: Path, tmp_path: Pa
     stranger = Fold(name="stranger", held_out=(slide(77),))
     with pytest.raises(MissingPatientError, match="patient_077"):
         cross_validate(whole, [stranger], tmp_path, recipe=RECIPE, workers=1, news=SILENCE)
+
+
+def test_what_the_last_fold_lacks_is_said_before_the_first_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("staging.cross_validation.run_training", pytest.fail)
+    slides = [slide(0), slide(40), slide(40, 1)]
+    labels = {slides[0].name: SlideLabel.MACRO, slides[1].name: SlideLabel.MACRO, slides[2].name: SlideLabel.NEGATIVE}
+    for one in slides[:2]:
+        (tmp_path / f"{one.name}.xml").touch()
+    stages = dict.fromkeys(("patient_000", "patient_040"), PatientStage.PN1)
+    table = StageTable(stages=stages, labels=labels)
+    whole = LabelledCohort(slides=slides, annotations=tmp_path, reference=table)
+    with pytest.raises(CohortError, match="has no slide labelled negative"):  # without UMCU, which is held out second
+        cross_validate(whole, folds_by_centre(slides), tmp_path / "out", recipe=RECIPE, workers=1, news=SILENCE)
 
 
 @pytest.mark.parametrize(

@@ -127,14 +127,34 @@ def load_encoder(
     )
 
 
+def check_encoder(path: str | PathLike[str]) -> None:
+    """Refuse in a moment what ``load_encoder`` would refuse: no file, of no known kind, or without its library.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not an encoder.
+        PathologyError: onnxruntime is not installed.
+    """
+    path = Path(path)
+    try:
+        kind = _kind(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if kind == "onnx":
+        _runtime(path)
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(path, "there is no such file", mend="check the path given as the encoder")
+    return CheckpointError(path, f"cannot be read: {error.strerror or error}")
+
+
 def _digest(path: Path) -> str:
     try:
         with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise CheckpointError(path, "there is no such file", mend="check the path given as the encoder") from error
     except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
 
 
 def _kind(path: Path) -> str:
@@ -215,13 +235,17 @@ def _load_torchscript(path: Path, size_px: int, device: torch.device, trust: boo
     return module
 
 
-def _load_onnx(path: Path, size_px: int, device: torch.device, trust: bool) -> _Forward:  # noqa: ARG001, FBT001
+def _runtime(path: Path) -> Any:  # noqa: ANN401  (a module that need not be there)
     try:
-        runtime: Any = importlib.import_module("onnxruntime")
+        return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise PathologyError(
             path, "is an ONNX file, which needs onnxruntime", mend="pip install 'sentinode[onnx]'"
         ) from error
+
+
+def _load_onnx(path: Path, size_px: int, device: torch.device, trust: bool) -> _Forward:  # noqa: ARG001, FBT001
+    runtime = _runtime(path)
     options = runtime.SessionOptions()
     # one thread per session: tiles are spread over threads, and sums do not depend on their number
     options.intra_op_num_threads = options.inter_op_num_threads = 1
