@@ -135,7 +135,8 @@ def test_a_second_call_starts_no_process_and_opens_no_slide(
 
     monkeypatch.setattr("staging.runs.cluster._local_client", refuse)
     monkeypatch.setattr(Slide, "open", refuse)
-    again = run(find_slides([cohort / "images"]), finished, model, workers=2)
+    reference = read_stage_table(cohort / "stage_labels.csv")
+    again = run(find_slides([cohort / "images"]), finished, model, reference=reference, workers=2)
     assert (len(again.analyses), again.failures) == (10, ())
 
 
