@@ -25,13 +25,14 @@ from staging.runs.earlier import QUARANTINE, Earlier, earlier_results, earlier_s
 from staging.runs.records import FOLDER, is_cheap
 from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
-from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide
+from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide, read_finished
 from staging.scores.kappa import score as kappa_of
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage, Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError, plain
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, sweep
+from wsi.threads import map_in_order
 
 MAX_FAILURES = 0.10
 _FEWEST_TO_ABORT = 10
@@ -193,9 +194,16 @@ def _analyse(
             failures.append(Failure(slide=plain(task.name), path=plain(str(task.path)), step="name", reason=fault))
             news.slide(plain(task.name), f"quarantined at name: {fault}")
     suspects = [task for task in named if mark_path(task.output / FOLDER, task.name).exists()]
-    others = [task for task in named if task not in suspects]
+    # finished slides are told apart here: starting processes takes longer than comparing a thousand of them
+    others, pending = [task for task in named if task not in suspects], list[SlideTask]()
+    for task, finished in zip(others, map_in_order(read_finished, others, name="finished"), strict=True):
+        if finished is None:
+            pending.append(task)
+        else:
+            analyses.append(finished)
+            news.slide(task.name, finished.label.value)
     for task, outcome in chain(
-        each(analyse_slide, others, workers=workers, on_tiles=news.tiles), tried_alone(analyse_alone, suspects)
+        each(analyse_slide, pending, workers=workers, on_tiles=news.tiles), tried_alone(analyse_alone, suspects)
     ):
         if isinstance(outcome, StorageError | CheckpointError | ConnectionError):
             raise outcome
