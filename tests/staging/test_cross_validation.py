@@ -16,7 +16,7 @@ from staging import cross_validation, demo
 from staging.cli import app
 from staging.cohorts.camelyon import SlideFile, find_slides, read_stage_table
 from staging.cross_validation import Fold, cross_validate, folds_by_centre, folds_by_patient
-from staging.errors import CohortError, MissingPatientError
+from staging.errors import CohortError, ConfigurationError, MissingPatientError
 from staging.phantom import generate_cohort
 from staging.training import rounds
 from staging.training.labelled_cohort import LabelledCohort
@@ -157,6 +157,15 @@ def test_nothing_is_trained_where_the_cohort_is_wrong(cohort: Path, tmp_path: Pa
     stranger = Fold(name="stranger", held_out=(slide(77),))
     with pytest.raises(MissingPatientError, match="patient_077"):
         cross_validate(whole, [stranger], tmp_path, recipe=RECIPE, workers=1, news=SILENCE)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("cross_validation.json", "recipe"), ("mine.csv", "contains mine.csv")])
+def test_an_output_of_others_is_refused_untouched(cohort: Path, tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / name).write_text("{}")
+    whole = labelled(cohort)
+    with pytest.raises(ConfigurationError, match=reason):
+        cross_validate(whole, folds_by_centre(whole.slides), tmp_path, recipe=RECIPE, workers=1, news=SILENCE)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "{}")]
 
 
 @pytest.mark.parametrize(
