@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import configuration, contents, run
 
-from staging.cohorts.camelyon import SlideFile, find_slides, read_stage_table
+from staging.cohorts.camelyon import find_slides, read_stage_table
 from staging.errors import ConfigurationError, MissingPatientError
 from staging.phantom import generate_cohort
-from staging.runs.cohort import CohortResult, run_cohort
-from staging.runs.config import RunConfig
-from wsi.cnn.checkpoint import load_checkpoint, save_checkpoint
+from wsi.cnn.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow  # its fixtures take seconds
-
-
-class Silence:
-    def tiles(self, slide: str, done: int, total: int) -> None:
-        """Say nothing."""
-
-    def slide(self, name: str, outcome: str = "") -> None:
-        """Say nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +33,6 @@ def model(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..
     path = tmp_path_factory.mktemp("model") / "random.safetensors"
     save_checkpoint(path, make_checkpoint(mpp=8.0, seed=3))
     return path
-
-
-def run(slides: Sequence[SlideFile], output: Path, model: Path, **options: Any) -> CohortResult:
-    peak = options.pop("peak", 0.9)
-    config = RunConfig(model=load_checkpoint(model).digest, threshold=0.5, peak=peak)
-    return run_cohort(slides, output, model=model, config=config, device="cpu", news=Silence(), **options)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +110,11 @@ def test_with_overwrite_other_settings_replace_what_the_run_made_and_nothing_els
     (output / "heatmaps" / "mine.zarr").mkdir()
     before = contents(output)
     with pytest.raises(ConfigurationError, match=r"peak.*--overwrite"):
-        run(slides, output, model, peak=0.5)
+        run(slides, output, model, config=configuration(model, peak=0.5))
     assert contents(output) == before
-    run(slides, output, model, peak=0.5, overwrite=True)
+    run(slides, output, model, config=configuration(model, peak=0.5), overwrite=True)
     after = contents(output)
     assert (output / "heatmaps" / "mine.zarr").is_dir()
     assert after.pop("lesions/mine.xml") == b"mine"
-    run(slides, tmp_path / "fresh", model, peak=0.5)
+    run(slides, tmp_path / "fresh", model, config=configuration(model, peak=0.5))
     assert after == contents(tmp_path / "fresh")
