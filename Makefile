@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 .PHONY: demo test quick lint bench lock clean
 
 demo: $(READY)
-	$(BIN)/sentinode demo --output demo
+	$(BIN)/sentinode demo --output demo --overwrite
 
 test: $(READY) lint
 	$(PYTEST)

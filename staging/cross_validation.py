@@ -7,7 +7,7 @@ sides. Everything is kept, and a second call resumes where the first ended.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from staging.errors import CohortError, MissingPatientError, listed
 from staging.lesions.labels import SlideLabel
 from staging.runs.bars import CohortProgress
 from staging.runs.cohort import CohortResult, run_cohort
+from staging.runs.config import refuse_other_settings
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.recipe import CohortRecipe
 from staging.training.rounds import TrainingNews, TrainingPlan, run_training
 from wsi.store import atomic_text, json_text
+
+RECORD = "cross_validation.json"
+"""File in the output with what it was made from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +103,7 @@ def cross_validate(
 
     Raises:
         CohortError: a patient is in two folds, or nothing is left to train on.
+        ConfigurationError: the output is of another cross-validation, or holds something else. Nothing is touched.
         MissingPatientError: the reference lacks a patient.
         PathologyError: a step failed.
     """
@@ -106,6 +111,9 @@ def cross_validate(
     _check_reference(cohort, folds)
     for fold in folds:  # what the last fold lacks is said before the first is trained
         _plan(cohort, fold, output / fold.name, recipe=recipe, workers=workers)
+    settings = _settings(folds, recipe, nodes)
+    refuse_other_settings(output, settings, record=RECORD)
+    atomic_text(output / RECORD, json_text(settings))
     stages: dict[str, PatientStage] = {}
     labels: dict[str, SlideLabel] = {}
     parts: dict[str, dict[str, Any]] = {}
@@ -125,6 +133,12 @@ def cross_validate(
     record = whole | {"folds": parts, "unscored": unscored, "quarantined": quarantined}
     atomic_text(output / "score.json", json_text(record))
     return record
+
+
+def _settings(folds: Sequence[Fold], recipe: CohortRecipe, nodes: int) -> dict[str, Any]:
+    """Return what decides the result, which the device does not."""
+    how = {name: value for name, value in asdict(recipe).items() if name not in ("device", "upsample")}
+    return {"recipe": how, "nodes": nodes, "folds": {one.name: [slide.name for slide in one.held_out] for one in folds}}
 
 
 def _one(

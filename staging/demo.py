@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from staging.cohorts.camelyon import find_slides, read_stage_table
-from staging.phantom import generate_cohort
+from staging.phantom import forget_cohort, generate_cohort
 from staging.runs.bars import CohortProgress
 from staging.runs.cohort import CohortResult, run_cohort
+from staging.runs.earlier import forget_slides
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.recipe import CohortRecipe
-from staging.training.rounds import TrainingNews, run_training
+from staging.training.rounds import TrainingNews, is_written, run_training
+from wsi.store import storage
 
 TRAINING_CENTRES = (0, 1, 2, 3)
 TEST_CENTRES = (0, 1, 2, 3, 4)
@@ -67,8 +69,24 @@ def run_demo(output: Path, plan: DemoPlan, *, news: TrainingNews) -> CohortResul
             reference=read_stage_table(test / "stage_labels.csv"),
             workers=plan.workers,
             device="cpu",
+            overwrite=True,
             news=progress,
         )
+
+
+def forget_demo(output: Path) -> None:
+    """Remove what an earlier demonstration made in ``output``; everything else stays.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    for name in ("training", "test"):
+        forget_cohort(output / name)
+    for path in output.glob("model*"):
+        if is_written(path.name, output / "model.safetensors") and path.is_file():
+            with storage(path):
+                path.unlink()
+    forget_slides(output / "results")
 
 
 def _cohort(output: Path, patients: int, centres: tuple[int, ...], seed: int, plan: DemoPlan) -> None:

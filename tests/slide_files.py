@@ -38,16 +38,17 @@ def write_tiff(path: Path, image: NDArray[np.uint8], **options: Any) -> Path:
     return path
 
 
-def forget_tiles(path: Path, *, page: int = 0) -> None:
-    """Make all tiles of a level missing, as CAMELYON's scanners leave out background: offset 0 and byte count 0."""
+def forget_tiles(path: Path, *, page: int = 0, only: int | None = None) -> None:
+    """Make a tile, or all of a level, missing, as CAMELYON's scanners leave out background: offset and byte count 0."""
     with tifffile.TiffFile(path) as file:
         found = file.pages[page]
         assert isinstance(found, tifffile.TiffPage)
         tags = [found.tags[name] for name in ("TileOffsets", "TileByteCounts")]
-        tables = [(tag.valueoffset, tag.count * {4: 4, 16: 8}[int(tag.dtype)]) for tag in tags]
+        tables = [(tag.valueoffset, tag.count, {4: 4, 16: 8}[int(tag.dtype)]) for tag in tags]
     data = bytearray(path.read_bytes())
-    for at, size in tables:
-        data[at : at + size] = bytes(size)
+    for at, count, size in tables:
+        for tile in range(count) if only is None else (only,):
+            data[at + tile * size : at + (tile + 1) * size] = bytes(size)
     path.write_bytes(data)
 
 

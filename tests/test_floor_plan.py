@@ -30,6 +30,7 @@ PLAN = {
     "wsi.lazy": "a level as a Dask array",
     "wsi.slide": "the slide",
     "wsi.store": "artefacts on disk",
+    "wsi.outputs": "what may be replaced",
     "wsi.zarr_groups": "Zarr groups read without trust",
     "wsi.lock": "one writer per output",
     "wsi.patches": "patches of slides, read many at a time",

@@ -62,8 +62,6 @@ class Coverage:
 def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: float) -> Coverage:
     """Measure how much of the tissue was looked at.
 
-    The tissue mask is a pixel wider than what absorbs light (see find_tissue); that rim counts on neither side.
-
     Args:
         slide: what was looked at; its resolution must be known.
         tissue: where tissue was found.
@@ -73,10 +71,7 @@ def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: fl
     Raises:
         ResolutionError: mpp is unknown.
     """
-    from scipy import ndimage  # noqa: PLC0415  (slow import)
-
-    core = ndimage.binary_erosion(tissue.array, structure=np.ones((3, 3), bool), border_value=1)
-    wanted = covers(Mask(frame=tissue.frame, array=core), looked.frame)
+    wanted = covers(_without_rim(tissue), looked.frame)
     unseen = wanted & ~looked.array
     cell_mm2 = looked.frame.pixel_um**2 / 1e6
     missing, bad = _tiles(slide, Mask(frame=looked.frame, array=unseen), downsample) if unseen.any() else (0, 0)
@@ -85,6 +80,37 @@ def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: fl
         looked_mm2=round(float((wanted & looked.array).sum()) * cell_mm2, 6),
         missing_tiles=missing,
         bad_tiles=bad,
+    )
+
+
+def stored_coverage(slide: Slide, tissue: Mask, *, downsample: float) -> Coverage:
+    """Measure how much of the tissue lies on stored tiles that can be decoded, for whatever reads all of these.
+
+    A pixel of the mask belongs to the tile under its centre. Missing tiles are known beforehand, bad ones only after
+    they were read (with on_bad_tile="white").
+
+    Args:
+        slide: its resolution must be known.
+        tissue: where tissue was found.
+        downsample: level-0 px per px that is read: determines the level whose tiles count.
+
+    Raises:
+        ResolutionError: mpp is unknown.
+    """
+    grid, bad = _stored(slide, downsample)
+    rows, columns = np.nonzero(_without_rim(tissue).array)
+    level_rows, level_columns = grid.frame.fractions(*tissue.frame.centres(rows, columns))
+    tiles = np.stack([level_rows // grid.tile_shape[0], level_columns // grid.tile_shape[1]], axis=1).astype(np.int64)
+    under, counts = np.unique(tiles, axis=0, return_counts=True)
+    indices = [(row, column) for row, column in under.tolist()]
+    is_bad = np.array([tile in bad for tile in indices], dtype=bool)
+    is_missing = np.array([tile not in bad and slide.is_missing(grid.tile(*tile)) for tile in indices], dtype=bool)
+    pixel_mm2 = tissue.frame.pixel_um**2 / 1e6
+    return Coverage(
+        tissue_mm2=round(len(rows) * pixel_mm2, 6),
+        looked_mm2=round(int(counts[~(is_bad | is_missing)].sum()) * pixel_mm2, 6),
+        missing_tiles=int(is_missing.sum()),
+        bad_tiles=int(is_bad.sum()),
     )
 
 
@@ -101,6 +127,14 @@ def unread(slide: Slide, cells: Frame, *, downsample: float) -> NDArray[np.bool_
     for row, column in bad:
         found[_cells_over(grid, row, column, cells)] = True
     return found
+
+
+def _without_rim(tissue: Mask) -> Mask:
+    """The tissue that absorbs light: the mask of find_tissue is a pixel wider."""
+    from scipy import ndimage  # noqa: PLC0415  (slow import)
+
+    core = ndimage.binary_erosion(tissue.array, structure=np.ones((3, 3), bool), border_value=1)
+    return Mask(frame=tissue.frame, array=core)
 
 
 def _tiles(slide: Slide, unseen: Mask, downsample: float) -> tuple[int, int]:

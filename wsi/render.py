@@ -1,12 +1,14 @@
-"""Pictures for people: thumbnails, heatmaps over the tissue, PNG files."""
+"""Pictures for people: thumbnails, heatmaps over the tissue, picture files."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from PIL import ImageDraw, ImageFont
 
 from wsi.errors import OutputNameError
 from wsi.geometry import Frame
+from wsi.outputs import PICTURES, refuse_suffix
 from wsi.raster import Heatmap, Image, Mask
 from wsi.slide import Slide
 from wsi.store import atomic_bytes
@@ -33,6 +36,19 @@ _FONT_PX = 15
 _NARROWEST_PX = 560
 _RAMP_PX = 160
 _CLEARANCE = 0.15
+
+_JPEG: tuple[str, dict[str, Any]] = ("JPEG", {"quality": 92, "subsampling": 0})
+# TIFFs name us as their writer, which is how they are recognised; a PDF with the time of day would differ every time
+_TIFF: tuple[str, dict[str, Any]] = ("TIFF", {"compression": "tiff_adobe_deflate", "software": "sentinode"})
+_PDF: tuple[str, dict[str, Any]] = ("PDF", {"creationDate": time.gmtime(0), "modDate": time.gmtime(0)})
+_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".pdf": _PDF,
+}
 
 
 def thumbnail(slide: Slide, *, max_px: int = 1200) -> Image:
@@ -95,8 +111,22 @@ def save_png(path: str | PathLike[str], array: NDArray[np.uint8]) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise OutputNameError(path, f"ends in {path.suffix or 'nothing'}, but a PNG is written", mend="end it in .png")
+    save_picture(path, array)
+
+
+def save_picture(path: str | PathLike[str], array: NDArray[np.uint8]) -> None:
+    """Write uint8 (rows, columns, 3) as RGB or (rows, columns) as grey, atomically, in the format of the suffix.
+
+    Raises:
+        OutputNameError: the path ends in none of ``PICTURES``.
+        OutputExistsError: a folder, a link or a device is there.
+        StorageError: it cannot be written.
+    """
+    path = Path(path)
+    refuse_suffix(path, PICTURES, what="a picture", is_strict=True)
+    form, options = _FORMATS[path.suffix.lower()]
     data = BytesIO()
-    Pillow.fromarray(array).save(data, format="PNG")
+    Pillow.fromarray(array).save(data, format=form, **options)
     atomic_bytes(path, data.getvalue())
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,6 +23,8 @@ from wsi.errors import ArtefactError, OutputExistsError, OutputInUseError, Patho
 from wsi.inputs import read_json
 
 DONE = "DONE.json"
+_LEFT = re.compile(r"\..+\.(\d+-[0-9a-f]{8}\.(work|old)|(\d+|[0-9a-f]{32})\.partial)", re.DOTALL)
+"""Names of what is being written: with the process and a random number."""
 
 
 @contextmanager
@@ -38,17 +41,6 @@ def storage(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-def keep_apart(output: Path, *inputs: str | Path | None) -> None:
-    """Refuse an output that is one of the inputs, or holds one of them: it would be replaced.
-
-    Raises:
-        OutputExistsError: it is.
-    """
-    for one in inputs:
-        if isinstance(one, Path) and one.exists() and output.exists() and output.samefile(one):
-            raise OutputExistsError(output, "is an input and an output", mend="choose another output")
-
-
 def check_target(path: Path) -> None:
     """Refuse to replace anything but a regular file: no folder, no link, no device.
 
@@ -62,23 +54,6 @@ def check_target(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         raise OutputExistsError(path, f"is {kind}, which is never replaced by a file", mend="choose another output")
-
-
-def check_writable(*targets: Path | None) -> None:
-    """Refuse before the work a target whose folder cannot be written; nothing is created.
-
-    Raises:
-        StorageError: the nearest folder that exists may not be written, or is a file.
-    """
-    for target in targets:
-        if target is None:
-            continue
-        folder = target.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-            why = "may not be written" if folder.is_dir() else "is not a folder"
-            raise StorageError(target, f"cannot be written: {folder} {why}", mend="choose another output")
 
 
 def atomic_bytes(path: Path, data: bytes) -> None:
@@ -162,15 +137,6 @@ def publish(target: Path, provenance: Mapping[str, Any], *, kind: str, is_own: b
             shutil.rmtree(work, ignore_errors=True)
 
 
-def check_artefact(target: Path, *, kind: str) -> None:
-    """Refuse before the work what ``publish`` would refuse after it.
-
-    Raises:
-        OutputExistsError: something else than an artefact of this kind is at ``target``.
-    """
-    _refuse_others(target, kind, is_own=False)
-
-
 def provenance_of(target: Path) -> dict[str, Any] | None:
     """What a published artefact was made from, or None if there is no complete artefact."""
     record = _done(target)
@@ -201,10 +167,10 @@ def verify(target: Path, *, digests: bool = True) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder: hidden work folders and partial files."""
+    """Remove what killed processes left in a folder: hidden work folders and partial files, known by their names."""
     if folder.is_dir():
-        for pattern in (".*.work", ".*.old", ".*.partial"):
-            for left in folder.glob(pattern):
+        for left in folder.glob(".*"):
+            if _LEFT.fullmatch(left.name):
                 _remove(left)
 
 

@@ -30,6 +30,7 @@ from annotations.files.imagescope import is_held, read_imagescope_set, write_ima
 from annotations.files.xml import is_name, root_of
 from annotations.splines import TOLERANCE_PX
 from wsi.inputs import open_regular
+from wsi.outputs import FileKind, has
 
 CROSSING = "outlines that cross themselves are split into their areas"
 """A loss: see ``losses``."""
@@ -191,6 +192,17 @@ def format_of(path: str | Path) -> Format:
     raise AnnotationFormatError(
         path, f"is not an annotation file: {reason}", mend="use ASAP XML, ImageScope XML or GeoJSON"
     )
+
+
+def file_kind(path: Path) -> FileKind:
+    """The kind of output file that a name implies; any other suffix is refused when it is checked."""
+    form = format_named(path) if path.suffix.lower() in SUFFIXES else Format.GEOJSON
+    is_one = {
+        Format.ASAP: has(b"<", f"<{ASAP_ROOT}".encode()),
+        Format.GEOJSON: has(b"{", b'"Feature'),
+        Format.IMAGESCOPE: has(b"<", f"<{IMAGESCOPE_ROOT}".encode()),
+    }[form]
+    return FileKind(name=f"a file of {form.value}", suffixes=tuple(sorted(SUFFIXES)), is_one=is_one, is_strict=True)
 
 
 def losses(drawn: AnnotationSet, form: Format) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 from staging.cohorts.camelyon import read_label_table, write_stage_table
 from staging.cohorts.names import patient_of
 from staging.cohorts.node_tables import read_label_probabilities, read_node_sites, tnm_stages
-from staging.lesions.tables import read_partial
+from staging.lesions.tables import read_seen
 from staging.stages.pn import EXPECTED_NODES, PatientStage, Staging, stage_patients, stage_probabilities
 from staging.stages.tnm import TnmStage
 
@@ -68,7 +68,8 @@ def stage_table(
         StorageError: the output cannot be written.
     """
     table = read_label_table(labels)
-    staging = stage_patients(table, partial=read_partial(labels), expected_nodes=expected_nodes)
+    partial = [slide for slide, one in read_seen(labels).items() if one.seen == "partial"]
+    staging = stage_patients(table, partial=partial, expected_nodes=expected_nodes)
     staged = {name: label for name, label in table.items() if patient_of(name) in staging.stages}
     shares = read_label_probabilities(labels)
     tnm, unsupported = (None, None) if sites is None else tnm_stages(staged, read_node_sites(sites))

@@ -90,7 +90,10 @@ def write_submission(
         ArtefactError: a heatmap is damaged.
         StorageError: the output cannot be written.
     """
-    probabilities = _probabilities(run)
+    analyses = _analyses(run)
+    probabilities = {slide: found["probability"] for slide, found in analyses.items()}
+    partial = [slide for slide, found in analyses.items() if found.get("is_partial")]
+    doubts = (f"seen only in part, which no submission can say: {listed(partial)}",) if partial else ()
     left_out = _left_out(run, task)
     if left_out and not allow_incomplete:
         raise CohortError(
@@ -101,10 +104,10 @@ def write_submission(
     if task is Task.STAGES:
         table = read_stage_table(run / "stages.csv")
         write_stage_table(output, table.stages, table.labels)
-        return Submission(task=task, path=output, entries=len(table.stages), missing=left_out)
+        return Submission(task=task, path=output, entries=len(table.stages), missing=left_out, doubts=doubts)
     if task is Task.SLIDES:
         atomic_text(output, "".join(f"{slide},{p:.6f}\n" for slide, p in sorted(probabilities.items())))
-        return Submission(task=task, path=output, entries=len(probabilities), missing=left_out)
+        return Submission(task=task, path=output, entries=len(probabilities), missing=left_out, doubts=doubts)
     count = 0
     for slide in sorted(probabilities):
         found = detections_of(
@@ -112,7 +115,9 @@ def write_submission(
         )
         write_detections(output / f"{slide}.csv", found)
         count += found.probability.size
-    return Submission(task=task, path=output, entries=len(probabilities), detections=count, missing=left_out)
+    return Submission(
+        task=task, path=output, entries=len(probabilities), detections=count, missing=left_out, doubts=doubts
+    )
 
 
 def check_submission(task: Task, path: Path, *, expected: Collection[str] | None = None) -> Submission:
@@ -228,8 +233,8 @@ def require_complete(submission: Submission) -> None:
         )
 
 
-def _probabilities(run: Path) -> dict[str, float]:
-    """Read the probability of every finished slide of a run."""
+def _analyses(run: Path) -> dict[str, dict[str, Any]]:
+    """Read what was found on every finished slide of a run, by its name."""
     records = sorted((run / "slides").glob("*.json")) if (run / "slides").is_dir() else []
     if not records:
         raise CohortError(run, "has no finished slides", mend="name the output of sentinode run")
@@ -237,7 +242,7 @@ def _probabilities(run: Path) -> dict[str, float]:
     for record in records:
         try:
             analysis = read_json(record)["analysis"]
-            found[str(analysis["slide"])] = float(analysis["probability"])
+            found[str(analysis["slide"])] = {**analysis, "probability": float(analysis["probability"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(record, "is not a slide record", mend="run the slide again") from error
     return found

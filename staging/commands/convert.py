@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from staging.commands.notices import slide_notices
-from staging.commands.options import SlideMpp, TileSize, Upsample
+from staging.commands.options import SOURCE, SlideMpp, TileSize, Upsample
+from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError
+from wsi.outputs import TIFF, OutputKind
 
 _TILE_PX = 512
 
 
+def _kind(path: Path, given: Mapping[str, Any]) -> OutputKind:
+    from annotations.files.formats import SUFFIXES, file_kind  # noqa: PLC0415  (slow import)
+
+    return file_kind(path) if Path(given["source"]).suffix.lower() in SUFFIXES else TIFF
+
+
+@guarded
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="A slide, or annotations (.xml, .geojson, .json).", show_default=False)
+        str,
+        SOURCE,
+        typer.Argument(metavar="IN", help="A slide, or annotations (.xml, .geojson, .json).", show_default=False),
     ],
     target: Annotated[
-        str, typer.Argument(metavar="OUT", help="The file to write; for a slide .tif.", show_default=False)
+        Path,
+        Output(kind=_kind),
+        typer.Argument(metavar="OUT", help="The file to write; for a slide .tif.", show_default=False),
     ],
     mpp: Annotated[
         float | None,
@@ -51,7 +65,7 @@ def convert(
     from annotations.files.formats import SUFFIXES, convert_annotations  # noqa: PLC0415  (slow import)
 
     if Path(source).suffix.lower() in SUFFIXES:
-        typer.echo(json.dumps(convert_annotations(Path(source), Path(target))))
+        typer.echo(json.dumps(convert_annotations(Path(source), target)))
         return
 
     from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
@@ -60,7 +74,6 @@ def convert(
     from wsi.writing.convert import convert_slide  # noqa: PLC0415
     from wsi.writing.sparse import tissue_windows, write_sparse  # noqa: PLC0415
 
-    _check_names(source, target)
     if tissue_only:
         _check_tissue_only(mpp, reencode=reencode, tile_size=tile_size)
     start = time.perf_counter()
@@ -87,7 +100,7 @@ def convert(
         progress.slide(slide.name)
     record = {{"is_exact": "exact", "file_bytes": "bytes"}.get(name, name): value for name, value in done.items()}
     seconds = round(time.perf_counter() - start, 3)
-    typer.echo(json.dumps({"output": target, **record, **notices, "seconds": seconds}))
+    typer.echo(json.dumps({"output": str(target), **record, **notices, "seconds": seconds}))
 
 
 def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> None:
@@ -101,18 +114,3 @@ def _check_tissue_only(mpp: float | None, *, reencode: bool, tile_size: int) -> 
         raise ConfigurationError(
             None, f"{option} makes new tiles, --tissue-only keeps the stored ones", mend="convert in two steps"
         )
-
-
-def _check_names(source: str, target: str) -> None:
-    """Refuse a target that readers would not take for a TIFF, or that would overwrite the source.
-
-    Raises:
-        ConfigurationError: the target is one of these.
-    """
-    from wsi.writing.convert import TIFF_SUFFIXES, is_same_file  # noqa: PLC0415  (slow import)
-
-    if Path(target).suffix.lower() not in TIFF_SUFFIXES:
-        known = ", ".join(TIFF_SUFFIXES)
-        raise ConfigurationError(target, "is not the name of a TIFF", mend=f"use one of the suffixes {known}")
-    if is_same_file(source, target):
-        raise ConfigurationError(target, "is the slide to be converted", mend="name another file")

@@ -9,20 +9,34 @@ from typing import Annotated, Literal
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, OnBadTile, SlideMpp, Upsample, Workers
-
-EXIT_QUARANTINED = 3
+from staging.commands.options import (
+    AllowPartial,
+    Device,
+    OnBadTile,
+    SlideMpp,
+    Tolerance,
+    Upsample,
+    Workers,
+    tell_skipped,
+    tell_unseen,
+)
+from staging.commands.outputs import Output, always, guarded
+from staging.lesions.settings import COVERAGE_TOLERANCE
+from wsi.outputs import FolderKind
 
 Three = tuple[float, float, float]
 
 
+@guarded
 def features(
     slides: Annotated[
         list[Path], typer.Argument(help="Folders of slides (any CAMELYON layout), or slides.", show_default=False)
     ],
     *,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory: one Zarr folder per slide.", show_default=False)
+        Path,
+        Output(kind=always(FolderKind(record="features.json")), is_kept=True),
+        typer.Option("--output", "-o", help="Directory: one Zarr folder per slide.", show_default=False),
     ],
     encoder: Annotated[
         Path, typer.Option("--encoder", "-e", help="A torch.export (.pt2) or ONNX file.", show_default=False)
@@ -57,15 +71,19 @@ def features(
     device: Device = "auto",
     slide_mpp: SlideMpp = None,
     on_bad_tile: OnBadTile = "raise",
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
+    allow_partial: AllowPartial = False,
     upsample: Upsample = False,
 ) -> None:
     """Encode the tissue of slides tile by tile; a second call resumes where the first ended.
 
-    The encoder receives (value / 255 - mean) / std. Exit code 0: all slides good; 3: some quarantined.
+    The encoder receives (value / 255 - mean) / std. Exit code 0: all slides good; 3: some quarantined, because they
+    cannot be read or too much of their tissue is not stored.
 
     Example: sentinode features CAMELYON16/training -e uni.pt2 --mpp 0.5 --size 224 -o features
     """
-    from staging.cohorts.camelyon import list_slides  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_cohort  # noqa: PLC0415  (slow import)
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415
     from staging.runs.encoding import EncodingPlan, encode_cohort  # noqa: PLC0415
     from wsi.cnn.encoders.encoder import check_encoder  # noqa: PLC0415  (loads torch)
 
@@ -84,11 +102,12 @@ def features(
         slide_mpp=slide_mpp,
         on_bad_tile=on_bad_tile,
         upsample=upsample,
+        seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
     )
     check_encoder(encoder)
-    listing = list_slides(slides)
-    notices = cohort_notices(listing, mpp=slide_mpp)
-    done = encode_cohort(listing.slides, output, plan)
-    typer.echo(json.dumps({**done.to_json(), **notices}))
-    if done.failures:
-        raise typer.Exit(EXIT_QUARANTINED)
+    found, skipped = find_cohort(slides)
+    tell_skipped(skipped)
+    notices = cohort_notices(found, mpp=slide_mpp)
+    done = encode_cohort(found, output, plan)
+    typer.echo(json.dumps({**done.to_json(), **notices, "skipped": skipped.to_json()}))
+    tell_unseen(done.to_json())

@@ -9,19 +9,41 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import say
-from staging.commands.options import AllowPartial, Device, Model, OnBadTile, SlideMpp, SlideSource, Tolerance, Upsample
+from staging.commands.options import (
+    AllowPartial,
+    Device,
+    Model,
+    OnBadTile,
+    Overwrite,
+    SlideMpp,
+    SlideSource,
+    Tolerance,
+    Upsample,
+)
+from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
+from wsi.errors import plain, without_secrets
+from wsi.outputs import TIFF, ArtefactKind, picture
 
 
+@guarded
 def heatmap(
     slide: SlideSource,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The heatmap, a Zarr folder.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(ArtefactKind(kind="heatmap", is_resumed=True))),
+        typer.Option("--output", "-o", help="The heatmap, a Zarr folder.", show_default=False),
+    ],
     model: Model,
     overlay: Annotated[
-        Path | None, typer.Option(help="Also draw it over the slide as a PNG.", show_default=False)
+        Path | None,
+        Output(kind=lambda path, _: picture(path)),
+        typer.Option(help="Also draw it over the slide: PNG, JPEG, TIFF or PDF.", show_default=False),
     ] = None,
     tiff: Annotated[
-        Path | None, typer.Option(help="Also write it as a pyramidal float32 TIFF.", show_default=False)
+        Path | None,
+        Output(kind=always(TIFF)),
+        typer.Option(help="Also write it as a pyramidal float32 TIFF.", show_default=False),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Reading threads.", min=1, show_default="one per core")] = None,
     device: Device = "auto",
@@ -31,8 +53,11 @@ def heatmap(
     *,
     allow_partial: AllowPartial = False,
     upsample: Upsample = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Run the network over a slide's tissue and store the heatmap with its position on the slide.
+
+    An existing heatmap of the same slide and model is kept.
 
     Exit code 3: more tissue went unseen than is allowed.
 
@@ -41,11 +66,7 @@ def heatmap(
     from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
     from staging.runs.single_heatmap import make_heatmap  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
-    from wsi.store import keep_apart  # noqa: PLC0415
 
-    for target in (output, overlay, tiff):
-        if target is not None:
-            keep_apart(target, Path(slide), model)
     with CohortProgress(1) as progress:
         made = make_heatmap(
             slide,
@@ -58,13 +79,16 @@ def heatmap(
             slide_mpp=slide_mpp,
             on_bad_tile=on_bad_tile,
             upsample=upsample,
+            overwrite=overwrite,
             on_tiles=progress.tiles,
         )
         progress.slide(Path(slide).stem)
+    if made.was_there:
+        typer.echo(f"sentinode: {output} exists already: it is of this slide and model", err=True)
     for warning in made.warnings:
         say(f"{slide}: {warning}")
     typer.echo(json.dumps(made.to_json()))
     if not made.coverage.is_whole(coverage_tolerance):
-        typer.echo(f"sentinode: {slide}: only {made.coverage}", err=True)
+        typer.echo(f"sentinode: {plain(without_secrets(slide))}: only {made.coverage}", err=True)
         if not allow_partial:
             raise typer.Exit(3)

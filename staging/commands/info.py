@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from staging.commands.notices import slide_notices
+from staging.commands.options import SOURCE
+from staging.commands.outputs import guarded
 from wsi.errors import without_secrets
 
 if TYPE_CHECKING:
     from wsi.slide import Slide
 
 
+@guarded
 def info(
     slides: Annotated[
         list[str],
+        SOURCE,
         typer.Argument(metavar="SLIDE...", help="Slide files or their URLs (s3://, https://).", show_default=False),
     ],
     *,

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from staging.commands.options import SlideMpp, Smallest
+from staging.commands.options import (
+    AllowPartial,
+    SlideMpp,
+    Smallest,
+    Tolerance,
+    tell_skipped,
+    tell_skipped_heatmaps,
+    tell_unseen,
+)
+from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
 from staging.lesions.labels import SizeRule
-from staging.lesions.settings import NUCLEUS_UM
+from staging.lesions.settings import COVERAGE_TOLERANCE, NUCLEUS_UM
+from wsi.outputs import OutputKind, json_file, picture, table
 
 
+def _kind(_: Path, given: Mapping[str, Any]) -> OutputKind:
+    if given["train"]:
+        return json_file("a model of labels", "sentinode slide classifier")
+    return table("slide", "label", name="a table of labels")
+
+
+def _beside(path: Path, given: Mapping[str, Any]) -> Made:
+    if given["train"]:
+        return [(path.with_suffix(".png"), picture(path.with_suffix(".png")))]
+    if given["apply"] is not None:
+        return []
+    return [(path.with_suffix(".rule.json"), json_file("a rule of sentinode label", '"longest diameter"'))]
+
+
+@guarded
 def label(
     inputs: Annotated[
         list[Path],
@@ -25,11 +51,15 @@ def label(
     ],
     output: Annotated[
         Path,
+        Output(kind=_kind, beside=_beside),
         typer.Option("--output", "-o", help="labels.csv: slide,label. With --train: MODEL.json.", show_default=False),
     ],
     slides: Annotated[
         Path | None,
-        typer.Option(help="Directory of heatmaps: slides without a lesion are labelled negative.", show_default=False),
+        typer.Option(
+            help="Directory of heatmaps: it lists the slides without lesions, for a table that stands alone.",
+            show_default=False,
+        ),
     ] = None,
     smallest_um: Smallest = 0.0,
     cells: Annotated[
@@ -55,21 +85,24 @@ def label(
     ] = "patients",
     folds: Annotated[int, typer.Option(help="With --train: number of folds of patients.", min=2)] = 5,
     seed: Annotated[int, typer.Option(help="With --train: seed of trees and folds.")] = 0,
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
+    allow_partial: AllowPartial = False,
     train: Annotated[bool, typer.Option("--train", help="Train a model on labelled slides.")] = False,
 ) -> None:
     """Label every slide by its largest lesion: over 2 mm macro, over 0.2 mm micro, else itc; or by a learned model.
 
-    A slide without lesions has no row in lesions.csv; give --slides so that it is labelled, too. The rule that was
-    applied is printed, and written beside the labels as labels.rule.json.
+    Slides without lesions have no row in lesions.csv: lesions and run list them in a file beside it. The rule that was
+    applied is printed, and written beside the labels as labels.rule.json. Exit code 3: slides were left out, because
+    too much of the tissue went unseen.
 
-    Example: sentinode label lesions/lesions.csv --slides results/heatmaps -o labels.csv
+    Example: sentinode label lesions/lesions.csv -o labels.csv
 
     Learned: sentinode label --train results/heatmaps stage_labels.csv -o MODEL.json
 
     and then: sentinode label --apply MODEL.json other/heatmaps -o labels.csv
     """
-    from wsi.store import keep_apart  # noqa: PLC0415  (slow import)
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415  (slow import)
 
     wanted = 2 if train else 1
     if train and apply is not None:
@@ -85,28 +118,34 @@ def label(
         raise ConfigurationError(
             None, "--cells and --slides are for labels by size", mend="leave them out, or leave out --train and --apply"
         )
-    keep_apart(output, *inputs, apply)
+    seen_rule = SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial)
+    skipped = tell_skipped_heatmaps([path for path in (*inputs, slides) if path is not None])
     if train:
         from staging.learned_labels.labelling import train_on_heatmaps  # noqa: PLC0415  (slow import)
         from staging.learned_labels.training import Recipe  # noqa: PLC0415
 
         recipe = Recipe(kind=kind, trees=trees, folds=folds, split=split, seed=seed)
-        record = train_on_heatmaps(inputs[0], inputs[1], output, recipe)
+        record = train_on_heatmaps(inputs[0], inputs[1], output, recipe, seen_rule)
     elif apply is not None:
         from staging.learned_labels.labelling import label_heatmaps  # noqa: PLC0415  (slow import)
 
-        record = label_heatmaps(apply, inputs[0], output)
+        record = label_heatmaps(apply, inputs[0], output, seen_rule)
     else:
-        from staging.cohorts.camelyon import find_slides  # noqa: PLC0415  (slow import)
+        from staging.cohorts.camelyon import find_cohort  # noqa: PLC0415  (slow import)
         from staging.lesions.size_labels import label_by_size  # noqa: PLC0415
 
+        if cells is not None:
+            found, beside = find_cohort(cells)
+            tell_skipped(beside)
         record = label_by_size(
             inputs[0],
             output,
             rule=SizeRule(smallest_um=smallest_um),
             heatmaps=slides,
-            slides=None if cells is None else {slide.name: slide.path for slide in find_slides(cells)},
+            seen_rule=seen_rule,
+            slides=None if cells is None else {slide.name: slide.path for slide in found},
             nucleus_um=nucleus_um,
             mpp=slide_mpp,
         )
-    typer.echo(json.dumps(record))
+    typer.echo(json.dumps(record | {"skipped": skipped.to_json()}))
+    tell_unseen(record)

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from annotations.measures import MERGE_GAP_UM
-from staging.commands.options import SlideMpp
-from staging.lesions.settings import PEAK, SMALLEST_UM, THRESHOLD
+from staging.commands.options import AllowPartial, SlideMpp, Tolerance, tell_skipped_heatmaps, tell_unseen
+from staging.commands.outputs import Output, guarded
+from staging.lesions.settings import COVERAGE_TOLERANCE, PEAK, SMALLEST_UM, THRESHOLD
+from wsi.outputs import OutputKind
 
 _ELSE = "the run's, else"
 
 
+def _kind(_: Path, given: Mapping[str, Any]) -> OutputKind:
+    from staging.lesions.measured_folder import MeasuredFolder  # noqa: PLC0415  (slow import)
+    from staging.lesions.measurements import heatmaps_among  # noqa: PLC0415
+
+    return MeasuredFolder(slides=heatmaps_among(given["files"]))
+
+
+@guarded
 def lesions(
     files: Annotated[
         list[Path],
@@ -24,7 +35,9 @@ def lesions(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory for the tables and the outlines.", show_default=False)
+        Path,
+        Output(kind=_kind),
+        typer.Option("--output", "-o", help="Directory for the tables and the outlines.", show_default=False),
     ],
     threshold: Annotated[
         float | None,
@@ -70,7 +83,9 @@ def lesions(
     ] = None,
     level: Annotated[int, typer.Option(help="Pyramid level of a mask.", min=0)] = 0,
     slide_mpp: SlideMpp = None,
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
+    allow_partial: AllowPartial = False,
     fill_holes: Annotated[
         bool, typer.Option("--fill-holes", help="Count holes in heatmaps and masks as tumour.")
     ] = False,
@@ -78,17 +93,16 @@ def lesions(
     """Find lesions and measure them in um; write two tables, and GeoJSON and ASAP XML outlines per heatmap.
 
     lesions.csv is the input of label; lesion_features.csv has all measurements. A heatmap inside the output of a run
-    takes that run's settings; the printed JSON gives each setting and its source.
+    takes that run's settings; the printed JSON gives each setting and its source. Exit code 3: heatmaps were left out,
+    because too much of the tissue went unseen.
 
     Example: sentinode lesions results/heatmaps -o lesions
     """
-    from staging.lesions.measurements import (  # noqa: PLC0415  (slow import)
-        LESION_TABLE,
-        SHAPE_TABLE,
-        measure_files,
-        write_measurements,
-    )
+    from staging.lesions.measured_folder import LESION_TABLE, SHAPE_TABLE  # noqa: PLC0415  (slow import)
+    from staging.lesions.measurements import measure_files, write_measurements  # noqa: PLC0415
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415
 
+    skipped = tell_skipped_heatmaps(files)
     measured = measure_files(
         files,
         options={"threshold": threshold, "peak": peak, "merge_gap_um": merge_gap_um, "smallest_um": smallest_um},
@@ -97,7 +111,9 @@ def lesions(
         level=level,
         mpp=slide_mpp,
         with_holes_filled=fill_holes,
+        seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
     )
     write_measurements(output, measured)
     tables = {"table": str(output / LESION_TABLE), "features": str(output / SHAPE_TABLE)}
-    typer.echo(json.dumps(tables | measured.to_json()))
+    typer.echo(json.dumps(tables | measured.to_json() | {"skipped": skipped.to_json()}))
+    tell_unseen(measured.to_json())

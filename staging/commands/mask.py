@@ -12,21 +12,26 @@ from typing import Annotated, Literal
 import typer
 
 from staging.commands.notices import say
-from staging.commands.options import TileSize, Workers
+from staging.commands.options import SOURCE, Overwrite, TileSize, Workers
+from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError
+from wsi.outputs import TIFF, TIFFS, FolderKind
 
 EXIT_FATAL, EXIT_SOME_FAILED = 1, 3
 
 
+@guarded
 def mask(
     annotations: Annotated[
         list[str],
+        SOURCE,
         typer.Argument(
             metavar="XML...", help="ASAP XML, ImageScope XML or GeoJSON files, or quoted patterns.", show_default=False
         ),
     ],
     output: Annotated[
         Path,
+        Output(kind=lambda path, _: TIFF if is_one_mask(path) else FolderKind()),
         typer.Option("--output", "-o", metavar="MASK.tif|FOLDER", help="The mask, or a folder.", show_default=False),
     ],
     slide: Annotated[Path | None, typer.Option(help="The slide that was annotated.", show_default=False)] = None,
@@ -55,6 +60,7 @@ def mask(
     ] = "max",
     groups: Annotated[
         str | None,
+        SOURCE,
         typer.Option(metavar="NAME|FILE.toml", help="What groups mean: camelyon16, camelyon17 or a TOML file."),
     ] = None,
     tile_size: TileSize = 512,
@@ -64,6 +70,7 @@ def mask(
     workers: Workers = None,
     *,
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Accept files without tumour outlines.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Paint annotations as a pyramidal mask TIFF with the values of CAMELYON16 (0/255), ASAP (0/1/2) or 0/1.
 
@@ -94,7 +101,7 @@ def mask(
         allows_empty=allow_empty,
         threads=max(1, usable_cores() // processes),
     )
-    jobs = mask_jobs(files, output, slide=slide, slides=slides, recipe=recipe)
+    jobs = mask_jobs(files, output, slide=slide, slides=slides, recipe=recipe, overwrite=overwrite)
     failures = 0
     with CohortProgress(len(jobs), verb="masks") as progress:
         for job, outcome in draw_masks(jobs, workers=processes, on_tiles=progress.tiles):
@@ -109,6 +116,11 @@ def mask(
                 typer.echo(json.dumps(outcome, ensure_ascii=False))
     if failures:
         raise typer.Exit(EXIT_FATAL if failures == len(jobs) else EXIT_SOME_FAILED)
+
+
+def is_one_mask(output: Path) -> bool:
+    """Return whether an output is named like a TIFF, and is not a folder."""
+    return output.suffix.lower() in TIFFS and not output.is_dir()
 
 
 def _check(

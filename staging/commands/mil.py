@@ -8,9 +8,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import Device
+from staging.commands.options import AllowPartial, Device, Tolerance, tell_unseen
+from staging.commands.outputs import Output, always, guarded
+from staging.lesions.settings import COVERAGE_TOLERANCE
+from wsi.outputs import FolderKind, table, weights
 
-EXIT_QUARANTINED = 3
+_HEAD = weights("an attention head", "sentinode attention-MIL head")
+_UNSEEN = table("slide", "label", "probability", name="a table of predictions")
 
 app = typer.Typer(help="Classify whole slides by attention over the features of their tiles.", no_args_is_help=True)
 
@@ -25,13 +29,18 @@ def mil() -> None:
 
 
 @app.command()
+@guarded
 def train(
     features: Features,
     reference: Annotated[
         Path,
         typer.Argument(help="CAMELYON16's reference.csv, stage_labels.csv or a CSV slide,label.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The head, .safetensors.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(_HEAD), beside=lambda path, _: [(path.with_suffix(".unseen.csv"), _UNSEEN)]),
+        typer.Option("--output", "-o", help="The head, .safetensors.", show_default=False),
+    ],
     *,
     classes: Annotated[
         Literal["2", "4"], typer.Option(help="2: negative, positive; 4: negative, itc, micro, macro.")
@@ -52,6 +61,8 @@ def train(
         ),
     ] = None,
     device: Device = "auto",
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
+    allow_partial: AllowPartial = False,
 ) -> None:
     """Train an attention head on slide labels alone, and cross-validate it over patients.
 
@@ -61,7 +72,8 @@ def train(
 
     Example: sentinode mil train features stage_labels.csv -o head.safetensors
     """
-    from staging.training.mil import train_mil  # noqa: PLC0415  (slow import)
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415  (slow import)
+    from staging.training.mil import train_mil  # noqa: PLC0415
     from wsi.cnn.encoders.mil_training import MilTraining  # noqa: PLC0415  (loads torch)
 
     made = train_mil(
@@ -73,24 +85,29 @@ def train(
         options=MilTraining(rounds=rounds, folds=folds, seed=seed),
         device=device,
         workers=workers,
+        seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
         on_round=_tell,
     )
     typer.echo(json.dumps(made.to_json()))
-    if made.quarantined:
-        raise typer.Exit(EXIT_QUARANTINED)
+    tell_unseen(made.to_json())
 
 
 @app.command()
+@guarded
 def apply(
     head: Annotated[Path, typer.Argument(help="A head from mil train.", show_default=False)],
     features: Features,
     output: Annotated[
         Path,
+        Output(kind=always(FolderKind(record="mil.json")), is_kept=True),
         typer.Option(
             "--output", "-o", help="Directory: probabilities.csv and attention per slide.", show_default=False
         ),
     ],
     device: Device = "auto",
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
+    *,
+    allow_partial: AllowPartial = False,
 ) -> None:
     """Classify slides: the probability of metastasis, and where the head looked (attention is not a probability).
 
@@ -99,9 +116,11 @@ def apply(
 
     Example: sentinode mil apply head.safetensors features -o judged
     """
-    from staging.training.mil import judge_slides  # noqa: PLC0415  (slow import)
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415  (slow import)
+    from staging.training.mil import judge_slides  # noqa: PLC0415
 
-    judged = judge_slides(head, features, output, device=device)
+    seen_rule = SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial)
+    judged = judge_slides(head, features, output, device=device, seen_rule=seen_rule)
     if judged.trained_on:
         typer.echo(
             f"sentinode: the head was trained on {judged.trained_on} of these {judged.slides} slides: how well it does "
@@ -109,8 +128,7 @@ def apply(
             err=True,
         )
     typer.echo(json.dumps(judged.to_json()))
-    if judged.quarantined:
-        raise typer.Exit(EXIT_QUARANTINED)
+    tell_unseen(judged.to_json())
 
 
 def _tell(done: int, total: int) -> None:

@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.commands.outputs import Output, always, guarded
+from wsi.outputs import weights
+
 app = typer.Typer(help="Make checkpoints from the weights of other programs.", no_args_is_help=True)
 
 
@@ -17,6 +20,7 @@ def model() -> None:
 
 
 @app.command("import")
+@guarded
 def import_(
     weights: Annotated[Path, typer.Argument(help="A local .pth, .pt or .safetensors file.", show_default=False)],
     layout: Annotated[
@@ -24,7 +28,9 @@ def import_(
         typer.Option(help="Library whose names the weights use.", show_default=False),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The checkpoint, model.safetensors.", show_default=False)
+        Path,
+        Output(kind=always(weights("a checkpoint", "sentinode checkpoint"))),
+        typer.Option("--output", "-o", help="The checkpoint, model.safetensors.", show_default=False),
     ],
     mpp: Annotated[
         float | None,

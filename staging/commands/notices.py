@@ -1,8 +1,8 @@
-"""What every command says once on stderr and in its JSON: slides in doubt, and what was passed over."""
+"""What every command says once on stderr about slides in doubt, and puts into its JSON."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,7 +10,7 @@ import typer
 from wsi.errors import plain, without_secrets
 
 if TYPE_CHECKING:
-    from staging.cohorts.camelyon import SlideListing
+    from staging.cohorts.camelyon import SlideFile
     from wsi.slide import Slide
 
 
@@ -26,34 +26,16 @@ def slide_notices(slide: Slide) -> dict[str, Any]:
     return {"warnings": list(slide.warnings)}
 
 
-def skipped_notice(listing: SlideListing) -> None:
-    """Say what was passed over in folders."""
-    from staging.cohorts.skipped import skipped_text  # noqa: PLC0415  (slow import)
-
-    if listing.skipped:
-        say(skipped_text(listing.skipped))
-
-
-def cohort_notices(
-    listing: SlideListing, *, mpp: float | None = None, annotations: Path | None = None
-) -> dict[str, Any]:
-    """Say what was passed over and which slides are in doubt, and return both for the command's JSON.
+def cohort_notices(slides: Sequence[SlideFile], *, mpp: float | None = None) -> dict[str, Any]:
+    """Say before the work which slides are in doubt, and return it for the command's JSON.
 
     Args:
-        listing: what list_slides found.
+        slides: what find_cohort found.
         mpp: um per level-0 px of every slide, overriding its file.
-        annotations: the folder of the slides' annotations.
     """
-    from annotations.files.formats import SUFFIXES  # noqa: PLC0415  (slow import)
-    from staging.cohorts.skipped import skipped_files, skipped_json, skipped_text  # noqa: PLC0415
-    from staging.cohorts.slide_warnings import find_warnings, warning_lines  # noqa: PLC0415
+    from staging.cohorts.slide_warnings import find_warnings, warning_lines  # noqa: PLC0415  (slow import)
 
-    skipped_notice(listing)
-    names = {slide.name.lower() for slide in listing.slides}
-    others = [] if annotations is None else skipped_files(annotations, suffixes=SUFFIXES, names=names)
-    if others:
-        say(f"of the annotations {skipped_text(others)}")
-    warnings = find_warnings(listing.slides, mpp=mpp)
+    warnings = find_warnings(slides, mpp=mpp)
     for line in warning_lines(warnings):
         say(line)
-    return {"warnings": warnings, "skipped": skipped_json([*listing.skipped, *others])}
+    return {"warnings": warnings}

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, SlideMpp, Upsample, Workers
+from staging.commands.options import SOURCE, Device, SlideMpp, Upsample, Workers, tell_skipped
+from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
+from wsi.outputs import ArtefactKind, FileKind, FolderKind, OutputKind, begins, picture
 
 if TYPE_CHECKING:
     from annotations.patches.labels import LabelRule
     from annotations.patches.splits import Split
 
 
+def _kind(path: Path, given: Mapping[str, Any]) -> OutputKind:
+    suffix = {"zarr": ".zarr", "table": ".parquet"}.get(given["form"] or "", path.suffix.lower())
+    if suffix == ".zarr":
+        return ArtefactKind(kind="patch store")
+    if suffix == ".parquet":
+        return FileKind(name="a table of patches", suffixes=(".parquet",), is_one=begins(b"PAR1"))
+    return FolderKind(record=".parts/made_from.json")
+
+
+def _beside(path: Path, given: Mapping[str, Any]) -> Made:
+    sheet = path.with_name(f"{path.stem}_contact_sheet.png")
+    is_beside = given["contact_sheet"] and not isinstance(_kind(path, given), FolderKind)
+    return [(sheet, picture(sheet))] if is_beside else []
+
+
+@guarded
 def patches(
     slides: Annotated[
         list[Path],
@@ -26,6 +45,7 @@ def patches(
     ],
     output: Annotated[
         Path,
+        Output(kind=_kind, beside=_beside, resumes=lambda path: path.with_name(f".{path.name}.parts").is_dir()),
         typer.Option(
             "--output",
             "-o",
@@ -125,6 +145,7 @@ def patches(
     ] = None,
     groups: Annotated[
         str | None,
+        SOURCE,
         typer.Option(
             metavar="NAME|FILE.toml",
             help="What annotation groups mean: camelyon16, camelyon17 or a TOML file.",
@@ -153,9 +174,10 @@ def patches(
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from annotations.patches.batch import HARD_CHOICE  # noqa: PLC0415
-    from staging.cohorts.camelyon import StageTable, list_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import StageTable, find_cohort, read_label_table  # noqa: PLC0415  (slow import)
     from staging.training.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
+    from staging.training.sources import skipped_annotations  # noqa: PLC0415
 
     where, drawn = _apart(slides, annotations)
     rule, parts = _parsed(label, split)
@@ -164,8 +186,9 @@ def patches(
         from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
 
         load_checkpoint(model)
-    listing = list_slides(where)
-    found = listing.slides
+    found, skipped = find_cohort(where)
+    tell_skipped(skipped)
+    tell_skipped(skipped_annotations(drawn, found), "annotations")
     processes, threads = _shared_out(workers, model, device)
     recipe = PatchRecipe(
         mpp=mpp,
@@ -187,7 +210,7 @@ def patches(
         threads=threads,
         upsample=upsample,
     )
-    notices = cohort_notices(listing, mpp=slide_mpp, annotations=drawn)
+    notices = cohort_notices(found, mpp=slide_mpp)
     with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
             found,
@@ -201,7 +224,7 @@ def patches(
             quality=quality,
             has_contact_sheet=contact_sheet,
         )
-    typer.echo(json.dumps({"patches": str(output), **counts, **notices}))
+    typer.echo(json.dumps({"patches": str(output), **counts, **notices, "skipped": skipped.to_json()}))
 
 
 def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Path]:

@@ -7,12 +7,19 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.options import Workers
+from staging.commands.options import Overwrite, Workers
+from staging.commands.outputs import Output, always, guarded
 from staging.errors import ConfigurationError
+from wsi.outputs import FolderKind
 
 
+@guarded
 def phantom(
-    output: Annotated[Path, typer.Argument(help="A new or empty directory.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(FolderKind())),
+        typer.Argument(help="A new or empty directory, or an earlier cohort with --overwrite.", show_default=False),
+    ],
     patients: Annotated[int, typer.Option(help="Number of patients, each with five slides.", min=1, max=200)] = 5,
     centres: Annotated[str, typer.Option(help="Centres 0 to 4, separated by commas.")] = "0,1,2,3,4",
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.", min=0)] = 0,
@@ -21,6 +28,8 @@ def phantom(
         tuple[float, float] | None, typer.Option(help="Width and height of every slide in um.", show_default="drawn")
     ] = None,
     workers: Workers = None,
+    *,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a synthetic cohort: slides, ASAP XML, stage_labels.csv and the exact truth.
 
@@ -28,17 +37,20 @@ def phantom(
     """
     import json  # noqa: PLC0415
 
-    from staging.phantom import generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
+    from staging.phantom import forget_cohort, generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     chosen = parse_centres(centres)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigurationError(output, "is not an empty directory", mend="name a new one; nothing was touched")
+    is_cohort = (output / "truth.json").is_file() and (output / "stage_labels.csv").is_file()
+    if output.exists() and any(output.iterdir()) and not (overwrite and is_cohort):
+        mend = "name a new one, or give --overwrite" if is_cohort else "name a new one"
+        raise ConfigurationError(output, "is not an empty directory", mend=f"{mend}; nothing was touched")
     try:
         plan_cohort(patients=patients, centres=chosen, seed=seed, mpp=mpp, size_um=size_um)
     except ValueError as error:
         raise ConfigurationError(None, str(error), mend="change --patients, --centres or --size-um") from error
+    forget_cohort(output)
     with CohortProgress(patients * 5, verb="slides drawn", tiles=False) as progress:
         truth = generate_cohort(
             output,

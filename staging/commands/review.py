@@ -9,13 +9,23 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import SlideMpp
+from staging.commands.options import SlideMpp, tell_skipped
+from staging.commands.outputs import Output, always, guarded
+from wsi.outputs import FileKind, FolderKind, begins, table
+
+_PAGE = FileKind(name="a page", suffixes=(".html",), is_one=begins(b"<!doctype html>", b"<!DOCTYPE html>"))
+_LIST = table("slide", "reference", "found", name="a review")
 
 
+@guarded
 def review(
     run: Annotated[Path, typer.Argument(help="The output of sentinode run.", show_default=False)],
     reference: Annotated[Path, typer.Argument(help="stage_labels.csv, or a table slide,label.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(FolderKind(files={"review.html": _PAGE, "review.csv": _LIST}, sole=("pictures",)))),
+        typer.Option("--output", "-o", help="Folder for the page.", show_default=False),
+    ],
     slides: Annotated[
         list[Path] | None,
         typer.Option(help="Directory of the slides, for close-ups of lesions.", show_default="overlays only"),
@@ -27,12 +37,15 @@ def review(
 
     Example: sentinode review results stage_labels.csv -o review --slides CAMELYON17/training
     """
-    from staging.cohorts.camelyon import list_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_cohort, read_label_table  # noqa: PLC0415  (slow import)
     from staging.runs.review import find_disagreements, write_review  # noqa: PLC0415
 
-    listing = list_slides(slides) if slides else None
-    files = None if listing is None else {slide.name: slide.path for slide in listing.slides}
-    notices = {} if listing is None else cohort_notices(listing, mpp=slide_mpp)
+    files, notices = None, {}
+    if slides:
+        listed, skipped = find_cohort(slides)
+        tell_skipped(skipped)
+        notices = cohort_notices(listed, mpp=slide_mpp)
+        files = {slide.name: slide.path for slide in listed}
     found, compared = find_disagreements(run, read_label_table(reference))
     shown = found[:most]
     write_review(output, shown, compared=compared, run=run, slides=files, slide_mpp=slide_mpp)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from annotations.measures import MERGE_GAP_UM
-from staging.commands.notices import say, skipped_notice
+from staging.commands.notices import say
 from staging.commands.options import (
     AllowPartial,
     Device,
@@ -17,6 +17,7 @@ from staging.commands.options import (
     Model,
     Nodes,
     OnBadTile,
+    Overwrite,
     Peak,
     SlideMpp,
     Smallest,
@@ -24,19 +25,29 @@ from staging.commands.options import (
     Tolerance,
     Upsample,
     Workers,
+    tell_skipped,
 )
+from staging.commands.outputs import Output, always, guarded
+from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
+from wsi.errors import plain
+from wsi.outputs import FolderKind
 
 EXIT_QUARANTINED = 3
 
 
+@guarded
 def run(
     slides: Annotated[
         list[Path],
         typer.Argument(help="A CAMELYON17-style directory, a folder of slides, or slides.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run's directory.", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=always(FolderKind(record="run.json"))),
+        typer.Option("--output", "-o", help="The run's directory.", show_default=False),
+    ],
     model: Model,
     reference: Annotated[
         Path | None, typer.Option(help="stage_labels.csv to score against.", show_default=False)
@@ -60,6 +71,7 @@ def run(
     *,
     allow_partial: AllowPartial = False,
     upsample: Upsample = False,
+    overwrite: Overwrite = False,
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -71,28 +83,32 @@ def run(
 ) -> None:
     """Make heatmaps, lesions, labels, stages, a score and a report; a second call resumes where the first ended.
 
-    Exit code 0: all slides good; 3: some quarantined, or no patient scored against
-    --reference; 2: wrong usage; 74: storage failed; 75: output in use.
+    Slides of earlier calls with the same settings stay in the tables. With --overwrite, what was made with other
+    settings is made anew.
+
+    Exit code 0: all slides good; 3: some quarantined, or there is a reference and no patient could be staged; 2: wrong
+    usage; 74: storage failed; 75: output in use.
 
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
-    from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
-    from staging.runs.cohort import no_score, run_cohort  # noqa: PLC0415
+    from staging.runs.cohort import cannot_be_staged, run_cohort  # noqa: PLC0415
     from staging.runs.config import RunConfig  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.device import shared_out  # noqa: PLC0415
 
     checkpoint = load_checkpoint(model)
+    found, skipped = find_cohort(slides)
+    tell_skipped(skipped)
     table = read_stage_table(reference) if reference is not None else None
-    listing = list_slides(slides)
-    skipped_notice(listing)
-    obstacle = None if table is None else no_score(listing.slides, nodes=nodes)
-    if obstacle is not None:
-        say(obstacle)
+    hopeless = cannot_be_staged(found, output, nodes) if reference is not None else {}
+    if hopeless:
+        reasons = listed(f"{plain(patient)} ({reason})" for patient, reason in hopeless.items())
+        typer.echo(f"sentinode: will not be staged, nor count for kappa: {reasons}", err=True)
     config = RunConfig(
         model=checkpoint.digest,
         threshold=threshold or checkpoint.threshold,
@@ -106,9 +122,9 @@ def run(
         allow_partial=allow_partial,
     )
     processes, threads = shared_out(device, workers)
-    with CohortProgress(len(listing.slides)) as progress:
+    with CohortProgress(len(found)) as progress:
         result = run_cohort(
-            listing.slides,
+            found,
             output,
             model=model,
             config=config,
@@ -118,13 +134,16 @@ def run(
             device=device,
             max_failures=max_failures,
             digests=verify,
-            skipped=listing.skipped,
+            skipped=skipped,
             upsample=upsample,
+            overwrite=overwrite,
             news=progress,
         )
+    if result.earlier:
+        typer.echo(f"sentinode: the tables also list {len(result.earlier)} slides of earlier calls", err=True)
     for line in warning_lines(result.warnings):
         say(line)
-    record = {"report": str(output / "report.html"), **result.to_json()}
+    record = {"report": str(output / "report.html"), **result.to_json(), "skipped": skipped.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
-    if result.failures or result.is_unscored:
+    if result.failures or (table is not None and not result.staging.stages):
         raise typer.Exit(EXIT_QUARANTINED)

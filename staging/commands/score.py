@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from staging.commands.outputs import Output, guarded
 from staging.scores.texts import froc_text, label_text, stage_text
+from wsi.outputs import picture as picture_kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +29,11 @@ Workers = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed: equal seeds give equal intervals.", min=0, metavar="N")]
-Picture = Annotated[Path | None, typer.Option(help="Also draw it as this PNG.", show_default=False)]
+Picture = Annotated[
+    Path | None,
+    Output(kind=lambda path, _: picture_kind(path)),
+    typer.Option(help="Also draw it: PNG, JPEG, TIFF or PDF.", show_default=False),
+]
 Table = Annotated[bool, typer.Option("--table", help="Also print it as text, on stderr.")]
 AllSlides = Annotated[
     bool,
@@ -41,6 +47,7 @@ def score() -> None:
 
 
 @app.command()
+@guarded
 def kappa(
     reference: Annotated[Path, typer.Argument(help="The organisers' stage_labels.csv.", show_default=False)],
     submission: Annotated[Path, typer.Argument(help="A table in the same format.", show_default=False)],
@@ -86,6 +93,7 @@ def kappa(
 
 
 @app.command()
+@guarded
 def labels(
     reference: Annotated[
         Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label.", show_default=False)
@@ -116,6 +124,7 @@ def labels(
 
 
 @app.command()
+@guarded
 def auc(
     reference: Annotated[
         Path,
@@ -156,6 +165,7 @@ def auc(
 
 
 @app.command()
+@guarded
 def froc(
     masks: Annotated[
         Path,
@@ -229,9 +239,9 @@ def froc(
 
 
 def _save(path: Path, drawn: NDArray[np.uint8]) -> None:
-    from wsi.render import save_png  # noqa: PLC0415  (slow import)
+    from wsi.render import save_picture  # noqa: PLC0415  (slow import)
 
-    save_png(path, drawn)
+    save_picture(path, drawn)
 
 
 def _show(record: dict[str, Any]) -> None:

@@ -9,9 +9,12 @@ from typing import Annotated
 import typer
 
 from staging.commands.options import Nodes
+from staging.commands.outputs import Output, always, guarded
 from staging.stages.pn import EXPECTED_NODES
+from wsi.outputs import table
 
 
+@guarded
 def stage(
     labels: Annotated[
         Path,
@@ -22,7 +25,9 @@ def stage(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The table in the organisers' format.", show_default=False)
+        Path,
+        Output(kind=always(table("patient", "stage", name="a table of stages"))),
+        typer.Option("--output", "-o", help="The table in the organisers' format.", show_default=False),
     ],
     nodes: Nodes = EXPECTED_NODES,
     sites: Annotated[
@@ -41,9 +46,7 @@ def stage(
     Example: sentinode stage labels.csv -o stages.csv
     """
     from staging.cohorts.staged import stage_table  # noqa: PLC0415  (slow import)
-    from wsi.store import keep_apart  # noqa: PLC0415
 
-    keep_apart(output, labels, sites)
     staged = stage_table(labels, output, expected_nodes=nodes, sites=sites)
     for patient in sorted(staged.staging.at_least):
         stage_at_least = staged.staging.stages[patient].value

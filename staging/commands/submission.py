@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from staging.commands.outputs import Output, guarded
+from wsi.outputs import FileKind, OutputKind, table
 
 app = typer.Typer(help="Make and check submissions to the CAMELYON challenges.", no_args_is_help=True)
 
@@ -24,12 +30,29 @@ def submission() -> None:
     """Make and check submissions to the CAMELYON challenges."""
 
 
+def _kind(_: Path, given: Mapping[str, Any]) -> OutputKind:
+    if given["task"] == "stages":
+        return table("patient", "stage", name="a table of stages")
+    if given["task"] == "slides":
+        return FileKind(name="a table of probabilities", suffixes=(".csv",), is_one=_has_probabilities)
+    from staging.lesions.detections import DetectionFolder  # noqa: PLC0415  (slow import)
+
+    return DetectionFolder()
+
+
+def _has_probabilities(file: BufferedReader) -> bool:
+    return all(re.fullmatch(rb"[^,]+,[01]\.\d{6}\n", line) for line in file)
+
+
 @app.command()
+@guarded
 def write(
     task: _Task,
     run: Annotated[Path, typer.Argument(help="The output of sentinode run.", show_default=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The table, or the folder of the lesion task.", show_default=False)
+        Path,
+        Output(kind=_kind),
+        typer.Option("--output", "-o", help="The table, or the folder of the lesion task.", show_default=False),
     ],
     threshold: Annotated[
         float, typer.Option(help="Detections must exceed this probability (lesions).", min=0, max=1)
@@ -53,9 +76,7 @@ def write(
     """
     from staging.cohorts.submission import Task, write_submission  # noqa: PLC0415
     from staging.lesions.detections import RADIUS_UM  # noqa: PLC0415  (slow import)
-    from wsi.store import keep_apart  # noqa: PLC0415
 
-    keep_apart(output.parent, run)
     done = write_submission(
         Task(task),
         run,
@@ -64,10 +85,13 @@ def write(
         radius_um=RADIUS_UM if radius_um is None else radius_um,
         allow_incomplete=allow_incomplete,
     )
+    for doubt in done.doubts:
+        typer.echo(f"sentinode: {doubt}", err=True)
     typer.echo(json.dumps(done.to_json()))
 
 
 @app.command()
+@guarded
 def check(
     task: _Task,
     path: Annotated[Path, typer.Argument(help="The table, or the folder of the lesion task.", show_default=False)],

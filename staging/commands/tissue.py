@@ -10,38 +10,51 @@ import typer
 
 from staging.commands.notices import slide_notices
 from staging.commands.options import SlideMpp, SlideSource
+from staging.commands.outputs import Output, guarded
+from wsi.errors import plain, without_secrets
+from wsi.outputs import picture
+
+_LOSSLESS = (".png", ".tif", ".tiff")
 
 
+@guarded
 def tissue(
     slide: SlideSource,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The mask as PNG (255 = tissue).", show_default=False)],
+    output: Annotated[
+        Path,
+        Output(kind=lambda path, _: picture(path, _LOSSLESS)),
+        typer.Option("--output", "-o", help="The mask as PNG or TIFF (255 = tissue).", show_default=False),
+    ],
     um_per_px: Annotated[float, typer.Option(help="Pixel size of the mask in um.", min=0.5, max=256)] = 16.0,
     slide_mpp: SlideMpp = None,
 ) -> None:
-    """Write a tissue mask and print its area as JSON.
+    """Write a tissue mask and print its area as JSON, and how much of it the slide stores at full resolution.
 
     Example: sentinode tissue patient_000_node_0.tif -o tissue.png
     """
-    from wsi.render import save_png  # noqa: PLC0415  (slow import)
+    from wsi.coverage import stored_coverage  # noqa: PLC0415  (slow import)
+    from wsi.render import save_picture  # noqa: PLC0415
     from wsi.slide import Slide  # noqa: PLC0415
-    from wsi.store import check_writable, keep_apart  # noqa: PLC0415
     from wsi.tissue import find_tissue, tissue_area_um2  # noqa: PLC0415
 
-    keep_apart(output, Path(slide))
-    check_writable(output)
     with Slide.open(slide, mpp=slide_mpp) as opened:
         notices = slide_notices(opened)
         mask = find_tissue(opened, um_per_px=um_per_px)
-    save_png(output, mask.array.astype("uint8") * 255)
+        coverage = stored_coverage(opened, mask, downsample=1.0)
+    save_picture(output, mask.array.astype("uint8") * 255)
     typer.echo(
         json.dumps(
             {
-                "slide": slide,
+                "slide": without_secrets(slide),
                 "mask": str(output),
                 "um_per_px": um_per_px,
                 "tissue_mm2": round(tissue_area_um2(mask) / 1e6, 4),
                 "fraction": round(float(mask.array.mean()), 4),
+                "stored": coverage.to_json(),
                 **notices,
             }
         )
     )
+    if coverage.missing_tiles:
+        text = f"{coverage.missing_tiles} tiles under tissue are not stored at full resolution"
+        typer.echo(f"sentinode: {plain(without_secrets(slide))}: {text}", err=True)

@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers
+from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers, tell_skipped
+from staging.commands.outputs import Made, Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
+from wsi.outputs import FileKind, OutputKind, begins, picture, table, weights
+
+_CHECKPOINT = weights("a checkpoint", "sentinode checkpoint")
+_LOG = table("epoch", "loss", name="a log of training")
+_PATCHES = FileKind(name="a table of patches", suffixes=(".parquet",), is_one=begins(b"PAR1"))
 
 
+def _beside(path: Path, given: Mapping[str, Any]) -> Made:
+    """List what training writes beside the checkpoint, and the same for each round of mining."""
+    name = path.name.removesuffix(".safetensors")
+    rounds = [f"{name}.round{number}" for number in range(1, 1 + given["rounds"])]
+    kinds: dict[str, OutputKind] = {f"{one}.csv": _LOG for one in (name, *rounds)}
+    for one in (name, *rounds):
+        for curve in ("learning", "calibration"):
+            drawn = path.with_name(f"{one}.{curve}.png")
+            kinds[drawn.name] = picture(drawn)
+    kinds |= {f"{one}.safetensors": _CHECKPOINT for one in rounds} | {f"{one}.parquet": _PATCHES for one in rounds}
+    return [(path.with_name(one), kind) for one, kind in kinds.items()]
+
+
+def _was_interrupted(path: Path) -> bool:
+    """Return whether a killed call left its progress, or its lock, beside the checkpoint."""
+    name = path.name.removesuffix(".safetensors")
+    return any(
+        re.fullmatch(rf"{re.escape(name)}(\.round\d+)?\.progress|\.{re.escape(name)}\.training", one.name)
+        for one in path.absolute().parent.glob("*")
+    )
+
+
+@guarded
 def train(
     patches: Annotated[list[Path], typer.Argument(help="Stores or tables from sentinode patches; several are joined.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The checkpoint, model.safetensors.", show_default=False)
+        Path,
+        Output(kind=always(_CHECKPOINT), beside=_beside, resumes=_was_interrupted),
+        typer.Option("--output", "-o", help="The checkpoint, model.safetensors.", show_default=False),
     ],
     network: Annotated[
         Literal["small", "resnet18", "resnet34", "resnet50"],
@@ -97,7 +130,7 @@ def train(
 
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
-    from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.mining import MiningPlan  # noqa: PLC0415
@@ -106,16 +139,15 @@ def train(
     from wsi.cnn.augmentation import FULL, LIGHT  # noqa: PLC0415  (loads torch)
     from wsi.cnn.method import Method  # noqa: PLC0415
     from wsi.cnn.ranks import is_first_process  # noqa: PLC0415
-    from wsi.store import keep_apart  # noqa: PLC0415
 
-    keep_apart(output, *patches, start, reference, annotations)
     cohort = None
     notices: dict[str, object] = {}
     if slides and annotations is not None and reference is not None:
-        listing = list_slides(slides)
-        cohort = LabelledCohort(slides=listing.slides, annotations=annotations, reference=read_stage_table(reference))
+        found, skipped = find_cohort(slides)
         if is_first_process():
-            notices = cohort_notices(listing, mpp=slide_mpp, annotations=annotations)
+            tell_skipped(skipped)
+            notices = cohort_notices(found, mpp=slide_mpp)
+        cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
     elif rounds or slides or annotations is not None or reference is not None:
         raise ConfigurationError(
             None,

@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.outputs import guarded
 
+
+@guarded
 def verify(
     output: Annotated[Path, typer.Argument(help="An output of run, features, patches or heatmap.", show_default=False)],
 ) -> None:

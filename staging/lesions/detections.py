@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from staging.csv_rows import decimal, read_rows
 from staging.errors import TableError
+from wsi.outputs import FileKind, FolderKind
 from wsi.raster import Heatmap
 from wsi.store import atomic_text
 
@@ -19,6 +21,11 @@ RADIUS_UM = 12 * 0.243 * 64
 """Radius cleared around a detection: 12 cells of 64 level-0 px, as CAMELYON16's teams did."""
 
 # The organisers' own example has this first line, although their score cannot read it.
+_FILE = FileKind(
+    name="a list of detections",
+    suffixes=(".csv",),
+    is_one=lambda file: all(re.fullmatch(rb"[^,]+,[^,]+,[^,]+\n", line) for line in file),
+)
 _HEADERS = frozenset({"p", "probability", "prob", "confidence", "score"})
 
 
@@ -81,6 +88,20 @@ def read_detections(path: str | PathLike[str]) -> Detections:
         path=path,
         lines=tuple(line for line, _ in rows),
     )
+
+
+class DetectionFolder(FolderKind):
+    """A folder of which every CSV is a list of detections."""
+
+    def refuse_others(self, path: Path, *, overwrite: bool) -> None:
+        """Also refuse tables of any other kind: the organisers would take them for detections.
+
+        Raises:
+            OutputExistsError: something that is not to be replaced is there.
+        """
+        FolderKind.refuse_others(self, path, overwrite=overwrite)
+        for file in sorted(path.glob("*.csv")):
+            _FILE.refuse_others(file, overwrite=overwrite)
 
 
 def write_detections(path: str | PathLike[str], detections: Detections) -> None:

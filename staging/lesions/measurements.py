@@ -17,12 +17,19 @@ from staging.lesions.files import (
     shape_table,
 )
 from staging.lesions.finding import as_lesion
+from staging.lesions.measured_folder import (
+    LESION_TABLE,
+    RECORD,
+    SHAPE_TABLE,
+    forget_outlines,
+    outline_names,
+    own_outlines,
+)
 from staging.lesions.outlines import write_outlines
+from staging.lesions.seen import UNKNOWN, Seen, SeenRule, look_through, seen_json
 from staging.lesions.settings import LesionSettings, refuse_different, settings_of
 from staging.lesions.tables import lesion_table
 from wsi.store import atomic_text, json_text
-
-LESION_TABLE, SHAPE_TABLE, RECORD = "lesions.csv", "lesion_features.csv", "lesions.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,23 +38,29 @@ class Measurements:
 
     Attributes:
         files: by slide name, in the order given.
+        seen: how much of each slide was looked at; unknown for masks and annotations.
+        faults: heatmaps that were set aside, by slide name, and why.
         settings: the settings they were found with; those of the heatmaps if there are any.
         of_heatmaps: whether there are heatmaps.
         with_holes_filled: whether holes of heatmaps and masks counted as tumour.
     """
 
     files: Mapping[str, MeasuredFile]
+    seen: Mapping[str, Seen]
+    faults: Mapping[str, str]
     settings: LesionSettings
     of_heatmaps: bool
     with_holes_filled: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return lesions per slide and the settings, as plain values for json.dumps."""
+        of_heatmaps = {name: self.seen[name] for name, one in self.files.items() if one.masks is not None}
         values = {name: one.tumour_value for name, one in self.files.items() if one.tumour_value is not None}
         return {
             "slides": len(self.files),
             "lesions": {name: len(one.shapes) for name, one in self.files.items()},
             "settings": self.settings_json(),
+            **seen_json(of_heatmaps, self.faults),
             **({"tumour_value": values} if values else {}),
         }
 
@@ -65,6 +78,7 @@ def measure_files(
     level: int = 0,
     mpp: float | None = None,
     with_holes_filled: bool = False,
+    seen_rule: SeenRule | None = None,
 ) -> Measurements:
     """Find and measure the lesions of heatmaps, masks and annotation files.
 
@@ -76,6 +90,7 @@ def measure_files(
         level: pyramid level of masks.
         mpp: um per level-0 px of masks and annotations that do not state it.
         with_holes_filled: count holes of heatmaps and masks as tumour.
+        seen_rule: which heatmaps are set aside because too much tissue went unseen; None for SeenRule().
 
     Raises:
         CohortError: a folder has no heatmaps.
@@ -87,10 +102,16 @@ def measure_files(
     heatmaps = [path for path in files if _is_heatmap(path)]
     applied = {path: settings_of(path, options=options, model=model) for path in files}
     refuse_different([applied[path] for path in heatmaps])
+    names: set[str] = set()
+    for path in files:
+        if path.stem in names:
+            raise DuplicateSlideError(path, "has the same name as another file", mend="measure them one by one")
+        names.add(path.stem)
+    seen, faults = look_through(heatmaps, seen_rule or SeenRule())
     found: dict[str, MeasuredFile] = {}
     for path in files:
-        if path.stem in found:
-            raise DuplicateSlideError(path, "has the same name as another file", mend="measure them one by one")
+        if path.stem in faults:
+            continue
         settings = applied[path]
         gap, smallest = settings.merge_gap_um.value, settings.smallest_um.value
         if _is_heatmap(path):
@@ -109,6 +130,8 @@ def measure_files(
             )
     return Measurements(
         files=found,
+        seen={path.stem: seen.get(path, UNKNOWN) for path in files if path.stem in found},
+        faults=faults,
         settings=applied[(heatmaps or files)[0]],
         of_heatmaps=bool(heatmaps),
         with_holes_filled=with_holes_filled,
@@ -116,7 +139,10 @@ def measure_files(
 
 
 def write_measurements(output: Path, measured: Measurements) -> None:
-    """Write lesions.csv, lesion_features.csv, lesions.json with the settings, and for each heatmap its outlines.
+    """Write lesions.csv, lesion_features.csv and lesions.json, and for each heatmap its outlines.
+
+    lesions.json has the settings, and every slide that was measured, with or without lesions, with how much of it was
+    looked at.
 
     Raises:
         StorageError: a file cannot be written.
@@ -124,12 +150,24 @@ def write_measurements(output: Path, measured: Measurements) -> None:
     rule = measured.settings.rule
     shapes = {name: one.shapes for name, one in measured.files.items()}
     lesions = {name: [as_lesion(shape) for shape in found] for name, found in shapes.items()}
+    earlier = own_outlines(output)
+    drawn = outline_names(name for name, one in measured.files.items() if one.masks is not None)
+    record = {"settings": measured.settings_json()}  # without slides: label refuses it until the tables are complete
+    atomic_text(output / RECORD, json_text(record | {"outlines": sorted(earlier.union(drawn))}))
     for name, one in measured.files.items():
         if one.masks is not None:
             write_outlines(output, name, lesions[name], one.masks, rule)
     atomic_text(output / LESION_TABLE, lesion_table(lesions, rule))
     atomic_text(output / SHAPE_TABLE, shape_table(shapes, rule))
-    atomic_text(output / RECORD, json_text({"settings": measured.settings_json()}))
+    forget_outlines(output, earlier.difference(drawn))
+    slides = {name: one.to_json() for name, one in measured.seen.items()}
+    atomic_text(output / RECORD, json_text(record | {"slides": slides, "outlines": sorted(drawn)}))
+
+
+def heatmaps_among(paths: Sequence[Path]) -> list[str]:
+    """Return the names of the slides whose heatmaps are given, alone or in folders."""
+    within = [path for given in paths for path in (given.glob("*.zarr") if given.is_dir() else ())]
+    return [path.stem for path in (*paths, *within) if _is_heatmap(path)]
 
 
 def _is_heatmap(path: Path) -> bool:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from staging.csv_rows import csv_text, read_rows
+from staging.csv_rows import csv_text, decimal, read_rows
 from staging.errors import TableError
 from staging.lesions.finding import Lesion
 from staging.lesions.labels import SizeRule, slide_label
-from wsi.coverage import Coverage
-from wsi.inputs import read_text
+from staging.lesions.seen import SEEN_COLUMNS, Seen
 
 LESION_COLUMNS = ("slide", "lesion", "class", "longest_diameter_um", "area_um2", "x", "y", "probability")
 LABEL_COLUMNS = ("slide", "label", "largest_um", "lesions", "probability")
-COVERAGE_COLUMNS = ("tissue_mm2", "looked_mm2", "seen")
-"""How much of the tissue was looked at; ``seen`` is whole or partial."""
 
 
 def lesion_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule) -> str:
@@ -45,15 +40,15 @@ def label_table(
     rule: SizeRule,
     *,
     cell_counts: Mapping[str, Sequence[int | None]] | None = None,
-    coverages: Mapping[str, tuple[Coverage, bool]] | None = None,
+    seen: Mapping[str, Seen] | None = None,
 ) -> str:
     """Format one row per slide: its label, and the largest lesion, which decided it.
 
-    If cells were counted, one more column has the most in a lesion, empty for slides without a count. With
-    ``coverages`` (each slide's, and whether it was seen only in part) the COVERAGE_COLUMNS follow.
+    If cells were counted, one more column has the most in a lesion, empty for slides without a count. With ``seen``
+    (of each slide) the SEEN_COLUMNS follow.
     """
     header = (*LABEL_COLUMNS, *(("most_cells",) if cell_counts is not None else ()))
-    header += COVERAGE_COLUMNS if coverages is not None else ()
+    header += SEEN_COLUMNS if seen is not None else ()
     rows = []
     for slide, found in lesions.items():
         counts = None if cell_counts is None else cell_counts[slide]
@@ -66,26 +61,38 @@ def label_table(
         )
         if counts is not None:
             row += (max((count for count in counts if count is not None), default=""),)
-        if coverages is not None:
-            coverage, is_partial = coverages[slide]
-            seen = "partial" if is_partial else "whole"
-            row += (f"{coverage.tissue_mm2:.3f}", f"{coverage.looked_mm2:.3f}", seen)
+        if seen is not None:
+            row += seen[slide].cells
         rows.append(row)
     return csv_text(header, rows)
 
 
-def read_partial(path: Path) -> frozenset[str]:
-    """Return the slides of a label table that were seen only in part, as it names them; none if it does not say.
+def read_seen(path: Path) -> dict[str, Seen]:
+    """Read how much of each slide was seen from a label table, by the slide's name there; empty if it does not say.
 
     Raises:
-        TableError: it cannot be read.
+        TableError: it cannot be read, or a row says something else; it names the line.
     """
     (_, header), *rows = read_rows(path) or ((0, ()),)
     names = [cell.lower() for cell in header]
     if not {"slide", "seen"} <= set(names):
-        return frozenset()
-    slide, seen = names.index("slide"), names.index("seen")
-    return frozenset(cells[slide] for _, cells in rows if len(cells) > seen and cells[seen].lower() == "partial")
+        return {}
+    found: dict[str, Seen] = {}
+    for line, cells in rows:
+        row = dict(zip(names, cells, strict=False))
+        areas = {name: row.get(name) or None for name in ("tissue_mm2", "looked_mm2")}
+        try:
+            seen = Seen.from_json({**areas, "seen": (row.get("seen") or "unknown").lower()})
+        except ValueError as error:
+            raise TableError(
+                path,
+                f"does not say how much of {row['slide']} was seen: {error}",
+                where=f"line {line}",
+                mend="write whole, partial or unknown",
+            ) from error
+        if row["slide"] not in found or seen.seen == "partial":  # of several rows the least counts
+            found[row["slide"]] = seen
+    return found
 
 
 def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:
@@ -96,26 +103,20 @@ def read_lesion_table(path: Path) -> dict[str, list[Lesion]]:
     """
     from wsi.geometry import Region  # noqa: PLC0415
 
-    try:
-        lines = list(csv.reader(io.StringIO(read_text(path))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TableError(path, f"cannot be read: {error}", mend="give the lesions.csv of a run") from error
-    if not lines or tuple(lines[0]) != LESION_COLUMNS:
+    (_, header), *rows = read_rows(path) or ((0, ()),)
+    if header != LESION_COLUMNS:
         raise TableError(
             path, "is not a lesion table", where="line 1", mend=f"its header is {','.join(LESION_COLUMNS)}"
         )
     lesions: dict[str, list[Lesion]] = {}
-    for number, row in enumerate(lines[1:], start=2):
-        if not row:
-            continue
-        try:
-            slide, _, _, *texts = row
-            longest, area, x, y, probability = (float(text) for text in texts)
-        except ValueError as error:
-            raise TableError(path, f"is not a lesion: {error}", where=f"line {number}") from error
-        if not (0 <= longest < math.inf and 0 <= area < math.inf):
-            raise TableError(path, f"has an impossible size, {texts[0]} um", where=f"line {number}")
-        lesions.setdefault(slide, []).append(
+    for line, cells in rows:
+        numbers = [number for text in cells[3:] if (number := decimal(text)) is not None]
+        if len(cells) != len(LESION_COLUMNS) or len(numbers) != len(LESION_COLUMNS) - 3:
+            raise TableError(path, f"is not a lesion: {','.join(cells):.100}", where=f"line {line}")
+        longest, area, x, y, probability = numbers
+        if min(longest, area) < 0:
+            raise TableError(path, f"has an impossible size, {cells[3]} um", where=f"line {line}")
+        lesions.setdefault(cells[0], []).append(
             Lesion(
                 longest_diameter_um=longest,
                 area_um2=area,

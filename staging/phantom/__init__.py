@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from staging.phantom.cohort import CohortTruth, LesionTruth, SlideTruth, generate_cohort, render_slide
+from staging.phantom.cohort import CohortTruth, LesionTruth, SlideTruth, forget_cohort, generate_cohort, render_slide
 from staging.phantom.plan import LesionPlan, PatientPlan, SlidePlan, plan_cohort
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "PatientPlan",
     "SlidePlan",
     "SlideTruth",
+    "forget_cohort",
     "generate_cohort",
     "plan_cohort",
     "render_slide",

@@ -24,7 +24,8 @@ from staging.phantom.section import Section
 from staging.phantom.stain import CENTRES
 from staging.phantom.texture import Tissue
 from staging.stages.pn import PatientStage
-from wsi.store import atomic_text, json_text
+from wsi.inputs import read_json
+from wsi.store import atomic_text, json_text, storage
 from wsi.writing.pyramid import write_pyramid
 
 _DECIMALS = 4
@@ -151,6 +152,23 @@ def generate_cohort(
     write_stage_table(out / "stage_labels.csv", cohort.stages, {slide.name: slide.label for slide in cohort.slides})
     atomic_text(out / "truth.json", json_text(_plain(asdict(cohort))))
     return cohort
+
+
+def forget_cohort(out: Path) -> None:
+    """Remove the files of a cohort in ``out``: the slides that its truth lists, or if it is incomplete those so named.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    try:
+        names = [str(slide["name"]) for slide in read_json(out / "truth.json")["slides"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        names = ["patient_???_node_?"]
+    made = [f"{part}" for name in names for part in (f"images/{name}.tif", f"annotations/{name}.xml")]
+    for pattern in (*made, "stage_labels.csv", "truth.json"):
+        for path in out.glob(pattern):
+            with storage(path):
+                path.unlink()
 
 
 def render_slide(plan: SlidePlan, out: Path) -> SlideTruth:

@@ -10,20 +10,23 @@ from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import name_fault, patient_of
-from staging.cohorts.skipped import Skipped, skipped_json, skipped_table, skipped_text
+from staging.cohorts.skipped import Skipped
 from staging.cohorts.slide_warnings import warning_table
 from staging.csv_rows import csv_for_people, csv_text
-from staging.errors import MissingPatientError, TooManyFailuresError, listed
+from staging.errors import MissingPatientError, TooManyFailuresError
 from staging.lesions.labels import SlideLabel
+from staging.lesions.seen import SeenRule
 from staging.lesions.tables import label_table, lesion_table
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import each
 from staging.runs.config import RECORD, RunConfig, model_name, refuse_other_settings
 from staging.runs.deaths import mark_path, tried_alone
+from staging.runs.earlier import QUARANTINE, Earlier, earlier_results, earlier_slides, forget_slides
 from staging.runs.records import FOLDER, is_cheap
 from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
 from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide
+from staging.scores.kappa import score as kappa_of
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage, Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError, plain
@@ -52,20 +55,15 @@ class CohortResult:
         analyses: finished slides, by name.
         failures: quarantined slides, by name.
         staging: stages and unscored patients.
-        score: the contents of score.json; None without a reference.
-        skipped: what was passed over in the folders of the slides.
+        score: the contents of score.json; None without a reference, or if no patient is staged.
+        earlier: names of those slides that this call was not given, but earlier ones were.
     """
 
     analyses: tuple[SlideAnalysis, ...]
     failures: tuple[Failure, ...]
     staging: Staging
     score: dict[str, Any] | None
-    skipped: tuple[Skipped, ...] = ()
-
-    @property
-    def is_unscored(self) -> bool:
-        """Whether there is a reference, and no patient that could be compared with it."""
-        return self.score is not None and not self.score["patients"]
+    earlier: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> dict[str, list[str]]:
@@ -77,14 +75,13 @@ class CohortResult:
         score = self.score or {}
         return {
             "slides": len(self.analyses),
+            "earlier": len(self.earlier),
             "quarantined": {failure.slide: str(failure) for failure in self.failures},
             "stages": {patient: stage.value for patient, stage in self.staging.stages.items()},
             "remade": {one.slide: list(one.remade) for one in self.analyses if one.remade},
             "at_least": sorted(self.staging.at_least),
             "unscored": {one.patient: one.reason for one in self.staging.unscored},
             "warnings": self.warnings,
-            "skipped": skipped_json(self.skipped),
-            "no_score": score.get("no_score"),
             "kappa": score.get("kappa"),
             "interval": score.get("interval"),
         }
@@ -102,11 +99,14 @@ def run_cohort(
     threads: int = 1,
     max_failures: float = MAX_FAILURES,
     digests: bool | None = None,
-    skipped: Sequence[Skipped] = (),
+    skipped: Skipped | None = None,
     upsample: bool = False,
+    overwrite: bool = False,
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
+
+    Slides of earlier calls that are not given now stay in the tables: halves of a cohort give what the whole gives.
 
     Args:
         slides: what find_slides found.
@@ -119,8 +119,9 @@ def run_cohort(
         threads: number of reading threads per process.
         max_failures: give up when more than this share of the slides, and at least ten, have failed.
         digests: compare the digests, not only the sizes, of what an earlier call left; None does so when it is quick.
-        skipped: what was passed over in the folders of the slides.
+        skipped: what the folders of the slides hold besides slides; listed in skipped.csv and the report.
         upsample: analyse slides coarser than the model, too, instead of quarantining them.
+        overwrite: replace what was made with another configuration.
         news: receives progress.
 
     Raises:
@@ -130,12 +131,15 @@ def run_cohort(
         StorageError: the output cannot be written; finished slides stay and a second call resumes from there.
         TooManyFailuresError: more slides failed than max_failures allows.
     """
+    is_other = refuse_other_settings(output, config.to_json(), record=RECORD, overwrite=overwrite)
+    given = {slide.name for slide in slides}
     if reference is not None:
-        _check_reference(slides, reference)
-    refuse_other_settings(output, config.to_json(), record=RECORD)
+        _check_reference(slides, [] if is_other else earlier_slides(output, given), reference)
     with OutputLock(output) as lock:
         for folder in (output, *(output / name for name in ("heatmaps", "lesions", "overlays", "slides"))):
             sweep(folder)
+        if is_other:
+            forget_slides(output)
         atomic_text(output / RECORD, json_text(config.to_json()))
         if digests is None:
             digests = is_cheap(output / name for name in ("heatmaps", "overlays", "lesions"))
@@ -155,9 +159,16 @@ def run_cohort(
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
-        atomic_text(output / "skipped.csv", skipped_table(skipped))
+        earlier = earlier_results(output, given, digests=digests)
         return _conclude(
-            output, analyses, failures, model=model, config=config, reference=reference, skipped=tuple(skipped)
+            output,
+            analyses,
+            failures,
+            earlier=earlier,
+            model=model,
+            config=config,
+            reference=reference,
+            skipped=skipped or Skipped(),
         )
 
 
@@ -193,7 +204,7 @@ def _analyse(
                 f"is the last of {len(failures)} failed slides of {len(tasks)}: {failure.reason}",
                 mend="look for a common cause, or raise --max-failures",
             )
-    return sorted(analyses, key=lambda one: one.slide), sorted(failures, key=lambda one: one.slide)
+    return analyses, failures
 
 
 def _conclude(
@@ -201,23 +212,28 @@ def _conclude(
     analyses: Sequence[SlideAnalysis],
     failures: Sequence[Failure],
     *,
+    earlier: Earlier,
     model: Path,
     config: RunConfig,
     reference: StageTable | None,
-    skipped: tuple[Skipped, ...],
+    skipped: Skipped,
 ) -> CohortResult:
+    analyses = sorted((*analyses, *earlier.analyses), key=lambda one: one.slide)
+    failures = sorted((*failures, *earlier.failures), key=lambda one: one.slide)
     labels = {analysis.slide: analysis.label for analysis in analyses}
     reasons = {failure.slide: str(failure) for failure in failures}
     partial = [analysis.slide for analysis in analyses if analysis.is_partial]
     staging = stage_patients(labels, failed=reasons, partial=partial, expected_nodes=config.nodes)
     lesions = {analysis.slide: analysis.lesions for analysis in analyses}
     atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
-    coverages = {analysis.slide: (analysis.coverage, analysis.is_partial) for analysis in analyses}
-    atomic_text(output / "labels.csv", label_table(lesions, config.rule, coverages=coverages))
-    atomic_text(output / "quarantine.csv", quarantine_table(failures))
+    rule = SeenRule(tolerance=config.coverage_tolerance, allow_partial=config.allow_partial)
+    seen = {analysis.slide: rule.judge(analysis.coverage) for analysis in analyses}
+    atomic_text(output / "labels.csv", label_table(lesions, config.rule, seen=seen))
+    atomic_text(output / QUARANTINE, quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))
     atomic_text(output / "warnings.csv", warning_table({one.slide: one.warnings for one in analyses}))
+    atomic_text(output / "skipped.csv", skipped.table())
     partly = ((patient, f"at least {staging.stages[patient].value}") for patient in sorted(staging.at_least))
     atomic_text(output / "at_least.csv", csv_text(("patient", "stage"), partly))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
@@ -238,53 +254,44 @@ def _conclude(
         model=model_name(model),
         reference=reference,
         score=score,
-        skipped=skipped_text(skipped),
+        skipped=skipped,
     )
     return CohortResult(
-        analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score, skipped=skipped
+        analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score, earlier=earlier.slides
     )
 
 
 def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
-    """Score kappa over the staged patients; the others of the cohort are listed beside it."""
-    unscored = [one.patient for one in staging.unscored if one.patient in reference.stages]
-    if not staging.stages:
-        return {
-            "kappa": None,
-            "interval": None,
-            "patients": 0,
-            "stages": [stage.value for stage in PatientStage],
-            "confusion": [],
-            "unscored": unscored,
-            "complete": False,
-            "no_score": _no_stage(staging),
-        }
+    """Score kappa over the staged patients, undefined if there are none; the cohort's others are listed beside it."""
     asked = StageTable(
         stages={patient: reference.stages[patient] for patient in staging.stages},
         labels={},
     )
-    result = score_kappa(asked, StageTable(stages=staging.stages, labels={})).to_json()
+    result = (
+        score_kappa(asked, StageTable(stages=staging.stages, labels={}))
+        if staging.stages
+        else kappa_of([], [], stages=[stage.value for stage in PatientStage])
+    ).to_json()
+    unscored = [one.patient for one in staging.unscored if one.patient in reference.stages]
     return {**result, "unscored": unscored, "complete": not unscored}
 
 
-def no_score(slides: Sequence[SlideFile], *, nodes: int) -> str | None:
-    """Return why a score is impossible even if every slide succeeds: no patient can be staged; None if one can.
+def cannot_be_staged(slides: Sequence[SlideFile], output: Path, nodes: int) -> dict[str, str]:
+    """Tell before any work which patients have too few or too many slides to be staged, and how.
 
     Args:
-        slides: what find_slides found.
-        nodes: number of slides a patient needs to be staged.
+        slides: those of this call.
+        output: the directory of the run; slides of earlier calls count.
+        nodes: slides per patient.
     """
-    staging = stage_patients({slide.name: SlideLabel.NEGATIVE for slide in slides}, expected_nodes=nodes)
-    return None if staging.stages else _no_stage(staging)
+    given = [slide.name for slide in slides if name_fault(slide.name) is None]
+    names = dict.fromkeys([*given, *earlier_slides(output, given)], SlideLabel.NEGATIVE)
+    return {one.patient: one.reason for one in stage_patients(names, expected_nodes=nodes).unscored}
 
 
-def _no_stage(staging: Staging) -> str:
-    reasons = listed([f"{one.patient}: {one.reason}" for one in staging.unscored])
-    return f"no patient can be staged, so that there is no score: {reasons}"
-
-
-def _check_reference(slides: Sequence[SlideFile], reference: StageTable) -> None:
-    patients = {slide.patient for slide in slides if slide.patient is not None}
+def _check_reference(slides: Sequence[SlideFile], earlier: Sequence[str], reference: StageTable) -> None:
+    every = {*(slide.patient for slide in slides), *map(patient_of, earlier)}
+    patients = {patient for patient in every if patient is not None}
     missing = sorted(patients - set(reference.stages))
     if missing:
         raise MissingPatientError(

@@ -74,19 +74,25 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, within: s
     return found
 
 
-def refuse_other_settings(output: Path, settings: Mapping[str, Any], *, record: str) -> None:
+def refuse_other_settings(
+    output: Path, settings: Mapping[str, Any], *, record: str, overwrite: bool | None = None
+) -> bool:
     """Refuse an output made with other settings, or by another program; nothing is touched.
 
     Args:
         output: a directory, which need not exist.
         settings: what decides the contents of the output; JSON values.
         record: the file in it with the settings it was made with.
+        overwrite: accept one with other settings; None if the command does not offer that.
+
+    Returns:
+        Whether it was made with other settings, which only ``overwrite`` allows.
 
     Raises:
         ConfigurationError: it was made with other settings, which are listed, or is not an output.
     """
     if not output.exists():
-        return
+        return False
     if not output.is_dir():
         raise ConfigurationError(output, "is a file", mend="name a directory")
     path = output / record
@@ -96,7 +102,7 @@ def refuse_other_settings(output: Path, settings: Mapping[str, Any], *, record: 
             raise ConfigurationError(
                 output, f"contains {strangers[0]} but no {record}", mend="name a new or empty directory"
             )
-        return
+        return False
     try:
         theirs = read_json(path)
     except (OSError, ValueError) as error:
@@ -105,12 +111,12 @@ def refuse_other_settings(output: Path, settings: Mapping[str, Any], *, record: 
         raise ConfigurationError(path, "contains no settings", mend="choose another output")
     # round trip through JSON, so that tuples equal lists
     found = differences(json.loads(json.dumps(settings)), theirs)
-    if found:
+    if found and not overwrite:
+        mend = "choose another output, or the same settings" + ("" if overwrite is None else ", or give --overwrite")
         raise ConfigurationError(
-            output,
-            f"was made with other settings: {'; '.join(found)}",
-            mend="choose another output, or the same settings; nothing was touched",
+            output, f"was made with other settings: {'; '.join(found)}", mend=f"{mend}; nothing was touched"
         )
+    return bool(found)
 
 
 def slide_provenance(fingerprint: str, config: RunConfig) -> dict[str, str]:

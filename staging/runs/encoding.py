@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from staging.cohorts.camelyon import SlideFile
 from staging.errors import ConfigurationError
+from staging.lesions.seen import Seen, SeenRule, seen_json
 from staging.runs.bars import CohortProgress
 from staging.runs.cluster import each
 from staging.runs.config import refuse_other_settings
-from staging.runs.slide_fault import Failure, quarantine_table, step
+from staging.runs.slide_fault import Failure, SlideFaultError, quarantine_table, step
 from wsi.cores import usable_cores
+from wsi.coverage import Coverage, stored_coverage
 from wsi.errors import ArtefactError, CheckpointError, StorageError
+from wsi.inputs import read_json
 from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
 from wsi.slide import Slide
@@ -53,6 +55,7 @@ class EncodingPlan:
         batch: tiles per batch; None chooses.
         slide_mpp: um per level-0 px, overriding the files.
         on_bad_tile: whether a tile that cannot be decoded fails its slide, or is read as white and reported.
+        seen_rule: which slides are quarantined because too much of their tissue cannot be read.
         upsample: encode slides coarser than the tiles, too.
     """
 
@@ -69,6 +72,7 @@ class EncodingPlan:
     batch: int | None = None
     slide_mpp: float | None = None
     on_bad_tile: OnBadTile = "raise"
+    seen_rule: SeenRule = field(default_factory=SeenRule)
     upsample: bool = False
 
 
@@ -100,7 +104,7 @@ class EncodedCohort:
             "width": self.width,
             "encoder": dict(self.encoder),
             "bad_tiles": {one.name: one.bad_tiles for one in self.results if one.bad_tiles},
-            "quarantined": {one.slide: str(one) for one in self.failures},
+            **seen_json({one.name: one.seen for one in self.results}, {one.slide: str(one) for one in self.failures}),
         }
 
 
@@ -132,17 +136,27 @@ class FeatureTask:
     threads: int
     slide_mpp: float | None
     on_bad_tile: OnBadTile
+    seen_rule: SeenRule
     upsample: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureResult:
-    """How many tiles of a slide were encoded, whether by an earlier call, and how many were read as white."""
+    """The features of a slide.
+
+    Attributes:
+        name: the slide's id.
+        tiles: number of tiles encoded.
+        was_there: whether an earlier call made them.
+        bad_tiles: number of tiles read as white.
+        seen: how much of the tissue they show.
+    """
 
     name: str
     tiles: int
     was_there: bool
     bad_tiles: int
+    seen: Seen
 
 
 def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan) -> EncodedCohort:
@@ -205,6 +219,7 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
             threads=usable_cores() if on_gpu or len(slides) == 1 else 1,
             slide_mpp=plan.slide_mpp,
             on_bad_tile=plan.on_bad_tile,
+            seen_rule=plan.seen_rule,
             upsample=plan.upsample,
         )
         for slide in slides
@@ -268,13 +283,24 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
             ) | {"slide_mpp": task.slide_mpp, "on_bad_tile": task.on_bad_tile}
         if provenance_of(task.output) == made_from:
             with suppress(ArtefactError):  # damaged features are made again
-                tiles = len(read_features(task.output))
-                return FeatureResult(name=task.name, tiles=tiles, was_there=True, bad_tiles=_read_bad(task))
+                made = read_features(task.output)
+                seen = _seen(task, made.coverage)
+                return FeatureResult(
+                    name=task.name, tiles=len(made), was_there=True, bad_tiles=_read_bad(task), seen=seen
+                )
         with step("resolution", slide=task.name, path=task.path):
             if not task.upsample:
                 slide.check_detail(task.mpp)
         with step("tissue", slide=task.name, path=task.path):
             tissue = find_tissue(slide)
+            downsample = slide.frame_at(task.mpp).downsample
+
+        def coverage() -> Coverage:
+            found = stored_coverage(slide, tissue, downsample=downsample)
+            _seen(task, found)
+            return found
+
+        coverage()  # missing tiles are known before hours of work
         with step("features", slide=task.name, path=task.path):
             count = write_features(
                 task.output,
@@ -287,11 +313,25 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
                 batch=task.batch,
                 workers=task.threads,
                 on_tiles=lambda done, total: on_tiles(task.name, done, total),
+                coverage=coverage,
             )
         _bad_path(task).unlink(missing_ok=True)
         if slide.bad_tiles:
             atomic_text(_bad_path(task), json_text([asdict(tile) for tile in slide.bad_tiles]))
-        return FeatureResult(name=task.name, tiles=count, was_there=False, bad_tiles=len(slide.bad_tiles))
+        seen = task.seen_rule.judge(coverage())
+        return FeatureResult(name=task.name, tiles=count, was_there=False, bad_tiles=len(slide.bad_tiles), seen=seen)
+
+
+def _seen(task: FeatureTask, coverage: Coverage | None) -> Seen:
+    """Judge how much of a slide's tissue can be read.
+
+    Raises:
+        SlideFaultError: not enough of it; ``where`` is the step "coverage".
+    """
+    fault = task.seen_rule.fault(coverage)
+    if fault is not None:
+        raise SlideFaultError(task.path, fault, where="coverage")
+    return task.seen_rule.judge(coverage)
 
 
 def _bad_path(task: FeatureTask) -> Path:
@@ -301,7 +341,7 @@ def _bad_path(task: FeatureTask) -> Path:
 
 def _read_bad(task: FeatureTask) -> int:
     path = _bad_path(task)
-    return len(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0
+    return len(read_json(path)) if path.is_file() else 0
 
 
 @lru_cache(maxsize=1)

@@ -11,12 +11,18 @@ from staging.cohorts.camelyon import find_slides
 from staging.errors import ConfigurationError
 from staging.runs.cluster import TileNews, each
 from wsi.errors import PathologyError, StorageError
+from wsi.outputs import TIFF, TIFFS, check_output
 from wsi.store import storage
-from wsi.writing.convert import TIFF_SUFFIXES, is_same_file
 
 
 def mask_jobs(
-    files: Sequence[Path], output: Path, *, slide: Path | None = None, slides: Path | None = None, recipe: MaskRecipe
+    files: Sequence[Path],
+    output: Path,
+    *,
+    slide: Path | None = None,
+    slides: Path | None = None,
+    recipe: MaskRecipe,
+    overwrite: bool = False,
 ) -> list[MaskJob]:
     """List the masks to draw; nothing is read or written yet.
 
@@ -26,9 +32,11 @@ def mask_jobs(
         slide: the slide of the only file.
         slides: a folder with a slide named like each file.
         recipe: how every mask is made.
+        overwrite: replace earlier masks.
 
     Raises:
-        ConfigurationError: two masks would have the same name, or one would overwrite its source.
+        ConfigurationError: two masks would have the same name.
+        OutputExistsError: a mask would replace an input or another file.
         CohortError: the folder has no slides.
     """
     if slide is not None and len(files) > 1:
@@ -45,10 +53,9 @@ def mask_jobs(
         )
         for file, target in zip(files, targets, strict=True)
     ]
+    inputs = {*files, *(job.slide for job in jobs if job.slide is not None)}
     for job in jobs:
-        for source in (job.annotation_file, job.slide):
-            if source is not None and is_same_file(source, job.target):
-                raise ConfigurationError(job.target, "is an input of the mask", mend="name another output")
+        check_output(job.target, TIFF, inputs=inputs, overwrite=overwrite)
     return jobs
 
 
@@ -83,12 +90,12 @@ def _line(job: MaskJob, error: BaseException) -> str:
 
 def _targets(files: Sequence[Path], output: Path) -> list[Path]:
     """Return the target of each mask: OUTPUT if it is named like a TIFF, else ``OUTPUT/<name>_mask.tif``."""
-    if output.suffix.lower() in TIFF_SUFFIXES and not output.is_dir():
+    if output.suffix.lower() in TIFFS and not output.is_dir():
         if len(files) > 1:
             raise ConfigurationError(output, f"is one file for {len(files)} masks", mend="name a folder")
         return [output]
     if output.is_file():
-        known = ", ".join(TIFF_SUFFIXES)
+        known = ", ".join(TIFFS)
         raise ConfigurationError(
             output, "is neither a folder nor the name of a TIFF", mend=f"use a folder or a suffix among {known}"
         )

@@ -5,7 +5,6 @@ Reference labels are sometimes wrong; a list that begins with what the model is 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from wsi.geometry import Region
 from wsi.heatmap_store import read_heatmap
 from wsi.inputs import read_json
 from wsi.raster import Heatmap
-from wsi.store import atomic_text, storage
+from wsi.store import atomic_bytes, atomic_text, storage
 
 if TYPE_CHECKING:
     from wsi.slide import Slide
@@ -130,8 +129,8 @@ def write_review(
         overlay = run / "overlays" / f"{one.slide}.png"
         copied = output / "pictures" / f"{one.slide}.png"
         if overlay.is_file():
-            with storage(copied):
-                shutil.copyfile(overlay, copied)
+            with storage(overlay):
+                atomic_bytes(copied, overlay.read_bytes())
         path = (slides or {}).get(one.slide)
         crops = [] if path is None else _draw_crops(one, path, output, run, slide_mpp)
         shown = {

@@ -8,25 +8,31 @@ from typing import Any
 
 from staging.runs.cluster import TileNews
 from wsi.coverage import Coverage
-from wsi.heatmap_store import KIND, write_heatmap
+from wsi.errors import ArtefactError, OutputExistsError
+from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
 from wsi.raster import Heatmap
 from wsi.readers.base import BadTile, OnBadTile
-from wsi.render import overlay, save_png, thumbnail
+from wsi.render import overlay, save_picture, thumbnail
 from wsi.slide import Slide
 from wsi.stain_range import StainRange, stain_warnings
-from wsi.store import check_artefact, check_target, check_writable
+from wsi.store import provenance_of
 from wsi.tissue import find_tissue
 from wsi.writing.heatmap_file import write_heatmap_tiff
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MadeHeatmap:
-    """A heatmap, where it was written, how much tissue was looked at, tiles read as white, and what is doubtful."""
+    """A heatmap, where it is, how much of the tissue was looked at, the tiles read as white, and if it was there.
+
+    Attributes:
+        warnings: what is doubtful about the slide, in one line each.
+    """
 
     path: Path
     heatmap: Heatmap
     coverage: Coverage
     bad_tiles: tuple[BadTile, ...]
+    was_there: bool
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -56,9 +62,10 @@ def make_heatmap(
     slide_mpp: float | None = None,
     on_bad_tile: OnBadTile = "raise",
     upsample: bool = False,
+    overwrite: bool = False,
     on_tiles: TileNews,
 ) -> MadeHeatmap:
-    """Run a network over the tissue of a slide.
+    """Run a network over the tissue of a slide, unless its heatmap is there already.
 
     Args:
         slide: its path or URL.
@@ -71,9 +78,11 @@ def make_heatmap(
         slide_mpp: um per level-0 px, overriding the file.
         on_bad_tile: whether a tile that cannot be decoded raises, or is read as white.
         upsample: look at a slide coarser than the model, too.
+        overwrite: replace a heatmap of another slide or model.
         on_tiles: called with (slide name, tiles done, total tiles).
 
     Raises:
+        OutputExistsError: a heatmap of another slide or model is there.
         SlideError: the slide cannot be read, or is coarser than the model.
         CheckpointError: the model cannot be used.
         StorageError: an output cannot be written.
@@ -81,18 +90,16 @@ def make_heatmap(
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.looking import look  # noqa: PLC0415
 
-    check_artefact(output, kind=KIND)
-    check_writable(output, picture, tiff)
-    for target in (picture, tiff):
-        if target is not None:
-            check_target(target)
     checkpoint = load_checkpoint(model)
     with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened:
+        made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
+        made_from |= _read_otherwise(slide_mpp, on_bad_tile)
+        earlier = _earlier(output, made_from, overwrite=overwrite)
         if not upsample:
             opened.check_detail(checkpoint.mpp)
         tissue = find_tissue(opened)
         stains = stain_warnings(opened, tissue, StainRange.of_provenance(checkpoint.provenance))
-        heatmap, coverage = look(
+        heatmap, coverage = earlier or look(
             opened,
             checkpoint,
             tissue=tissue,
@@ -100,16 +107,48 @@ def make_heatmap(
             workers=threads,
             on_tiles=lambda done, total: on_tiles(opened.name, done, total),
         )
-        made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
-        write_heatmap(output, heatmap, made_from, coverage=coverage)
+        if earlier is None:
+            write_heatmap(output, heatmap, made_from, coverage=coverage)
         if tiff is not None:
             write_heatmap_tiff(tiff, heatmap)
         if picture is not None:
-            save_png(picture, overlay(thumbnail(opened), heatmap, threshold=checkpoint.threshold))
+            save_picture(picture, overlay(thumbnail(opened), heatmap, threshold=checkpoint.threshold))
         return MadeHeatmap(
             path=output,
             heatmap=heatmap,
             coverage=coverage,
             bad_tiles=opened.bad_tiles,
+            was_there=earlier is not None,
             warnings=(*opened.warnings, *stains),
         )
+
+
+def _read_otherwise(slide_mpp: float | None, on_bad_tile: OnBadTile) -> dict[str, str]:
+    """Return what changes how the slide is read, if anything does."""
+    return ({} if slide_mpp is None else {"mpp": str(slide_mpp)}) | (
+        {} if on_bad_tile == "raise" else {"bad": on_bad_tile}
+    )
+
+
+def _earlier(output: Path, made_from: dict[str, Any], *, overwrite: bool) -> tuple[Heatmap, Coverage] | None:
+    """Return the heatmap that an earlier call made from the same; None if it has to be made.
+
+    When bad tiles are read as white, only the call that read the slide knows which were bad: it is made again.
+
+    Raises:
+        OutputExistsError: one of something else is there.
+    """
+    there = provenance_of(output)
+    if there is None or (overwrite and there != made_from):
+        return None
+    if there != made_from:
+        raise OutputExistsError(
+            output,
+            "is the heatmap of another slide or model, or was read with other options",
+            mend="choose another output, or give --overwrite",
+        )
+    try:
+        coverage = read_coverage(output)
+        return None if coverage is None or "bad" in made_from else (read_heatmap(output), coverage)
+    except ArtefactError:  # damaged: it is made again
+        return None

@@ -47,7 +47,7 @@ def quarantine_table(failures: Iterable[Failure]) -> str:
 
 @contextmanager
 def step(name: str, *, slide: str, path: str | Path) -> Iterator[None]:
-    """Name the step at which a slide failed; storage and model errors pass unchanged.
+    """Name the step at which a slide failed; storage and model errors, and faults of a step within, pass unchanged.
 
     Args:
         name: of the step.
@@ -59,7 +59,7 @@ def step(name: str, *, slide: str, path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except (StorageError, CheckpointError):
+    except (StorageError, CheckpointError, SlideFaultError):
         raise
     except Exception as error:
         log.debug("%s failed at %s", slide, name, exc_info=True)

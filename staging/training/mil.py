@@ -15,6 +15,7 @@ from staging.cohorts.references import read_patients, read_truth
 from staging.csv_rows import csv_text
 from staging.errors import ConfigurationError, DuplicateSlideError, NoSlidesError, TableError
 from staging.lesions.labels import SlideLabel
+from staging.lesions.seen import SEEN_COLUMNS, Seen, SeenRule, seen_json
 from staging.runs.config import differences, refuse_other_settings
 from staging.scores.roc import area_under_curve
 from wsi.errors import ArtefactError, CheckpointError, PathologyError, StorageError
@@ -50,7 +51,8 @@ class TrainedHead:
         without_patient: slides that count as patients of their own.
         left_out: slides that were not used, and why.
         without_features: slides of the reference without features, by key.
-        quarantined: slides whose features cannot be read, and why.
+        seen: how much of each slide's tissue its features show.
+        quarantined: slides whose features cannot be used, and why.
     """
 
     head: Path
@@ -62,6 +64,7 @@ class TrainedHead:
     without_patient: int
     left_out: Mapping[str, str]
     without_features: tuple[str, ...]
+    seen: Mapping[str, Seen]
     quarantined: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +79,7 @@ class TrainedHead:
             "slides_without_patient": self.without_patient,
             "left_out": dict(self.left_out),
             "without_features": list(self.without_features),
-            "quarantined": dict(self.quarantined),
+            **seen_json(self.seen, self.quarantined),
         }
 
 
@@ -88,12 +91,14 @@ class JudgedSlides:
         table: file with the probabilities of each slide.
         slides: number of slides classified.
         trained_on: number of these that the head was trained on.
+        seen: how much of each slide's tissue its features show.
         quarantined: slides whose features cannot be used, and why.
     """
 
     table: Path
     slides: int
     trained_on: int
+    seen: Mapping[str, Seen]
     quarantined: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +107,7 @@ class JudgedSlides:
             "probabilities": str(self.table),
             "slides": self.slides,
             "trained_on": self.trained_on,
-            "quarantined": dict(self.quarantined),
+            **seen_json(self.seen, self.quarantined),
         }
 
 
@@ -116,6 +121,7 @@ def train_mil(
     options: MilTraining,
     device: str = "auto",
     workers: int | None = None,
+    seen_rule: SeenRule | None = None,
     on_round: Callable[[int, int], None] | None = None,
 ) -> TrainedHead:
     """Train a head on slide labels, and classify every slide with a head that was not trained on its patient.
@@ -129,6 +135,7 @@ def train_mil(
         options: of the training.
         device: auto, cpu or cuda.
         workers: folds trained at a time; None for one per core.
+        seen_rule: which features are set aside because they show too little of the tissue; None for SeenRule().
         on_round: called with (rounds done, total rounds).
 
     Raises:
@@ -148,7 +155,8 @@ def train_mil(
     if output.is_dir():
         raise ConfigurationError(output, "is a directory", mend="name a file, head.safetensors")
     names, labels = _labels(reference, classes)
-    found, quarantined = _opened(features)
+    rule = seen_rule or SeenRule()
+    found, quarantined = _opened(features, rule)
     left_out = {slide.name: why for slide in found if (why := _why_left_out(slide.name, labels)) is not None}
     used = [slide for slide in found if slide.name not in left_out]
     _check_some(used, reference, quarantined)
@@ -165,7 +173,8 @@ def train_mil(
     save_head(output, result.head)
     table = output.with_suffix(".unseen.csv")
     truth = {bag.slide: bag.label for bag in sorted(bags, key=lambda bag: bag.slide)}
-    atomic_text(table, _unseen_table(result, names, truth))
+    seen = {slide.name: rule.judge(slide.coverage) for slide in used}
+    atomic_text(table, _unseen_table(result, names, truth, seen))
     return TrainedHead(
         head=output,
         unseen=table,
@@ -178,11 +187,19 @@ def train_mil(
         without_patient=sum(bag.patient == _alone(bag.slide) for bag in bags),
         left_out=left_out,
         without_features=tuple(sorted(labels.keys() - {slide_key(slide.name) for slide in found})),
+        seen=seen,
         quarantined=quarantined,
     )
 
 
-def judge_slides(head: Path, features: Sequence[Path], output: Path, *, device: str = "auto") -> JudgedSlides:
+def judge_slides(
+    head: Path,
+    features: Sequence[Path],
+    output: Path,
+    *,
+    device: str = "auto",
+    seen_rule: SeenRule | None = None,
+) -> JudgedSlides:
     """Classify slides with a head: their probabilities in one table, and for each slide where the head looked.
 
     Args:
@@ -190,6 +207,7 @@ def judge_slides(head: Path, features: Sequence[Path], output: Path, *, device: 
         features: directories of features, or single Zarr folders.
         output: a directory for probabilities.csv, and attention/ with a Zarr folder and a PNG per slide.
         device: auto, cpu or cuda.
+        seen_rule: which features are set aside because they show too little of the tissue; None for SeenRule().
 
     Raises:
         CheckpointError: the head cannot be used.
@@ -203,26 +221,31 @@ def judge_slides(head: Path, features: Sequence[Path], output: Path, *, device: 
     trained = load_head(head).to(device)
     settings = {"head": trained.digest, "classes": list(trained.class_names), "recipe": dict(trained.recipe)}
     refuse_other_settings(output, settings, record=RECORD)
-    found, quarantined = _opened(features)
+    rule = seen_rule or SeenRule()
+    found, quarantined = _opened(features, rule)
+    seen: dict[str, Seen] = {}
     rows: list[tuple[str, ...]] = []
     with OutputLock(output):
         sweep(output / "attention")
         atomic_text(output / RECORD, json_text(settings))
         for slide in found:
             try:
-                rows.append(_judged(trained, slide, output / "attention"))
+                row = _judged(trained, slide, output / "attention")
+                seen[slide.name] = rule.judge(slide.coverage)
+                rows.append((*row, *seen[slide.name].cells))
             except (CheckpointError, StorageError):
                 raise
             except PathologyError as error:
                 quarantined[slide.name] = error.reason
         _forget(output / "attention", quarantined)
         table = output / "probabilities.csv"
-        atomic_text(table, csv_text((*_COLUMNS, *trained.class_names), rows))
-    seen = trained.provenance.get("slides")
+        atomic_text(table, csv_text((*_COLUMNS, *trained.class_names, *SEEN_COLUMNS), rows))
+    known = trained.provenance.get("slides")
     return JudgedSlides(
         table=table,
         slides=len(rows),
-        trained_on=sum(row[0] in seen for row in rows) if isinstance(seen, dict) else 0,
+        trained_on=sum(row[0] in known for row in rows) if isinstance(known, dict) else 0,
+        seen=seen,
         quarantined=quarantined,
     )
 
@@ -243,11 +266,12 @@ def _judged(head: MilHead, slide: SlideFeatures, folder: Path) -> tuple[str, ...
     return _row(slide.name, head.class_names, verdict.probabilities)
 
 
-def _unseen_table(result: MilResult, names: Sequence[str], truth: Mapping[str, int]) -> str:
+def _unseen_table(result: MilResult, names: Sequence[str], truth: Mapping[str, int], seen: Mapping[str, Seen]) -> str:
     rows = (
-        (*_row(slide, names, result.unseen[slide]), names[label], result.folds[slide]) for slide, label in truth.items()
+        (*_row(slide, names, result.unseen[slide]), names[label], result.folds[slide], *seen[slide].cells)
+        for slide, label in truth.items()
     )
-    return csv_text((*_COLUMNS, *names, "reference", "fold"), rows)
+    return csv_text((*_COLUMNS, *names, "reference", "fold", *SEEN_COLUMNS), rows)
 
 
 def _row(slide: str, names: Sequence[str], probabilities: Iterable[float]) -> tuple[str, ...]:
@@ -266,7 +290,7 @@ def _forget(folder: Path, slides: Iterable[str]) -> None:
             (folder / f"{name}.png").unlink(missing_ok=True)
 
 
-def _opened(folders: Sequence[Path]) -> tuple[list[SlideFeatures], dict[str, str]]:
+def _opened(folders: Sequence[Path], rule: SeenRule) -> tuple[list[SlideFeatures], dict[str, str]]:
     """Open the features in folders, by name, and give the reason for those that cannot be used."""
     from wsi.cnn.encoders.features import read_features  # noqa: PLC0415  (loads torch)
 
@@ -282,9 +306,15 @@ def _opened(folders: Sequence[Path]) -> tuple[list[SlideFeatures], dict[str, str
     found, quarantined = [], {}
     for _, path in sorted(paths.items()):
         try:
-            found.append(read_features(path))
+            slide = read_features(path)
         except ArtefactError as error:
             quarantined[path.stem] = error.reason
+            continue
+        fault = rule.fault(slide.coverage)
+        if fault is None:
+            found.append(slide)
+        else:
+            quarantined[path.stem] = fault
     return found, quarantined
 
 

@@ -376,6 +376,16 @@ def _check(plan: TrainingPlan) -> None:
     twice = next((path for path, real in zip(given, resolved, strict=True) if resolved.count(real) > 1), None)
     if twice is not None:
         raise ConfigurationError(twice, "is given twice", mend="name each store once")
+    if plan.tensorboard is not None:
+        from wsi.cnn.training_log import load_summary_writer  # noqa: PLC0415  (loads torch)
+
+        load_summary_writer()
+
+
+def is_written(name: str, output: Path) -> bool:
+    """Return whether a file of this name is written beside a checkpoint or a round's, or is one."""
+    stem = re.escape(_beside(output, "").name)
+    return re.fullmatch(rf"{stem}(\.round\d+)?(\.({_WRITTEN}))?", name) is not None
 
 
 @contextmanager
@@ -393,9 +403,9 @@ def _alone(output: Path) -> Iterator[None]:
         if not _is_mine(folder):
             raise OutputInUseError(output, "was in use by another call until now", mend="try again")
         try:
-            half = re.escape(_beside(output, "").name) + rf"(\.round\d+)?(\.({_WRITTEN}))?"
             for path in output.absolute().parent.iterdir():
-                if re.fullmatch(rf"\.{half}\.\d+\.partial", path.name):
+                half = re.fullmatch(r"\.(.+)\.\d+\.partial", path.name)
+                if half and is_written(half[1], output):
                     path.unlink(missing_ok=True)
             yield
         finally:

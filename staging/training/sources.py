@@ -20,6 +20,7 @@ from annotations.polygons import check_within
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.cohorts.errata import EXCLUDED, is_partly_annotated
 from staging.cohorts.names import centre_of_patient
+from staging.cohorts.skipped import Skipped, skipped_beside
 from staging.errors import CohortError
 from staging.lesions.labels import SlideLabel
 from staging.runs.cluster import TileNews
@@ -120,8 +121,6 @@ def find_sources(
     Raises:
         CohortError: there is no such directory, a slide has two annotation files or two labels, or no slide is usable.
     """
-    if not annotations.is_dir():
-        raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
     files, left_out, negative = _annotation_files(annotations), {}, _negative(reference)
     usable: list[tuple[SlideFile, Path | None]] = []
     for slide in sorted(slides, key=lambda one: one.name):
@@ -257,11 +256,24 @@ def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
     return digest_of({"recipe": drawing, "wanted": wanted, "contents": contents, **origin})
 
 
+def skipped_annotations(folder: Path, slides: Iterable[SlideFile]) -> Skipped:
+    """Return what in a folder of annotations is none, or is of no slide."""
+    files, names = _annotation_files(folder), {slide.name.lower() for slide in slides}
+    strange = [("annotations of no slide", path.name) for name, path in files.items() if name not in names]
+    return Skipped.of([*skipped_beside(files.values(), folder).entries, *strange])
+
+
 def _annotation_files(folder: Path) -> dict[str, Path]:
-    """Find annotation files, by the lower-case name of their slide."""
+    """Find annotation files, by the lower-case name of their slide.
+
+    Raises:
+        CohortError: there is no such folder, or two files are of one slide.
+    """
+    if not folder.is_dir():
+        raise CohortError(folder, "there is no such directory of annotations", mend="check --annotations")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in SUFFIXES and not (path.name.startswith(".") or path.is_dir()):
             other = found.setdefault(path.stem.lower(), path)
             if other != path:
                 raise CohortError(

@@ -15,6 +15,7 @@ from annotations.patches.table import PatchTable
 from staging.errors import ConfigurationError
 from staging.runs.cluster import TileNews
 from staging.training.outputs import NOTE, PARTS, PatchOutput, Record, SlidePart
+from wsi.inputs import read_json
 from wsi.patches.pool import SlidePool
 from wsi.patches.reading import read_positions
 from wsi.render import save_png
@@ -24,16 +25,16 @@ CONTACT_SHEET = "contact_sheet.png"
 
 
 def check_output(output: PatchOutput) -> None:
-    """Refuse to overwrite other files, and a quality that would have no effect; nothing is touched.
+    """Refuse to overwrite other files, and what could not be written or would have no effect; nothing is touched.
 
     Raises:
-        ConfigurationError: see above.
-        PathologyError: a library that the format needs is not installed.
+        ConfigurationError: the output or its quality is refused.
+        PatchStoreError: a package is missing.
     """
     path, form = output.path, output.form
-    form.check_installed()
     if output.quality is not None and not form.has_jpeg:
         raise ConfigurationError(None, f"--quality is for JPEG, and {form.name} has none", mend="leave it out")
+    form.check_ready()
     if path.exists() and not (path.is_dir() and all(entry.name == ".lock" for entry in path.iterdir())):
         form.refuse_others(output)
 
@@ -151,7 +152,7 @@ def _is_there(path: Path, size: int | None) -> bool:
 
 def _read(record: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = read_json(record)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -77,6 +77,7 @@ def test_tissue_and_heatmap_of_a_real_slide(real_data: Callable[[str], Path], mo
     slide = real_data("slides/CMU-1-Small-Region.svs")
     tissue = json.loads(sentinode("tissue", slide, "-o", tmp_path / "tissue.png").stdout)
     assert 0.3 < tissue["fraction"] < 0.6
+    assert (tissue["stored"]["missing_tiles"], tissue["stored"]["share"]) == (0, 1.0)
     done = sentinode(
         "heatmap",
         slide,

@@ -24,7 +24,7 @@ from staging.errors import ConfigurationError, MissingPatientError, TooManyFailu
 from staging.lesions.finding import find_lesions
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import peak_of, settings_of, with_peak
-from staging.lesions.tables import read_partial
+from staging.lesions.tables import read_seen
 from staging.phantom import generate_cohort
 from staging.runs.cohort import CohortResult, run_cohort
 from staging.runs.config import RunConfig
@@ -416,7 +416,8 @@ def test_a_partial_slide_is_labelled_on_demand_and_says_so_everywhere(
     header, row = (line.split(",") for line in (output / "labels.csv").read_text().splitlines())
     assert dict(zip(header, row, strict=True))["seen"] == "partial"
     assert float(dict(zip(header, row, strict=True))["looked_mm2"]) == 0
-    assert read_partial(output / "labels.csv") == {"patient_000_node_0"}
+    seen = read_seen(output / "labels.csv")
+    assert {slide for slide, one in seen.items() if one.seen == "partial"} == {"patient_000_node_0"}
     assert (output / "at_least.csv").read_text() == "patient,stage\npatient_000,at least pN0\n"
     report = (output / "report.html").read_text()
     assert "at least <b>pN0</b>" in report

@@ -81,7 +81,7 @@ def test_a_label_that_was_learned(kind: str, cohort: Path, tmp_path: Path) -> No
     with Pillow.open(record["importances"]) as picture:
         assert picture.size[0] > 400
     first = (tmp_path / "model.json").read_bytes()
-    result(*train, "-o", tmp_path / "model.json", "--kind", kind)
+    result(*train, "-o", tmp_path / "model.json", "--kind", kind, "--overwrite")
     assert (tmp_path / "model.json").read_bytes() == first
     applied = result("label", "--apply", tmp_path / "model.json", cohort / "heatmaps", "-o", tmp_path / "labels.csv")
     assert applied["slides"] == 32
@@ -161,7 +161,7 @@ def test_cells_are_counted_in_small_lesions_only(tmp_path: Path) -> None:
     assert many == pytest.approx(100, abs=10)
     assert rows_of(tmp_path / "counted.csv")["many"]["most_cells"] == str(many)
     (tmp_path / "slides" / "few.tif").unlink()
-    done = sentinode("label", table, "--cells", tmp_path / "slides", "-o", tmp_path / "counted.csv")
+    done = sentinode("label", table, "--cells", tmp_path / "slides", "-o", tmp_path / "fewer.csv")
     assert (done.returncode, "there is no slide few" in done.stderr) == (1, True)
 
 

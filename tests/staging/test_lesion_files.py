@@ -82,7 +82,7 @@ def test_settings_come_from_the_option_the_run_or_the_default(tmp_path: Path) ->
     assert record["lesions"] == {"a": 2}
     lone = stored(tmp_path / "b.zarr", spotted(), made_from)
     assert settings_of(lone, options=NOTHING).peak.source == "default"
-    record = result("lesions", lone, "-o", tmp_path / "out")
+    record = result("lesions", lone, "-o", tmp_path / "out", "--overwrite")
     assert record["settings"]["peak"] == {"value": 0.9, "source": "default"}
     assert record["lesions"] == {"b": 1}
     done = sentinode("lesions", path, lone, "-o", tmp_path / "both")
@@ -99,7 +99,8 @@ def test_lesions_of_a_run_are_classed_by_its_rule(tmp_path: Path) -> None:
     for table in ("lesions.csv", "lesion_features.csv"):
         assert [row["class"] for row in rows_of(tmp_path / "out" / table)] == ["macro", "micro"]
     assert names_of(tmp_path / "out" / "a.geojson") == ["lesion 1 (macro)", "lesion 2 (micro)"]
-    record = result("lesions", stored(tmp_path / "a.zarr", spotted()), "-o", tmp_path / "out", "--peak", "0.6")
+    same = stored(tmp_path / "a.zarr", spotted())
+    record = result("lesions", same, "-o", tmp_path / "out", "--peak", "0.6", "--overwrite")
     assert record["settings"]["itc_max_um"] == {"value": 200.0, "source": "default"}
     assert names_of(tmp_path / "out" / "a.geojson") == ["lesion 1 (micro)", "lesion 2 (itc)"]
 

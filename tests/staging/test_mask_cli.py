@@ -27,7 +27,15 @@ from annotations.files.asap import write_asap
 from annotations.painting import Painting
 from staging.commands.mask import mask
 from staging.errors import ConfigurationError
-from wsi.errors import PathologyError, ResolutionError, SlideError, SlideNotFoundError, StorageError
+from wsi.errors import (
+    OutputExistsError,
+    OutputNameError,
+    PathologyError,
+    ResolutionError,
+    SlideError,
+    SlideNotFoundError,
+    StorageError,
+)
 from wsi.geometry import Frame
 from wsi.writing.pyramid import write_pyramid
 
@@ -118,11 +126,12 @@ def test_the_grid_of_a_level_and_of_a_resolution(tmp_path: Path, reduce: Any) ->
     assert said["mpp"] == pytest.approx(2.0, rel=0.01)
     frame = Frame(x=0, y=0, downsample=said["mpp"] / 0.5, shape=(75, 101), mpp=0.5)
     np.testing.assert_array_equal(pixels(target) == 255, painting.mask(frame, reduce=reduce).array)
-    (said,) = told(run(source, "--slide", slide, "--out-mpp", 1.7, "--reduce", reduce, "-o", target))
+    (said,) = told(run(source, "--slide", slide, "--out-mpp", 1.7, "--reduce", reduce, "-o", target, "--overwrite"))
     assert (said["size"], said["mpp"]) == ([119, 89], 1.7)
     frame = Frame(x=0, y=0, downsample=3.4, shape=(89, 119), mpp=0.5)
     np.testing.assert_array_equal(pixels(target) == 255, painting.mask(frame, reduce=reduce).array)
-    (same,) = told(run(source, "--size", 403, 300, "--mpp", 0.5, "--out-mpp", 1.7, "--reduce", reduce, "-o", target))
+    again = (source, "--size", 403, 300, "--mpp", 0.5, "--out-mpp", 1.7, "--reduce", reduce)
+    (same,) = told(run(*again, "-o", target, "--overwrite"))
     assert {**same, "mask": None} == {**said, "mask": None}
 
 
@@ -163,8 +172,10 @@ def test_group_maps(tmp_path: Path) -> None:
     groups.write_text('[groups]\n"lesion a" = "tumour"\nhole = "cut out"\n')
     (said,) = told(run(source, *SIZE, "--groups", groups, "-o", target))
     assert said["tumour_px"] == 6400
-    assert told(run(contours(tmp_path, "b", "_0", "_2"), *SIZE, "--groups", "camelyon16", "-o", target))
-    assert "camelyon17" in error_of(run(source, *SIZE, "--groups", "camelyon18", "-o", target), GroupMapError)
+    assert told(run(contours(tmp_path, "b", "_0", "_2"), *SIZE, "--groups", "camelyon16", "-o", tmp_path / "b.tif"))
+    assert "camelyon17" in error_of(
+        run(source, *SIZE, "--groups", "camelyon18", "-o", tmp_path / "c.tif"), GroupMapError
+    )
 
 
 def test_no_tumour_is_an_error_unless_allowed(tmp_path: Path) -> None:
@@ -192,11 +203,11 @@ def test_bad_inputs_of_one_mask(tmp_path: Path) -> None:
     assert not target.exists()
     (said,) = told(run(good, "--slide", slide, "-o", target))
     assert (said["mpp"], said["tumour_mm2"], said["tumour_px"]) == (None, None, 6400)
-    (said,) = told(run(good, "--slide", slide, "--mpp", 0.25, "-o", target))
+    (said,) = told(run(good, "--slide", slide, "--mpp", 0.25, "-o", target, "--overwrite"))
     assert said["mpp"] == 0.25
     (tmp_path / "slides").mkdir()
     slide_at(tmp_path / "slides" / "other.tif")
-    error_of(run(good, "--slides", tmp_path / "slides", "-o", target), SlideNotFoundError)
+    error_of(run(good, "--slides", tmp_path / "slides", "-o", tmp_path / "other.tif"), SlideNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -224,10 +235,10 @@ def test_outputs_that_would_collide_touch_nothing(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (first, second, twin)}
     error_of(run(first, second, *SIZE, "-o", tmp_path / "mask.tif"), ConfigurationError)
     error_of(run(first, twin, *SIZE, "-o", tmp_path / "masks"), ConfigurationError)
-    error_of(run(first, *SIZE, "-o", second), ConfigurationError)
+    error_of(run(first, *SIZE, "-o", second), OutputNameError)
     error_of(run(tmp_path / "*.none", *SIZE, "-o", tmp_path / "masks"), ConfigurationError)
     slide = slide_at(tmp_path / "slide.tif")
-    error_of(run(first, "--slide", slide, "-o", slide), ConfigurationError)
+    error_of(run(first, "--slide", slide, "-o", slide, "--overwrite"), OutputExistsError)
     error_of(run(first, second, "--slide", slide, "-o", tmp_path / "masks"), ConfigurationError)
     assert {path: path.read_bytes() for path in before} == before
     assert not (tmp_path / "masks").exists()

@@ -18,14 +18,17 @@ from typer.testing import CliRunner, Result
 from staging.cohorts.camelyon import read_label_table
 from staging.cohorts.node_tables import read_label_probabilities
 from staging.cohorts.references import read_predictions
+from staging.cohorts.staged import stage_table
 from staging.commands.mil import app
 from staging.errors import ConfigurationError, ConflictError, DuplicateSlideError, NoSlidesError, TableError
+from staging.lesions.tables import read_seen
 from staging.training.mil import judge_slides, train_mil
 from wsi.cnn.encoders.attention import read_attention
 from wsi.cnn.encoders.encoder import Encoder
 from wsi.cnn.encoders.features import TileGeometry, features_provenance, write_features
 from wsi.cnn.encoders.mil_training import MilTraining
-from wsi.errors import ArtefactError, PathologyError
+from wsi.coverage import Coverage
+from wsi.errors import ArtefactError, OutputExistsError, PathologyError
 from wsi.geometry import Frame
 from wsi.raster import Image, Mask
 from wsi.store import provenance_of, publish
@@ -56,7 +59,9 @@ def colours(batch: torch.Tensor) -> torch.Tensor:
     return torch.cat([flat, flat**2, flat[:, :1] * flat], dim=1)
 
 
-def write_slide(folder: Path, name: str, slide: PixelSlide, *, digest: str = "d") -> None:
+def write_slide(
+    folder: Path, name: str, slide: PixelSlide, *, digest: str = "d", coverage: Coverage | None = None
+) -> None:
     encoder = Encoder(
         path=Path("e"), digest=digest, kind="onnx", size_px=1, width=9, mean=(0, 0, 0), std=(1, 1, 1),
         device=torch.device("cpu"), forward=colours,
@@ -66,8 +71,9 @@ def write_slide(folder: Path, name: str, slide: PixelSlide, *, digest: str = "d"
     tissue = Mask(frame=slide.frame_at(1.0), array=np.ones((10, 12), bool))
     path = folder / f"{name}.zarr"
     write_features(
-        path, slide, encoder, tissue=tissue, geometry=geometry, provenance=made_from, precision="float32", batch=60
-    )
+        path, slide, encoder, tissue=tissue, geometry=geometry, provenance=made_from, precision="float32", batch=60,
+        coverage=None if coverage is None else lambda: coverage,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +200,36 @@ def test_bad_features_never_stop_the_others(tmp_path: Path, cohort: Path) -> Non
     assert (judged / "attention" / "good.png").read_bytes() == before
 
 
+def test_what_was_not_seen_is_neither_learnt_nor_classified(tmp_path: Path, cohort: Path) -> None:
+    """A slide of which a tenth was seen, one seen whole, and twelve that do not say."""
+    folder, head = tmp_path / "features", tmp_path / "head.safetensors"
+    shutil.copytree(cohort, folder)
+    whole, partly = "patient_006_node_0", "patient_006_node_1"
+    write_slide(folder, whole, PixelSlide(20, is_positive=False), coverage=Coverage(tissue_mm2=30.0, looked_mm2=30.0))
+    write_slide(folder, partly, PixelSlide(21, is_positive=False), coverage=Coverage(tissue_mm2=30.0, looked_mm2=3.0))
+    reference = folder / "reference.csv"
+    reference.write_text(reference.read_text() + f"{whole}.tif,negative\n{partly}.tif,negative\n")
+    trained = call("train", folder, reference, "-o", head, "--rounds", 1, "--classes", 4)
+    told = json.loads(trained.stdout)
+    assert (trained.exit_code, sum(told["slides"].values())) == (3, 13)
+    assert "3.00 of 30.00 mm2 of tissue were looked at" in told["quarantined"][partly]
+    assert partly not in head.with_suffix(".unseen.csv").read_text()
+
+    applied = call("apply", head, folder, "-o", tmp_path / "judged")
+    told = json.loads(applied.stdout)
+    assert (applied.exit_code, list(told["quarantined"]), len(told["unknown"])) == (3, [partly], 12)
+    table = tmp_path / "judged" / "probabilities.csv"
+    assert partly not in table.read_text()
+    allowed = call("apply", head, folder, "-o", tmp_path / "judged", "--allow-partial")
+    assert (allowed.exit_code, json.loads(allowed.stdout)["partial"]) == (0, [partly])
+    assert {slide: one.seen for slide, one in read_seen(table).items() if one.seen != "unknown"} == {
+        whole: "whole",
+        partly: "partial",
+    }
+    staged = stage_table(table, tmp_path / "stages.csv", expected_nodes=2)
+    assert staged.staging.at_least == {"patient_006"}
+
+
 def replaced(path: Path, features: np.ndarray) -> None:
     """Published features as another program may write them: the digests fit."""
     made_from = provenance_of(path)
@@ -244,7 +280,7 @@ def test_wrong_usage_is_told_before_anything_is_read(tmp_path: Path, cohort: Pat
     assert "no device 'tpu'" in str(absent.exception)
     absent = call("apply", head, nowhere, "-o", tmp_path / "out", "--device", "tpu")
     assert "no device 'tpu'" in str(absent.exception)
-    assert isinstance(call("train", nowhere, nowhere, "-o", tmp_path).exception, ConfigurationError)
+    assert isinstance(call("train", nowhere, nowhere, "-o", tmp_path).exception, OutputExistsError)
     assert not (tmp_path / "out").exists()
 
 
@@ -270,6 +306,8 @@ def test_slides_without_a_label_or_patient_are_told(tmp_path: Path, cohort: Path
     assert told["left_out"] == {"patient_005_node_1": "the reference has no label for it"}
     assert (told["patients"], sum(told["slides"].values())) == (6, 11)
     assert told["without_features"] == ["elsewhere"]
+    assert isinstance(call(*arguments).exception, OutputExistsError)
+    arguments.append("--overwrite")
     (tmp_path / "patients.csv").write_text("a,P1\nA,P2\n")
     result = call(*arguments, "--patients", tmp_path / "patients.csv")
     assert isinstance(result.exception, ConflictError)

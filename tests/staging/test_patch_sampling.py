@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -242,6 +243,16 @@ def test_exports_bring_the_table_but_are_no_store(cohort: Path, tmp_path: Path, 
     assert len(files) == (3 if form in {"webdataset", "hdf5"} else len(table) == 10 and 10)
     with pytest.raises(PatchStoreError, match="export for other tools"):
         read_patches(tmp_path / form)
+
+
+def test_a_format_whose_package_is_missing_is_refused_before_anything_is_drawn(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    monkeypatch.setattr("staging.training.sampling._drawn", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(PatchStoreError, match=r"install sentinode\[export\]"):
+        run(cohort, tmp_path / "out", RECIPE, form="hdf5")
+    assert not (tmp_path / "out").exists()
 
 
 def test_hard_negatives_lie_where_a_heatmap_errs(cohort: Path, tmp_path: Path) -> None:

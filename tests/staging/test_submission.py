@@ -21,6 +21,7 @@ from staging.lesions.labels import SlideLabel
 from staging.runs.config import RunConfig
 from staging.runs.review import find_disagreements, write_review
 from staging.stages.pn import PatientStage
+from wsi.errors import OutputExistsError
 from wsi.geometry import Frame
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
@@ -62,6 +63,18 @@ def run(tmp_path: Path) -> Path:
     (run / "quarantine.csv").write_text("slide,path,stage,reason\n")
     (run / "unscored.csv").write_text("patient,reason\n")
     return run
+
+
+@pytest.mark.parametrize("task", Task)
+def test_what_was_partly_seen_is_said(run: Path, tmp_path: Path, task: Task) -> None:
+    assert write_submission(task, run, tmp_path / "whole").doubts == ()
+    record = run / "slides" / "patient_000_node_3.json"
+    found = json.loads(record.read_text())
+    found["analysis"]["is_partial"] = True
+    record.write_text(json.dumps(found))
+    done = CliRunner().invoke(app, ["submission", "write", task.value, str(run), "-o", str(tmp_path / "partly")])
+    assert "seen only in part, which no submission can say: patient_000_node_3" in done.stderr
+    assert len(json.loads(done.stdout)["doubts"]) == 1
 
 
 def test_the_three_submissions_are_what_the_scores_read(run: Path, tmp_path: Path) -> None:
@@ -252,3 +265,32 @@ def test_the_commands(run: Path, tmp_path: Path) -> None:
     done = runner.invoke(app, ["review", str(run), str(labels), "-o", str(tmp_path / "r"), "--most", "2"])
     assert json.loads(done.stdout)["kinds"] == {"missed": 2, "false alarm": 1, "size": 1}
     assert len((tmp_path / "r" / "review.csv").read_text().splitlines()) == 3
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_earlier_submissions_and_reviews_are_replaced_only_if_asked(run: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide,label\n" + "".join(f"{slide},{label.value}\n" for slide, label in REFERENCE.items()))
+    for command, made in (
+        (("submission", "write", "lesions", str(run), "-o", str(tmp_path / "d")), "d"),
+        (("submission", "write", "slides", str(run), "-o", str(tmp_path / "p.csv")), "p.csv"),
+        (("submission", "write", "stages", str(run), "-o", str(tmp_path / "s.csv"), "--allow-incomplete"), "s.csv"),
+        (("review", str(run), str(labels), "-o", str(tmp_path / "r")), "r"),
+    ):
+        assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+        before = files_in(tmp_path)
+        assert isinstance(CliRunner().invoke(app, command).exception, OutputExistsError), made
+        assert files_in(tmp_path) == before
+        assert CliRunner().invoke(app, [*command, "--overwrite"], catch_exceptions=False).exit_code == 0
+        assert files_in(tmp_path) == before
+
+
+def test_a_folder_of_other_tables_takes_no_detections(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "mine.csv").write_text("slide,label\na,itc\n")
+    command = ["submission", "write", "lesions", str(run), "-o", str(tmp_path / "d"), "--overwrite"]
+    assert isinstance(CliRunner().invoke(app, command).exception, OutputExistsError)
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["mine.csv"]

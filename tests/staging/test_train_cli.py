@@ -40,7 +40,7 @@ from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi.cnn.method import Method
 from wsi.cnn.resuming import Progress
 from wsi.cnn.training import Epoch, train
-from wsi.errors import CheckpointError, PathologyError
+from wsi.errors import CheckpointError, OutputExistsError, PathologyError
 from wsi.patches.feeding import HeldPatches
 
 pytestmark = pytest.mark.slow  # its fixtures take seconds
@@ -129,7 +129,8 @@ def test_the_peak_is_learnt_where_the_slides_are_given(folder: Path, tmp_path: P
     without = load_checkpoint(model)
     assert "peak" not in json.loads(plain.stdout)
     assert "peak" not in without.provenance
-    told = CliRunner().invoke(app, [*map(str, (*command, *cohort, "--workers", "1"))], catch_exceptions=False)
+    again = (*command, *cohort, "--workers", "1", "--overwrite")
+    told = CliRunner().invoke(app, [*map(str, again)], catch_exceptions=False)
     found = load_checkpoint(model)
     reference = read_stage_table(folder / "stage_labels.csv")
     negative = [
@@ -221,6 +222,8 @@ def test_a_killed_call_goes_on_and_another_does_not(folder: Path, tmp_path: Path
     done = CliRunner().invoke(app, [*map(str, command), "--epochs", "2"])
     assert done.exit_code == 0, done.output
     assert model.read_bytes() == undisturbed
+    assert "is a checkpoint" in refused(OutputExistsError, *command, "--epochs", "2")
+    assert model.read_bytes() == undisturbed
 
 
 def interrupt(_: Epoch) -> None:
@@ -248,6 +251,17 @@ def test_what_cannot_be_trained_is_wrong_usage(folder: Path, tmp_path: Path) -> 
         CheckpointError, "train", patches, "-o", model, "--epochs", "1"
     )
     assert not model.exists()
+
+
+def test_tensorboard_that_is_missing_is_said_before_patches_are_drawn(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr("staging.training.rounds._Rounds.go", lambda _: pytest.fail("began"))
+    line = refused(
+        PathologyError, "train", folder / "patches.zarr", "-o", tmp_path / "m", "--tensorboard", tmp_path / "board"
+    )
+    assert "TensorBoard is not installed" in line
 
 
 def test_patches_of_one_class_are_wrong_usage(tmp_path: Path) -> None:

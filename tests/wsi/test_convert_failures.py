@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from staging.commands.convert import convert
 from staging.errors import ConfigurationError
-from wsi.errors import SlideError, StorageError, TileError
+from wsi.errors import OutputExistsError, OutputNameError, SlideError, StorageError, TileError
 from wsi.slide import Slide
 from wsi.writing.convert import ConversionStats, convert_slide
 from wsi.writing.pyramid import write_pyramid
@@ -156,8 +156,9 @@ def test_the_command_prints_what_it_did(slide_path: Path) -> None:
 
 
 def test_the_command_refuses_wrong_usage(slide_path: Path) -> None:
-    for arguments in ((slide_path, "out.png"), (slide_path, slide_path), (slide_path, "o.tif", "--tile-size", "100")):
-        assert isinstance(command(*arguments).exception, ConfigurationError)
+    assert isinstance(command(slide_path, "out.png").exception, OutputNameError)
+    assert isinstance(command(slide_path, slide_path, "--overwrite").exception, OutputExistsError)
+    assert isinstance(command(slide_path, "o.tif", "--tile-size", "100").exception, ConfigurationError)
     assert [entry.name for entry in slide_path.parent.iterdir()] == ["in.tif"]
 
 

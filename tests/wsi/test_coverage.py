@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi.coverage import Coverage, measure_coverage, unread, without_unread
+from wsi.coverage import Coverage, measure_coverage, stored_coverage, unread, without_unread
 from wsi.errors import NoTissueError
 from wsi.geometry import Window
 from wsi.raster import Heatmap, Mask
@@ -89,6 +89,37 @@ def test_both_areas_and_both_counts_are_those_of_the_tiles(
         for row, column in bad:
             expected[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = True
         np.testing.assert_array_equal(cells, expected)
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(missing=inner, bad=inner)
+def test_what_is_stored_is_what_whoever_reads_all_of_it_sees(
+    missing: Tiles, bad: Tiles, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bad = bad - missing
+    with a_slide(tmp_path_factory.mktemp("slide") / "a.tif", missing=missing, bad=bad) as slide:
+        before = stored_coverage(slide, tissue_of(slide), downsample=1.0)
+        assert before.bad_tiles == 0  # not read yet
+        slide.read_frame(slide.frame)
+        found = stored_coverage(slide, tissue_of(slide), downsample=1.0)
+        assert before.missing_tiles == found.missing_tiles
+        assert found == measure_coverage(slide, tissue_of(slide), looked_at(slide, missing, bad), downsample=1.0)
+
+
+def test_a_pixel_of_the_overview_belongs_to_the_tile_under_its_centre(tmp_path: Path) -> None:
+    """Overview pixels of 3 tile pixels, which tiles of 64 px cut: each counts once, as a brute force over them says."""
+    missing = {(1, 1), (2, 3), (4, 6)}
+    with a_slide(tmp_path / "a.tif", missing=missing) as slide:
+        frame = slide.frame_at(12.0)
+        tissue = Mask(frame=frame, array=np.ones(frame.shape, bool))
+        found = stored_coverage(slide, tissue, downsample=1.0)
+        unseen = sum(
+            (int(3 * row + 1.5) // TILE, int(3 * column + 1.5) // TILE) in missing
+            for row, column in product(*map(range, frame.shape))
+        )
+    assert found.missing_tiles == 3
+    assert found.tissue_mm2 - found.looked_mm2 == pytest.approx(unseen * 0.012**2)
 
 
 def test_cells_over_bad_tiles_were_not_looked_at(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import typer
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slide_files import forget_tiles
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -371,9 +372,51 @@ def test_tiles_read_as_white_are_told_by_every_later_call(tmp_path: Path, slides
         start, count = page.dataoffsets[index], page.databytecounts[index]
     raw[start : start + count] = bytes(count)
     (folder / source.name).write_bytes(raw)
+    white = ("--on-bad-tile", "white", "--mpp", "2")
+    refused = call(folder, tmp_path / "out", encoder_file, *white)
+    assert (refused.exit_code, "1 bad tile under tissue" in refused.stderr) == (3, True), refused.output
+    assert not list((tmp_path / "out").glob("*.zarr"))
     told = []
     for _ in range(2):
-        done = call(folder, tmp_path / "out", encoder_file, "--on-bad-tile", "white", "--mpp", "2")
+        done = call(folder, tmp_path / "out", encoder_file, *white, "--allow-partial")
         assert done.exit_code == 0, done.output
         told.append(json.loads(done.stdout)["bad_tiles"])
     assert told[0] == told[1] != {}
+
+
+def test_features_of_a_slide_without_its_finest_tiles_are_refused_before_the_encoder_runs(
+    tmp_path: Path, slides: Path, encoder_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, name = tmp_path / "slides", "patient_000_node_0"
+    folder.mkdir()
+    shutil.copy(slides / f"{name}.tif", folder)
+    forget_tiles(folder / f"{name}.tif")
+    options = ("--mpp", "2", "--workers", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "encode_tiles", lambda *_, **__: pytest.fail("encoded"))
+        refused = call(folder, tmp_path / "out", encoder_file, *options)
+    told = json.loads(refused.stdout)
+    assert (refused.exit_code, told["slides"], told["partial"]) == (3, 0, [])
+    assert "coverage: only 0.00 of 0.3" in told["quarantined"][name]
+    assert "4 missing tiles under tissue" in (tmp_path / "out" / "quarantine.csv").read_text()
+
+
+def test_features_say_how_much_of_the_tissue_they_show(tmp_path: Path, slides: Path, encoder_file: Path) -> None:
+    folder, name = tmp_path / "slides", "patient_001_node_0"
+    folder.mkdir()
+    for one in ("patient_000_node_0", name):
+        shutil.copy(slides / f"{one}.tif", folder)
+    forget_tiles(folder / f"{name}.tif", only=3)
+    options = ("--mpp", "2", "--workers", "1", "--size", "32")
+    refused = call(folder, tmp_path / "out", encoder_file, *options)
+    assert (refused.exit_code, list(json.loads(refused.stdout)["quarantined"])) == (3, [name]), refused.output
+    allowed = call(folder, tmp_path / "out", encoder_file, *options, "--allow-partial")
+    assert (allowed.exit_code, json.loads(allowed.stdout)["partial"]) == (0, [name])
+    found = read_features(tmp_path / "out" / f"{name}.zarr").coverage
+    assert found is not None
+    assert (found.missing_tiles, found.bad_tiles) == (1, 0)
+    whole = read_features(tmp_path / "out" / "patient_000_node_0.zarr").coverage
+    assert whole is not None
+    assert whole.looked_mm2 == whole.tissue_mm2 > 0.3
+    again = call(folder, tmp_path / "out", encoder_file, *options)
+    assert (again.exit_code, json.loads(again.stdout)["made_before"]) == (3, 1)

@@ -287,12 +287,14 @@ def test_a_signed_url_of_a_server_that_refuses_head_is_read(guarded: GuardedServ
         np.testing.assert_array_equal(slide.read_frame(slide.frame).array, local.read_frame(local.frame).array)
 
 
-def test_no_secret_of_a_url_is_printed(guarded: GuardedServer) -> None:
+def test_no_secret_of_a_url_is_printed(guarded: GuardedServer, tmp_path: Path) -> None:
     good = guarded.url("slide.tif").replace("://", "://user:pass%20word@") + "?X-Sig=a%2Fb&n=1"
     bare = guarded.url("slide.tif")
     done = CliRunner().invoke(app, ["info", good, "--json"])
     assert done.exit_code == 0, done.exception
     assert json.loads(done.stdout)["path"] == bare
+    found = CliRunner().invoke(app, ["tissue", good, "-o", str(tmp_path / "tissue.png"), "--slide-mpp", "4"])
+    assert json.loads(found.stdout)["slide"] == bare, found.output
     for url in (good + "0", good.replace("slide.tif", "none.tif"), good.replace("pass", "wrong")):
         with pytest.raises(SlideError) as caught:
             Slide.open(url)

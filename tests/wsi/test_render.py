@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from wsi.errors import StorageError
+from wsi.errors import OutputNameError, StorageError
 from wsi.geometry import Frame, Window
 from wsi.raster import Heatmap, Image, Mask
-from wsi.render import overlay, save_png, thumbnail
+from wsi.render import overlay, save_picture, save_png, thumbnail
 from wsi.slide import Slide
 
 PINK = (200, 120, 170)
@@ -140,3 +140,30 @@ def test_thumbnail(tmp_path: Path) -> None:
     np.testing.assert_array_equal(small.array[:, :50], 0)
     np.testing.assert_array_equal(small.array[:, 50:], 200)
     np.testing.assert_array_equal(whole.array, values)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".tif", ".tiff"])
+def test_a_picture_has_the_format_of_its_suffix(suffix: str, tmp_path: Path) -> None:
+    drawn = np.full((30, 40, 3), (250, 10, 20), np.uint8)
+    save_picture(tmp_path / f"a{suffix}", drawn)
+    with Pillow.open(tmp_path / f"a{suffix}") as picture:
+        assert picture.format == {".png": "PNG", ".jpg": "JPEG", ".JPEG": "JPEG"}.get(suffix, "TIFF")
+        assert np.abs(np.asarray(picture, dtype=int) - drawn).max() <= (3 if picture.format == "JPEG" else 0)
+
+
+def test_a_pdf_has_the_same_bytes_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = np.zeros((30, 40), np.uint8)
+    save_picture(tmp_path / "a.pdf", drawn)
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    save_picture(tmp_path / "b.pdf", drawn)
+    data = (tmp_path / "a.pdf").read_bytes()
+    assert data.startswith(b"%PDF-")
+    assert b"19700101" in data
+    assert data == (tmp_path / "b.pdf").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.bmp", "a"])
+def test_other_formats_are_refused_with_the_list_of_those_possible(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputNameError, match=r"end it in .*\.png.*\.pdf"):
+        save_picture(tmp_path / name, np.zeros((3, 4), np.uint8))
+    assert not list(tmp_path.iterdir())

@@ -284,3 +284,12 @@ def test_folders_above_an_artefact_are_made(tmp_path: Path) -> None:
     with publish(tmp_path / "deep" / "er" / "one", {}, kind="test") as work:
         (work / "a").write_text("a")
     verify(tmp_path / "deep" / "er" / "one")
+
+
+def test_only_what_was_being_written_is_swept(tmp_path: Path) -> None:
+    mine = (".bashrc.old", ".a.work", ".a.b.partial", ".a.17.partial.txt", ".a.17-0123.work", "a.17.partial")
+    left = (".a.17.partial", f".a.{'0' * 32}.partial", ".a.17-01234567.work", ".a.17-01234567.old")
+    for name in (*mine, *left):
+        (tmp_path / name).mkdir()
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(mine)

@@ -28,7 +28,7 @@ class TrainingLog:
     def __init__(self, path: Path, *, tensorboard: Path | None = None) -> None:
         self._path = path
         self._rows: list[Epoch] = []
-        self._board = None if tensorboard is None else _board(tensorboard)
+        self._board = None if tensorboard is None else load_summary_writer()(str(tensorboard))
 
     def note(self, epoch: Epoch) -> None:
         """Add a pass.
@@ -52,11 +52,16 @@ class TrainingLog:
             self._board.flush()
 
 
-def _board(folder: Path) -> Any:  # noqa: ANN401  (a package that need not be there)
+def load_summary_writer() -> Any:  # noqa: ANN401  (a package that need not be there)
+    """Import TensorBoard's SummaryWriter.
+
+    Raises:
+        PathologyError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (need not be there)
     except ImportError as error:
         raise PathologyError(
             None, "TensorBoard is not installed", mend="pip install tensorboard, or leave the option out"
         ) from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter

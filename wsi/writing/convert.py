@@ -29,8 +29,6 @@ from wsi.writing.tile_encoding import FULL_RANGE, JPEG_TAG, ColourTiles, MaskTil
 from wsi.writing.tile_stream import LevelTable, plan_levels, store_levels
 
 MAX_SIDE_PX = 4_000_000
-TIFF_SUFFIXES = (".tif", ".tiff", ".btf")
-"""File names that readers recognise as TIFF."""
 """The longest side that the slide readers accept."""
 
 LOSSLESS_TAGS = (1, 5, 8, 32_946, 32_773, 50_000)

@@ -20,6 +20,7 @@ from wsi.cnn.device import equal_convolutions, lone_threads
 from wsi.cnn.encoders.encoder import Encoder
 from wsi.cnn.inference import SlideSource, in_halves
 from wsi.cores import usable_cores
+from wsi.coverage import Coverage
 from wsi.errors import ArtefactError, NoTissueError, PathologyError
 from wsi.geometry import Frame
 from wsi.raster import Mask
@@ -85,6 +86,7 @@ class SlideFeatures:
         positions: float64 (n, 2), x and y of each tile's top left corner in level-0 px; it may lie beyond the slide.
         width: features per tile.
         provenance: what the features were made from.
+        coverage: how much of the tissue the tiles show; None if that was not recorded.
     """
 
     path: Path
@@ -93,6 +95,7 @@ class SlideFeatures:
     positions: NDArray[np.float64]
     width: int
     provenance: dict[str, Any]
+    coverage: Coverage | None = None
 
     @property
     def name(self) -> str:
@@ -235,6 +238,7 @@ def write_features(
     batch: int | None = None,
     workers: int | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
+    coverage: Callable[[], Coverage] | None = None,
 ) -> int:
     """Encode a slide's tissue and publish a Zarr v3 group: ``features``, ``cells`` and ``positions``, a row per tile.
 
@@ -251,6 +255,8 @@ def write_features(
         batch: as in encode_tiles.
         workers: as in encode_tiles.
         on_tiles: as in encode_tiles.
+        coverage: measures how much of the tissue was read, when all of it has been; stored with the features. If it
+            raises, nothing is published.
 
     Returns:
         The number of tiles.
@@ -267,7 +273,10 @@ def write_features(
         with closing(tiles):
             for windows, rows in tiles:
                 table.add(windows, rows)
-        if not table.close({"kind": KIND, **_laid_out(plan, geometry), "provenance": provenance}):
+        about: dict[str, Any] = {"kind": KIND, **_laid_out(plan, geometry), "provenance": provenance}
+        if coverage is not None:
+            about["coverage"] = coverage().to_json()
+        if not table.close(about):
             raise NoTissueError(None, "no tile holds tissue", mend="check the slide and its tissue mask")
         return table.rows
 
@@ -389,4 +398,5 @@ def _opened(path: Path, group: Any) -> SlideFeatures:  # noqa: ANN401  (zarr's g
         positions=positions,
         width=int(width),
         provenance=dict(attributes["provenance"]),
+        coverage=None if attributes.get("coverage") is None else Coverage.from_json(attributes["coverage"]),
     )

@@ -1,0 +1,113 @@
+"""How every command treats its paths: ``~`` is expanded, and its outputs are checked before any work.
+
+A parameter says in its annotation that it is an output, and of what kind; every other path is an input.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from staging.commands.options import Overwrite, Source
+from wsi.outputs import OutputKind, check_output, refuse_twins
+
+Made = Iterable[tuple[Path, OutputKind]]
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Marks a parameter as an output.
+
+    Attributes:
+        kind: its kind, given its path and all arguments of the command.
+        beside: what else is written beside it, given the same.
+        resumes: whether an earlier call was interrupted there, so that what it left is this command's own.
+        is_kept: an earlier output is resumed or refused by the command, and never replaced.
+    """
+
+    kind: Callable[[Path, Mapping[str, Any]], OutputKind]
+    beside: Callable[[Path, Mapping[str, Any]], Made] = lambda _path, _given: ()
+    resumes: Callable[[Path], bool] = lambda _path: False
+    is_kept: bool = False
+
+
+def always(kind: OutputKind) -> Callable[[Path, Mapping[str, Any]], OutputKind]:
+    """The same kind, whatever the arguments."""
+    return lambda _path, _given: kind
+
+
+def guarded(command: Command) -> Command:
+    """Give a command its paths expanded, and only if the rule of ``wsi.outputs`` allows its outputs.
+
+    A command with outputs gets ``--overwrite``, and is told of it if it has such a parameter.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    outputs = {name: mark for name, hint in hints.items() if (mark := _mark(hint, Output)) is not None}
+    texts = {name for name, hint in hints.items() if _mark(hint, Source) is not None}
+    is_told = "overwrite" in hints
+
+    @wraps(command)
+    def checked(**given: Any) -> None:  # noqa: ANN401  (the command's own arguments)
+        given = {name: _expanded(value, is_path=name in texts) for name, value in given.items()}
+        given |= {name: path.resolve() for name in outputs if (path := given[name]) is not None and _is_dots(path)}
+        overwrite = given["overwrite"] if is_told else given.pop("overwrite", False)
+        inputs = [path for name, value in given.items() if name not in outputs for path in _paths(value, name in texts)]
+        _check(outputs, given, inputs, overwrite=overwrite)
+        command(**given)
+
+    signature = inspect.signature(command)
+    parameters = [one.replace(annotation=hints[name]) for name, one in signature.parameters.items()]
+    if not is_told and not all(mark.is_kept for mark in outputs.values()):
+        parameters.append(
+            inspect.Parameter("overwrite", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Overwrite)
+        )
+        hints = hints | {"overwrite": Overwrite}
+    checked.__annotations__ = hints
+    checked.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    del checked.__wrapped__  # typer would read the parameters there
+    return checked  # type: ignore[return-value]
+
+
+def _check(outputs: Mapping[str, Output], given: Mapping[str, Any], inputs: list[Path], *, overwrite: bool) -> None:
+    named = {name: path for name in outputs if (path := given[name]) is not None}
+    refuse_twins(named.values())
+    for name, path in named.items():
+        output = outputs[name]
+        is_own = overwrite or (path.name != "" and output.resumes(path))
+        check_output(path, output.kind(path, given), inputs=inputs, overwrite=is_own)
+        for other, kind in output.beside(path, given):
+            check_output(other, kind, inputs=inputs, overwrite=is_own)
+
+
+def _is_dots(path: Path) -> bool:
+    """Return whether a path ends in no name (``.`` or ``..``) that another could be derived from."""
+    return path.name in ("", "..")
+
+
+def _mark(hint: object, kind: type[Any]) -> Any:  # noqa: ANN401  (an instance of the kind)
+    """Return the mark of a kind in an annotation, if there is one."""
+    marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((mark for mark in marks if isinstance(mark, kind)), None)
+
+
+def _expanded(value: Any, *, is_path: bool) -> Any:  # noqa: ANN401  (any argument)
+    """Expand ``~`` in a path, or in each of several."""
+    if isinstance(value, list):
+        return [_expanded(one, is_path=is_path) for one in value]
+    if isinstance(value, Path) or (is_path and isinstance(value, str) and value.startswith("~")):
+        try:
+            return type(value)(Path(value).expanduser())
+        except RuntimeError:  # no such user: a file that is named so
+            return value
+    return value
+
+
+def _paths(value: object, is_path: bool) -> Iterator[Path]:  # noqa: FBT001  (of the parameter)
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, Path) or (is_path and isinstance(one, str) and "://" not in one):
+            yield Path(one)

@@ -1,0 +1,69 @@
+"""The output folder of ``sentinode lesions``: which outlines in it are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from staging.lesions.files import SHAPE_COLUMNS
+from staging.lesions.tables import LESION_COLUMNS
+from wsi.errors import OutputExistsError
+from wsi.inputs import read_json
+from wsi.outputs import FileKind, FolderKind, json_file, table
+from wsi.store import storage
+
+LESION_TABLE, SHAPE_TABLE, RECORD = "lesions.csv", "lesion_features.csv", "lesions.json"
+
+_OUTLINES = (".geojson", ".xml")
+_FILES: dict[str, FileKind] = {
+    LESION_TABLE: table(*LESION_COLUMNS, name="a table of lesions"),
+    SHAPE_TABLE: table(*SHAPE_COLUMNS, name="a table of measurements"),
+    RECORD: json_file("a record of sentinode lesions", '"outlines"', '"settings"'),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredFolder(FolderKind):
+    """The folder, and the slides of whose heatmaps outlines will be written."""
+
+    files: dict[str, FileKind] = field(default_factory=lambda: _FILES)
+    slides: Sequence[str]
+
+    def refuse_others(self, path: Path, *, overwrite: bool) -> None:
+        """Also refuse outlines that an earlier call did not make: someone may have drawn them.
+
+        Raises:
+            OutputExistsError: something that is not to be replaced is there.
+        """
+        FolderKind.refuse_others(self, path, overwrite=overwrite)
+        own = own_outlines(path)
+        for name in outline_names(self.slides):
+            if name not in own and ((path / name).exists() or (path / name).is_symlink()):
+                reason = "was not made by an earlier call, and is never replaced"
+                raise OutputExistsError(path / name, reason, mend="choose another output")
+
+
+def outline_names(slides: Iterable[str]) -> list[str]:
+    """Return the names of the files of outlines of some slides."""
+    return [f"{slide}{suffix}" for slide in slides for suffix in _OUTLINES]
+
+
+def own_outlines(folder: Path) -> frozenset[str]:
+    """Return the names of the outlines that earlier calls made in a folder, as its record says."""
+    try:
+        names = read_json(folder / RECORD)["outlines"]
+        return frozenset(str(name) for name in names if Path(name).name == name and Path(name).suffix in _OUTLINES)
+    except (OSError, ValueError, LookupError, TypeError):
+        return frozenset()
+
+
+def forget_outlines(folder: Path, names: Iterable[str]) -> None:
+    """Remove outlines of slides that the tables no longer list.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    for name in names:
+        with storage(folder / name):
+            (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,72 @@
+"""``sentinode run`` as it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_checkpoint import fresh
+from typer.testing import CliRunner, Result
+
+from staging.cli import app
+from wsi.cnn.checkpoint import save_checkpoint
+from wsi.writing.pyramid import write_pyramid
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    """Two of a patient's five slides, and one whose name gives no patient."""
+    image = np.full((256, 256, 3), 243, np.uint8)
+    image[60:200, 60:200] = (200, 120, 170)
+    (tmp_path / "slides").mkdir()
+    for name in ("patient_000_node_0", "patient_000_node_1", "elsewhere"):
+        path = tmp_path / "slides" / f"{name}.tif"
+        write_pyramid(path, width=256, height=256, mpp=2.0, tile_size=256, tiles=[image])
+    return tmp_path / "slides"
+
+
+def sentinode(*arguments: str | Path) -> Result:
+    done = CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu", "--workers", "1"])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def test_a_cohort_of_which_no_patient_can_be_staged_ends_with_the_reason(slides: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.safetensors", fresh())
+    reference = tmp_path / "stage_labels.csv"
+    reference.write_text("patient,stage\npatient_000.zip,pN0\npatient_001.zip,pN1\n")
+    call = ("run", slides, "-o", tmp_path / "out", "-m", tmp_path / "model.safetensors", "--reference", reference)
+    done = sentinode(*call)
+    assert done.exit_code == 3, done.output
+    first, _ = done.stderr.split("\n", 1)
+    assert "will not be staged" in first
+    assert "patient_000 (missing node_2, node_3, node_4)" in first
+    found = json.loads(done.stdout)
+    assert (found["slides"], found["kappa"], found["quarantined"]) == (3, None, {})
+    assert set(found["unscored"]) == {"patient_000", "elsewhere"}
+    score = json.loads((tmp_path / "out" / "score.json").read_text())
+    assert (score["patients"], score["unscored"], score["complete"]) == (0, ["patient_000"], False)
+    assert "no patient was scored" in (tmp_path / "out" / "report.html").read_text()
+    assert sentinode(*call).exit_code == 3
+
+
+def test_what_is_skipped_is_said_everywhere(slides: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.safetensors", fresh())
+    (slides / "notes.txt").touch()
+    (slides / "b.tif").mkdir()
+    Path(os.fsdecode(os.fsencode(slides) + b"/\xff.txt")).touch()
+    done = sentinode("run", slides, "-o", tmp_path / "out", "-m", tmp_path / "model.safetensors")
+    said = "another kind of file (2): notes.txt, \\udcff.txt; folder named like a file (1): b.tif/"
+    assert done.stderr.count(said) == 1
+    assert set(json.loads(done.stdout)["skipped"]) == {"another kind of file", "folder named like a file"}
+    assert "another kind of file,notes.txt" in (tmp_path / "out" / "skipped.csv").read_text()
+    assert said in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_without_a_reference_stages_are_not_expected(slides: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.safetensors", fresh())
+    done = sentinode("run", slides, "-o", tmp_path / "out", "-m", tmp_path / "model.safetensors")
+    assert (done.exit_code, "will not be staged" in done.stderr) == (0, False)
