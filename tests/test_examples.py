@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from staging.phantom import generate_cohort
+from wsi.cnn.encoders.encoder import load_encoder
 
 pytestmark = pytest.mark.slow  # its fixtures take seconds
 
@@ -131,3 +132,10 @@ def test_a_training_loop_of_ones_own(cohort: Path, tmp_path: Path) -> None:
     assert len(losses) == 8
     assert losses[-1] < losses[0]
     assert "of 80 patches right" in text
+
+
+def test_an_encoder_is_made_that_encodes(tmp_path: Path) -> None:
+    target = tmp_path / "encoder.pt2"
+    assert "224 px to 32 features" in printed("make_an_encoder.py", target)
+    encoder = load_encoder(target, size_px=224, device="cpu")
+    assert (encoder.kind, encoder.width) == ("torch.export", 32)

@@ -98,7 +98,7 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         "mpp": pixel_um,
         "values": recipe.values,
         "tumour_px": done.tumour_px,
-        "tumour_mm2": None if pixel_um is None else done.tumour_px * pixel_um**2 / 1e6,
+        "tumour_mm2": None if pixel_um is None else round(done.tumour_px * pixel_um**2 / 1e6, 6),
         "warnings": list(warnings),
     }
 

@@ -109,8 +109,8 @@ def export_webdataset(folder: Path, slide: Slide, rows: PatchTable, *, quality: 
     return written
 
 
-def load_h5py() -> Any:  # noqa: ANN401  (a package that need not be there)
-    """Import h5py, which only the extra ``export`` installs.
+def import_h5py() -> Any:  # noqa: ANN401  (a module that need not be there)
+    """The module h5py.
 
     Raises:
         PatchStoreError: it is not installed.
@@ -119,7 +119,7 @@ def load_h5py() -> Any:  # noqa: ANN401  (a package that need not be there)
         import h5py  # noqa: PLC0415  (slow import, and only in the extra)
     except ImportError as error:
         raise PatchStoreError(
-            None, "HDF5 needs h5py, which is not installed", mend="install sentinode[export]"
+            None, "HDF5 needs h5py, which is not installed", mend="pip install 'sentinode[export]'"
         ) from error
     return h5py
 
@@ -142,7 +142,7 @@ def export_hdf5(folder: Path, slide: Slide, rows: PatchTable) -> list[Path]:
         PatchStoreError: h5py is not installed.
         PathologyError: the slide cannot be read, or the file cannot be written.
     """
-    h5py = load_h5py()
+    h5py = import_h5py()
     side = rows.size_px
     level = slide.levels[int(rows["level"][0])]
     sizes = [[level.width, level.height], [slide.levels[0].width, slide.levels[0].height]]

@@ -7,14 +7,14 @@ the same slides come in archives by centre and, flat, in the public object store
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 
 from staging.cohorts.names import slide_name
-from staging.cohorts.skipped import ARCHIVE, FOLDER, HIDDEN, MASK, OTHER_KIND, PHOTOGRAPH, Skipped
+from staging.cohorts.skipped import Skipped
 from staging.csv_rows import Entries, csv_text, in_line, read_rows
 from staging.errors import (
     DuplicateSlideError,
@@ -32,9 +32,10 @@ from wsi.store import atomic_text
 
 __all__ = [
     "SlideFile",
+    "SlideListing",
     "StageTable",
-    "find_cohort",
     "find_slides",
+    "list_slides",
     "read_label_table",
     "read_stage_table",
     "write_stage_table",
@@ -44,6 +45,7 @@ __all__ = [
 _NOT_SLIDES = frozenset(
     {"mask", "masks", "annotations", "lesion_annotations", "ground_truth", "background_tissue", "evaluation"}
 )
+_CALLED_A_SLIDE = "folder with the name of a slide"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,13 +179,21 @@ def write_stage_table(
     atomic_text(Path(path), csv_text(("patient", "stage"), ((name, value) for _, name, value in sorted(rows))))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideListing:
+    """The slides of a cohort, sorted by name, and what was passed over in its folders."""
+
+    slides: tuple[SlideFile, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
 def find_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[SlideFile]:
-    """Find the slides of a cohort, as find_cohort does, without what was skipped."""
-    return find_cohort(paths)[0]
+    """Find the slides of a cohort as list_slides does, without what was passed over."""
+    return list(list_slides(paths).slides)
 
 
-def find_cohort(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> tuple[list[SlideFile], Skipped]:
-    """Find the slides of a cohort: in folders of any depth (every CAMELYON layout is one), or named one by one.
+def list_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> SlideListing:
+    """List the slides of a cohort: in folders of any depth (every CAMELYON layout is one), or named one by one.
 
     In folders, files are found by suffix; masks, annotations and hidden files are skipped, and photographs (JPEG, PNG)
     count only if there is nothing else. A file named itself always counts: its reader decides. A DICOM series, whose
@@ -193,7 +203,7 @@ def find_cohort(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> t
         paths: one or more folders and files.
 
     Returns:
-        The slides, sorted by name, at least one; and what in the folders was skipped.
+        Sorted by name, at least one slide.
 
     Raises:
         NoSlidesError: a path does not exist, or there is no slide.
@@ -202,7 +212,7 @@ def find_cohort(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> t
     """
     asked = [Path(paths)] if isinstance(paths, str | PathLike) else [Path(path) for path in paths]
     found: dict[Path, SlideFile] = {}
-    skipped: list[tuple[str, str]] = []
+    skipped: list[Skipped] = []
     for path in asked:
         if not path.exists():
             raise NoSlidesError(path, "does not exist", mend="name slides or their folder")
@@ -220,7 +230,8 @@ def find_cohort(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> t
                 f"has the same name as {one.path}",
                 mend="rename one of them: results are kept by slide name",
             )
-    return slides, Skipped.of(skipped)
+    left = {one.path: one for one in skipped if one.path.absolute() not in found}
+    return SlideListing(slides=tuple(slides), skipped=tuple(left[path] for path in sorted(left)))
 
 
 class _Rows:
@@ -274,25 +285,29 @@ def _slide_file(path: Path) -> SlideFile:
     return SlideFile(path=path, name=path.stem, patient=patient, node=node)
 
 
-def _slides_below(folder: Path, skipped: list[tuple[str, str]]) -> list[Path]:
-    """List the slides in a folder and below, and add to what was skipped."""
+def _slides_below(folder: Path, skipped: list[Skipped]) -> list[Path]:
     files = list(_files_below(folder, skipped))
     slides = _one_per_series([file for file in files if file.suffix.lower() in slide_suffixes()])
     photographs = [file for file in files if file.suffix.lower() in photograph_suffixes()]
-    archives = [file for file in files if file.suffix.lower() == ".zip"]
-    skipped += [(ARCHIVE, str(file.relative_to(folder))) for file in archives]
     if slides:
-        skipped += [(PHOTOGRAPH, str(file.relative_to(folder))) for file in photographs]
+        skipped += (Skipped(path=file, reason="photograph beside slides") for file in photographs)
     slides = slides or photographs
+    archives = [file for file in files if file.suffix.lower() == ".zip"]
     unpacked = {_slide_file(slide).patient for slide in slides} | {slide.parent.name.lower() for slide in slides}
     packed = [file for file in archives if file.stem.lower() not in unpacked]
     if slides:
         packed = [file for file in packed if _is_patient(file.stem)]
     if packed:
         raise _packed(folder, packed)
+    known = slide_suffixes() | photograph_suffixes()
     if not slides:
-        known = " ".join(sorted(slide_suffixes() | photograph_suffixes()))
-        raise NoSlidesError(folder, "contains no slides", mend=f"known suffixes are {known}")
+        raise NoSlidesError(folder, "contains no slides", mend=f"known suffixes are {' '.join(sorted(known))}")
+    skipped += (Skipped(path=file, reason="archive") for file in archives)
+    own = {slide.with_suffix("") for slide in slides if slide.suffix.lower() == ".mrxs"}  # folders of MIRAX's data
+    strangers = (file for file in files if file.suffix.lower() not in known | {".zip"} and file.parent not in own)
+    skipped += (Skipped(path=file, reason="of unknown suffix") for file in strangers)
+    within = {parent for slide in slides for parent in slide.parents}
+    skipped[:] = [one for one in skipped if one.path not in within]
     return slides
 
 
@@ -308,12 +323,8 @@ def _one_per_series(slides: list[Path]) -> list[Path]:
     return kept
 
 
-def _files_below(folder: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]:
-    """Yield slides, photographs and archives in a folder and below, and add to what was skipped.
-
-    Links to folders are followed once. The folder of a MIRAX slide's data, named like it, is part of the slide.
-    """
-    kinds = slide_suffixes() | photograph_suffixes() | {".zip"}
+def _files_below(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
+    """Yield files in a folder and below that may be slides or archives; links to folders are followed once."""
     entered: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -321,34 +332,35 @@ def _files_below(folder: Path, skipped: list[tuple[str, str]]) -> Iterator[Path]
             folders.clear()
             continue
         entered.add(real)
-        below = Path(root).relative_to(folder)
-        parts = {name[: -len(".mrxs")].lower() for name in files if name.lower().endswith(".mrxs")}
-        reasons = {name: _why_not_entered(name) for name in folders if name.lower() not in parts}
-        folders[:] = sorted(name for name, reason in reasons.items() if reason in {None, FOLDER})
-        skipped += [(reason, f"{below / name}/") for name, reason in reasons.items() if reason is not None]
+        reasons = {name: _folder_reason(name) for name in folders}
+        skipped += (Skipped(path=Path(root, name), reason=reason) for name, reason in reasons.items() if reason)
+        folders[:] = sorted(name for name, reason in reasons.items() if not reason or reason == _CALLED_A_SLIDE)
         for name in sorted(files):
-            reason = _why_not_read(name, kinds)
-            if reason is None:
-                yield Path(root, name)
+            reason = _file_reason(name)
+            if reason:
+                skipped.append(Skipped(path=Path(root, name), reason=reason))
             else:
-                skipped.append((reason, str(below / name)))
+                yield Path(root, name)
 
 
-def _why_not_entered(folder: str) -> str | None:
-    if folder.startswith("."):
-        return HIDDEN
-    if folder.lower() in _NOT_SLIDES:
-        return MASK
-    return FOLDER if Path(folder).suffix.lower() in slide_suffixes() else None
+def _folder_reason(name: str) -> str:
+    """Return why a folder is no part of the cohort; empty if it is. One called like a slide is, if it holds slides."""
+    if name.startswith("."):
+        return "hidden"
+    if name.lower() in _NOT_SLIDES:
+        return "folder of masks or annotations"
+    suffix = Path(name).suffix.lower()
+    if suffix == ".zarr":
+        return "Zarr folder"
+    return _CALLED_A_SLIDE if suffix in slide_suffixes() | photograph_suffixes() else ""
 
 
-def _why_not_read(file: str, kinds: Collection[str]) -> str | None:
-    stem = Path(file).stem.lower()
-    if file.startswith("."):
-        return HIDDEN
-    if stem.endswith("_mask") or "annotations" in stem:
-        return MASK
-    return None if Path(file).suffix.lower() in kinds else OTHER_KIND
+def _file_reason(name: str) -> str:
+    """Return why a file cannot be a slide whatever its suffix; empty if it can."""
+    if name.startswith("."):
+        return "hidden"
+    stem = Path(name).stem.lower()
+    return "mask or annotations" if stem.endswith("_mask") or "annotations" in stem else ""
 
 
 def _packed(path: Path, archives: list[Path]) -> PackedSlidesError:

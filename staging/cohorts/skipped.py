@@ -1,10 +1,9 @@
-"""What in a folder was not taken for what was looked for: counted and named, so that nothing is left out in silence."""
+"""What was passed over in a folder, counted and named: a slide that is missed silently is a patient not staged."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +11,56 @@ from staging.csv_rows import csv_for_people
 from staging.errors import listed
 from wsi.errors import plain
 
-_NAMED = 8
-
-HIDDEN, FOLDER, OTHER_KIND = "hidden", "folder named like a file", "another kind of file"
-MASK, PHOTOGRAPH, ARCHIVE = "mask or annotations", "photograph beside slides", "unpacked archive"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """Entries of folders that were skipped: (reason, name), by reason and name; folders end in a slash."""
+    """A file or folder that was passed over, and why: ``hidden``, ``unknown suffix`` and others."""
 
-    entries: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, entries: Iterable[tuple[str, str]]) -> Skipped:
-        """Sort entries."""
-        return cls(entries=tuple(sorted(set(entries))))
-
-    @property
-    def by_reason(self) -> dict[str, list[str]]:
-        """Return the names by reason."""
-        return {reason: [name for _, name in found] for reason, found in groupby(self.entries, lambda one: one[0])}
-
-    def __str__(self) -> str:
-        found = self.by_reason.items()
-        return "; ".join(f"{reason} ({len(names)}): {plain(listed(names))}" for reason, names in found)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return how many were skipped for each reason, and the first names."""
-        found = self.by_reason.items()
-        return {
-            reason: {"count": len(names), "names": [plain(name) for name in names[:_NAMED]]} for reason, names in found
-        }
-
-    def table(self) -> str:
-        """Format one row per entry."""
-        return csv_for_people(("reason", "name"), self.entries)
+    path: Path
+    reason: str
 
 
-def skipped_beside(taken: Collection[Path], folder: Path, *, own: Collection[str] = ()) -> Skipped:
-    """Return the entries of one folder that were not taken.
+def skipped_files(folder: Path, *, suffixes: Collection[str], names: Collection[str] | None = None) -> list[Skipped]:
+    """List what is passed over in a folder of files that belong to slides: annotations, heatmaps, masks.
 
     Args:
-        taken: those that were.
-        folder: where these are.
-        own: names of files that the program itself writes there.
+        folder: not searched deeper; one that is not there has nothing.
+        suffixes: of the files that are read, in lower case with the dot.
+        names: of the slides, in lower case: a file of another name belongs to none of them; None if not known.
     """
-    names = {path.name for path in taken}
-    return Skipped.of(
-        (_reason(entry, names), f"{entry.name}/" if entry.is_dir() else entry.name)
-        for entry in folder.iterdir()
-        if entry.name not in names and entry.name not in own
-    )
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):
+            found.append(Skipped(path=path, reason="hidden"))
+        elif path.suffix.lower() not in suffixes:
+            found.append(Skipped(path=path, reason="of unknown suffix"))
+        elif path.is_dir() and path.suffix.lower() != ".zarr":
+            found.append(Skipped(path=path, reason="folder with the name of a file"))
+        elif names is not None and path.stem.lower() not in names:
+            found.append(Skipped(path=path, reason="of no slide here"))
+    return found
 
 
-def _reason(entry: Path, taken: Collection[str]) -> str:
-    if entry.name.startswith("."):
-        return HIDDEN
-    suffixes = {Path(name).suffix for name in taken}
-    return FOLDER if entry.is_dir() and entry.suffix in suffixes else OTHER_KIND
+def skipped_text(skipped: Sequence[Skipped]) -> str:
+    """Return one line: the first names and the number of each reason; empty if nothing was skipped."""
+    if not skipped:
+        return ""
+    parts = (f"{len(names)} {reason} ({listed(names)})" for reason, names in _by_reason(skipped).items())
+    return f"skipped: {'; '.join(parts)}"
+
+
+def skipped_json(skipped: Sequence[Skipped]) -> dict[str, Any]:
+    """Return count and first names by reason, for json.dumps."""
+    return {reason: {"count": len(names), "names": listed(names)} for reason, names in _by_reason(skipped).items()}
+
+
+def skipped_table(skipped: Iterable[Skipped]) -> str:
+    """Return skipped.csv: one row per file or folder."""
+    return csv_for_people(("path", "reason"), ((plain(str(one.path)), one.reason) for one in skipped))
+
+
+def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for one in skipped:
+        reasons.setdefault(one.reason, []).append(plain(one.path.name))
+    return dict(sorted(reasons.items()))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Upsample, Workers, tell_skipped
+from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Upsample, Workers
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
@@ -60,14 +60,13 @@ def cross_validate(
 
     Example: sentinode cross-validate images -a annotations -r stage_labels.csv -o folds --leave-one-centre-out
     """
-    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.cross_validation import cross_validate as validate  # noqa: PLC0415
     from staging.cross_validation import folds_by_centre, folds_by_patient  # noqa: PLC0415
     from staging.errors import CohortError, ConfigurationError  # noqa: PLC0415
     from staging.scores.texts import stage_text  # noqa: PLC0415
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.recipe import CohortRecipe  # noqa: PLC0415
-    from staging.training.sources import skipped_annotations  # noqa: PLC0415
     from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
@@ -75,9 +74,8 @@ def cross_validate(
         raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give only one")
     if not annotations.is_dir():
         raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
-    found, skipped = find_cohort(slides)
-    tell_skipped(skipped)
-    tell_skipped(skipped_annotations(annotations, found), "annotations")
+    listing = list_slides(slides)
+    found = listing.slides
     recipe = CohortRecipe(
         seed=seed,
         mpp=mpp,
@@ -91,14 +89,13 @@ def cross_validate(
     )
     cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
     parts = folds_by_centre(found) if folds is None else folds_by_patient(found, folds)
-    notices = cohort_notices(found, mpp=slide_mpp)
+    notices = cohort_notices(listing, mpp=slide_mpp, annotations=annotations)
     with TrainingProgress() as progress:
         record = validate(
             cohort, parts, output, recipe=recipe, workers=workers or usable_cores(), nodes=nodes, news=progress
         )
     if record["patients"]:
         typer.echo(stage_text(record), err=True)
-    told = {"score": str(output / "score.json"), **record, **notices, "skipped": skipped.to_json()}
-    typer.echo(json.dumps(told, ensure_ascii=False))
+    typer.echo(json.dumps({"score": str(output / "score.json"), **record, **notices}, ensure_ascii=False))
     if record["quarantined"]:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -8,18 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.notices import cohort_notices
-from staging.commands.options import (
-    AllowPartial,
-    Device,
-    OnBadTile,
-    SlideMpp,
-    Tolerance,
-    Upsample,
-    Workers,
-    tell_skipped,
-    tell_unseen,
-)
+from staging.commands.notices import cohort_notices, unseen_notice
+from staging.commands.options import AllowPartial, Device, OnBadTile, SlideMpp, Tolerance, Upsample, Workers
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
 from wsi.outputs import FolderKind
@@ -82,7 +72,7 @@ def features(
 
     Example: sentinode features CAMELYON16/training -e uni.pt2 --mpp 0.5 --size 224 -o features
     """
-    from staging.cohorts.camelyon import find_cohort  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides  # noqa: PLC0415  (slow import)
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
     from staging.runs.encoding import EncodingPlan, encode_cohort  # noqa: PLC0415
     from wsi.cnn.encoders.encoder import check_encoder  # noqa: PLC0415  (loads torch)
@@ -101,13 +91,12 @@ def features(
         batch=batch,
         slide_mpp=slide_mpp,
         on_bad_tile=on_bad_tile,
-        upsample=upsample,
         seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
+        upsample=upsample,
     )
     check_encoder(encoder)
-    found, skipped = find_cohort(slides)
-    tell_skipped(skipped)
-    notices = cohort_notices(found, mpp=slide_mpp)
-    done = encode_cohort(found, output, plan)
-    typer.echo(json.dumps({**done.to_json(), **notices, "skipped": skipped.to_json()}))
-    tell_unseen(done.to_json())
+    listing = list_slides(slides)
+    notices = cohort_notices(listing, mpp=slide_mpp)
+    done = encode_cohort(listing.slides, output, plan)
+    typer.echo(json.dumps({**done.to_json(), **notices}))
+    unseen_notice(done.to_json())

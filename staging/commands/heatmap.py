@@ -52,8 +52,8 @@ def heatmap(
     coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
     allow_partial: AllowPartial = False,
-    upsample: Upsample = False,
     overwrite: Overwrite = False,
+    upsample: Upsample = False,
 ) -> None:
     """Run the network over a slide's tissue and store the heatmap with its position on the slide.
 
@@ -78,13 +78,13 @@ def heatmap(
             threads=threads or usable_cores(),
             slide_mpp=slide_mpp,
             on_bad_tile=on_bad_tile,
-            upsample=upsample,
             overwrite=overwrite,
+            upsample=upsample,
             on_tiles=progress.tiles,
         )
         progress.slide(Path(slide).stem)
     if made.was_there:
-        typer.echo(f"sentinode: {output} exists already: it is of this slide and model", err=True)
+        say(f"{output} exists already: it is of this slide and model")
     for warning in made.warnings:
         say(f"{slide}: {warning}")
     typer.echo(json.dumps(made.to_json()))

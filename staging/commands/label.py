@@ -9,14 +9,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from staging.commands.notices import heatmaps_notice, skipped_notice, unseen_notice
 from staging.commands.options import (
     AllowPartial,
     SlideMpp,
     Smallest,
     Tolerance,
-    tell_skipped,
-    tell_skipped_heatmaps,
-    tell_unseen,
 )
 from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
@@ -119,7 +117,7 @@ def label(
             None, "--cells and --slides are for labels by size", mend="leave them out, or leave out --train and --apply"
         )
     seen_rule = SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial)
-    skipped = tell_skipped_heatmaps([path for path in (*inputs, slides) if path is not None])
+    skipped = heatmaps_notice([path for path in (*inputs, slides) if path is not None])
     if train:
         from staging.learned_labels.labelling import train_on_heatmaps  # noqa: PLC0415  (slow import)
         from staging.learned_labels.training import Recipe  # noqa: PLC0415
@@ -131,21 +129,21 @@ def label(
 
         record = label_heatmaps(apply, inputs[0], output, seen_rule)
     else:
-        from staging.cohorts.camelyon import find_cohort  # noqa: PLC0415  (slow import)
+        from staging.cohorts.camelyon import list_slides  # noqa: PLC0415  (slow import)
         from staging.lesions.size_labels import label_by_size  # noqa: PLC0415
 
         if cells is not None:
-            found, beside = find_cohort(cells)
-            tell_skipped(beside)
+            listing = list_slides(cells)
+            skipped_notice(listing)
         record = label_by_size(
             inputs[0],
             output,
             rule=SizeRule(smallest_um=smallest_um),
             heatmaps=slides,
             seen_rule=seen_rule,
-            slides=None if cells is None else {slide.name: slide.path for slide in found},
+            slides=None if cells is None else {slide.name: slide.path for slide in listing.slides},
             nucleus_um=nucleus_um,
             mpp=slide_mpp,
         )
-    typer.echo(json.dumps(record | {"skipped": skipped.to_json()}))
-    tell_unseen(record)
+    typer.echo(json.dumps(record | skipped))
+    unseen_notice(record)

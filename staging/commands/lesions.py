@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from annotations.measures import MERGE_GAP_UM
-from staging.commands.options import AllowPartial, SlideMpp, Tolerance, tell_skipped_heatmaps, tell_unseen
+from staging.commands.notices import heatmaps_notice, unseen_notice
+from staging.commands.options import AllowPartial, SlideMpp, Tolerance
 from staging.commands.outputs import Output, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE, PEAK, SMALLEST_UM, THRESHOLD
 from wsi.outputs import OutputKind
@@ -102,7 +103,7 @@ def lesions(
     from staging.lesions.measurements import measure_files, write_measurements  # noqa: PLC0415
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
 
-    skipped = tell_skipped_heatmaps(files)
+    skipped = heatmaps_notice(files)
     measured = measure_files(
         files,
         options={"threshold": threshold, "peak": peak, "merge_gap_um": merge_gap_um, "smallest_um": smallest_um},
@@ -115,5 +116,5 @@ def lesions(
     )
     write_measurements(output, measured)
     tables = {"table": str(output / LESION_TABLE), "features": str(output / SHAPE_TABLE)}
-    typer.echo(json.dumps(tables | measured.to_json() | {"skipped": skipped.to_json()}))
-    tell_unseen(measured.to_json())
+    typer.echo(json.dumps(tables | measured.to_json() | skipped))
+    unseen_notice(measured.to_json())

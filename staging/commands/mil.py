@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.options import AllowPartial, Device, Tolerance, tell_unseen
+from staging.commands.notices import unseen_notice
+from staging.commands.options import AllowPartial, Device, Tolerance
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
 from wsi.outputs import FolderKind, table, weights
@@ -89,7 +90,7 @@ def train(
         on_round=_tell,
     )
     typer.echo(json.dumps(made.to_json()))
-    tell_unseen(made.to_json())
+    unseen_notice(made.to_json())
 
 
 @app.command()
@@ -128,7 +129,7 @@ def apply(
             err=True,
         )
     typer.echo(json.dumps(judged.to_json()))
-    tell_unseen(judged.to_json())
+    unseen_notice(judged.to_json())
 
 
 def _tell(done: int, total: int) -> None:

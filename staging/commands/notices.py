@@ -1,17 +1,21 @@
-"""What every command says once on stderr about slides in doubt, and puts into its JSON."""
+"""What every command says once on stderr and in its JSON: slides in doubt, not seen as a whole, or passed over."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from staging.errors import listed
 from wsi.errors import plain, without_secrets
 
 if TYPE_CHECKING:
-    from staging.cohorts.camelyon import SlideFile
+    from staging.cohorts.camelyon import SlideListing
     from wsi.slide import Slide
+
+EXIT_QUARANTINED = 3
 
 
 def say(text: str) -> None:
@@ -26,16 +30,60 @@ def slide_notices(slide: Slide) -> dict[str, Any]:
     return {"warnings": list(slide.warnings)}
 
 
-def cohort_notices(slides: Sequence[SlideFile], *, mpp: float | None = None) -> dict[str, Any]:
-    """Say before the work which slides are in doubt, and return it for the command's JSON.
+def skipped_notice(listing: SlideListing) -> None:
+    """Say what was passed over in folders."""
+    from staging.cohorts.skipped import skipped_text  # noqa: PLC0415  (slow import)
+
+    if listing.skipped:
+        say(skipped_text(listing.skipped))
+
+
+def cohort_notices(
+    listing: SlideListing, *, mpp: float | None = None, annotations: Path | None = None
+) -> dict[str, Any]:
+    """Say what was passed over and which slides are in doubt, and return both for the command's JSON.
 
     Args:
-        slides: what find_cohort found.
+        listing: what list_slides found.
         mpp: um per level-0 px of every slide, overriding its file.
+        annotations: the folder of the slides' annotations.
     """
-    from staging.cohorts.slide_warnings import find_warnings, warning_lines  # noqa: PLC0415  (slow import)
+    from annotations.files.formats import SUFFIXES  # noqa: PLC0415  (slow import)
+    from staging.cohorts.skipped import skipped_files, skipped_json, skipped_text  # noqa: PLC0415
+    from staging.cohorts.slide_warnings import find_warnings, warning_lines  # noqa: PLC0415
 
-    warnings = find_warnings(slides, mpp=mpp)
+    skipped_notice(listing)
+    names = {slide.name.lower() for slide in listing.slides}
+    others = [] if annotations is None else skipped_files(annotations, suffixes=SUFFIXES, names=names)
+    if others:
+        say(f"of the annotations {skipped_text(others)}")
+    warnings = find_warnings(listing.slides, mpp=mpp)
     for line in warning_lines(warnings):
         say(line)
-    return {"warnings": warnings}
+    return {"warnings": warnings, "skipped": skipped_json([*listing.skipped, *others])}
+
+
+def heatmaps_notice(paths: Iterable[Path]) -> dict[str, Any]:
+    """Say what was passed over in folders of heatmaps, and return it for the command's JSON."""
+    from staging.cohorts.skipped import skipped_files, skipped_json, skipped_text  # noqa: PLC0415  (slow import)
+
+    folders = [path for path in paths if path.is_dir() and path.suffix.lower() != ".zarr"]
+    skipped = [one for folder in folders for one in skipped_files(folder, suffixes={".zarr"})]
+    if skipped:
+        say(f"of the heatmaps {skipped_text(skipped)}")
+    return {"skipped": skipped_json(skipped)}
+
+
+def unseen_notice(record: Mapping[str, Any]) -> None:
+    """Say what a command's JSON says of slides that were not seen as a whole.
+
+    Raises:
+        typer.Exit: with 3, if slides were set aside.
+    """
+    for name, reason in record["quarantined"].items():
+        say(f"{name}: left out: {reason}")
+    for kind, meaning in (("partial", "seen only in part"), ("unknown", "do not say how much of the tissue was seen")):
+        if record[kind]:
+            say(f"{meaning}: {listed(record[kind])}")
+    if record["quarantined"]:
+        raise typer.Exit(EXIT_QUARANTINED)

@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from staging.errors import ConfigurationError, listed
+from staging.errors import ConfigurationError
 from staging.lesions.labels import ITC_MAX_UM
 from staging.lesions.settings import PEAK
-from wsi.errors import plain
-
-if TYPE_CHECKING:
-    from staging.cohorts.skipped import Skipped
-
-EXIT_QUARANTINED = 3
-
-
-def tell_unseen(record: Mapping[str, Any]) -> None:
-    """Say on stderr what a command's JSON says of slides not seen as a whole.
-
-    Raises:
-        typer.Exit: with 3, if slides were set aside.
-    """
-    for name, reason in record["quarantined"].items():
-        typer.echo(f"sentinode: {plain(name)}: left out: {plain(reason)}", err=True)
-    for kind, meaning in (("partial", "seen only in part"), ("unknown", "do not say how much of the tissue was seen")):
-        if record[kind]:
-            typer.echo(f"sentinode: {meaning}: {plain(listed(record[kind]))}", err=True)
-    if record["quarantined"]:
-        raise typer.Exit(EXIT_QUARANTINED)
-
-
-def tell_skipped(skipped: Skipped, kind: str = "slides") -> None:
-    """Say on stderr, once, what in a folder was not taken."""
-    if skipped.entries:
-        typer.echo(f"sentinode: skipped beside {kind}: {skipped}", err=True)
-
-
-def tell_skipped_heatmaps(paths: Iterable[Path]) -> Skipped:
-    """Say on stderr what in the folders among some paths is no heatmap, and return it."""
-    from staging.cohorts.skipped import Skipped, skipped_beside  # noqa: PLC0415  (keeps --help quick)
-
-    folders = [path for path in paths if path.is_dir() and path.suffix.lower() != ".zarr"]
-    found = [skipped_beside(list(folder.glob("*.zarr")), folder, own=(".lock",)) for folder in folders]
-    skipped = Skipped.of(entry for one in found for entry in one.entries)
-    tell_skipped(skipped, "heatmaps")
-    return skipped
 
 
 def _whole_tiles(tile_size: int) -> int:

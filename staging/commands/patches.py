@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import SOURCE, Device, SlideMpp, Upsample, Workers, tell_skipped
+from staging.commands.options import SOURCE, Device, SlideMpp, Upsample, Workers
 from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
 from wsi.outputs import ArtefactKind, FileKind, FolderKind, OutputKind, begins, picture
@@ -174,10 +174,9 @@ def patches(
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from annotations.patches.batch import HARD_CHOICE  # noqa: PLC0415
-    from staging.cohorts.camelyon import StageTable, find_cohort, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import StageTable, list_slides, read_label_table  # noqa: PLC0415  (slow import)
     from staging.training.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
-    from staging.training.sources import skipped_annotations  # noqa: PLC0415
 
     where, drawn = _apart(slides, annotations)
     rule, parts = _parsed(label, split)
@@ -186,9 +185,8 @@ def patches(
         from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
 
         load_checkpoint(model)
-    found, skipped = find_cohort(where)
-    tell_skipped(skipped)
-    tell_skipped(skipped_annotations(drawn, found), "annotations")
+    listing = list_slides(where)
+    found = listing.slides
     processes, threads = _shared_out(workers, model, device)
     recipe = PatchRecipe(
         mpp=mpp,
@@ -210,7 +208,7 @@ def patches(
         threads=threads,
         upsample=upsample,
     )
-    notices = cohort_notices(found, mpp=slide_mpp)
+    notices = cohort_notices(listing, mpp=slide_mpp, annotations=drawn)
     with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
             found,
@@ -224,7 +222,7 @@ def patches(
             quality=quality,
             has_contact_sheet=contact_sheet,
         )
-    typer.echo(json.dumps({"patches": str(output), **counts, **notices, "skipped": skipped.to_json()}))
+    typer.echo(json.dumps({"patches": str(output), **counts, **notices}))
 
 
 def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Path]:

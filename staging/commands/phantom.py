@@ -25,7 +25,8 @@ def phantom(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.", min=0)] = 0,
     mpp: Annotated[float, typer.Option(help="um per pixel of the finest level.", min=0.2, max=8)] = 1.0,
     size_um: Annotated[
-        tuple[float, float] | None, typer.Option(help="Width and height of every slide in um.", show_default="drawn")
+        tuple[float, float] | None,
+        typer.Option(help="Width and height of every slide in um: --size-um 5000 4000.", show_default="drawn"),
     ] = None,
     workers: Workers = None,
     *,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import SlideMpp, tell_skipped
+from staging.commands.options import SlideMpp
 from staging.commands.outputs import Output, always, guarded
 from wsi.outputs import FileKind, FolderKind, begins, table
 
@@ -37,15 +37,12 @@ def review(
 
     Example: sentinode review results stage_labels.csv -o review --slides CAMELYON17/training
     """
-    from staging.cohorts.camelyon import find_cohort, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides, read_label_table  # noqa: PLC0415  (slow import)
     from staging.runs.review import find_disagreements, write_review  # noqa: PLC0415
 
-    files, notices = None, {}
-    if slides:
-        listed, skipped = find_cohort(slides)
-        tell_skipped(skipped)
-        notices = cohort_notices(listed, mpp=slide_mpp)
-        files = {slide.name: slide.path for slide in listed}
+    listing = list_slides(slides) if slides else None
+    files = None if listing is None else {slide.name: slide.path for slide in listing.slides}
+    notices = {} if listing is None else cohort_notices(listing, mpp=slide_mpp)
     found, compared = find_disagreements(run, read_label_table(reference))
     shown = found[:most]
     write_review(output, shown, compared=compared, run=run, slides=files, slide_mpp=slide_mpp)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from annotations.measures import MERGE_GAP_UM
-from staging.commands.notices import say
+from staging.commands.notices import say, skipped_notice
 from staging.commands.options import (
     AllowPartial,
     Device,
@@ -25,13 +25,11 @@ from staging.commands.options import (
     Tolerance,
     Upsample,
     Workers,
-    tell_skipped,
 )
 from staging.commands.outputs import Output, always, guarded
 from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
-from wsi.errors import plain
 from wsi.outputs import FolderKind
 
 EXIT_QUARANTINED = 3
@@ -70,8 +68,8 @@ def run(
     coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
     allow_partial: AllowPartial = False,
-    upsample: Upsample = False,
     overwrite: Overwrite = False,
+    upsample: Upsample = False,
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -91,7 +89,7 @@ def run(
 
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
     """
-    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
@@ -102,13 +100,13 @@ def run(
     from wsi.cnn.device import shared_out  # noqa: PLC0415
 
     checkpoint = load_checkpoint(model)
-    found, skipped = find_cohort(slides)
-    tell_skipped(skipped)
     table = read_stage_table(reference) if reference is not None else None
-    hopeless = cannot_be_staged(found, output, nodes) if reference is not None else {}
+    listing = list_slides(slides)
+    skipped_notice(listing)
+    hopeless = cannot_be_staged(listing.slides, output, nodes) if reference is not None else {}
     if hopeless:
-        reasons = listed(f"{plain(patient)} ({reason})" for patient, reason in hopeless.items())
-        typer.echo(f"sentinode: will not be staged, nor count for kappa: {reasons}", err=True)
+        reasons = listed(f"{patient} ({reason})" for patient, reason in hopeless.items())
+        say(f"will not be staged, nor count for kappa: {reasons}")
     config = RunConfig(
         model=checkpoint.digest,
         threshold=threshold or checkpoint.threshold,
@@ -122,9 +120,9 @@ def run(
         allow_partial=allow_partial,
     )
     processes, threads = shared_out(device, workers)
-    with CohortProgress(len(found)) as progress:
+    with CohortProgress(len(listing.slides)) as progress:
         result = run_cohort(
-            found,
+            listing.slides,
             output,
             model=model,
             config=config,
@@ -134,16 +132,16 @@ def run(
             device=device,
             max_failures=max_failures,
             digests=verify,
-            skipped=skipped,
-            upsample=upsample,
+            skipped=listing.skipped,
             overwrite=overwrite,
+            upsample=upsample,
             news=progress,
         )
     if result.earlier:
-        typer.echo(f"sentinode: the tables also list {len(result.earlier)} slides of earlier calls", err=True)
+        say(f"the tables also list {len(result.earlier)} slides of earlier calls")
     for line in warning_lines(result.warnings):
         say(line)
-    record = {"report": str(output / "report.html"), **result.to_json(), "skipped": skipped.to_json()}
+    record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
-    if result.failures or (table is not None and not result.staging.stages):
+    if result.failures or result.is_unscored:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers, tell_skipped
+from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers
 from staging.commands.outputs import Made, Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
 from wsi.outputs import FileKind, OutputKind, begins, picture, table, weights
@@ -130,7 +130,7 @@ def train(
 
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
-    from staging.cohorts.camelyon import find_cohort, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.mining import MiningPlan  # noqa: PLC0415
@@ -143,11 +143,10 @@ def train(
     cohort = None
     notices: dict[str, object] = {}
     if slides and annotations is not None and reference is not None:
-        found, skipped = find_cohort(slides)
+        listing = list_slides(slides)
+        cohort = LabelledCohort(slides=listing.slides, annotations=annotations, reference=read_stage_table(reference))
         if is_first_process():
-            tell_skipped(skipped)
-            notices = cohort_notices(found, mpp=slide_mpp)
-        cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
+            notices = cohort_notices(listing, mpp=slide_mpp, annotations=annotations)
     elif rounds or slides or annotations is not None or reference is not None:
         raise ConfigurationError(
             None,

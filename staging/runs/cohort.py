@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import name_fault, patient_of
-from staging.cohorts.skipped import Skipped
+from staging.cohorts.skipped import Skipped, skipped_json, skipped_table, skipped_text
 from staging.cohorts.slide_warnings import warning_table
 from staging.csv_rows import csv_for_people, csv_text
 from staging.errors import MissingPatientError, TooManyFailuresError
@@ -25,13 +25,14 @@ from staging.runs.earlier import QUARANTINE, Earlier, earlier_results, earlier_s
 from staging.runs.records import FOLDER, is_cheap
 from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
-from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide
+from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide, read_finished
 from staging.scores.kappa import score as kappa_of
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage, Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError, plain
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, sweep
+from wsi.threads import map_in_order
 
 MAX_FAILURES = 0.10
 _FEWEST_TO_ABORT = 10
@@ -55,8 +56,9 @@ class CohortResult:
         analyses: finished slides, by name.
         failures: quarantined slides, by name.
         staging: stages and unscored patients.
-        score: the contents of score.json; None without a reference, or if no patient is staged.
+        score: the contents of score.json; None without a reference.
         earlier: names of those slides that this call was not given, but earlier ones were.
+        skipped: what was passed over in the folders of the slides.
     """
 
     analyses: tuple[SlideAnalysis, ...]
@@ -64,6 +66,12 @@ class CohortResult:
     staging: Staging
     score: dict[str, Any] | None
     earlier: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def is_unscored(self) -> bool:
+        """Whether there is a reference, and no patient that could be compared with it."""
+        return self.score is not None and not self.score["patients"]
 
     @property
     def warnings(self) -> dict[str, list[str]]:
@@ -82,6 +90,7 @@ class CohortResult:
             "at_least": sorted(self.staging.at_least),
             "unscored": {one.patient: one.reason for one in self.staging.unscored},
             "warnings": self.warnings,
+            "skipped": skipped_json(self.skipped),
             "kappa": score.get("kappa"),
             "interval": score.get("interval"),
         }
@@ -99,9 +108,9 @@ def run_cohort(
     threads: int = 1,
     max_failures: float = MAX_FAILURES,
     digests: bool | None = None,
-    skipped: Skipped | None = None,
-    upsample: bool = False,
+    skipped: Sequence[Skipped] = (),
     overwrite: bool = False,
+    upsample: bool = False,
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
@@ -119,9 +128,9 @@ def run_cohort(
         threads: number of reading threads per process.
         max_failures: give up when more than this share of the slides, and at least ten, have failed.
         digests: compare the digests, not only the sizes, of what an earlier call left; None does so when it is quick.
-        skipped: what the folders of the slides hold besides slides; listed in skipped.csv and the report.
-        upsample: analyse slides coarser than the model, too, instead of quarantining them.
+        skipped: what was passed over in the folders of the slides.
         overwrite: replace what was made with another configuration.
+        upsample: analyse slides coarser than the model, too, instead of quarantining them.
         news: receives progress.
 
     Raises:
@@ -159,6 +168,7 @@ def run_cohort(
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
+        atomic_text(output / "skipped.csv", skipped_table(skipped))
         earlier = earlier_results(output, given, digests=digests)
         return _conclude(
             output,
@@ -168,7 +178,7 @@ def run_cohort(
             model=model,
             config=config,
             reference=reference,
-            skipped=skipped or Skipped(),
+            skipped=tuple(skipped),
         )
 
 
@@ -184,9 +194,16 @@ def _analyse(
             failures.append(Failure(slide=plain(task.name), path=plain(str(task.path)), step="name", reason=fault))
             news.slide(plain(task.name), f"quarantined at name: {fault}")
     suspects = [task for task in named if mark_path(task.output / FOLDER, task.name).exists()]
-    others = [task for task in named if task not in suspects]
+    # finished slides are told apart here: starting processes takes longer than comparing a thousand of them
+    others, pending = [task for task in named if task not in suspects], list[SlideTask]()
+    for task, finished in zip(others, map_in_order(read_finished, others, name="finished"), strict=True):
+        if finished is None:
+            pending.append(task)
+        else:
+            analyses.append(finished)
+            news.slide(task.name, finished.label.value)
     for task, outcome in chain(
-        each(analyse_slide, others, workers=workers, on_tiles=news.tiles), tried_alone(analyse_alone, suspects)
+        each(analyse_slide, pending, workers=workers, on_tiles=news.tiles), tried_alone(analyse_alone, suspects)
     ):
         if isinstance(outcome, StorageError | CheckpointError | ConnectionError):
             raise outcome
@@ -216,7 +233,7 @@ def _conclude(
     model: Path,
     config: RunConfig,
     reference: StageTable | None,
-    skipped: Skipped,
+    skipped: tuple[Skipped, ...],
 ) -> CohortResult:
     analyses = sorted((*analyses, *earlier.analyses), key=lambda one: one.slide)
     failures = sorted((*failures, *earlier.failures), key=lambda one: one.slide)
@@ -233,7 +250,6 @@ def _conclude(
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))
     atomic_text(output / "warnings.csv", warning_table({one.slide: one.warnings for one in analyses}))
-    atomic_text(output / "skipped.csv", skipped.table())
     partly = ((patient, f"at least {staging.stages[patient].value}") for patient in sorted(staging.at_least))
     atomic_text(output / "at_least.csv", csv_text(("patient", "stage"), partly))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
@@ -254,10 +270,15 @@ def _conclude(
         model=model_name(model),
         reference=reference,
         score=score,
-        skipped=skipped,
+        skipped=skipped_text(skipped),
     )
     return CohortResult(
-        analyses=tuple(analyses), failures=tuple(failures), staging=staging, score=score, earlier=earlier.slides
+        analyses=tuple(analyses),
+        failures=tuple(failures),
+        staging=staging,
+        score=score,
+        earlier=earlier.slides,
+        skipped=skipped,
     )
 
 
@@ -273,7 +294,7 @@ def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
         else kappa_of([], [], stages=[stage.value for stage in PatientStage])
     ).to_json()
     unscored = [one.patient for one in staging.unscored if one.patient in reference.stages]
-    return {**result, "unscored": unscored, "complete": not unscored}
+    return {**result, "unscored": unscored, "complete": bool(staging.stages) and not unscored}
 
 
 def cannot_be_staged(slides: Sequence[SlideFile], output: Path, nodes: int) -> dict[str, str]:

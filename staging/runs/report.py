@@ -8,7 +8,6 @@ from typing import Any
 
 from staging.cohorts.camelyon import StageTable
 from staging.cohorts.names import centre_of_patient
-from staging.cohorts.skipped import Skipped
 from staging.errors import SlideNameError
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.config import RunConfig
@@ -27,7 +26,7 @@ def write_report(
     model: str,
     reference: StageTable | None = None,
     score: Mapping[str, Any] | None = None,
-    skipped: Skipped | None = None,
+    skipped: str = "",
 ) -> None:
     """Write the report as one HTML page that links the overlays beside it; equal results give equal bytes.
 
@@ -40,7 +39,7 @@ def write_report(
         model: the name of the checkpoint.
         reference: the table the stages were scored against.
         score: the contents of score.json.
-        skipped: what the folders of the slides hold besides slides.
+        skipped: what was passed over in the folders of the slides, in one line.
 
     Raises:
         StorageError: the page cannot be written.
@@ -52,12 +51,12 @@ def write_report(
         failures=failures,
         bad_tiles=[(analysis.slide, tile) for analysis in analyses for tile in analysis.bad_tiles],
         warnings=[(analysis.slide, warning) for analysis in analyses for warning in analysis.warnings],
+        skipped=skipped,
         patients=_patients(analyses, failures, staging, reference),
         score=score,
         largest=max((count for row in score["confusion"] for count in row), default=1) or 1 if score else 1,
         configuration=list(_flat(config.to_json())),
         model=model,
-        skipped=str(skipped or ""),
     )
 
 

@@ -22,11 +22,7 @@ from wsi.writing.heatmap_file import write_heatmap_tiff
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MadeHeatmap:
-    """A heatmap, where it is, how much of the tissue was looked at, the tiles read as white, and if it was there.
-
-    Attributes:
-        warnings: what is doubtful about the slide, in one line each.
-    """
+    """A heatmap, its path, how much tissue was seen, tiles read as white, if it was there, and what is doubtful."""
 
     path: Path
     heatmap: Heatmap
@@ -61,8 +57,8 @@ def make_heatmap(
     threads: int = 1,
     slide_mpp: float | None = None,
     on_bad_tile: OnBadTile = "raise",
-    upsample: bool = False,
     overwrite: bool = False,
+    upsample: bool = False,
     on_tiles: TileNews,
 ) -> MadeHeatmap:
     """Run a network over the tissue of a slide, unless its heatmap is there already.
@@ -77,8 +73,8 @@ def make_heatmap(
         threads: number of reading threads.
         slide_mpp: um per level-0 px, overriding the file.
         on_bad_tile: whether a tile that cannot be decoded raises, or is read as white.
-        upsample: look at a slide coarser than the model, too.
         overwrite: replace a heatmap of another slide or model.
+        upsample: look at a slide coarser than the model, too.
         on_tiles: called with (slide name, tiles done, total tiles).
 
     Raises:
@@ -92,11 +88,11 @@ def make_heatmap(
 
     checkpoint = load_checkpoint(model)
     with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened:
+        if not upsample:
+            opened.check_detail(checkpoint.mpp)
         made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
         made_from |= _read_otherwise(slide_mpp, on_bad_tile)
         earlier = _earlier(output, made_from, overwrite=overwrite)
-        if not upsample:
-            opened.check_detail(checkpoint.mpp)
         tissue = find_tissue(opened)
         stains = stain_warnings(opened, tissue, StainRange.of_provenance(checkpoint.provenance))
         heatmap, coverage = earlier or look(

@@ -17,7 +17,7 @@ from staging.runs.analysis import SlideAnalysis
 from staging.runs.cluster import TileNews
 from staging.runs.config import RunConfig, slide_provenance
 from staging.runs.deaths import marked
-from staging.runs.records import FOLDER, artefact_paths, heatmap_path, read_record, write_record
+from staging.runs.records import FOLDER, artefact_paths, heatmap_path, read_record, record_path, write_record
 from staging.runs.slide_fault import SlideFaultError, step
 from wsi.coverage import Coverage
 from wsi.errors import ArtefactError, CheckpointError, SlideError
@@ -57,6 +57,20 @@ class SlideTask:
     threads: int = 1
     digests: bool = True
     upsample: bool = False
+
+
+def read_finished(task: SlideTask) -> SlideAnalysis | None:
+    """Return what an earlier call found on a slide, if its file, the settings and the artefacts are unchanged.
+
+    Only bytes are compared: the slide is not opened, and neither torch nor a decoder is loaded.
+    """
+    if not record_path(task.output, task.name).exists():
+        return None
+    try:
+        made_from = slide_provenance(Slide(task.path).fingerprint(), task.config)
+    except SlideError:
+        return None  # analyse_slide says what is wrong
+    return read_record(task.output, task.name, made_from, digests=task.digests).analysis
 
 
 def analyse_alone(task: SlideTask) -> SlideAnalysis | BaseException:

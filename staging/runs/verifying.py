@@ -10,6 +10,7 @@ from staging.runs.config import RECORD
 from staging.runs.records import FOLDER, read_record
 from wsi.errors import ArtefactError
 from wsi.store import DONE, verify
+from wsi.threads import map_in_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,8 @@ def verify_output(output: Path) -> Verified:
     """
     if (output / RECORD).is_file() and (output / FOLDER).is_dir():
         names = sorted(path.stem for path in (output / FOLDER).glob("*.json"))
-        found = {name: read_record(output, name, None, digests=True).broken for name in names}
+        checked = map_in_order(lambda name: read_record(output, name, None, digests=True).broken, names, name="verify")
+        found = dict(zip(names, checked, strict=True))
         return Verified(artefacts=len(names), broken={name: broken for name, broken in found.items() if broken})
     artefacts = [output] if (output / DONE).is_file() else sorted(path.parent for path in output.glob(f"*/{DONE}"))
     if not artefacts:

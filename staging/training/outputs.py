@@ -13,7 +13,7 @@ import numpy as np
 from annotations.errors import PatchStoreError
 from annotations.files.formats import read_annotations
 from annotations.patches.batch import PatchBatch
-from annotations.patches.exports import export_hdf5, export_images, export_webdataset, images_of, load_h5py
+from annotations.patches.exports import export_hdf5, export_images, export_webdataset, images_of, import_h5py
 from annotations.patches.labels import PatchLabels
 from annotations.patches.sparse_store import TABLE, finish_store, paint_targets, patch_windows, sparse_name, store_slide
 from annotations.patches.table import PatchTable, read_patch_table, write_patch_table
@@ -60,11 +60,11 @@ class PatchFormat(ABC):
         """Whether the output folder itself grows slide by slide."""
         return self.suffix is None
 
-    def check_ready(self) -> None:  # noqa: B027  (most formats need nothing more)
-        """Refuse to begin what could not be written.
+    def check_installed(self) -> None:  # noqa: B027  (most formats need nothing)
+        """Refuse a format whose library is not installed.
 
         Raises:
-            PatchStoreError: a package is missing.
+            PathologyError: it is not.
         """
 
     def refuse_others(self, output: PatchOutput) -> None:
@@ -325,9 +325,9 @@ class Hdf5(ExportFormat):
 
     name = "hdf5"
 
-    def check_ready(self) -> None:
-        """Import h5py."""
-        load_h5py()
+    def check_installed(self) -> None:
+        """Refuse it without h5py."""
+        import_h5py()
 
     def export(self, part: SlidePart, slide: Slide) -> Iterable[Path]:
         """Write the file of one slide, if it has patches."""

@@ -20,7 +20,6 @@ from annotations.polygons import check_within
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.cohorts.errata import EXCLUDED, is_partly_annotated
 from staging.cohorts.names import centre_of_patient
-from staging.cohorts.skipped import Skipped, skipped_beside
 from staging.errors import CohortError
 from staging.lesions.labels import SlideLabel
 from staging.runs.cluster import TileNews
@@ -254,13 +253,6 @@ def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
     drawing = described(recipe) | {"split": None, "per_class": None, "tumour": None, "normal": None, "hard": None}
     origin = {"file": _file(source.slide.path), "patient": source.slide.patient, "slide": slide.fingerprint()}
     return digest_of({"recipe": drawing, "wanted": wanted, "contents": contents, **origin})
-
-
-def skipped_annotations(folder: Path, slides: Iterable[SlideFile]) -> Skipped:
-    """Return what in a folder of annotations is none, or is of no slide."""
-    files, names = _annotation_files(folder), {slide.name.lower() for slide in slides}
-    strange = [("annotations of no slide", path.name) for name, path in files.items() if name not in names]
-    return Skipped.of([*skipped_beside(files.values(), folder).entries, *strange])
 
 
 def _annotation_files(folder: Path) -> dict[str, Path]:

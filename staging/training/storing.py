@@ -29,12 +29,12 @@ def check_output(output: PatchOutput) -> None:
 
     Raises:
         ConfigurationError: the output or its quality is refused.
-        PatchStoreError: a package is missing.
+        PathologyError: a library that the format needs is not installed.
     """
     path, form = output.path, output.form
+    form.check_installed()
     if output.quality is not None and not form.has_jpeg:
         raise ConfigurationError(None, f"--quality is for JPEG, and {form.name} has none", mend="leave it out")
-    form.check_ready()
     if path.exists() and not (path.is_dir() and all(entry.name == ".lock" for entry in path.iterdir())):
         form.refuse_others(output)
 

@@ -8,16 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from staging.cohorts.camelyon import (
-    SlideFile,
     StageTable,
-    find_cohort,
     find_slides,
+    list_slides,
     read_label_table,
     read_stage_table,
     write_stage_table,
 )
 from staging.cohorts.names import centre_of
-from staging.cohorts.skipped import skipped_beside
+from staging.cohorts.skipped import skipped_files, skipped_json, skipped_table, skipped_text
 from staging.errors import (
     ConflictError,
     DuplicateSlideError,
@@ -30,7 +29,6 @@ from staging.errors import (
 from staging.lesions.labels import SlideLabel
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage
-from staging.training.sources import skipped_annotations
 
 REAL = "tables/camelyon17_stage_labels.csv"
 
@@ -238,61 +236,27 @@ def test_layouts(tmp_path: Path, top: str) -> None:
     assert found[0].path == tmp_path / top / "patient_000_node_0.TIF"
 
 
-def test_whatever_is_skipped_is_counted_and_named(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        "s/a.tif",
-        "s/.hidden.tif",
-        "s/.git/b.tif",
-        "s/folder.tif/inside.svs",
-        "s/notes.txt",
-        "s/deep/more.txt",
-        "s/masks/a_mask.tif",
-        "s/b_mask.tif",
-        "s/photo.jpg",
-        "s/scripts.zip",
-        "s/m.mrxs",
-        "s/m/Slidedat.ini",
-        "s/m/Data0001.dat",
-    )
-    slides, skipped = find_cohort(tmp_path / "s")
-    assert [slide.name for slide in slides] == ["a", "inside", "m"]
-    assert skipped.by_reason == {
-        "hidden": [".git/", ".hidden.tif"],
-        "folder named like a file": ["folder.tif/"],
-        "another kind of file": ["deep/more.txt", "notes.txt"],
-        "mask or annotations": ["b_mask.tif", "masks/"],
-        "photograph beside slides": ["photo.jpg"],
-        "unpacked archive": ["scripts.zip"],
+def test_what_lies_beside_heatmaps(tmp_path: Path) -> None:
+    touch(tmp_path, "a.zarr/DONE.json", "._a.zarr", "notes.txt", "c.xml/d.txt", "e.xml")
+    assert {one.path.name for one in skipped_files(tmp_path, suffixes={".zarr"})} == {
+        "._a.zarr",
+        "notes.txt",
+        "c.xml",
+        "e.xml",
     }
-    assert "hidden (2): .git/, .hidden.tif" in str(skipped)
-    assert skipped.to_json()["hidden"] == {"count": 2, "names": [".git/", ".hidden.tif"]}
-    assert skipped.table().splitlines()[:2] == ["reason,name", "another kind of file,deep/more.txt"]
-    assert find_cohort(tmp_path / "s" / "a.tif")[1].entries == ()
-
-
-def test_many_skipped_files_are_named_in_part(tmp_path: Path) -> None:
-    touch(tmp_path, "a.tif", *(f"{number:02}.txt" for number in range(20)))
-    skipped = find_cohort(tmp_path)[1]
-    assert str(skipped).endswith("07.txt and 12 more")
-    found = skipped.to_json()["another kind of file"]
-    assert (found["count"], len(found["names"])) == (20, 8)
-
-
-def test_what_lies_beside_heatmaps_and_annotations(tmp_path: Path) -> None:
-    touch(tmp_path, "a.xml", "._a.xml", "b.geojson", "notes.txt", "c.xml/d.txt")
-    slide = SlideFile(path=Path("a.tif"), name="A")
-    assert skipped_annotations(tmp_path, [slide]).by_reason == {
-        "hidden": ["._a.xml"],
-        "another kind of file": ["notes.txt"],
-        "annotations of no slide": ["b.geojson"],
-        "folder named like a file": ["c.xml/"],
+    assert {one.path.name: one.reason for one in skipped_files(tmp_path, suffixes={".xml"}, names={"e"})} == {
+        "._a.zarr": "hidden",
+        "a.zarr": "of unknown suffix",
+        "c.xml": "folder with the name of a file",
+        "notes.txt": "of unknown suffix",
     }
-    (tmp_path / "h.zarr").mkdir()
-    assert skipped_beside([tmp_path / "h.zarr"], tmp_path, own=("notes.txt",)).by_reason == {
-        "hidden": ["._a.xml"],
-        "another kind of file": ["a.xml", "b.geojson", "c.xml/"],
-    }
+
+
+def test_the_data_of_a_mirax_slide_are_part_of_it(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mrxs", "a/Slidedat.ini", "a/Data0001.dat", "b/c.txt")
+    listing = list_slides(tmp_path)
+    assert [slide.name for slide in listing.slides] == ["a"]
+    assert [one.path.name for one in listing.skipped] == ["c.txt"]
 
 
 def test_every_kind_of_slide_is_found(tmp_path: Path) -> None:
@@ -313,6 +277,55 @@ def test_files_and_folders_together_count_once(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "more/b.svs", "odd.xyz")
     found = find_slides([tmp_path / "a.svs", tmp_path, str(tmp_path / "odd.xyz")])
     assert [slide.name for slide in found] == ["a", "b", "odd"]
+
+
+def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", "deep/.b.tif", "._a.tif", "notes.txt", "a_mask.tif", "masks/a.tif", ".git/c.tif")
+    touch(tmp_path, "over.png", "scripts.zip", "heat.zarr/zarr.json", "empty.tif/x.csv", "full.svs/d.svs")
+    touch(tmp_path, "e.mrxs", "e/Data0001.dat")
+    listing = list_slides([tmp_path])
+    assert [slide.name for slide in listing.slides] == ["a", "d", "e"]
+    assert {str(one.path.relative_to(tmp_path)): one.reason for one in listing.skipped} == {
+        ".git": "hidden",
+        "._a.tif": "hidden",
+        "deep/.b.tif": "hidden",
+        "a_mask.tif": "mask or annotations",
+        "empty.tif": "folder with the name of a slide",
+        "empty.tif/x.csv": "of unknown suffix",
+        "heat.zarr": "Zarr folder",
+        "masks": "folder of masks or annotations",
+        "notes.txt": "of unknown suffix",
+        "over.png": "photograph beside slides",
+        "scripts.zip": "archive",
+    }
+    assert skipped_text(listing.skipped).startswith("skipped: 1 Zarr folder (heat.zarr); 1 archive (scripts.zip); ")
+    assert "3 hidden (._a.tif, .git, .b.tif)" in skipped_text(listing.skipped)
+    assert skipped_json(listing.skipped)["hidden"] == {"count": 3, "names": "._a.tif, .git, .b.tif"}
+    assert "notes.txt,of unknown suffix" in skipped_table(listing.skipped)
+
+
+def test_files_that_belong_to_no_slide_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "A.xml", "b.XML", "typo.xml", ".a.xml", "a.txt")
+    skipped = skipped_files(tmp_path, suffixes={".xml"}, names={"a", "b"})
+    assert {one.path.name: one.reason for one in skipped} == {
+        ".a.xml": "hidden",
+        "a.txt": "of unknown suffix",
+        "typo.xml": "of no slide here",
+    }
+    assert skipped_files(tmp_path / "none", suffixes={".xml"}, names=()) == []
+
+
+def test_what_is_named_itself_is_not_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", ".b.tif", "odd.xyz")
+    assert list_slides([tmp_path, tmp_path / ".b.tif", tmp_path / "odd.xyz"]).skipped == ()
+    assert skipped_text(()) == ""
+
+
+def test_many_names_are_cut(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", *(f"note_{number:02}.txt" for number in range(30)))
+    text = skipped_text(list_slides(tmp_path).skipped)
+    assert text.startswith("skipped: 30 of unknown suffix (note_00.txt, note_01.txt")
+    assert text.endswith("and 22 more)")
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:

@@ -127,6 +127,19 @@ def test_a_second_call_redoes_nothing_and_changes_no_byte(finished: Path, cohort
     assert len(news.ended) == 10
 
 
+def test_a_second_call_starts_no_process_and_opens_no_slide(
+    finished: Path, cohort: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr("staging.runs.cluster._local_client", refuse)
+    monkeypatch.setattr(Slide, "open", refuse)
+    reference = read_stage_table(cohort / "stage_labels.csv")
+    again = run(find_slides([cohort / "images"]), finished, model, reference=reference, workers=2)
+    assert (len(again.analyses), again.failures) == (10, ())
+
+
 def test_outlines_are_named_by_the_rule_of_the_run(cohort: Path, model: Path, tmp_path: Path) -> None:
     rule = SizeRule(smallest_um=60.0, itc_max_um=100.0, micro_max_um=250.0)
     slides = find_slides([cohort / "images"])[:2]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from small_checkpoint import fresh
 from typer.testing import CliRunner, Result
 
 from staging.cli import app
+from staging.cohorts.camelyon import find_slides
 from staging.errors import CohortError
+from staging.runs.cohort import cannot_be_staged
 from wsi.cnn.checkpoint import save_checkpoint
 from wsi.errors import CheckpointError, PathologyError, StorageError
 from wsi.outputs import TIFF, check_output
@@ -110,3 +115,42 @@ def test_outputs_that_cannot_be_written(slide: Path, tmp_path: Path) -> None:
         assert f"cannot be written: {tmp_path / 'file'} is not a folder" in str(result.exception)
     assert not (tmp_path / "h.zarr").exists()
     check_output(tmp_path / "new" / "deep" / "a.tif", TIFF)
+
+
+def test_who_cannot_be_staged_is_known_from_names(tmp_path: Path) -> None:
+    def reasons(*names: str, nodes: int = 5) -> dict[str, str]:
+        paths = [tmp_path / f"{name}.tif" for name in names]
+        for path in paths:
+            path.touch()
+        return cannot_be_staged(find_slides(paths), tmp_path / "out", nodes)
+
+    assert reasons("patient_000_node_0", nodes=1) == {}
+    whole = [f"patient_001_node_{node}" for node in range(5)]
+    assert reasons(*whole) == {}
+    assert list(reasons("patient_000_node_0", *whole)) == ["patient_000"]
+    found = reasons("patient_000_node_0", "normal_001")
+    assert found["patient_000"].startswith("missing node_1")
+    assert "normal_001" in found
+    (tmp_path / "out" / "slides").mkdir(parents=True)
+    for node in range(1, 5):  # of an earlier call
+        (tmp_path / "out" / "slides" / f"patient_000_node_{node}.json").touch()
+    assert reasons("patient_000_node_0") == {}
+
+
+@pytest.mark.slow
+def test_a_run_without_a_score_says_so_first_and_ends_with_3(
+    slide: Path, tmp_path: Path, make_checkpoint: Callable[..., Any]
+) -> None:
+    save_checkpoint(tmp_path / "m.safetensors", make_checkpoint(mpp=8.0))
+    (tmp_path / "stages.csv").write_text("patient,stage\npatient_000.zip,pN0\n")
+    command = ("run", slide.parent, "-o", tmp_path / "out", "-m", tmp_path / "m.safetensors", "--workers", 1)
+    result = called(*command, "--reference", tmp_path / "stages.csv")
+    assert result.exit_code == 3, result.output
+    assert result.stderr.splitlines()[0].startswith("sentinode: will not be staged")
+    facts = json.loads(result.stdout)
+    assert (facts["slides"], facts["kappa"]) == (1, None)
+    assert list(facts["unscored"]) == ["normal_001"]
+    score = json.loads((tmp_path / "out" / "score.json").read_text())
+    assert (score["patients"], score["complete"], score["kappa"]) == (0, False, None)
+    assert "no patient was scored" in (tmp_path / "out" / "report.html").read_text()
+    assert called(*command).exit_code == 0  # without a reference no score is missing

@@ -115,12 +115,14 @@ def test_a_run_records_what_is_doubtful_and_passed_over(slide: Path, model: Path
     assert result.exit_code == 0, result.stderr
     said = "states 7.776 um per px; the given 8.5 are used instead"
     assert result.stderr.count(f"patient_000_node_0: {said}") == 1
-    assert "another kind of file (1): notes.txt; hidden (1): ._patient_000_node_0.tif" in result.stderr
+    assert "1 hidden (._patient_000_node_0.tif); 1 of unknown suffix (notes.txt)" in result.stderr
     assert facts["warnings"] == {"patient_000_node_0": [said]}
-    assert facts["skipped"]["hidden"] == {"count": 1, "names": ["._patient_000_node_0.tif"]}
+    assert facts["skipped"]["hidden"] == {"count": 1, "names": "._patient_000_node_0.tif"}
     assert f"patient_000_node_0,{said}" in (output / "warnings.csv").read_text()
+    assert "notes.txt,of unknown suffix" in (output / "skipped.csv").read_text()
     report = (output / "report.html").read_text()
     assert said in report
+    assert "1 of unknown suffix (notes.txt)" in report
     assert called(*command)[1] == facts  # the next call reads it from the record
 
 

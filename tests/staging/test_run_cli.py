@@ -59,11 +59,11 @@ def test_what_is_skipped_is_said_everywhere(slides: Path, tmp_path: Path) -> Non
     (slides / "b.tif").mkdir()
     Path(os.fsdecode(os.fsencode(slides) + b"/\xff.txt")).touch()
     done = sentinode("run", slides, "-o", tmp_path / "out", "-m", tmp_path / "model.safetensors")
-    said = "another kind of file (2): notes.txt, \\udcff.txt; folder named like a file (1): b.tif/"
+    said = "skipped: 1 folder with the name of a slide (b.tif); 2 of unknown suffix (notes.txt, \\udcff.txt)"
     assert done.stderr.count(said) == 1
-    assert set(json.loads(done.stdout)["skipped"]) == {"another kind of file", "folder named like a file"}
-    assert "another kind of file,notes.txt" in (tmp_path / "out" / "skipped.csv").read_text()
-    assert said in (tmp_path / "out" / "report.html").read_text()
+    assert set(json.loads(done.stdout)["skipped"]) == {"of unknown suffix", "folder with the name of a slide"}
+    assert "notes.txt,of unknown suffix" in (tmp_path / "out" / "skipped.csv").read_text()
+    assert "notes.txt" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_without_a_reference_stages_are_not_expected(slides: Path, tmp_path: Path) -> None:

@@ -83,7 +83,11 @@ def test_patches(slide: Path, tmp_path: Path) -> None:
     command = ("patches", slide, "-a", tmp_path / "annotations", "-r", tmp_path / "labels.csv", "--workers", 1)
     options = ("-o", tmp_path / "p.parquet", "--mpp", 2, "--size", 64, "--normal", 2, "--no-contact-sheet")
     assert refused(called(*command, *options))
-    assert called(*command, *options, "--upsample").exit_code == 0
+    (tmp_path / "annotations" / "typo.xml").touch()
+    drawn = called(*command, *options, "--upsample")
+    assert drawn.exit_code == 0
+    assert "of the annotations skipped: 1 of no slide here (typo.xml)" in drawn.stderr
+    assert json.loads(drawn.stdout)["skipped"] == {"of no slide here": {"count": 1, "names": "typo.xml"}}
 
 
 def test_the_option_is_no_part_of_what_was_drawn() -> None:

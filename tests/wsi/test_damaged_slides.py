@@ -10,10 +10,12 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slide_files import pixels, whole
+from PIL import Image as Pillow
+from slide_files import picture, pixels, whole
 
 from wsi.errors import SlideError, SlideFormatError, TileError
 from wsi.geometry import Window
+from wsi.readers.flat import FlatReader
 from wsi.readers.structure import read_structure
 from wsi.readers.tiff import TiffReader
 
@@ -156,6 +158,17 @@ def test_a_corrupt_tile_is_named(sparse: Path, tmp_path: Path) -> None:
     with pytest.raises(TileError, match=r"a\.tif, level 0, tile row 1, tile column 2: the tile cannot be decoded"):
         whole(reader)
     assert (pixels(reader, 0, Window(row=0, column=0, height=64, width=192))[:, 128:] < 255).any()
+
+
+def test_a_flipped_bit_in_a_png_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Pillow.fromarray(picture(192, 256)).save(path)
+    data = path.read_bytes()
+    start = data.index(b"IDAT") + 10
+    for at in range(start, start + 620, 31):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(TileError, match=r"a\.png, level 0: the picture cannot be decoded"):
+            whole(FlatReader(path))
 
 
 def test_a_tile_of_another_size_is_an_error(sparse: Path, tmp_path: Path) -> None:

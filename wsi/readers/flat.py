@@ -91,6 +91,8 @@ class FlatReader(Reader):
             if self._pixels is None:
                 try:
                     with self._open() as picture:
+                        picture.verify()  # a PNG's checksums, which decoding ignores; it ends this handle
+                    with self._open() as picture:
                         self._pixels = _rgb(picture)
                 except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
                     raise TileError(
