@@ -25,6 +25,7 @@ from staging.training.recipe import CohortRecipe
 from staging.training.rounds import TrainingNews, TrainingPlan, run_training
 from wsi.store import atomic_text, json_text
 
+MODEL = "model.safetensors"
 RECORD = "cross_validation.json"
 """File in the output with what it was made from."""
 
@@ -109,8 +110,8 @@ def cross_validate(
     """
     _check_apart(folds)
     _check_reference(cohort, folds)
-    for fold in folds:  # what the last fold lacks is said before the first is trained
-        _plan(cohort, fold, output / fold.name, recipe=recipe, workers=workers)
+    # all plans first: what is wrong with a later fold is told before the first one trains
+    plans = [_plan(cohort, fold, output / fold.name, recipe, workers) for fold in folds]
     settings = _settings(folds, recipe, nodes)
     refuse_other_settings(output, settings, record=RECORD)
     atomic_text(output / RECORD, json_text(settings))
@@ -119,9 +120,10 @@ def cross_validate(
     parts: dict[str, dict[str, Any]] = {}
     unscored: dict[str, str] = {}
     quarantined: dict[str, str] = {}
-    for number, fold in enumerate(folds, start=1):
+    for number, (fold, plan) in enumerate(zip(folds, plans, strict=True), start=1):
         news.say(f"{number}/{len(folds)} {fold.name}: {len(fold.held_out)} slides held out")
-        result = _one(cohort, fold, output / fold.name, recipe=recipe, workers=workers, nodes=nodes, news=news)
+        run_training(plan, news=news)
+        result = _run(cohort, fold, output / fold.name, recipe=recipe, workers=workers, nodes=nodes)
         stages |= result.staging.stages
         found = {analysis.slide: analysis.label for analysis in result.analyses}
         labels |= found
@@ -141,19 +143,20 @@ def _settings(folds: Sequence[Fold], recipe: CohortRecipe, nodes: int) -> dict[s
     return {"recipe": how, "nodes": nodes, "folds": {one.name: [slide.name for slide in one.held_out] for one in folds}}
 
 
-def _one(
-    cohort: LabelledCohort,
-    fold: Fold,
-    output: Path,
-    *,
-    recipe: CohortRecipe,
-    workers: int,
-    nodes: int,
-    news: TrainingNews,
+def _plan(cohort: LabelledCohort, fold: Fold, output: Path, recipe: CohortRecipe, workers: int) -> TrainingPlan:
+    """Plan the training on all patients but those held out."""
+    held_out = {_patient(slide) for slide in fold.held_out}
+    training = [slide for slide in cohort.slides if _patient(slide) not in held_out]
+    if not training:
+        raise CohortError(fold.held_out[0].path, f"is in {fold.name}, which leaves nothing to train on")
+    return recipe.plan(replace(cohort, slides=training), output / MODEL, workers=workers)
+
+
+def _run(
+    cohort: LabelledCohort, fold: Fold, output: Path, *, recipe: CohortRecipe, workers: int, nodes: int
 ) -> CohortResult:
-    plan = _plan(cohort, fold, output, recipe=recipe, workers=workers)
-    model = plan.output
-    run_training(plan, news=news)
+    """Run the slides held out."""
+    model = output / MODEL
     with CohortProgress(len(fold.held_out)) as progress:
         return run_cohort(
             fold.held_out,
@@ -166,15 +169,6 @@ def _one(
             upsample=recipe.upsample,
             news=progress,
         )
-
-
-def _plan(cohort: LabelledCohort, fold: Fold, output: Path, *, recipe: CohortRecipe, workers: int) -> TrainingPlan:
-    """Plan the training on all slides of patients who are not held out."""
-    held_out = {_patient(slide) for slide in fold.held_out}
-    training = [slide for slide in cohort.slides if _patient(slide) not in held_out]
-    if not training:
-        raise CohortError(fold.held_out[0].path, f"is in {fold.name}, which leaves nothing to train on")
-    return recipe.plan(replace(cohort, slides=training), output / "model.safetensors", workers=workers)
 
 
 def _part(reference: StageTable, stages: dict[str, PatientStage], labels: dict[str, SlideLabel]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from staging import cross_validation, demo
 from staging.cli import app
 from staging.cohorts.camelyon import SlideFile, StageTable, find_slides, read_stage_table
 from staging.cross_validation import Fold, cross_validate, folds_by_centre, folds_by_patient
-from staging.errors import CohortError, MissingPatientError
+from staging.errors import CohortError, ConfigurationError, MissingPatientError
 from staging.lesions.labels import SlideLabel
 from staging.phantom import generate_cohort
 from staging.stages.pn import PatientStage
@@ -174,6 +174,15 @@ def test_what_the_last_fold_lacks_is_said_before_the_first_is_trained(
     whole = LabelledCohort(slides=slides, annotations=tmp_path, reference=table)
     with pytest.raises(CohortError, match="has no slide labelled negative"):  # without UMCU, which is held out second
         cross_validate(whole, folds_by_centre(slides), tmp_path / "out", recipe=RECIPE, workers=1, news=SILENCE)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("cross_validation.json", "recipe"), ("mine.csv", "contains mine.csv")])
+def test_an_output_of_others_is_refused_untouched(cohort: Path, tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / name).write_text("{}")
+    whole = labelled(cohort)
+    with pytest.raises(ConfigurationError, match=reason):
+        cross_validate(whole, folds_by_centre(whole.slides), tmp_path, recipe=RECIPE, workers=1, news=SILENCE)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "{}")]
 
 
 @pytest.mark.parametrize(
