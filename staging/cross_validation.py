@@ -138,8 +138,8 @@ def cross_validate(
 
 
 def _settings(folds: Sequence[Fold], recipe: CohortRecipe, nodes: int) -> dict[str, Any]:
-    """Return what decides the result, which the device does not."""
-    how = {name: value for name, value in asdict(recipe).items() if name != "device"}
+    """Return what decides the result, which neither the device nor the permission to upsample does."""
+    how = {name: value for name, value in asdict(recipe).items() if name not in ("device", "upsample")}
     return {"recipe": how, "nodes": nodes, "folds": {one.name: [slide.name for slide in one.held_out] for one in folds}}
 
 

@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
-from wsi.errors import OutputExistsError, OutputNameError
+from wsi.errors import OutputExistsError, OutputNameError, StorageError
 from wsi.inputs import open_regular
 from wsi.store import DONE, kind_of
 
@@ -203,10 +203,22 @@ def check_output(path: Path, kind: OutputKind, *, inputs: Collection[Path] = (),
     Raises:
         OutputNameError: its suffix promises another kind.
         OutputExistsError: it is an input, is part of an artefact, or something that is not to be replaced is there.
+        StorageError: its folder may not be written.
     """
     kind.refuse_name(path)
     keep_apart(path, inputs, is_folder=isinstance(kind, FolderKind))
     kind.refuse_others(path, overwrite=overwrite)
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse before the work what could not be written after it: the nearest folder that exists decides."""
+    folder = path.absolute()
+    while not folder.exists() or (folder == path.absolute() and not folder.is_dir()):
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        why = "may not be written" if folder.is_dir() else "is not a folder"
+        raise StorageError(path, f"cannot be written: {folder} {why}", mend=_OTHER)
 
 
 def keep_apart(output: Path, inputs: Collection[Path], *, is_folder: bool = False) -> None:

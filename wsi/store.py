@@ -56,23 +56,6 @@ def check_target(path: Path) -> None:
         raise OutputExistsError(path, f"is {kind}, which is never replaced by a file", mend="choose another output")
 
 
-def check_writable(*targets: Path | None) -> None:
-    """Refuse before the work a target whose folder cannot be written; nothing is created.
-
-    Raises:
-        StorageError: the nearest folder that exists may not be written, or is a file.
-    """
-    for target in targets:
-        if target is None:
-            continue
-        folder = target.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-            why = "may not be written" if folder.is_dir() else "is not a folder"
-            raise StorageError(target, f"cannot be written: {folder} {why}", mend="choose another output")
-
-
 def atomic_bytes(path: Path, data: bytes) -> None:
     """Write a file that is either whole or absent.
 

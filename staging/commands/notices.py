@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +65,16 @@ def cohort_notices(
 
 def heatmaps_notice(paths: Iterable[Path]) -> dict[str, Any]:
     """Say what was passed over in folders of heatmaps, and return it for the command's JSON."""
+    return files_notice("heatmaps", [path for path in paths if path.suffix.lower() != ".zarr"], {".zarr"})
+
+
+def files_notice(kind: str, folders: Iterable[Path], suffixes: Collection[str]) -> dict[str, Any]:
+    """Say what in folders has none of the suffixes of a kind of file, and return it for the command's JSON."""
     from staging.cohorts.skipped import skipped_files, skipped_json, skipped_text  # noqa: PLC0415  (slow import)
 
-    folders = [path for path in paths if path.is_dir() and path.suffix.lower() != ".zarr"]
-    skipped = [one for folder in folders for one in skipped_files(folder, suffixes={".zarr"})]
+    skipped = [one for folder in folders for one in skipped_files(folder, suffixes=suffixes)]
     if skipped:
-        say(f"of the heatmaps {skipped_text(skipped)}")
+        say(f"of the {kind} {skipped_text(skipped)}")
     return {"skipped": skipped_json(skipped)}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from staging.commands.notices import files_notice
 from staging.commands.outputs import Output, guarded
 from staging.scores.texts import froc_text, label_text, stage_text
 from wsi.outputs import picture as picture_kind
@@ -229,13 +230,14 @@ def froc(
         seed=seed,
     )
     record = score.to_json()
+    skipped = files_notice("detections", [detections], {".csv"})
     if table:
         typer.echo(froc_text(record), err=True)
     if picture is not None:
         from staging.scores.pictures import froc_picture  # noqa: PLC0415
 
         _save(picture, froc_picture(score))
-    _show(record)
+    _show({**record, **skipped})
 
 
 def _save(path: Path, drawn: NDArray[np.uint8]) -> None:

@@ -35,10 +35,8 @@ def tissue(
     from wsi.coverage import stored_coverage  # noqa: PLC0415  (slow import)
     from wsi.render import save_picture  # noqa: PLC0415
     from wsi.slide import Slide  # noqa: PLC0415
-    from wsi.store import check_writable  # noqa: PLC0415
     from wsi.tissue import find_tissue, tissue_area_um2  # noqa: PLC0415
 
-    check_writable(output)
     with Slide.open(slide, mpp=slide_mpp) as opened:
         notices = slide_notices(opened)
         mask = find_tissue(opened, um_per_px=um_per_px)

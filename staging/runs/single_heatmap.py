@@ -15,7 +15,7 @@ from wsi.readers.base import BadTile, OnBadTile
 from wsi.render import overlay, save_picture, thumbnail
 from wsi.slide import Slide
 from wsi.stain_range import StainRange, stain_warnings
-from wsi.store import check_writable, provenance_of
+from wsi.store import provenance_of
 from wsi.tissue import find_tissue
 from wsi.writing.heatmap_file import write_heatmap_tiff
 
@@ -86,7 +86,6 @@ def make_heatmap(
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.looking import look  # noqa: PLC0415
 
-    check_writable(output, picture, tiff)
     checkpoint = load_checkpoint(model)
     with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened:
         if not upsample:

@@ -19,7 +19,7 @@ from staging.errors import CohortError
 from staging.runs.cohort import cannot_be_staged
 from wsi.cnn.checkpoint import save_checkpoint
 from wsi.errors import CheckpointError, PathologyError, StorageError
-from wsi.store import check_writable
+from wsi.outputs import TIFF, check_output
 from wsi.writing.pyramid import write_pyramid
 
 TILE = 128
@@ -104,14 +104,17 @@ def test_heatmaps_that_are_missing_are_named_before_drawing(
 def test_outputs_that_cannot_be_written(slide: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     save_checkpoint(tmp_path / "m.safetensors", fresh(mpp=8.0))
-    check_writable(tmp_path / "new" / "deep" / "a.tif", None)
-    with pytest.raises(StorageError, match=r"a\.tif: cannot be written: .*file is not a folder"):
-        check_writable(tmp_path / "file" / "a.tif")
     bad = tmp_path / "file" / "x.png"
-    heatmap = called("heatmap", slide, "-m", tmp_path / "m.safetensors", "-o", tmp_path / "h.zarr", "--overlay", bad)
-    for result in (heatmap, called("tissue", slide, "-o", bad)):
-        assert isinstance(result.exception, StorageError)
+    for command in (
+        ("heatmap", slide, "-m", tmp_path / "m.safetensors", "-o", tmp_path / "h.zarr", "--overlay", bad),
+        ("run", slide, "-m", tmp_path / "m.safetensors", "-o", bad.with_suffix("")),
+        ("tissue", slide, "-o", bad),
+    ):
+        result = called(*command)
+        assert isinstance(result.exception, StorageError), command
+        assert f"cannot be written: {tmp_path / 'file'} is not a folder" in str(result.exception)
     assert not (tmp_path / "h.zarr").exists()
+    check_output(tmp_path / "new" / "deep" / "a.tif", TIFF)
 
 
 def test_who_cannot_be_staged_is_known_from_names(tmp_path: Path) -> None:

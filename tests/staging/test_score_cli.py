@@ -254,6 +254,13 @@ def test_froc(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     assert is_picture(tmp_path / "f.png")
 
 
+def test_what_is_no_table_of_detections_is_named(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "test_004.txt").write_text("0.9,1,1\n")
+    record, text = scored("froc", *folders, "--missing-mask-is-normal")
+    assert record["skipped"] == {"of unknown suffix": {"count": 1, "names": "test_004.txt"}}
+    assert "of the detections skipped: 1 of unknown suffix (test_004.txt)" in text
+
+
 def test_missing_masks_are_never_silently_normal(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     refused(CohortError, r"has no mask for test_003 .*--normal-list", "froc", *folders)
     record, _ = scored("froc", *folders, "--missing-mask-is-normal")
