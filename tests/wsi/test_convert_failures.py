@@ -151,6 +151,7 @@ def test_the_command_prints_what_it_did(slide_path: Path) -> None:
         "tiles_copied": 64,
         "tiles_encoded": 16 + 4 + 1,
         "bytes": target.stat().st_size,
+        "warnings": [],
     }
     assert "slides converted 1/1 in" in done.stderr
 
