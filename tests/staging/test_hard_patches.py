@@ -425,6 +425,7 @@ def test_one_process_feeds_a_gpu_unless_more_are_asked_for(
     cohort: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    make_checkpoint: Callable[..., Checkpoint],
     *,
     device: str,
     workers: int | None,
@@ -441,7 +442,9 @@ def test_one_process_feeds_a_gpu_unless_more_are_asked_for(
     monkeypatch.setattr("staging.training.sampling.sample_cohort", told)
     monkeypatch.setattr("wsi.cnn.device.pick_device", torch.device)
     monkeypatch.setattr("wsi.cnn.device.usable_cores", lambda: 6)
-    given = command(images, cohort, tmp_path / "t", "--hard", "3", "--model", "m.safetensors", "--device", device)
+    save_checkpoint(tmp_path / "m.safetensors", make_checkpoint(mpp=MPP))
+    model = str(tmp_path / "m.safetensors")
+    given = command(images, cohort, tmp_path / "t", "--hard", "3", "--model", model, "--device", device)
     at = given.index("--workers")
     del given[at : at + 2]
     given += [] if workers is None else ["--workers", str(workers)]

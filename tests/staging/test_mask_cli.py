@@ -102,6 +102,7 @@ def test_a_mask_without_a_slide(tmp_path: Path) -> None:
         "values": "0/255",
         "tumour_px": 6400,
         "tumour_mm2": 0.0016,
+        "warnings": [],
     }
 
 
