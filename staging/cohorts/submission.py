@@ -21,6 +21,7 @@ from staging.csv_rows import read_rows
 from staging.errors import CohortError, MissingPatientError, TableError, listed
 from staging.lesions.detections import RADIUS_UM, detections_of, read_detections, write_detections
 from staging.stages.pn import stage_patient
+from wsi.errors import OutputExistsError
 from wsi.heatmap_store import read_heatmap
 from wsi.inputs import read_json
 from wsi.store import atomic_text
@@ -88,6 +89,7 @@ def write_submission(
     Raises:
         CohortError: the directory has no finished run, or the run is incomplete.
         ArtefactError: a heatmap is damaged.
+        OutputExistsError: the folder of the lesion task holds detections of other slides, which would be scored, too.
         StorageError: the output cannot be written.
     """
     analyses = _analyses(run)
@@ -108,6 +110,13 @@ def write_submission(
     if task is Task.SLIDES:
         atomic_text(output, "".join(f"{slide},{p:.6f}\n" for slide, p in sorted(probabilities.items())))
         return Submission(task=task, path=output, entries=len(probabilities), missing=left_out, doubts=doubts)
+    strangers = sorted({path.stem for path in output.glob("*.csv")}.difference(probabilities))
+    if strangers:
+        raise OutputExistsError(
+            output,
+            f"holds detections of slides that are not in this run: {listed(strangers)}",
+            mend="choose a new folder",
+        )
     count = 0
     for slide in sorted(probabilities):
         found = detections_of(

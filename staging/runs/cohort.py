@@ -22,7 +22,7 @@ from staging.runs.cluster import each
 from staging.runs.config import RECORD, RunConfig, model_name, refuse_other_settings
 from staging.runs.deaths import mark_path, tried_alone
 from staging.runs.earlier import QUARANTINE, Earlier, earlier_results, earlier_slides, forget_slides
-from staging.runs.records import FOLDER, is_cheap
+from staging.runs.records import FOLDER, is_cheap, record_path
 from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
 from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide, read_finished
@@ -31,7 +31,7 @@ from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage, Staging, stage_patients
 from wsi.errors import CheckpointError, StorageError, plain
 from wsi.lock import OutputLock
-from wsi.store import atomic_text, json_text, sweep
+from wsi.store import atomic_text, json_text, storage, sweep
 from wsi.threads import map_in_order
 
 MAX_FAILURES = 0.10
@@ -214,6 +214,8 @@ def _analyse(
             continue
         failure = Failure.of(task.name, task.path, outcome)
         failures.append(failure)
+        with storage(task.output):  # what was found on the slide before no longer holds
+            record_path(task.output, task.name).unlink(missing_ok=True)
         news.slide(task.name, f"quarantined at {failure}")
         if len(failures) >= _FEWEST_TO_ABORT and len(failures) > max_failures * len(tasks):
             raise TooManyFailuresError(

@@ -75,6 +75,21 @@ def test_a_changed_slide_of_an_earlier_call_is_quarantined_until_it_is_given_aga
     assert contents(output) == contents(whole)
 
 
+def test_a_slide_that_failed_since_is_not_labelled_by_what_was_found_before(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    first, second = (tmp_path / f"patient_000_node_{node}.tif" for node in (0, 1))
+    for path in (first, second):
+        shutil.copy(cohort / "images" / path.name, path)
+    output = tmp_path / "out"
+    assert len(run(find_slides([first]), output, model).analyses) == 1
+    first.write_bytes(first.read_bytes()[:5000])
+    assert [failure.slide for failure in run(find_slides([first]), output, model).failures] == [first.stem]
+    result = run(find_slides([second]), output, model)
+    assert [failure.slide for failure in result.failures] == [first.stem]
+    assert first.stem not in (output / "labels.csv").read_text()
+
+
 def test_a_quarantined_slide_whose_file_is_gone_is_dropped(cohort: Path, model: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.tif"
     bad.write_text("no slide")

@@ -77,6 +77,13 @@ def test_what_was_partly_seen_is_said(run: Path, tmp_path: Path, task: Task) -> 
     assert len(json.loads(done.stdout)["doubts"]) == 1
 
 
+def test_detections_of_other_slides_are_never_submitted_with_these(run: Path, tmp_path: Path) -> None:
+    write_submission(Task.LESIONS, run, tmp_path / "detections")
+    (tmp_path / "detections" / "test_099.csv").write_text("0.9,1,1\n")
+    with pytest.raises(OutputExistsError, match=r"slides that are not in this run: test_099"):
+        write_submission(Task.LESIONS, run, tmp_path / "detections")
+
+
 def test_the_three_submissions_are_what_the_scores_read(run: Path, tmp_path: Path) -> None:
     stages = write_submission(Task.STAGES, run, tmp_path / "stages.csv")
     assert stages.entries == 1
