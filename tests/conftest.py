@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from slide_files import picture
 
 from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.network import Network
 from wsi.writing.pyramid import write_pyramid
+
+
+# no test asserts a time, and a busy machine is no failure
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -110,9 +110,13 @@ class Slide:
         Doubts about the file's resolution are settled by a given ``mpp``; that both differ is then said.
         """
         reader = self._open()
-        given = self._given_mpp
-        of_mpp = reader.mpp_warnings if given is None else against_given(given, reader.mpp)
-        return (*of_mpp, *reader.warnings, *missing_levels(reader.levels))
+        return (*self.mpp_warnings, *reader.warnings, *missing_levels(reader.levels))
+
+    @property
+    def mpp_warnings(self) -> tuple[str, ...]:
+        """Those of the warnings that are about the resolution."""
+        reader, given = self._open(), self._given_mpp
+        return reader.mpp_warnings if given is None else against_given(given, reader.mpp)
 
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:

@@ -24,6 +24,7 @@ from staging.lesions.mask_values import tumour_value_of
 from staging.scores.froc import LEVEL, LEVEL_0_UM, EvaluationMask, evaluation_mask, grown_px
 from wsi.errors import SlideFormatError
 from wsi.geometry import Frame, Level, TileGrid
+from wsi.readers.resolution import UNSTATED
 from wsi.slide import Slide
 
 PYRAMIDS = frozenset({".tif", ".tiff"})
@@ -87,7 +88,8 @@ def read_true_tumour(
         groups: roles of additional groups in the XML.
 
     Raises:
-        SlideFormatError: it is damaged, a colour picture, or lacks the level.
+        SlideFormatError: it is damaged, a colour picture, or lacks the level; or it is of one level, and the pixel size
+            that it states cannot be believed.
         ConfigurationError: its values are ambiguous, and none was given.
         AnnotationError: the XML is damaged or has an unknown group.
     """
@@ -133,6 +135,9 @@ def _pyramid_values(path: Path, level: int) -> NDArray[np.uint8]:
 
 def _level_of(slide: Slide, level: int) -> Level:
     if slide.mpp is None and len(slide.levels) == 1:
+        doubts = [doubt for doubt in slide.mpp_warnings if doubt not in UNSTATED.warnings]
+        if doubts:
+            raise SlideFormatError(slide.path, "; ".join(doubts), mend="save the mask with the right pixel size")
         return slide.levels[0]
     unit, wanted = (slide.mpp, LEVEL_0_UM * (1 << level)) if slide.mpp is not None else (1.0, float(1 << level))
     sizes = {stored: unit * stored.downsample / wanted for stored in slide.levels}

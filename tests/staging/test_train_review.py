@@ -303,8 +303,9 @@ def test_a_start_has_the_learning_rate_of_its_network(
     save_checkpoint(start, Checkpoint(network=NETWORKS[network].build().eval(), mpp=8.0))
     plans: list[TrainingPlan] = []
 
-    def keep(plan: TrainingPlan, **_: Any) -> None:
+    def keep(plan: TrainingPlan, **_: Any) -> dict[str, Any]:
         plans.append(plan)
+        return {}
 
     monkeypatch.setattr("staging.training.rounds.run_training", keep)
     command = ["train", "p", "-o", str(tmp_path / "m"), "--start", str(start)]
