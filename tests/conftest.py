@@ -15,7 +15,6 @@ from wsi.cnn.checkpoint import Checkpoint
 from wsi.cnn.network import Network
 from wsi.writing.pyramid import write_pyramid
 
-
 # no test asserts a time, and a busy machine is no failure
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
