@@ -1,21 +1,25 @@
-# make demo | test | quick | lint | bench: each sets up .venv when pyproject.toml or constraints.txt changed, and not otherwise.
+# make demo | test | long | quick | lint | bench: each sets up .venv when pyproject.toml or constraints.txt changed, and not otherwise.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # one worker per core, each with one thread: torch and BLAS would start as many again
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test quick lint bench lock clean
+.PHONY: demo test long quick lint bench lock clean
 
 demo: $(READY)
 	$(BIN)/sentinode demo --output demo --overwrite
 
 test: $(READY) lint
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+# what takes minutes: every command of the README
+long: $(READY)
+	$(PYTEST) -m long
 
 # what a change is tried with while it is made: the linters, and every test but the slow ones
 quick: $(READY) lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ def test_whatever_is_left_out_is_in_the_readme() -> None:
         assert any(command.startswith(start) for command in commands()), start
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_readme_runs_as_it_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "try"
     folder.mkdir()
