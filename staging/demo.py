@@ -81,7 +81,7 @@ def forget_demo(output: Path) -> None:
         StorageError: the file system refuses.
     """
     for name in ("training", "test"):
-        forget_cohort(output / name)
+        forget_cohort(output / name, is_own=True)
     for path in output.glob("model*"):
         if is_written(path.name, output / "model.safetensors") and path.is_file():
             with storage(path):

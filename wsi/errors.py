@@ -7,12 +7,12 @@ import unicodedata
 from os import PathLike, fspath
 from typing import Any
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]+://)(?:[^/@\s]*@)?([^\s?#]*)(?:[?#]\S*?(?=[:,.;)]*(?:\s|$)))?", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.-]+:/{1,2})(?:[^/@\s]*@)?([^\s?#]*)(?:[?#]\S*?(?=[:,.;)]*(?:\s|$)))?", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
     """Text whose URLs are without user, password, query (signatures) and fragment."""
-    return _URL.sub(r"\1\2", text) if "://" in text else text
+    return _URL.sub(r"\1\2", text) if ":/" in text else text
 
 
 def plain(text: str) -> str:

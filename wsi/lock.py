@@ -29,7 +29,7 @@ class OutputLock:
 
     Raises (on entry):
         OutputInUseError: another process holds the directory.
-        OutputExistsError: the lock file is a link or not a regular file.
+        OutputExistsError: the lock file is a link, not a regular file, or holds something else.
         StorageError: the directory cannot be written.
     """
 
@@ -87,10 +87,17 @@ class OutputLock:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise self._no_lock() from error
             raise
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        if not self._is_lock(handle):
             os.close(handle)
             raise self._no_lock()
         return handle
+
+    def _is_lock(self, handle: int) -> bool:
+        """Whether a file may be emptied: it is of one name, and empty or holds what a lock does."""
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+            return False
+        return not state.st_size or self._holder(handle).keys() == {"host", "pid"}
 
     def _no_lock(self) -> OutputExistsError:
         return OutputExistsError(self._path, "is not a lock of sentinode", mend="remove it, or choose another output")

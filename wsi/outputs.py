@@ -57,6 +57,7 @@ _KNOWN = frozenset({*PICTURES, *TIFFS}) | frozenset(
         ".txt",
     ]
 )
+_SOFTWARE = b"sentinode"
 _HEAD = 2**16
 _OTHER = "choose another output"
 
@@ -238,11 +239,12 @@ def keep_apart(output: Path, inputs: Collection[Path], *, is_folder: bool = Fals
             # a heatmap is a folder, but counts as a file: nothing in it is touched
             if is_folder and inside.is_relative_to(real) and kind_of(inside) is None:
                 raise OutputExistsError(output, f"contains the input {one}", mend=_OTHER)
-            if real.is_relative_to(inside) and any((inside / record).is_file() for record in RECORDS):
+            is_artefact = any((inside / record).is_file() for record in RECORDS)
+            if real.is_relative_to(inside) and (is_artefact or (output.exists() and not is_folder)):
                 raise OutputExistsError(output, f"is inside the input {one}", mend=_OTHER)
     sealed = next((folder for folder in real.parents if (folder / DONE).is_file()), None)
     # a run keeps its files in folders, the others keep theirs beside their record
-    above = ((real.parent, RECORDS), (real.parent.parent, ("run.json",)))
+    above = ((real.parent, RECORDS), (real.parent.parent, ("run.json", "made_from.json", "patches.parquet")))
     owner = next((one for one, records in above if any((one / record).is_file() for record in records)), None)
     if sealed is not None or (owner is not None and output.exists()):
         raise OutputExistsError(output, f"is part of {what_is(sealed or owner or real)}", mend=_OTHER)
@@ -312,29 +314,49 @@ def weights(name: str, form: str) -> FileKind:
     return FileKind(name=name, suffixes=(".safetensors",), is_one=is_one)
 
 
-def is_our_tiff(file: BufferedReader) -> bool:
-    """Whether a TIFF names sentinode as the software that wrote it: slides of others are never replaced."""
+def our_tiff(file: BufferedReader) -> str | None:
+    """What kind of TIFF sentinode wrote: slide, mask, heatmap or picture; None if another program wrote it."""
     magic = file.read(4)
     if magic not in (b"II*\0", b"II+\0"):
-        return False
+        return None
     is_big = magic == b"II+\0"
     (link,) = struct.unpack("<4xQ" if is_big else "<I", file.read(12 if is_big else 4))
     file.seek(link)
     (count,) = struct.unpack("<Q" if is_big else "<H", file.read(8 if is_big else 2))
     entry = struct.Struct("<HHQQ" if is_big else "<HHII")
-    for tag, _, size, offset in entry.iter_unpack(file.read(entry.size * min(count, 256))):
-        if tag == 305 and size == 10:
-            file.seek(offset)
-            return file.read(10) == b"sentinode\0"
-    return False
+    tags = {tag: (size, value) for tag, _, size, value in entry.iter_unpack(file.read(entry.size * min(count, 256)))}
+    size, offset = tags.get(305, (0, 0))  # Software
+    file.seek(offset)
+    if size != len(_SOFTWARE) + 1 or file.read(size) != _SOFTWARE + b"\0":
+        return None
+    if 322 not in tags:  # TileWidth
+        return "picture"
+    samples, form = (tags.get(tag, (1, 1))[1] & 0xFFFF for tag in (277, 339))  # SamplesPerPixel, SampleFormat
+    return "slide" if samples > 1 else "heatmap" if form == 3 else "mask"
 
 
-TIFF = FileKind(name="a TIFF written by sentinode", suffixes=TIFFS, is_one=is_our_tiff, is_strict=True)
+def _is_our_pdf(file: BufferedReader) -> bool:
+    """Whether a PDF names sentinode as its producer, which it does at its end."""
+    head = file.read(5)
+    file.seek(max(0, os.fstat(file.fileno()).st_size - _HEAD))
+    return head == b"%PDF-" and _SOFTWARE.decode().encode("utf-16-be") in file.read()
+
+
+def _tiff(kind: str) -> FileKind:
+    return FileKind(
+        name=f"a {kind} written by sentinode as TIFF",
+        suffixes=TIFFS,
+        is_one=lambda file: our_tiff(file) == kind,
+        is_strict=True,
+    )
+
+
+SLIDE_TIFF, MASK_TIFF, HEATMAP_TIFF = _tiff("slide"), _tiff("mask"), _tiff("heatmap")
 _PICTURES = {
-    ".png": ("a PNG", begins(b"\x89PNG\r\n\x1a\n")),
-    ".jpg": ("a JPEG", begins(b"\xff\xd8\xff")),
-    ".pdf": ("a PDF", begins(b"%PDF-")),
-    ".tif": (TIFF.name, is_our_tiff),
+    ".png": ("a PNG written by sentinode", has(b"\x89PNG\r\n\x1a\n", _SOFTWARE)),
+    ".jpg": ("a JPEG written by sentinode", has(b"\xff\xd8\xff", _SOFTWARE)),
+    ".pdf": ("a PDF written by sentinode", _is_our_pdf),
+    ".tif": ("a picture written by sentinode as TIFF", lambda file: our_tiff(file) == "picture"),
 }
 _SAME = {".jpeg": ".jpg", ".tiff": ".tif"}
 
@@ -347,16 +369,20 @@ def picture(path: Path, suffixes: tuple[str, ...] = PICTURES) -> FileKind:
 
 
 def refuse_twins(outputs: Collection[Path]) -> None:
-    """Refuse two outputs of one name.
+    """Refuse two outputs of one name, and one inside another.
 
     Raises:
-        OutputExistsError: two are the same.
+        OutputExistsError: two are the same, or one is inside another.
     """
     seen: set[Path] = set()
     for path in outputs:
-        if path.resolve() in seen:
+        real = path.resolve()
+        if real in seen:
             raise OutputExistsError(path, "is two outputs at once", mend="name two files")
-        seen.add(path.resolve())
+        around = next((one for one in seen if real.is_relative_to(one) or one.is_relative_to(real)), None)
+        if around is not None:
+            raise OutputExistsError(path, f"and {around} are outputs, one inside the other", mend="name them apart")
+        seen.add(real)
 
 
 def _mode(path: Path) -> int | None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from wsi.errors import OutputNameError
 from wsi.geometry import Frame
@@ -37,12 +38,17 @@ _NARROWEST_PX = 560
 _RAMP_PX = 160
 _CLEARANCE = 0.15
 
-_JPEG: tuple[str, dict[str, Any]] = ("JPEG", {"quality": 92, "subsampling": 0})
-# TIFFs name us as their writer, which is how they are recognised; a PDF with the time of day would differ every time
+_PNG_TEXT = PngInfo()
+_PNG_TEXT.add_text("Software", "sentinode")
+_JPEG: tuple[str, dict[str, Any]] = ("JPEG", {"quality": 92, "subsampling": 0, "comment": b"sentinode"})
+# pictures name us as their writer, which is how they are recognised; a PDF with the time of day would differ every time
 _TIFF: tuple[str, dict[str, Any]] = ("TIFF", {"compression": "tiff_adobe_deflate", "software": "sentinode"})
-_PDF: tuple[str, dict[str, Any]] = ("PDF", {"creationDate": time.gmtime(0), "modDate": time.gmtime(0)})
+_PDF: tuple[str, dict[str, Any]] = (
+    "PDF",
+    {"producer": "sentinode", "creationDate": time.gmtime(0), "modDate": time.gmtime(0)},
+)
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
+    ".png": ("PNG", {"pnginfo": _PNG_TEXT}),
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
     ".tif": _TIFF,

@@ -244,7 +244,7 @@ def require_complete(submission: Submission) -> None:
 
 def _analyses(run: Path) -> dict[str, dict[str, Any]]:
     """Read what was found on every finished slide of a run, by its name."""
-    records = sorted((run / "slides").glob("*.json")) if (run / "slides").is_dir() else []
+    records = sorted((run / "slides").glob("[!.]*.json")) if (run / "slides").is_dir() else []
     if not records:
         raise CohortError(run, "has no finished slides", mend="name the output of sentinode run")
     found = {}

@@ -16,7 +16,7 @@ from staging.commands.notices import slide_notices
 from staging.commands.options import SOURCE, SlideMpp, TileSize, Upsample
 from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError
-from wsi.outputs import TIFF, OutputKind
+from wsi.outputs import SLIDE_TIFF, OutputKind
 
 _TILE_PX = 512
 
@@ -24,7 +24,7 @@ _TILE_PX = 512
 def _kind(path: Path, given: Mapping[str, Any]) -> OutputKind:
     from annotations.files.formats import SUFFIXES, file_kind  # noqa: PLC0415  (slow import)
 
-    return file_kind(path) if Path(given["source"]).suffix.lower() in SUFFIXES else TIFF
+    return file_kind(path) if Path(given["source"]).suffix.lower() in SUFFIXES else SLIDE_TIFF
 
 
 @guarded

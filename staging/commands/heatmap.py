@@ -23,7 +23,7 @@ from staging.commands.options import (
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
 from wsi.errors import plain, without_secrets
-from wsi.outputs import TIFF, ArtefactKind, picture
+from wsi.outputs import HEATMAP_TIFF, ArtefactKind, picture
 
 
 @guarded
@@ -42,7 +42,7 @@ def heatmap(
     ] = None,
     tiff: Annotated[
         Path | None,
-        Output(kind=always(TIFF)),
+        Output(kind=always(HEATMAP_TIFF)),
         typer.Option(help="Also write it as a pyramidal float32 TIFF.", show_default=False),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Reading threads.", min=1, show_default="one per core")] = None,

@@ -10,7 +10,7 @@ import typer
 from staging.commands.notices import slide_notices
 from staging.commands.options import SOURCE
 from staging.commands.outputs import guarded
-from wsi.errors import without_secrets
+from wsi.errors import plain, without_secrets
 
 if TYPE_CHECKING:
     from wsi.slide import Slide
@@ -66,7 +66,7 @@ def _table(facts: dict[str, Any]) -> str:
     if mpp:
         size += f", {facts['width'] * mpp / 1000:.2f} x {facts['height'] * mpp / 1000:.2f} mm"
     lines = [
-        facts["path"],
+        plain(facts["path"]),
         f"  format      {facts['format']}",
         f"  size        {size}",
         f"  resolution  {f'{mpp:.4f} um/px' if mpp else 'unknown: give it with --slide-mpp where a command asks'}",

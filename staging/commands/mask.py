@@ -15,7 +15,7 @@ from staging.commands.notices import say
 from staging.commands.options import SOURCE, Overwrite, TileSize, Workers
 from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError
-from wsi.outputs import TIFF, TIFFS, FolderKind
+from wsi.outputs import MASK_TIFF, TIFFS, FolderKind
 
 EXIT_FATAL, EXIT_SOME_FAILED = 1, 3
 
@@ -31,7 +31,7 @@ def mask(
     ],
     output: Annotated[
         Path,
-        Output(kind=lambda path, _: TIFF if is_one_mask(path) else FolderKind()),
+        Output(kind=lambda path, _: MASK_TIFF if is_one_mask(path) else FolderKind()),
         typer.Option("--output", "-o", metavar="MASK.tif|FOLDER", help="The mask, or a folder.", show_default=False),
     ],
     slide: Annotated[Path | None, typer.Option(help="The slide that was annotated.", show_default=False)] = None,

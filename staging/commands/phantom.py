@@ -38,12 +38,12 @@ def phantom(
     """
     import json  # noqa: PLC0415
 
-    from staging.phantom import forget_cohort, generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
+    from staging.phantom import drawn_slides, forget_cohort, generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     chosen = parse_centres(centres)
-    is_cohort = (output / "truth.json").is_file() and (output / "stage_labels.csv").is_file()
+    is_cohort = drawn_slides(output) is not None
     if output.exists() and any(output.iterdir()) and not (overwrite and is_cohort):
         mend = "name a new one, or give --overwrite" if is_cohort else "name a new one"
         raise ConfigurationError(output, "is not an empty directory", mend=f"{mend}; nothing was touched")

@@ -84,7 +84,7 @@ def find_heatmaps(folder: Path) -> list[Path]:
     Raises:
         ArtefactError: there are none.
     """
-    found = sorted(folder.glob("*.zarr"))
+    found = sorted(folder.glob("[!.]*.zarr"))
     if not found:
         raise ArtefactError(folder, "contains no heatmaps", mend="name the heatmaps folder of a run")
     return found

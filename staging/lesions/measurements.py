@@ -166,7 +166,7 @@ def write_measurements(output: Path, measured: Measurements) -> None:
 
 def heatmaps_among(paths: Sequence[Path]) -> list[str]:
     """Return the names of the slides whose heatmaps are given, alone or in folders."""
-    within = [path for given in paths for path in (given.glob("*.zarr") if given.is_dir() else ())]
+    within = [path for given in paths for path in (given.glob("[!.]*.zarr") if given.is_dir() else ())]
     return [path.stem for path in (*paths, *within) if _is_heatmap(path)]
 
 
@@ -178,7 +178,7 @@ def _within(path: Path) -> list[Path]:
     """Return a path itself, or the heatmaps in a folder."""
     if not path.is_dir() or _is_heatmap(path):
         return [path]
-    heatmaps = sorted(path.glob("*.zarr"))
+    heatmaps = sorted(path.glob("[!.]*.zarr"))
     if not heatmaps:
         raise CohortError(
             path, "is a folder without heatmaps, which end in .zarr", mend="give heatmaps, masks or annotations"

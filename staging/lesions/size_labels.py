@@ -54,7 +54,7 @@ def label_by_size(
     seen = _slides_beside(table)
     faults: dict[str, str] = {}
     if heatmaps is not None:
-        used, faults = look_through(sorted(heatmaps.glob("*.zarr")), seen_rule or SeenRule())
+        used, faults = look_through(sorted(heatmaps.glob("[!.]*.zarr")), seen_rule or SeenRule())
         seen |= {path.stem: one for path, one in used.items()}
     lesions = read_lesion_table(table)
     found = {name: lesions.get(name, []) for name in (*seen, *lesions) if name not in faults}

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from staging.phantom.cohort import CohortTruth, LesionTruth, SlideTruth, forget_cohort, generate_cohort, render_slide
+from staging.phantom.cohort import (
+    CohortTruth,
+    LesionTruth,
+    SlideTruth,
+    drawn_slides,
+    forget_cohort,
+    generate_cohort,
+    render_slide,
+)
 from staging.phantom.plan import LesionPlan, PatientPlan, SlidePlan, plan_cohort
 
 __all__ = [
@@ -12,6 +20,7 @@ __all__ = [
     "PatientPlan",
     "SlidePlan",
     "SlideTruth",
+    "drawn_slides",
     "forget_cohort",
     "generate_cohort",
     "plan_cohort",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from staging.phantom.plan import LesionPlan, SlidePlan, plan_cohort
 from staging.phantom.section import Section
 from staging.phantom.stain import CENTRES
 from staging.phantom.texture import Tissue
-from staging.stages.pn import PatientStage
+from staging.stages.pn import PatientStage, parse_slide_name
 from wsi.inputs import read_json
 from wsi.store import atomic_text, json_text, storage
 from wsi.writing.pyramid import write_pyramid
@@ -154,21 +154,40 @@ def generate_cohort(
     return cohort
 
 
-def forget_cohort(out: Path) -> None:
-    """Remove the files of a cohort in ``out``: the slides that its truth lists, or if it is incomplete those so named.
+def forget_cohort(out: Path, *, is_own: bool = False) -> None:
+    """Remove the files of a cohort in ``out``: the slides that its truth lists.
+
+    Args:
+        out: the folder of the cohort.
+        is_own: it is known to be one, and incomplete without a truth: slides are then told by the form of their names.
+            Otherwise nothing is removed without a truth.
 
     Raises:
         StorageError: the file system refuses.
     """
+    names = drawn_slides(out)
+    if names is None and is_own:
+        names = tuple(path.stem for path in (out / "images").glob("patient_???_node_?.tif"))
+    if names is None:
+        return
+    made = [part for name in names for part in (f"images/{name}.tif", f"annotations/{name}.xml")]
+    for name in (*made, "stage_labels.csv", "truth.json"):
+        with storage(out / name):
+            (out / name).unlink(missing_ok=True)
+
+
+def drawn_slides(out: Path) -> tuple[str, ...] | None:
+    """The slides of the cohort that was drawn in a folder; None if there is none, or its folders are links."""
     try:
-        names = [str(slide["name"]) for slide in read_json(out / "truth.json")["slides"]]
-    except (OSError, ValueError, LookupError, TypeError):
-        names = ["patient_???_node_?"]
-    made = [f"{part}" for name in names for part in (f"images/{name}.tif", f"annotations/{name}.xml")]
-    for pattern in (*made, "stage_labels.csv", "truth.json"):
-        for path in out.glob(pattern):
-            with storage(path):
-                path.unlink()
+        truth = read_json(out / "truth.json")
+        names = tuple(slide["name"] for slide in truth["slides"])
+        of_slide = {field.name for field in fields(SlideTruth)}
+        is_own = truth.keys() == {field.name for field in fields(CohortTruth)}
+        is_own = is_own and all(slide.keys() == of_slide for slide in truth["slides"])
+        is_own = is_own and all(parse_slide_name(name) and name == name.strip() for name in names)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return names if is_own and not any((out / part).is_symlink() for part in ("images", "annotations")) else None
 
 
 def render_slide(plan: SlidePlan, out: Path) -> SlideTruth:

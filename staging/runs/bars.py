@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from wsi.errors import plain
+
 
 class Bars:
     """Bars on stderr with plain lines above them; only the lines if stderr is not a terminal.
@@ -54,7 +56,7 @@ class Bars:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, markup=False)
+        self.console.print(plain(text), markup=False)
 
 
 class CohortProgress(Bars):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,7 +14,7 @@ from staging.cohorts.names import name_fault, patient_of
 from staging.cohorts.skipped import Skipped, skipped_json, skipped_table, skipped_text
 from staging.cohorts.slide_warnings import warning_table
 from staging.csv_rows import csv_for_people, csv_text
-from staging.errors import MissingPatientError, TooManyFailuresError
+from staging.errors import MissingPatientError, TooManyFailuresError, listed
 from staging.lesions.labels import SlideLabel
 from staging.lesions.seen import SeenRule
 from staging.lesions.tables import label_table, lesion_table
@@ -22,19 +23,21 @@ from staging.runs.cluster import each
 from staging.runs.config import RECORD, RunConfig, model_name, refuse_other_settings
 from staging.runs.deaths import mark_path, tried_alone
 from staging.runs.earlier import QUARANTINE, Earlier, earlier_results, earlier_slides, forget_slides
-from staging.runs.records import FOLDER, is_cheap, record_path
+from staging.runs.records import FOLDER, forget_tables_record, is_cheap, record_path, write_tables_record
 from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
 from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide, read_finished
 from staging.scores.kappa import score as kappa_of
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage, Staging, stage_patients
-from wsi.errors import CheckpointError, StorageError, plain
+from wsi.errors import CheckpointError, OutputExistsError, StorageError, plain
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, storage, sweep
 from wsi.threads import map_in_order
 
+log = logging.getLogger(__name__)
 MAX_FAILURES = 0.10
+_OTHER = "choose another output"
 _FEWEST_TO_ABORT = 10
 
 
@@ -136,6 +139,7 @@ def run_cohort(
     Raises:
         ConfigurationError: the directory was made with another configuration; lists what differs. Nothing is touched.
         MissingPatientError: the reference lacks a patient of the slides. Nothing is touched.
+        OutputExistsError: a folder of the run is a link.
         OutputInUseError: another run is using the directory.
         StorageError: the output cannot be written; finished slides stay and a second call resumes from there.
         TooManyFailuresError: more slides failed than max_failures allows.
@@ -144,11 +148,19 @@ def run_cohort(
     given = {slide.name for slide in slides}
     if reference is not None:
         _check_reference(slides, [] if is_other else earlier_slides(output, given), reference)
+    folders = [output / name for name in ("heatmaps", "lesions", "overlays", "slides")]
+    for folder in folders:
+        if folder.is_symlink():
+            raise OutputExistsError(folder, "is a symbolic link; a run writes only into its own folders", mend=_OTHER)
     with OutputLock(output) as lock:
-        for folder in (output, *(output / name for name in ("heatmaps", "lesions", "overlays", "slides"))):
+        for folder in (output, *folders):
             sweep(folder)
         if is_other:
+            dropped = earlier_slides(output, given)
+            if dropped:
+                log.warning("made with other settings, and not given to this call: dropped are %s", listed(dropped))
             forget_slides(output)
+            forget_tables_record(output)
         atomic_text(output / RECORD, json_text(config.to_json()))
         if digests is None:
             digests = is_cheap(output / name for name in ("heatmaps", "overlays", "lesions"))
@@ -168,6 +180,7 @@ def run_cohort(
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
+        forget_tables_record(output)
         atomic_text(output / "skipped.csv", skipped_table(skipped))
         earlier = earlier_results(output, given, digests=digests)
         return _conclude(
@@ -274,6 +287,7 @@ def _conclude(
         score=score,
         skipped=skipped_text(skipped),
     )
+    write_tables_record(output)
     return CohortResult(
         analyses=tuple(analyses),
         failures=tuple(failures),

@@ -109,6 +109,8 @@ def refuse_other_settings(
         raise ConfigurationError(path, f"cannot be read: {error}", mend="choose another output") from error
     if not isinstance(theirs, dict):
         raise ConfigurationError(path, "contains no settings", mend="choose another output")
+    if 2 * len(settings.keys() & theirs.keys()) < len(settings):
+        raise ConfigurationError(path, "has settings of something else", mend="choose another output")
     # round trip through JSON, so that tuples equal lists
     found = differences(json.loads(json.dumps(settings)), theirs)
     if found and not overwrite:

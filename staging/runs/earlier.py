@@ -36,7 +36,7 @@ class Earlier:
 
 def earlier_slides(output: Path, given: Collection[str]) -> list[str]:
     """Return the names of the slides with a record that are not given to this call."""
-    return sorted({path.stem for path in (output / FOLDER).glob("*.json")}.difference(given))
+    return sorted({path.stem for path in (output / FOLDER).glob("[!.]*.json")}.difference(given))
 
 
 def earlier_results(output: Path, given: Collection[str], *, digests: bool) -> Earlier:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from staging.cohorts.camelyon import SlideFile
+from staging.cohorts.names import name_fault
 from staging.errors import ConfigurationError
 from staging.lesions.seen import Seen, SeenRule, seen_json
 from staging.runs.bars import CohortProgress
@@ -19,7 +20,7 @@ from staging.runs.config import refuse_other_settings
 from staging.runs.slide_fault import Failure, SlideFaultError, quarantine_table, step
 from wsi.cores import usable_cores
 from wsi.coverage import Coverage, stored_coverage
-from wsi.errors import ArtefactError, CheckpointError, StorageError
+from wsi.errors import ArtefactError, CheckpointError, StorageError, plain
 from wsi.inputs import read_json
 from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
@@ -240,10 +241,17 @@ def _encode_slides(
 ) -> tuple[tuple[FeatureResult, ...], tuple[Failure, ...]]:
     done: list[FeatureResult] = []
     failures: list[Failure] = []
-    with OutputLock(output), CohortProgress(len(tasks), verb="slides encoded") as progress:
+    with OutputLock(output) as lock, CohortProgress(len(tasks), verb="slides encoded") as progress:
         sweep(output)
         atomic_text(output / RECORD, json_text(settings))
-        for task, outcome in each(encode_slide, tasks, workers=processes, on_tiles=progress.tiles):
+        for task in tasks:
+            fault = name_fault(task.name)
+            if fault is not None:
+                path = plain(str(task.path))
+                failures.append(Failure(slide=plain(task.name), path=path, step="name", reason=fault))
+                progress.slide(task.name, f"quarantined at name: {fault}")
+        named = [task for task in tasks if name_fault(task.name) is None]
+        for task, outcome in each(encode_slide, named, workers=processes, on_tiles=progress.tiles):
             if isinstance(outcome, StorageError | CheckpointError | ConnectionError):
                 raise outcome
             if isinstance(outcome, FeatureResult):
@@ -253,6 +261,7 @@ def _encode_slides(
             failure = Failure.of(task.name, task.path, outcome)
             failures.append(failure)
             progress.slide(task.name, f"quarantined at {failure}")
+        lock.check()
         atomic_text(output / "quarantine.csv", quarantine_table(sorted(failures)))
     return tuple(sorted(done, key=lambda one: one.name)), tuple(sorted(failures))
 

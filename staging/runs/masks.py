@@ -11,7 +11,7 @@ from staging.cohorts.camelyon import find_slides
 from staging.errors import ConfigurationError
 from staging.runs.cluster import TileNews, each
 from wsi.errors import PathologyError, StorageError
-from wsi.outputs import TIFF, TIFFS, check_output
+from wsi.outputs import MASK_TIFF, TIFFS, check_output
 from wsi.store import storage
 
 
@@ -55,7 +55,7 @@ def mask_jobs(
     ]
     inputs = {*files, *(job.slide for job in jobs if job.slide is not None)}
     for job in jobs:
-        check_output(job.target, TIFF, inputs=inputs, overwrite=overwrite)
+        check_output(job.target, MASK_TIFF, inputs=inputs, overwrite=overwrite)
     return jobs
 
 

@@ -10,9 +10,24 @@ from typing import Any
 from staging.runs.analysis import SlideAnalysis
 from wsi.errors import ArtefactError
 from wsi.inputs import read_json
-from wsi.store import atomic_text, differs, digest_of, json_text, measured, provenance_of, verify
+from wsi.store import atomic_text, differs, digest_of, json_text, measured, provenance_of, storage, verify
 
 FOLDER = "slides"
+TABLES = (
+    "run.json",
+    "lesions.csv",
+    "labels.csv",
+    "stages.csv",
+    "at_least.csv",
+    "unscored.csv",
+    "quarantine.csv",
+    "warnings.csv",
+    "skipped.csv",
+    "bad_tiles.csv",
+    "score.json",
+    "report.html",
+)
+_TABLES_RECORD = "tables.json"
 _CHEAP_BYTES = 2**30
 """Up to this size digests are compared at every resume (about a second); beyond it only sizes, unless requested."""
 
@@ -86,6 +101,39 @@ def read_record(output: Path, slide: str, made_from: Mapping[str, Any] | None, *
         return Recorded(broken=(f"{FOLDER}/{path.name} is malformed",))
     broken += _broken_heatmap(heatmap_path(output, slide), record["made_from"], digests=digests)
     return Recorded(broken=tuple(broken)) if broken else Recorded(analysis=analysis)
+
+
+def write_tables_record(output: Path) -> None:
+    """Record size and sha256 of the tables and the report of a run.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    files = {name: measured(output / name) for name in TABLES if (output / name).is_file()}
+    atomic_text(output / _TABLES_RECORD, json_text(files))
+
+
+def forget_tables_record(output: Path) -> None:
+    """Remove the record before tables are written again: a call that is killed leaves none, rather than a wrong one.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    with storage(output):
+        (output / _TABLES_RECORD).unlink(missing_ok=True)
+
+
+def broken_tables(output: Path) -> tuple[str, ...]:
+    """Return the tables that changed since the run wrote them, each with the reason; none without a record."""
+    path = output / _TABLES_RECORD
+    if not path.exists():
+        return ()
+    try:
+        files = read_json(path)
+        found = {name: differs(output / name, files[name]) for name in TABLES if name in files}
+    except (OSError, ValueError, LookupError, TypeError):
+        return (f"{path.name} is malformed",)
+    return tuple(f"{name} {reason}" for name, reason in found.items() if reason is not None)
 
 
 def is_cheap(paths: Iterable[Path]) -> bool:

@@ -78,7 +78,7 @@ def find_disagreements(run: Path, reference: Mapping[str, SlideLabel]) -> tuple[
     truth = {slide_key(name): label for name, label in reference.items()}
     rule = _rule_of(run)
     found, compared = [], 0
-    for record in sorted((run / "slides").glob("*.json")) if (run / "slides").is_dir() else []:
+    for record in sorted((run / "slides").glob("[!.]*.json")) if (run / "slides").is_dir() else []:
         try:
             analysis = read_json(record)["analysis"]
             slide, label = str(analysis["slide"]), SlideLabel.parse(analysis["label"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from staging.errors import CohortError
 from staging.runs.config import RECORD
-from staging.runs.records import FOLDER, read_record
+from staging.runs.records import FOLDER, broken_tables, read_record
 from wsi.errors import ArtefactError
 from wsi.store import DONE, verify
 from wsi.threads import map_in_order
@@ -28,9 +28,9 @@ def verify_output(output: Path) -> Verified:
         CohortError: the folder has neither.
     """
     if (output / RECORD).is_file() and (output / FOLDER).is_dir():
-        names = sorted(path.stem for path in (output / FOLDER).glob("*.json"))
+        names = sorted(path.stem for path in (output / FOLDER).glob("[!.]*.json"))
         checked = map_in_order(lambda name: read_record(output, name, None, digests=True).broken, names, name="verify")
-        found = dict(zip(names, checked, strict=True))
+        found = {**dict(zip(names, checked, strict=True)), "tables": broken_tables(output)}
         return Verified(artefacts=len(names), broken={name: broken for name, broken in found.items() if broken})
     artefacts = [output] if (output / DONE).is_file() else sorted(path.parent for path in output.glob(f"*/{DONE}"))
     if not artefacts:

@@ -225,7 +225,7 @@ def judge_slides(
     found, quarantined = _opened(features, rule)
     seen: dict[str, Seen] = {}
     rows: list[tuple[str, ...]] = []
-    with OutputLock(output):
+    with OutputLock(output) as lock:
         sweep(output / "attention")
         atomic_text(output / RECORD, json_text(settings))
         for slide in found:
@@ -237,6 +237,7 @@ def judge_slides(
                 raise
             except PathologyError as error:
                 quarantined[slide.name] = error.reason
+        lock.check()
         _forget(output / "attention", quarantined)
         table = output / "probabilities.csv"
         atomic_text(table, csv_text((*_COLUMNS, *trained.class_names, *SEEN_COLUMNS), rows))
@@ -296,7 +297,7 @@ def _opened(folders: Sequence[Path], rule: SeenRule) -> tuple[list[SlideFeatures
 
     paths: dict[str, Path] = {}
     for folder in folders:
-        inside = [folder] if folder.suffix == ".zarr" else sorted(folder.glob("*.zarr"))
+        inside = [folder] if folder.suffix == ".zarr" else sorted(folder.glob("[!.]*.zarr"))
         if not inside or not folder.is_dir():
             raise NoSlidesError(folder, "contains no features", mend="make them with sentinode features")
         for path in inside:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 import staging.demo
 from staging.cli import app
 from staging.errors import ConfigurationError
-from staging.phantom import forget_cohort
+from staging.phantom import SlideTruth, forget_cohort
 from wsi.store import DONE, publish
 
 MADE = [
@@ -67,9 +69,29 @@ def test_a_finished_cohort_is_forgotten_by_its_truth(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for name in ("patient_000_node_0", "patient_000_node_1"):
         (tmp_path / "images" / f"{name}.tif").touch()
-    (tmp_path / "truth.json").write_text('{"slides": [{"name": "patient_000_node_0"}]}')
+    slide = dict.fromkeys((field.name for field in fields(SlideTruth)), 0) | {"name": "patient_000_node_0"}
+    truth = {"seed": 0, "stages": {}, "slides": [slide]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
     forget_cohort(tmp_path)
     assert [path.name for path in tmp_path.rglob("*.*")] == ["patient_000_node_1.tif"]
+
+
+@pytest.mark.parametrize(
+    "truth",
+    ['{"mine": 1}', "{}", "[]", '{"slides": [{"name": "../../victim"}, {"name": "*"}]}', '{"slides": [{"name": "a"}]}'],
+)
+def test_a_cohort_of_others_is_never_removed(tmp_path: Path, truth: str) -> None:
+    """As CAMELYON17 lies on a disk, with a truth.json that is someone else's."""
+    folder, victim = tmp_path / "deep" / "cohort", tmp_path / "victim.tif"
+    (folder / "images").mkdir(parents=True)
+    for path in (folder / "images" / "patient_017_node_1.tif", folder / "stage_labels.csv", victim):
+        path.write_text("real")
+    (folder / "truth.json").write_text(truth)
+    command = ["phantom", str(folder), "--patients", "1", "--centres", "0", "--mpp", "8", "--overwrite"]
+    with pytest.raises(ConfigurationError, match="is not an empty directory"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert (folder / "images" / "patient_017_node_1.tif").read_text() == victim.read_text() == "real"
+    assert (folder / "truth.json").read_text() == truth
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from staging.errors import CohortError
 from staging.runs.cohort import cannot_be_staged
 from wsi.cnn.checkpoint import save_checkpoint
 from wsi.errors import CheckpointError, PathologyError, StorageError
-from wsi.outputs import TIFF, check_output
+from wsi.outputs import SLIDE_TIFF, check_output
 from wsi.writing.pyramid import write_pyramid
 
 TILE = 128
@@ -114,7 +114,7 @@ def test_outputs_that_cannot_be_written(slide: Path, tmp_path: Path) -> None:
         assert isinstance(result.exception, StorageError), command
         assert f"cannot be written: {tmp_path / 'file'} is not a folder" in str(result.exception)
     assert not (tmp_path / "h.zarr").exists()
-    check_output(tmp_path / "new" / "deep" / "a.tif", TIFF)
+    check_output(tmp_path / "new" / "deep" / "a.tif", SLIDE_TIFF)
 
 
 def test_who_cannot_be_staged_is_known_from_names(tmp_path: Path) -> None:

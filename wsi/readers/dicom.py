@@ -13,13 +13,12 @@ _SERIES = re.compile(rb"\x20\x00\x0e\x00UI(..)", re.DOTALL)
 
 
 def read_series(path: Path) -> str | None:
-    """The series that a DICOM file belongs to; None if the file does not say, or is not DICOM.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with open_regular(path) as file:
-        head = file.read(_HEADER_BYTES)
+    """The series that a DICOM file belongs to; None if the file does not say, is not DICOM, or cannot be read."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(_HEADER_BYTES)
+    except OSError:
+        return None
     found = _SERIES.search(head) if head[128:132] == b"DICM" else None
     if found is None:
         return None
