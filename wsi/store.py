@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,6 +54,17 @@ def check_target(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         raise OutputExistsError(path, f"is {kind}, which is never replaced by a file", mend="choose another output")
+
+
+def check_kept(paths: Iterable[Path]) -> None:
+    """Check at the end that nothing which was written has been removed in the meantime.
+
+    Raises:
+        StorageError: a file or folder is not there.
+    """
+    for path in paths:
+        if not path.exists():
+            raise StorageError(path, "was removed while the output was being written", mend="start again")
 
 
 def atomic_bytes(path: Path, data: bytes) -> None:

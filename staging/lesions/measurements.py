@@ -29,7 +29,7 @@ from staging.lesions.outlines import write_outlines
 from staging.lesions.seen import UNKNOWN, Seen, SeenRule, look_through, seen_json
 from staging.lesions.settings import LesionSettings, refuse_different, settings_of
 from staging.lesions.tables import lesion_table
-from wsi.store import atomic_text, json_text
+from wsi.store import atomic_text, check_kept, json_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -160,6 +160,7 @@ def write_measurements(output: Path, measured: Measurements) -> None:
     atomic_text(output / LESION_TABLE, lesion_table(lesions, rule))
     atomic_text(output / SHAPE_TABLE, shape_table(shapes, rule))
     forget_outlines(output, earlier.difference(drawn))
+    check_kept([output / name for name in drawn] + [output / LESION_TABLE, output / SHAPE_TABLE])
     slides = {name: one.to_json() for name, one in measured.seen.items()}
     atomic_text(output / RECORD, json_text(record | {"slides": slides, "outlines": sorted(drawn)}))
 

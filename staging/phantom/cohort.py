@@ -25,7 +25,7 @@ from staging.phantom.stain import CENTRES
 from staging.phantom.texture import Tissue
 from staging.stages.pn import PatientStage, parse_slide_name
 from wsi.inputs import read_json
-from wsi.store import atomic_text, json_text, storage
+from wsi.store import atomic_text, check_kept, json_text, storage
 from wsi.writing.pyramid import write_pyramid
 
 _DECIMALS = 4
@@ -151,6 +151,7 @@ def generate_cohort(
     )
     write_stage_table(out / "stage_labels.csv", cohort.stages, {slide.name: slide.label for slide in cohort.slides})
     atomic_text(out / "truth.json", json_text(_plain(asdict(cohort))))
+    check_kept(out / "images" / f"{slide.name}.tif" for slide in cohort.slides)
     return cohort
 
 

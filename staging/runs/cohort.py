@@ -23,7 +23,14 @@ from staging.runs.cluster import each
 from staging.runs.config import RECORD, RunConfig, model_name, refuse_other_settings
 from staging.runs.deaths import mark_path, tried_alone
 from staging.runs.earlier import QUARANTINE, Earlier, earlier_results, earlier_slides, forget_slides
-from staging.runs.records import FOLDER, forget_tables_record, is_cheap, record_path, write_tables_record
+from staging.runs.records import (
+    FOLDER,
+    artefact_paths,
+    forget_tables_record,
+    is_cheap,
+    record_path,
+    write_tables_record,
+)
 from staging.runs.report import write_report
 from staging.runs.slide_fault import Failure, quarantine_table
 from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide, read_finished
@@ -32,7 +39,7 @@ from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage, Staging, stage_patients
 from wsi.errors import CheckpointError, OutputExistsError, StorageError, plain
 from wsi.lock import OutputLock
-from wsi.store import atomic_text, json_text, storage, sweep
+from wsi.store import atomic_text, check_kept, json_text, storage, sweep
 from wsi.threads import map_in_order
 
 log = logging.getLogger(__name__)
@@ -180,6 +187,7 @@ def run_cohort(
         ]
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
+        check_kept(path for one in analyses for path in artefact_paths(output, one.slide))
         forget_tables_record(output)
         atomic_text(output / "skipped.csv", skipped_table(skipped))
         earlier = earlier_results(output, given, digests=digests)

@@ -25,7 +25,7 @@ from wsi.inputs import read_json
 from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
 from wsi.slide import Slide
-from wsi.store import atomic_text, json_text, provenance_of, sweep
+from wsi.store import atomic_text, check_kept, json_text, provenance_of, sweep
 from wsi.tissue import find_tissue
 
 MASK = "find_tissue at 16 um/px"
@@ -262,6 +262,7 @@ def _encode_slides(
             failures.append(failure)
             progress.slide(task.name, f"quarantined at {failure}")
         lock.check()
+        check_kept(output / f"{one.name}.zarr" for one in done)
         atomic_text(output / "quarantine.csv", quarantine_table(sorted(failures)))
     return tuple(sorted(done, key=lambda one: one.name)), tuple(sorted(failures))
 

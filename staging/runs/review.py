@@ -21,7 +21,7 @@ from wsi.geometry import Region
 from wsi.heatmap_store import read_heatmap
 from wsi.inputs import read_json
 from wsi.raster import Heatmap
-from wsi.store import atomic_bytes, atomic_text, storage
+from wsi.store import atomic_bytes, atomic_text, check_kept, storage
 
 if TYPE_CHECKING:
     from wsi.slide import Slide
@@ -143,6 +143,7 @@ def write_review(
         )
     write_page(output / "review.html", "review.html.j2", disagreements=rows, compared=compared)
     atomic_text(output / "review.csv", review_table(disagreements))
+    check_kept(output / row["overlay"] for row in rows if row["overlay"] is not None)
 
 
 def review_table(disagreements: Sequence[Disagreement]) -> str:

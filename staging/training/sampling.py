@@ -99,7 +99,7 @@ def sample_cohort(
         telling.begin(len(sources))
         if left_out:
             telling.say(_left_out_text(left_out, len(slides)))
-    with OutputLock(output if target.form.is_folder else target.work):
+    with OutputLock(output if target.form.is_folder else target.work) as lock:
         claim(target, {"recipe": described(recipe), "format": target.form.name, "quality": quality})
         tables = _drawn(sources, recipe, target, workers=workers, news=news)
         table = _joined(tables, recipe, annotations)
@@ -117,6 +117,7 @@ def sample_cohort(
         check_room(output, room_bytes(target, parts))
         sheet = write_contact_sheet(target, table) if has_contact_sheet else None
         done = _stored(parts, len(table), target, workers=workers, news=telling)
+        lock.check()
         if not target.form.has_slides:
             table = replace(table, about={**table.about, "sources": _sources(sources, table)})
         finish(target, table, done)

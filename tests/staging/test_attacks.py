@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from typer.testing import CliRunner, Result
 from staging.cli import app
 from staging.cohorts.camelyon import find_slides
 from staging.errors import ConfigurationError
+from staging.lesions.outlines import write_outlines
 from wsi.cnn.checkpoint import save_checkpoint
-from wsi.errors import OutputExistsError, PathologyError
+from wsi.errors import OutputExistsError, PathologyError, StorageError
 from wsi.lock import OutputLock
 from wsi.outputs import HEATMAP_TIFF, MASK_TIFF, SLIDE_TIFF, check_output, picture, refuse_twins
 from wsi.render import save_picture
@@ -211,6 +213,26 @@ def test_features_of_a_slide_with_too_long_a_name_are_its_own_fault(slides: Path
     assert result.exit_code == 3, result.output
     found = json.loads(result.stdout)
     assert (found["slides"], list(found["quarantined"])) == (1, ["d" * 236])
+
+
+def test_what_is_removed_while_it_is_written_ends_with_a_fault_of_the_storage(
+    slides: Path, tmp_path: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run(slides, "-o", out).exit_code == 0
+
+    def removing(folder: Path, name: str, *rest: Any) -> None:
+        write_outlines(folder, name, *rest)
+        if name == NAMES[1]:
+            shutil.rmtree(folder)
+
+    for module in ("staging.lesions.measurements", "staging.runs.slide_task"):
+        monkeypatch.setattr(f"{module}.write_outlines", removing)
+    lesions = called("lesions", out / "heatmaps", "-o", tmp_path / "lesions")
+    assert isinstance(lesions.exception, StorageError), lesions.output
+    again = run(slides, "-o", tmp_path / "again")
+    assert isinstance(again.exception, StorageError), again.output
+    assert "was removed" in str(lesions.exception)
 
 
 def test_dropped_slides_are_named(
