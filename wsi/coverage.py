@@ -101,6 +101,7 @@ def stored_coverage(slide: Slide, tissue: Mask, *, downsample: float) -> Coverag
     rows, columns = np.nonzero(_without_rim(tissue).array)
     level_rows, level_columns = grid.frame.fractions(*tissue.frame.centres(rows, columns))
     tiles = np.stack([level_rows // grid.tile_shape[0], level_columns // grid.tile_shape[1]], axis=1).astype(np.int64)
+    tiles = tiles.clip(0, np.subtract(grid.shape, 1))  # the mask's last pixels may extend beyond the level
     under, counts = np.unique(tiles, axis=0, return_counts=True)
     indices = [(row, column) for row, column in under.tolist()]
     is_bad = np.array([tile in bad for tile in indices], dtype=bool)

@@ -306,9 +306,10 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
             downsample = slide.frame_at(task.mpp).downsample
 
         def coverage() -> Coverage:
-            found = stored_coverage(slide, tissue, downsample=downsample)
-            _seen(task, found)
-            return found
+            with step("coverage", slide=task.name, path=task.path):
+                found = stored_coverage(slide, tissue, downsample=downsample)
+                _seen(task, found)
+                return found
 
         coverage()  # missing tiles are known before hours of work
         with step("features", slide=task.name, path=task.path):

@@ -176,7 +176,9 @@ def test_what_the_last_fold_lacks_is_said_before_the_first_is_trained(
         cross_validate(whole, folds_by_centre(slides), tmp_path / "out", recipe=RECIPE, workers=1, news=SILENCE)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("cross_validation.json", "recipe"), ("mine.csv", "contains mine.csv")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("cross_validation.json", "settings of something else"), ("mine.csv", "contains mine.csv")]
+)
 def test_an_output_of_others_is_refused_untouched(cohort: Path, tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / name).write_text("{}")
     whole = labelled(cohort)

@@ -313,5 +313,6 @@ def test_slides_without_a_label_or_patient_are_told(tmp_path: Path, cohort: Path
     assert isinstance(result.exception, ConflictError)
     (tmp_path / "labels.csv").write_text("slide,label\nstranger,macro\n")
     assert isinstance(call(*arguments).exception, TableError)
-    assert isinstance(call("train", tmp_path, *arguments[2:]).exception, NoSlidesError)
+    (tmp_path / "empty").mkdir()
+    assert isinstance(call("train", tmp_path / "empty", *arguments[2:]).exception, NoSlidesError)
     assert isinstance(call("train", cohort, cohort, *arguments[2:]).exception, DuplicateSlideError)

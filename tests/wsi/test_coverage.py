@@ -122,6 +122,17 @@ def test_a_pixel_of_the_overview_belongs_to_the_tile_under_its_centre(tmp_path: 
     assert found.tissue_mm2 - found.looked_mm2 == pytest.approx(unseen * 0.012**2)
 
 
+def test_a_pixel_whose_centre_is_beyond_the_slide_belongs_to_the_last_tile(tmp_path: Path) -> None:
+    """Overview pixels of 10 px on 384 x 512: the centres of the last row and column are at 385 and 515 px."""
+    with a_slide(tmp_path / "a.tif", missing={(5, 7)}) as slide:
+        frame = slide.frame_at(40.0)
+        tissue = Mask(frame=frame, array=np.ones(frame.shape, bool))
+        found = stored_coverage(slide, tissue, downsample=1.0)
+    assert (frame.shape, found.missing_tiles) == ((39, 52), 1)
+    assert found.tissue_mm2 == pytest.approx(39 * 52 * 0.04**2)
+    assert found.tissue_mm2 - found.looked_mm2 == pytest.approx((39 - 32) * (52 - 45) * 0.04**2)
+
+
 def test_cells_over_bad_tiles_were_not_looked_at(tmp_path: Path) -> None:
     bad = {(0, 1), (2, 3), (2, 4), (5, 7)}
     with a_slide(tmp_path / "a.tif", bad=bad) as slide:
