@@ -8,6 +8,7 @@ artefact.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable, Collection, Mapping
@@ -18,7 +19,7 @@ from typing import Protocol
 
 from wsi.errors import OutputExistsError, OutputNameError, StorageError
 from wsi.inputs import open_regular
-from wsi.store import DONE, kind_of
+from wsi.store import DONE, HIDDEN_BYTES, kind_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pdf")
 """Suffixes of pictures that can be written; none can be written as SVG, because all are drawn in pixels."""
@@ -59,6 +60,8 @@ _KNOWN = frozenset({*PICTURES, *TIFFS}) | frozenset(
 )
 _SOFTWARE = b"sentinode"
 _HEAD = 2**16
+_NAME_BYTES = 255  # of one name, on the file systems in use
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a Path keeps one of the slashes
 _OTHER = "choose another output"
 
 
@@ -105,12 +108,13 @@ class FileKind:
         mode = _mode(path)
         if mode is None:
             return
-        if not stat.S_ISREG(mode) or not self._is_at(path):
+        if not stat.S_ISREG(mode) or not self.is_at(path):
             raise OutputExistsError(path, f"is {what_is(path)}, not {self.name}, and is never replaced", mend=_OTHER)
         if not overwrite:
             raise OutputExistsError(path, f"exists: it is {self.name}", mend=f"{_OTHER}, or give --overwrite")
 
-    def _is_at(self, path: Path) -> bool:
+    def is_at(self, path: Path) -> bool:
+        """Whether a regular file of this kind, or an empty one, is at ``path``."""
         try:
             with open_regular(path) as file:
                 return os.fstat(file.fileno()).st_size == 0 or self.is_one(file)
@@ -202,18 +206,36 @@ def check_output(path: Path, kind: OutputKind, *, inputs: Collection[Path] = (),
         overwrite: replace a file of the same kind.
 
     Raises:
-        OutputNameError: its suffix promises another kind.
+        OutputNameError: its suffix promises another kind, it is a URL, or the name is too long.
         OutputExistsError: it is an input, is part of an artefact, or something that is not to be replaced is there.
         StorageError: its folder may not be written.
     """
+    refuse_unusable(path)
     kind.refuse_name(path)
     keep_apart(path, inputs, is_folder=isinstance(kind, FolderKind))
     kind.refuse_others(path, overwrite=overwrite)
     _check_writable(path)
 
 
+def refuse_unusable(path: Path) -> None:
+    """Refuse what no file can be called.
+
+    Raises:
+        OutputNameError: it is a URL, or too long.
+    """
+    if _URL.match(str(path)):
+        raise OutputNameError(path, "is a URL, and outputs are written to local folders", mend=_OTHER)
+    *parents, name = [len(os.fsencode(part)) for part in path.absolute().parts]
+    if name > _NAME_BYTES - HIDDEN_BYTES or max(parents, default=0) > _NAME_BYTES:
+        raise OutputNameError(path, f"has a name of more than {_NAME_BYTES - HIDDEN_BYTES} bytes", mend="shorten it")
+
+
 def _check_writable(path: Path) -> None:
-    """Refuse before the work what could not be written after it: the nearest folder that exists decides."""
+    """Refuse before the work what could not be written after it: the nearest folder that exists decides.
+
+    Raises:
+        StorageError: it may not be written.
+    """
     folder = path.absolute()
     while not folder.exists() or (folder == path.absolute() and not folder.is_dir()):
         folder = folder.parent

@@ -13,18 +13,25 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from wsi.errors import ArtefactError, OutputExistsError, OutputInUseError, PathologyError, StorageError
 from wsi.inputs import read_json
 
 DONE = "DONE.json"
-_LEFT = re.compile(r"\..+\.(\d+-[0-9a-f]{8}\.(work|old)|(\d+|[0-9a-f]{32})\.partial)", re.DOTALL)
-"""Names of what is being written: with the process and a random number."""
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_UNFINISHED = re.compile(
+    r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.(work|old|partial)", re.DOTALL
+)
+HIDDEN_BYTES = 40
+"""How many bytes the name of what is being written is longer than its final name, at most."""
 
 
 @contextmanager
@@ -77,7 +84,7 @@ def atomic_bytes(path: Path, data: bytes) -> None:
     check_target(path)
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        work = unfinished_name(path, "partial")
         try:
             with work.open("wb") as file:
                 file.write(data)
@@ -103,6 +110,28 @@ def digest_of(value: Any) -> str:  # noqa: ANN401  (whatever JSON can hold)
     return hashlib.sha256(json_text(value).encode()).hexdigest()
 
 
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its own digest, for ``read_sealed``."""
+    return {**record, "digest": digest_of(dict(record))}
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read a record that was ``sealed``, without the digest.
+
+    Raises:
+        OSError: it cannot be read.
+        ArtefactError: it is malformed, or was changed.
+    """
+    try:
+        record: dict[str, Any] = read_json(path)
+        digest = record.pop("digest")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ArtefactError(path, "is malformed", mend="make it again") from error
+    if digest != digest_of(record):
+        raise ArtefactError(path, "was changed", mend="make it again")
+    return record
+
+
 @contextmanager
 def publish(target: Path, provenance: Mapping[str, Any], *, kind: str, is_own: bool = False) -> Iterator[Path]:
     """Yield a hidden folder to write into; it becomes ``target`` when the block ends without an error.
@@ -122,7 +151,7 @@ def publish(target: Path, provenance: Mapping[str, Any], *, kind: str, is_own: b
         StorageError: the file system refuses. The hidden folder is removed.
     """
     before = _refuse_others(target, kind, is_own=is_own)
-    work = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.work")
+    work = unfinished_name(target, "work")
     with storage(target):
         work.mkdir(parents=True)
         try:
@@ -177,12 +206,41 @@ def verify(target: Path, *, digests: bool = True) -> None:
             raise ArtefactError(target / name, f"{reason} since {DONE} was written", mend="make the artefact again")
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder: hidden work folders and partial files, known by their names."""
+def unfinished_name(path: Path, suffix: Literal["partial", "work"]) -> Path:
+    """A name beside ``path`` for what is to become it: its machine and process, and a random number are in it."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.{suffix}")
+
+
+def sweep(folder: Path, of: Callable[[str], bool] = lambda _: True) -> None:
+    """Remove what killed processes left unfinished in a folder that this process alone writes to.
+
+    Args:
+        folder: need not exist.
+        of: whether a name is one of those whose remains are to be removed.
+    """
     if folder.is_dir():
         for left in folder.glob(".*"):
-            if _LEFT.fullmatch(left.name):
+            found = _UNFINISHED.fullmatch(left.name)
+            if found and of(found["name"]):
                 _remove(left)
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove what processes of this machine that are gone left unfinished of one file or artefact."""
+    for left in path.parent.glob(f".{escape(path.name)}.*"):
+        found = _UNFINISHED.fullmatch(left.name)
+        if found and found["name"] == path.name and found["host"] == _HOST and not _is_alive(int(found["process"])):
+            _remove(left)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no process has such a number
+        return True
+    return True
 
 
 def _done(target: Path) -> dict[str, Any] | None:

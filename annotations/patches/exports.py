@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import simplejpeg
@@ -24,7 +23,7 @@ from annotations.errors import PatchStoreError
 from annotations.patches.table import PatchTable
 from wsi.patches.reading import read_patches
 from wsi.slide import Slide
-from wsi.store import atomic_bytes, storage
+from wsi.store import atomic_bytes, storage, unfinished_name
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -240,7 +239,7 @@ def _hidden(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the file system refuses.
     """
-    work = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    work = unfinished_name(path, "partial")
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -21,10 +21,9 @@ from staging.csv_rows import read_rows
 from staging.errors import CohortError, MissingPatientError, TableError, listed
 from staging.lesions.detections import RADIUS_UM, detections_of, read_detections, write_detections
 from staging.stages.pn import stage_patient
-from wsi.errors import OutputExistsError
+from wsi.errors import ArtefactError, OutputExistsError
 from wsi.heatmap_store import read_heatmap
-from wsi.inputs import read_json
-from wsi.store import atomic_text
+from wsi.store import atomic_text, read_sealed
 
 _HEADERS = frozenset({"slide", "patient", "name", "image", "file", "case"})
 
@@ -250,10 +249,11 @@ def _analyses(run: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for record in records:
         try:
-            analysis = read_json(record)["analysis"]
+            analysis = read_sealed(record)["analysis"]
             found[str(analysis["slide"])] = {**analysis, "probability": float(analysis["probability"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CohortError(record, "is not a slide record", mend="run the slide again") from error
+            reason = error.reason if isinstance(error, ArtefactError) else "is not a slide record"
+            raise CohortError(record, reason, mend="run the slide again") from error
     return found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +25,14 @@ from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
 from wsi.errors import plain, without_secrets
 from wsi.outputs import HEATMAP_TIFF, ArtefactKind, picture
+from wsi.store import kind_of
+
+_HEATMAP = ArtefactKind(kind="heatmap", is_resumed=True)
+
+
+def _is_there(_: Path, given: Mapping[str, Any]) -> bool:
+    """Return whether the heatmap is: what shows it may then be there, too, which is compared later."""
+    return kind_of(given["output"]) == _HEATMAP.kind
 
 
 @guarded
@@ -31,18 +40,18 @@ def heatmap(
     slide: SlideSource,
     output: Annotated[
         Path,
-        Output(kind=always(ArtefactKind(kind="heatmap", is_resumed=True))),
+        Output(kind=always(_HEATMAP)),
         typer.Option("--output", "-o", help="The heatmap, a Zarr folder.", show_default=False),
     ],
     model: Model,
     overlay: Annotated[
         Path | None,
-        Output(kind=lambda path, _: picture(path)),
+        Output(kind=lambda path, _: picture(path), resumes=_is_there),
         typer.Option(help="Also draw it over the slide: PNG, JPEG, TIFF or PDF.", show_default=False),
     ] = None,
     tiff: Annotated[
         Path | None,
-        Output(kind=always(HEATMAP_TIFF)),
+        Output(kind=always(HEATMAP_TIFF), resumes=_is_there),
         typer.Option(help="Also write it as a pyramidal float32 TIFF.", show_default=False),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Reading threads.", min=1, show_default="one per core")] = None,

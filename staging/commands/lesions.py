@@ -26,6 +26,12 @@ def _kind(_: Path, given: Mapping[str, Any]) -> OutputKind:
     return MeasuredFolder(slides=heatmaps_among(given["files"]))
 
 
+def _was_interrupted(path: Path, _: Mapping[str, Any]) -> bool:
+    from staging.lesions.measured_folder import is_unfinished  # noqa: PLC0415  (slow import)
+
+    return is_unfinished(path)
+
+
 @guarded
 def lesions(
     files: Annotated[
@@ -37,7 +43,7 @@ def lesions(
     ],
     output: Annotated[
         Path,
-        Output(kind=_kind),
+        Output(kind=_kind, resumes=_was_interrupted),
         typer.Option("--output", "-o", help="Directory for the tables and the outlines.", show_default=False),
     ],
     threshold: Annotated[
@@ -102,19 +108,21 @@ def lesions(
     from staging.lesions.measured_folder import LESION_TABLE, SHAPE_TABLE  # noqa: PLC0415  (slow import)
     from staging.lesions.measurements import measure_files, write_measurements  # noqa: PLC0415
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
+    from wsi.lock import OutputLock  # noqa: PLC0415
 
     skipped = heatmaps_notice(files)
-    measured = measure_files(
-        files,
-        options={"threshold": threshold, "peak": peak, "merge_gap_um": merge_gap_um, "smallest_um": smallest_um},
-        model=model,
-        value=value,
-        level=level,
-        mpp=slide_mpp,
-        with_holes_filled=fill_holes,
-        seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
-    )
-    write_measurements(output, measured)
+    with OutputLock(output):
+        measured = measure_files(
+            files,
+            options={"threshold": threshold, "peak": peak, "merge_gap_um": merge_gap_um, "smallest_um": smallest_um},
+            model=model,
+            value=value,
+            level=level,
+            mpp=slide_mpp,
+            with_holes_filled=fill_holes,
+            seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
+        )
+        write_measurements(output, measured)
     tables = {"table": str(output / LESION_TABLE), "features": str(output / SHAPE_TABLE)}
     typer.echo(json.dumps(tables | measured.to_json() | skipped))
     unseen_notice(measured.to_json())

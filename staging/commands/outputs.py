@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from staging.commands.options import Overwrite, Source
-from wsi.outputs import OutputKind, check_output, refuse_twins
+from wsi.outputs import OutputKind, check_output, refuse_twins, refuse_unusable
+from wsi.store import sweep_beside
 
 Made = Iterable[tuple[Path, OutputKind]]
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -26,13 +27,14 @@ class Output:
     Attributes:
         kind: its kind, given its path and all arguments of the command.
         beside: what else is written beside it, given the same.
-        resumes: whether an earlier call was interrupted there, so that what it left is this command's own.
+        resumes: whether an earlier call was interrupted there, so that what it left is this command's own; given the
+            same.
         is_kept: an earlier output is resumed or refused by the command, and never replaced.
     """
 
     kind: Callable[[Path, Mapping[str, Any]], OutputKind]
     beside: Callable[[Path, Mapping[str, Any]], Made] = lambda _path, _given: ()
-    resumes: Callable[[Path], bool] = lambda _path: False
+    resumes: Callable[[Path, Mapping[str, Any]], bool] = lambda _path, _given: False
     is_kept: bool = False
 
 
@@ -75,13 +77,18 @@ def guarded(command: Command) -> Command:
 
 def _check(outputs: Mapping[str, Output], given: Mapping[str, Any], inputs: list[Path], *, overwrite: bool) -> None:
     named = {name: path for name in outputs if (path := given[name]) is not None}
+    for path in named.values():
+        refuse_unusable(path)
     refuse_twins(named.values())
     for name, path in named.items():
         output = outputs[name]
-        is_own = overwrite or (path.name != "" and output.resumes(path))
+        is_own = overwrite or (path.name != "" and output.resumes(path, given))
         check_output(path, output.kind(path, given), inputs=inputs, overwrite=is_own)
-        for other, kind in output.beside(path, given):
+        beside = list(output.beside(path, given))
+        for other, kind in beside:
             check_output(other, kind, inputs=inputs, overwrite=is_own)
+        for one in (path, *(other for other, _ in beside)):
+            sweep_beside(one)
 
 
 def _is_dots(path: Path) -> bool:

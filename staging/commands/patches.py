@@ -45,7 +45,7 @@ def patches(
     ],
     output: Annotated[
         Path,
-        Output(kind=_kind, beside=_beside, resumes=lambda path: path.with_name(f".{path.name}.parts").is_dir()),
+        Output(kind=_kind, beside=_beside, resumes=lambda path, _: path.with_name(f".{path.name}.parts").is_dir()),
         typer.Option(
             "--output",
             "-o",

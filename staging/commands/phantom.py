@@ -41,28 +41,30 @@ def phantom(
     from staging.phantom import drawn_slides, forget_cohort, generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
     from staging.runs.bars import CohortProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
+    from wsi.lock import OutputLock  # noqa: PLC0415
 
     chosen = parse_centres(centres)
     is_cohort = drawn_slides(output) is not None
-    if output.exists() and any(output.iterdir()) and not (overwrite and is_cohort):
+    if output.exists() and any(path.name != ".lock" for path in output.iterdir()) and not (overwrite and is_cohort):
         mend = "name a new one, or give --overwrite" if is_cohort else "name a new one"
         raise ConfigurationError(output, "is not an empty directory", mend=f"{mend}; nothing was touched")
     try:
         plan_cohort(patients=patients, centres=chosen, seed=seed, mpp=mpp, size_um=size_um)
     except ValueError as error:
         raise ConfigurationError(None, str(error), mend="change --patients, --centres or --size-um") from error
-    forget_cohort(output)
-    with CohortProgress(patients * 5, verb="slides drawn", tiles=False) as progress:
-        truth = generate_cohort(
-            output,
-            patients=patients,
-            centres=chosen,
-            seed=seed,
-            mpp=mpp,
-            size_um=size_um,
-            workers=workers or usable_cores(),
-            on_slide=progress.slide,
-        )
+    with OutputLock(output):
+        forget_cohort(output)
+        with CohortProgress(patients * 5, verb="slides drawn", tiles=False) as progress:
+            truth = generate_cohort(
+                output,
+                patients=patients,
+                centres=chosen,
+                seed=seed,
+                mpp=mpp,
+                size_um=size_um,
+                workers=workers or usable_cores(),
+                on_slide=progress.slide,
+            )
     typer.echo(json.dumps({"cohort": str(output), "slides": len(truth.slides), "patients": patients}))
 
 

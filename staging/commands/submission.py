@@ -76,7 +76,9 @@ def write(
     """
     from staging.cohorts.submission import Task, write_submission  # noqa: PLC0415
     from staging.lesions.detections import RADIUS_UM  # noqa: PLC0415  (slow import)
+    from staging.verifying import refuse_changed  # noqa: PLC0415
 
+    refuse_changed(run)
     done = write_submission(
         Task(task),
         run,

@@ -34,7 +34,7 @@ def _beside(path: Path, given: Mapping[str, Any]) -> Made:
     return [(path.with_name(one), kind) for one, kind in kinds.items()]
 
 
-def _was_interrupted(path: Path) -> bool:
+def _was_interrupted(path: Path, _: Mapping[str, Any]) -> bool:
     """Return whether a killed call left its progress, or its lock, beside the checkpoint."""
     name = path.name.removesuffix(".safetensors")
     return any(

@@ -21,7 +21,7 @@ def verify(
 
     Example: sentinode verify results
     """
-    from staging.runs.verifying import verify_output  # noqa: PLC0415  (slow import)
+    from staging.verifying import verify_output  # noqa: PLC0415  (slow import)
 
     found = verify_output(output)
     for name, reasons in found.broken.items():

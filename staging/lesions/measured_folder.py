@@ -58,6 +58,15 @@ def own_outlines(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a call that measured was killed while it wrote there: its record lists no slides yet."""
+    try:
+        record = read_json(folder / RECORD)
+        return _FILES[RECORD].is_at(folder / RECORD) and "slides" not in record
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def forget_outlines(folder: Path, names: Iterable[str]) -> None:
     """Remove outlines of slides that the tables no longer list.
 

@@ -10,7 +10,7 @@ from typing import Any
 from staging.runs.analysis import SlideAnalysis
 from wsi.errors import ArtefactError
 from wsi.inputs import read_json
-from wsi.store import atomic_text, differs, digest_of, json_text, measured, provenance_of, storage, verify
+from wsi.store import atomic_text, differs, json_text, measured, provenance_of, read_sealed, sealed, storage, verify
 
 FOLDER = "slides"
 TABLES = (
@@ -69,7 +69,7 @@ def write_record(output: Path, analysis: SlideAnalysis, made_from: Mapping[str, 
     """
     files = {str(path.relative_to(output)): measured(path) for path in artefact_paths(output, analysis.slide)}
     record = {"made_from": dict(made_from), "analysis": analysis.to_json(), "files": files}
-    atomic_text(record_path(output, analysis.slide), json_text(record | {"digest": digest_of(record)}))
+    atomic_text(record_path(output, analysis.slide), json_text(sealed(record)))
 
 
 def read_record(output: Path, slide: str, made_from: Mapping[str, Any] | None, *, digests: bool) -> Recorded:
@@ -88,17 +88,16 @@ def read_record(output: Path, slide: str, made_from: Mapping[str, Any] | None, *
     if not path.exists():
         return Recorded()
     try:
-        record = read_json(path)
-        if record.pop("digest") != digest_of(record):
-            return Recorded(broken=(f"{FOLDER}/{path.name} was changed",))
+        record = read_sealed(path)
         if made_from is not None and record["made_from"] != dict(made_from):
             return Recorded()
         analysis = SlideAnalysis.from_json(record["analysis"])
         files = record["files"]
         names = [str(one.relative_to(output)) for one in artefact_paths(output, slide)]
         broken = [f"{name} {why}" for name in names if (why := differs(output / name, files[name], digests=digests))]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return Recorded(broken=(f"{FOLDER}/{path.name} is malformed",))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = error.reason if isinstance(error, ArtefactError) else "is malformed"
+        return Recorded(broken=(f"{FOLDER}/{path.name} {reason}",))
     broken += _broken_heatmap(heatmap_path(output, slide), record["made_from"], digests=digests)
     return Recorded(broken=tuple(broken)) if broken else Recorded(analysis=analysis)
 

@@ -17,11 +17,12 @@ from staging.csv_rows import csv_for_people
 from staging.errors import CohortError
 from staging.lesions.labels import SizeRule, SlideLabel
 from staging.runs.pages import write_page
+from wsi.errors import ArtefactError
 from wsi.geometry import Region
 from wsi.heatmap_store import read_heatmap
 from wsi.inputs import read_json
 from wsi.raster import Heatmap
-from wsi.store import atomic_bytes, atomic_text, check_kept, storage
+from wsi.store import atomic_bytes, atomic_text, check_kept, read_sealed, storage
 
 if TYPE_CHECKING:
     from wsi.slide import Slide
@@ -80,10 +81,11 @@ def find_disagreements(run: Path, reference: Mapping[str, SlideLabel]) -> tuple[
     found, compared = [], 0
     for record in sorted((run / "slides").glob("[!.]*.json")) if (run / "slides").is_dir() else []:
         try:
-            analysis = read_json(record)["analysis"]
+            analysis = read_sealed(record)["analysis"]
             slide, label = str(analysis["slide"]), SlideLabel.parse(analysis["label"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CohortError(record, "is not a slide record", mend="run the slide again") from error
+            reason = error.reason if isinstance(error, ArtefactError) else "is not a slide record"
+            raise CohortError(record, reason, mend="run the slide again") from error
         expected = truth.get(slide_key(slide))
         if expected is None:
             continue

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from filecmp import cmp
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from staging.runs.cluster import TileNews
@@ -78,7 +81,7 @@ def make_heatmap(
         on_tiles: called with (slide name, tiles done, total tiles).
 
     Raises:
-        OutputExistsError: a heatmap of another slide or model is there.
+        OutputExistsError: a heatmap of another slide or model is there, or a picture of another beside a kept one.
         SlideError: the slide cannot be read, or is coarser than the model.
         CheckpointError: the model cannot be used.
         StorageError: an output cannot be written.
@@ -105,10 +108,12 @@ def make_heatmap(
         )
         if earlier is None:
             write_heatmap(output, heatmap, made_from, coverage=coverage)
+        is_kept = earlier is not None and not overwrite
         if tiff is not None:
-            write_heatmap_tiff(tiff, heatmap)
+            _write(tiff, lambda path: write_heatmap_tiff(path, heatmap), is_kept=is_kept)
         if picture is not None:
-            save_picture(picture, overlay(thumbnail(opened), heatmap, threshold=checkpoint.threshold))
+            drawn = overlay(thumbnail(opened), heatmap, threshold=checkpoint.threshold)
+            _write(picture, lambda path: save_picture(path, drawn), is_kept=is_kept)
         return MadeHeatmap(
             path=output,
             heatmap=heatmap,
@@ -117,6 +122,22 @@ def make_heatmap(
             was_there=earlier is not None,
             warnings=(*opened.warnings, *stains),
         )
+
+
+def _write(path: Path, write: Callable[[Path], None], *, is_kept: bool) -> None:
+    """Write what shows a heatmap; beside a heatmap of an earlier call only the same may be there already.
+
+    Raises:
+        OutputExistsError: it shows something else.
+    """
+    if not (is_kept and path.exists()):
+        write(path)
+        return
+    with TemporaryDirectory() as folder:
+        anew = Path(folder) / f"anew{path.suffix}"
+        write(anew)
+        if not cmp(anew, path, shallow=False):
+            raise OutputExistsError(path, "shows another heatmap", mend="choose another output, or give --overwrite")
 
 
 def _read_otherwise(slide_mpp: float | None, on_bad_tile: OnBadTile) -> dict[str, str]:

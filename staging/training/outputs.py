@@ -26,6 +26,8 @@ from wsi.writing.sparse import estimate_bytes
 PARTS = ".parts"
 """The folder in an output with the records of what it was made from."""
 NOTE = "made_from.json"
+MEASURED = "measured"
+"""In a record: size and sha256 of each file, by name."""
 
 _SPARSE_QUALITY, _EXPORT_QUALITY = 90, 95
 _MARGIN = 1.4  # of disk space: coarse pixels, or a bright stain, compress less well
@@ -84,10 +86,9 @@ class PatchFormat(ABC):
             PathologyError: the slide cannot be read, or the part cannot be written.
         """
 
-    def files(self, part: SlidePart, record: Record) -> Mapping[str, int | None] | None:  # noqa: ARG002
-        """Return the sizes of a part's files (None for any size), or None if the record is not of this format."""
-        files = record.get("files")
-        return files if isinstance(files, dict) else None
+    def files(self, part: SlidePart, record: Record) -> Sequence[str]:  # noqa: ARG002
+        """Return the names of the files that ``write`` made, in the folder of the parts."""
+        return tuple(record["files"])
 
     def finish(self, output: PatchOutput, table: PatchTable, done: Mapping[str, Record]) -> None:  # noqa: ARG002
         """Combine the parts and publish the result.
@@ -160,11 +161,11 @@ class ExportFormat(PatchFormat):
     """A format that writes files of its own for each slide."""
 
     def write(self, part: SlidePart) -> Record:
-        """Export the slide's patches; ``files`` of the record has the sizes of the files."""
+        """Export the slide's patches; ``files`` of the record names the files."""
         with part.open() as slide:
             written = list(self.export(part, slide))
         folder = part.output.parts_folder
-        return {"files": {str(path.relative_to(folder)): path.stat().st_size for path in written}}
+        return {"files": [str(path.relative_to(folder)) for path in written]}
 
     @abstractmethod
     def export(self, part: SlidePart, slide: Slide) -> Iterable[Path]:
@@ -186,15 +187,15 @@ class Sparse(PatchFormat):
                 part.output.path, slide, part.rows, annotation_file=part.annotation_file, quality=quality
             )
 
-    def files(self, part: SlidePart, record: Record) -> Mapping[str, int | None] | None:
-        """Return the sparse slide, and the copied annotation file of any size."""
-        slide = {sparse_name(part.name): record.get("file_bytes", -1)}
-        return slide if part.annotation_file is None else {**slide, str(record.get("contours")): None}
+    def files(self, part: SlidePart, record: Record) -> Sequence[str]:
+        """Return the names of the sparse slide and of the copied annotation file."""
+        copied = record["contours"]
+        return (sparse_name(part.name),) if copied is None else (sparse_name(part.name), copied)
 
     def finish(self, output: PatchOutput, table: PatchTable, done: Mapping[str, Record]) -> None:
         """Publish the table with the records of the slides."""
         facts = {
-            name: {key: value for key, value in record.items() if key not in ("digest", "patches")}
+            name: {key: value for key, value in record.items() if key not in ("digest", "patches", MEASURED)}
             for name, record in done.items()
         }
         finish_store(output.path, table, facts)
@@ -236,7 +237,7 @@ class TableAlone(PatchFormat):
 
     def write(self, part: SlidePart) -> Record:  # noqa: ARG002
         """Write nothing."""
-        return {"files": {}}
+        return {"files": []}
 
     def finish(self, output: PatchOutput, table: PatchTable, done: Mapping[str, Record]) -> None:  # noqa: ARG002
         """Publish the table."""

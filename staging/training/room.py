@@ -26,7 +26,7 @@ def expected_bytes(output: PatchOutput, parts: Sequence[SlidePart]) -> int:
 
 def room_bytes(output: PatchOutput, parts: Sequence[SlidePart]) -> int:
     """Estimate the disk space needed beyond what earlier calls have written."""
-    left = [part for part in parts if stored_before(part) is None]
+    left = [part for part in parts if stored_before(part, digests=False) is None]
     return output.form.room_bytes(expected_bytes(output, left), left, parts)
 
 

@@ -27,7 +27,7 @@ from wsi.errors import OutputInUseError
 from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
 from wsi.stain_range import PROVENANCE, measure_range
-from wsi.store import storage
+from wsi.store import storage, sweep
 
 if TYPE_CHECKING:
     from annotations.patches.training_set import TrainingSet
@@ -403,10 +403,7 @@ def _alone(output: Path) -> Iterator[None]:
         if not _is_mine(folder):
             raise OutputInUseError(output, "was in use by another call until now", mend="try again")
         try:
-            for path in output.absolute().parent.iterdir():
-                half = re.fullmatch(r"\.(.+)\.\d+\.partial", path.name)
-                if half and is_written(half[1], output):
-                    path.unlink(missing_ok=True)
+            sweep(output.absolute().parent, lambda name: is_written(name, output))
             yield
         finally:
             shutil.rmtree(folder, ignore_errors=True)

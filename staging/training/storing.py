@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from annotations.patches.contact_sheet import contact_sheet, pick_examples, thumbnail
+from annotations.patches.sparse_store import TABLE
 from annotations.patches.table import PatchTable
 from staging.errors import ConfigurationError
 from staging.runs.cluster import TileNews
-from staging.training.outputs import NOTE, PARTS, PatchOutput, Record, SlidePart
+from staging.training.outputs import MEASURED, NOTE, PARTS, PatchOutput, Record, SlidePart
 from wsi.inputs import read_json
 from wsi.patches.pool import SlidePool
 from wsi.patches.reading import read_positions
 from wsi.render import save_png
-from wsi.store import atomic_text, digest_of, json_text, sweep
+from wsi.store import atomic_text, differs, digest_of, json_text, measured, sweep
 
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -82,20 +83,41 @@ def store_part(part: SlidePart, _: TileNews) -> Record:
     earlier = stored_before(part)
     if earlier is not None:
         return earlier
-    done = {"digest": _digest(part), "patches": len(part.rows), **part.output.form.write(part)}
-    atomic_text(_record(part), json_text(done))
+    form, folder = part.output.form, part.output.parts_folder
+    done = {"digest": _digest(part), "patches": len(part.rows), **form.write(part)}
+    files = {name: measured(folder / name) for name in form.files(part, done)}
+    atomic_text(_record(part), json_text({**done, MEASURED: files}))
     return done
 
 
-def stored_before(part: SlidePart) -> Record | None:
-    """Return an earlier call's record of this part, if its files still exist with the same sizes."""
+def stored_before(part: SlidePart, *, digests: bool = True) -> Record | None:
+    """Return an earlier call's record of this part, if its files are unchanged: in size and, with digests, content."""
     earlier = _read(_record(part))
     if earlier is None or earlier.get("digest") != _digest(part):
         return None
-    files = part.output.form.files(part, earlier)
-    folder = part.output.parts_folder
-    is_whole = files is not None and all(_is_there(folder / name, size) for name, size in files.items())
-    return earlier if is_whole else None
+    return None if _broken(part.output.parts_folder, earlier, digests=digests) else earlier
+
+
+def is_patch_folder(folder: Path) -> bool:
+    """Return whether a folder holds patches that ``sentinode patches`` stored slide by slide."""
+    return (folder / PARTS / NOTE).is_file()
+
+
+def broken_parts(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return what is wrong with each slide's part of a folder of patches, and with its table; all are listed."""
+    records = sorted(path for path in (folder / PARTS).glob("[!.]*.json") if path.name != NOTE)
+    found = {path.stem: _broken(folder, _read(path) or {}, digests=True) for path in records}
+    return found | {TABLE: _broken(folder, _read(folder / PARTS / NOTE) or {}, digests=True)}
+
+
+def _broken(folder: Path, record: Record, *, digests: bool) -> tuple[str, ...]:
+    """Return how files differ from their record."""
+    try:
+        files = record[MEASURED].items()
+        checked = {name: differs(folder / name, expected, digests=digests) for name, expected in files}
+    except (LookupError, TypeError, AttributeError):
+        return ("its record is malformed",)
+    return tuple(f"{name} {reason}" for name, reason in checked.items() if reason is not None)
 
 
 def finish(output: PatchOutput, table: PatchTable, done: Mapping[str, Record]) -> None:
@@ -105,9 +127,12 @@ def finish(output: PatchOutput, table: PatchTable, done: Mapping[str, Record]) -
         StorageError: the file system refuses.
     """
     output.form.finish(output, table, done)
-    # folders keep their records, so that a second call finds everything done
     if not output.form.is_folder:
         shutil.rmtree(output.work, ignore_errors=True)
+        return
+    # folders keep their records, so that a second call finds everything done
+    note = output.work / NOTE
+    atomic_text(note, json_text({**(_read(note) or {}), MEASURED: {TABLE: measured(output.path / TABLE)}}))
 
 
 def write_contact_sheet(output: PatchOutput, table: PatchTable) -> Path:
@@ -144,10 +169,6 @@ def _digest(part: SlidePart) -> str:
         {"about": dict(part.rows.about), "form": part.output.form.name, "quality": part.output.quality}
         | {"split": sorted(set(part.rows["split"].tolist()))}
     )
-
-
-def _is_there(path: Path, size: int | None) -> bool:
-    return path.is_file() and (size is None or path.stat().st_size == size)
 
 
 def _read(record: Path) -> dict[str, Any] | None:

@@ -149,6 +149,18 @@ def test_nothing_in_the_way_of_a_file_is_touched(command: str, suffix: str, over
         assert tree(folder) == before
 
 
+@pytest.mark.parametrize("name", ["https://host/new{}", "s3:/bucket/new{}", "a" * 212 + "{}", "b" * 256 + "/new{}"])
+@pytest.mark.parametrize(("command", "suffix"), [*FILES, *((one, "") for one in FOLDERS)])
+def test_what_no_file_can_be_called_is_refused_before_the_work(
+    command: str, suffix: str, name: str, folder: Path
+) -> None:
+    before = tree(folder)
+    target = name.format(suffix or "_results")
+    done = call(command.format(target))
+    assert isinstance(done.exception, OutputNameError), (done.exception, done.output)
+    assert tree(folder) == before
+
+
 @pytest.mark.parametrize("overwrite", ["", " --overwrite"])
 @pytest.mark.parametrize("command", FOLDERS)
 def test_nothing_in_a_folder_of_others_is_touched(command: str, overwrite: str, folder: Path) -> None:
@@ -330,7 +342,7 @@ def test_lesions_leaves_only_outlines_that_its_table_lists(folder: Path) -> None
     assert call("lesions heatmaps -o new", caught=False).exit_code == 0
     (folder / "new" / "mine.xml").write_text("mine")
     assert call("lesions second -o new --overwrite", caught=False).exit_code == 0
-    assert sorted(path.name for path in (folder / "new").iterdir()) == sorted(
+    assert sorted(path.name for path in (folder / "new").glob("[!.]*")) == sorted(
         ["lesion_features.csv", "lesions.csv", "lesions.json", "mine.xml", "t.geojson", "t.xml"]
     )
 

@@ -267,7 +267,7 @@ def test_pictures_that_a_kill_left_half_written_are_swept(cohort: Path, tmp_path
     run(cohort, tmp_path, form="png")
     before = contents(tmp_path)
     for folder in (tmp_path, tmp_path / ".parts", tmp_path / "train" / "tumour"):
-        (folder / ".a.png.17.partial").write_bytes(b"half")
+        (folder / ".a.png.0a0a0a0a-17-01234567.partial").write_bytes(b"half")
     run(cohort, tmp_path, form="png")
     assert contents(tmp_path) == before
 

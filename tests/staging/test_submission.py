@@ -19,13 +19,14 @@ from staging.errors import CohortError, MissingPatientError, TableError
 from staging.lesions.detections import read_detections
 from staging.lesions.labels import SlideLabel
 from staging.runs.config import RunConfig
+from staging.runs.records import write_tables_record
 from staging.runs.review import find_disagreements, write_review
 from staging.stages.pn import PatientStage
 from wsi.errors import OutputExistsError
 from wsi.geometry import Frame
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
-from wsi.store import json_text
+from wsi.store import json_text, read_sealed, sealed
 from wsi.writing.pyramid import write_pyramid
 
 FOUND = {
@@ -56,7 +57,7 @@ def run(tmp_path: Path) -> Path:
         Pillow.new("RGB", (60, 50), "white").save(run / "overlays" / f"{slide}.png")
         lesions = [{"longest_diameter_um": size, "centroid": [1400.0, 740.0]}] if size else []
         record = {"slide": slide, "label": label.value, "probability": probability, "lesions": lesions}
-        (run / "slides" / f"{slide}.json").write_text(json.dumps({"made_from": {}, "analysis": record}))
+        (run / "slides" / f"{slide}.json").write_text(json_text(sealed({"made_from": {}, "analysis": record})))
     labels = {slide: label for slide, (label, _, _) in FOUND.items()}
     write_stage_table(run / "stages.csv", {"patient_000": PatientStage.PN1}, labels)
     (run / "run.json").write_text(json_text(RunConfig(model="m", threshold=0.5, peak=0.5).to_json()))
@@ -69,12 +70,36 @@ def run(tmp_path: Path) -> Path:
 def test_what_was_partly_seen_is_said(run: Path, tmp_path: Path, task: Task) -> None:
     assert write_submission(task, run, tmp_path / "whole").doubts == ()
     record = run / "slides" / "patient_000_node_3.json"
-    found = json.loads(record.read_text())
+    found = read_sealed(record)
     found["analysis"]["is_partial"] = True
-    record.write_text(json.dumps(found))
+    record.write_text(json_text(sealed(found)))
     done = CliRunner().invoke(app, ["submission", "write", task.value, str(run), "-o", str(tmp_path / "partly")])
     assert "seen only in part, which no submission can say: patient_000_node_3" in done.stderr
     assert len(json.loads(done.stdout)["doubts"]) == 1
+
+
+@pytest.mark.parametrize("command", ["submission write stages {} -o new.csv", "review {} {}/stages.csv -o new"])
+def test_a_run_that_was_changed_is_not_used(
+    run: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = run / "slides" / "patient_000_node_3.json"
+    record.write_text(record.read_text().replace("negative", "macro").replace("macro", "itc"))
+    done = CliRunner().invoke(app, command.format(run, run).split())
+    assert isinstance(done.exception, CohortError)
+    assert "patient_000_node_3.json: was changed" in str(done.exception)
+
+
+def test_a_run_whose_tables_were_changed_is_not_submitted(run: Path, tmp_path: Path) -> None:
+    write_tables_record(run)
+    (run / "stages.csv").write_text((run / "stages.csv").read_text().replace("pN1", "pN0"))
+    arguments = ["submission", "write", "stages", str(run), "-o", str(tmp_path / "new.csv")]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, CohortError)
+    assert "stages.csv" in str(done.exception)
+    assert not (tmp_path / "new.csv").exists()
+    write_tables_record(run)
+    assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
 def test_detections_of_other_slides_are_never_submitted_with_these(run: Path, tmp_path: Path) -> None:

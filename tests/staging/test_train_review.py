@@ -332,8 +332,9 @@ def test_a_lock_that_was_taken_away_meanwhile_is_none(tmp_path: Path, monkeypatc
 
 
 def test_what_a_killed_call_left_half_written_is_swept(tmp_path: Path) -> None:
-    half = (".m.progress.12.partial", ".m.safetensors.3.partial", ".m.round2.learning.png.7.partial", ".m.5.partial")
-    kept = (".m.other.progress.12.partial", ".mm.progress.12.partial", "m.progress", ".m.progress.partial")
+    end = "0a0a0a0a-12-01234567.partial"
+    half = tuple(f".{name}.{end}" for name in ("m.progress", "m.safetensors", "m.round2.learning.png", "m"))
+    kept = (f".m.other.progress.{end}", f".mm.progress.{end}", "m.progress", ".m.progress.partial")
     for name in (*half, *kept):
         (tmp_path / name).write_bytes(b"")
     with _alone(tmp_path / "m.safetensors"):

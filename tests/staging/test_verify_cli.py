@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from annotations.annotation import Annotation, Role
+from annotations.files.asap import write_asap
 from staging.cli import app
 from staging.errors import CohortError
 from wsi.geometry import Frame
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
+from wsi.writing.pyramid import write_pyramid
 
 
 def heatmaps(folder: Path, count: int = 3) -> list[Path]:
@@ -50,3 +53,30 @@ def test_what_holds_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     with pytest.raises(CohortError, match="no sentinode artefacts"):
         CliRunner().invoke(app, ["verify", str(tmp_path)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("form", ["sparse", "png"])
+def test_patches_that_changed_are_named_and_made_again(tmp_path: Path, form: str) -> None:
+    image = np.full((256, 256, 3), 244, np.uint8)
+    image[60:200, 60:200] = np.random.default_rng(0).integers(120, 190, (140, 140, 3))
+    (tmp_path / "in").mkdir()
+    write_pyramid(tmp_path / "in" / "s.tif", width=256, height=256, mpp=8.0, tile_size=256, levels=1, tiles=[image])
+    corners = np.array([(80.0, 80.0), (150.0, 80.0), (150.0, 150.0), (80.0, 150.0)])
+    drawn = Annotation(name="a", group="metastases", role=Role.TUMOUR, kind="Polygon", vertices=corners)
+    write_asap(tmp_path / "in" / "s.xml", [drawn])
+    out = tmp_path / "out"
+    arguments = ["patches", tmp_path / "in", tmp_path / "in", "--mpp", 8, "--size", 32, "--format", form, "-o", out]
+    patches = [str(one) for one in arguments]
+    assert CliRunner().invoke(app, patches, catch_exceptions=False).exit_code == 0
+    assert json.loads(CliRunner().invoke(app, ["verify", str(out)]).stdout) == {"artefacts": 1, "broken": {}}
+    stored = max((path for path in out.glob("[!.]*/**/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    right = stored.read_bytes()
+    stored.write_bytes(right[:-9] + bytes([right[-9] ^ 1]) + right[-8:])
+    done = CliRunner().invoke(app, ["verify", str(out)])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["broken"] == {"s": [f"{stored.relative_to(out)} was changed"]}
+    assert CliRunner().invoke(app, patches, catch_exceptions=False).exit_code == 0
+    assert stored.read_bytes() == right
+    (out / "patches.parquet").write_bytes(b"PAR1")
+    broken = json.loads(CliRunner().invoke(app, ["verify", str(out)]).stdout)["broken"]
+    assert broken == {"patches.parquet": ["patches.parquet has another size"]}

@@ -19,7 +19,20 @@ from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap, write_heatmap
 from wsi.lock import OutputLock
 from wsi.raster import Heatmap
-from wsi.store import DONE, atomic_text, digest_of, json_text, provenance_of, publish, storage, sweep, verify
+from wsi.store import (
+    DONE,
+    HIDDEN_BYTES,
+    atomic_text,
+    digest_of,
+    json_text,
+    provenance_of,
+    publish,
+    storage,
+    sweep,
+    sweep_beside,
+    unfinished_name,
+    verify,
+)
 
 
 def a_heatmap(rows: int = 40, columns: int = 30, seed: int = 0) -> Heatmap:
@@ -287,9 +300,30 @@ def test_folders_above_an_artefact_are_made(tmp_path: Path) -> None:
 
 
 def test_only_what_was_being_written_is_swept(tmp_path: Path) -> None:
-    mine = (".bashrc.old", ".a.work", ".a.b.partial", ".a.17.partial.txt", ".a.17-0123.work", "a.17.partial")
-    left = (".a.17.partial", f".a.{'0' * 32}.partial", ".a.17-01234567.work", ".a.17-01234567.old")
+    end = "0a0a0a0a-17-01234567"
+    mine = (".bashrc.old", ".a.work", ".a.b.partial", f".a.{end}.partial.txt", ".a.17-0123.work", f"a.{end}.partial")
+    left = (f".a.{end}.partial", f".b.{end}.partial", f".a.{end}.work", f".a.{end}.old")
     for name in (*mine, *left):
         (tmp_path / name).mkdir()
+    sweep(tmp_path, lambda name: name == "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*mine, *left} - {left[1]})
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(mine)
+
+
+def test_what_a_process_left_of_an_output_is_swept_once_it_is_gone(tmp_path: Path) -> None:
+    target = tmp_path / "a[1].tif"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        own = unfinished_name(target, "partial").name
+        its = own.replace(f"-{os.getpid()}-", f"-{other.pid}-")
+        host = own.split(".")[-2].split("-")[0]
+        elsewhere = its.replace(host, "0a0a0a0a")
+        of_another = its.replace("a[1].tif", "b.tif")
+        for name in (own, its, elsewhere, of_another):
+            (tmp_path / name).write_bytes(b"half")
+        sweep_beside(target)
+        assert (tmp_path / its).exists()
+        other.communicate(b"\n")
+    sweep_beside(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((own, elsewhere, of_another))
+    assert len(own.encode()) <= len(target.name.encode()) + HIDDEN_BYTES

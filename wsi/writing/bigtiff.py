@@ -14,10 +14,9 @@ from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
 
 from wsi.errors import StorageError
-from wsi.store import check_target
+from wsi.store import check_target, unfinished_name
 
 Value = tuple[int, int, bytes]
 """One tag's value: field type, number of values, their bytes."""
@@ -103,9 +102,9 @@ def new_bigtiff(path: str | PathLike[str]) -> Iterator[BigTiff]:
     """
     path = Path(path)
     check_target(path)
-    hidden = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    work = unfinished_name(path, "partial")
     with _storage_errors(path):
-        file = hidden.open("xb")
+        file = work.open("xb")
     try:
         try:
             yield BigTiff(path, file)
@@ -116,10 +115,10 @@ def new_bigtiff(path: str | PathLike[str]) -> Iterator[BigTiff]:
             with _storage_errors(path):
                 file.close()
         with _storage_errors(path):
-            hidden.replace(path)
+            work.replace(path)
     finally:
         with suppress(OSError):
-            hidden.unlink(missing_ok=True)
+            work.unlink(missing_ok=True)
 
 
 @contextmanager
