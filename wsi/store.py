@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import stat
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _UNFINISHED = re.compile(
     r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.(work|old|partial)", re.DOTALL
 )
+_MOST_NAME_BYTES = 200  # HIDDEN_BYTES and a suffix fit in 255
 HIDDEN_BYTES = 40
 """How many bytes the name of what is being written is longer than its final name, at most."""
 
@@ -204,6 +206,14 @@ def verify(target: Path, *, digests: bool = True) -> None:
         reason = differs(target / name, expected, digests=digests)
         if reason is not None:
             raise ArtefactError(target / name, f"{reason} since {DONE} was written", mend="make the artefact again")
+
+
+def name_fault(name: str) -> str | None:
+    """Why artefacts cannot be named after a slide, or None; file names end at 255 bytes, and ours are longer."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        return "its name has characters that are not text"
+    size = len(name.encode())
+    return f"its name has {size} bytes, more than {_MOST_NAME_BYTES}" if size > _MOST_NAME_BYTES else None
 
 
 def unfinished_name(path: Path, suffix: Literal["partial", "work"]) -> Path:

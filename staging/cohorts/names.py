@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from pathlib import PurePosixPath
 
 from staging.errors import SlideNameError
@@ -15,20 +14,11 @@ CENTRES = ("CWZ", "RST", "UMCU", "RUMC", "LPON")
 
 _OF_RESULTS = frozenset({".csv", ".xml", ".zarr"})
 _PATIENTS = 200
-_MOST_NAME_BYTES = 200  # an artefact's work folder adds some 40
 
 # Training slides of CAMELYON16 by number (Litjens et al., GigaScience 2018: 170 of RUMC and 100 of UMCU); the names of
 # its test slides do not give the centre.
 _CAMELYON16 = re.compile(r"(normal|tumor)_([0-9]{3})")
 _LAST_OF_RUMC = {"normal": 100, "tumor": 70}
-
-
-def name_fault(name: str) -> str | None:
-    """Return why artefacts cannot be named after a slide, or None; file names end at 255 bytes, and ours are longer."""
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        return "its name has characters that are not text"
-    size = len(name.encode())
-    return f"its name has {size} bytes, more than {_MOST_NAME_BYTES}" if size > _MOST_NAME_BYTES else None
 
 
 def slide_name(name: str) -> str:

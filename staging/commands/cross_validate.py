@@ -96,6 +96,6 @@ def cross_validate(
         )
     if record["patients"]:
         typer.echo(stage_text(record), err=True)
-    typer.echo(json.dumps({"score": str(output / "score.json"), **record, **notices}, ensure_ascii=False))
+    typer.echo(json.dumps({"score": str(output / "score.json"), **record, **notices}))
     if record["quarantined"]:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -23,7 +23,6 @@ from staging.commands.options import (
 )
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
-from wsi.errors import plain, without_secrets
 from wsi.outputs import HEATMAP_TIFF, ArtefactKind, picture
 from wsi.store import kind_of
 
@@ -98,6 +97,6 @@ def heatmap(
         say(f"{slide}: {warning}")
     typer.echo(json.dumps(made.to_json()))
     if not made.coverage.is_whole(coverage_tolerance):
-        typer.echo(f"sentinode: {plain(without_secrets(slide))}: only {made.coverage}", err=True)
+        say(f"{slide}: only {made.coverage}")
         if not allow_partial:
             raise typer.Exit(3)

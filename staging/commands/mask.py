@@ -113,7 +113,7 @@ def mask(
                 progress.slide(job.annotation_file.name)
                 for warning in outcome["warnings"]:
                     say(f"{job.slide}: {warning}")
-                typer.echo(json.dumps(outcome, ensure_ascii=False))
+                typer.echo(json.dumps(outcome))
     if failures:
         raise typer.Exit(EXIT_FATAL if failures == len(jobs) else EXIT_SOME_FAILED)
 

@@ -142,6 +142,6 @@ def run(
     for line in warning_lines(result.warnings):
         say(line)
     record = {"report": str(output / "report.html"), **result.to_json()}
-    typer.echo(json.dumps(record, ensure_ascii=False))
+    typer.echo(json.dumps(record))
     if result.failures or result.is_unscored:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -247,4 +247,4 @@ def _save(path: Path, drawn: NDArray[np.uint8]) -> None:
 
 
 def _show(record: dict[str, Any]) -> None:
-    typer.echo(json.dumps(record, allow_nan=False, ensure_ascii=False))
+    typer.echo(json.dumps(record, allow_nan=False))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.notices import say
 from staging.commands.options import Nodes
 from staging.commands.outputs import Output, always, guarded
 from staging.stages.pn import EXPECTED_NODES
@@ -50,9 +51,9 @@ def stage(
     staged = stage_table(labels, output, expected_nodes=nodes, sites=sites)
     for patient in sorted(staged.staging.at_least):
         stage_at_least = staged.staging.stages[patient].value
-        typer.echo(f"sentinode: at least {stage_at_least}: {patient}: partly seen", err=True)
+        say(f"at least {stage_at_least}: {patient}: partly seen")
     for one in staged.staging.unscored:
-        typer.echo(f"sentinode: not staged: {one.patient}: {one.reason}", err=True)
+        say(f"not staged: {one.patient}: {one.reason}")
     typer.echo(json.dumps(staged.to_json()))
     if staged.staging.unscored:
         raise typer.Exit(3)

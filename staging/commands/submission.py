@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from staging.commands.notices import say
 from staging.commands.outputs import Output, guarded
 from wsi.outputs import FileKind, OutputKind, table
 
@@ -88,7 +89,7 @@ def write(
         allow_incomplete=allow_incomplete,
     )
     for doubt in done.doubts:
-        typer.echo(f"sentinode: {doubt}", err=True)
+        say(doubt)
     typer.echo(json.dumps(done.to_json()))
 
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from staging.commands.notices import slide_notices
+from staging.commands.notices import say, slide_notices
 from staging.commands.options import SlideMpp, SlideSource
 from staging.commands.outputs import Output, guarded
-from wsi.errors import plain, without_secrets
+from wsi.errors import without_secrets
 from wsi.outputs import picture
 
 _LOSSLESS = (".png", ".tif", ".tiff")
@@ -57,4 +57,4 @@ def tissue(
     )
     if coverage.missing_tiles:
         text = f"{coverage.missing_tiles} tiles under tissue are not stored at full resolution"
-        typer.echo(f"sentinode: {plain(without_secrets(slide))}: {text}", err=True)
+        say(f"{slide}: {text}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.notices import say
 from staging.commands.outputs import guarded
 
 
@@ -25,7 +26,7 @@ def verify(
 
     found = verify_output(output)
     for name, reasons in found.broken.items():
-        typer.echo(f"sentinode: {name}: {'; '.join(reasons)}", err=True)
+        say(f"{name}: {'; '.join(reasons)}")
     typer.echo(json.dumps({"artefacts": found.artefacts, "broken": found.broken}))
     if found.broken:
         raise typer.Exit(1)

@@ -29,7 +29,7 @@ from staging.lesions.outlines import write_outlines
 from staging.lesions.seen import UNKNOWN, Seen, SeenRule, look_through, seen_json
 from staging.lesions.settings import LesionSettings, refuse_different, settings_of
 from staging.lesions.tables import lesion_table
-from wsi.store import atomic_text, check_kept, json_text
+from wsi.store import atomic_text, check_kept, json_text, name_fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,6 +108,7 @@ def measure_files(
             raise DuplicateSlideError(path, "has the same name as another file", mend="measure them one by one")
         names.add(path.stem)
     seen, faults = look_through(heatmaps, seen_rule or SeenRule())
+    faults |= {name: fault for name in sorted(names) if (fault := name_fault(name)) is not None}
     found: dict[str, MeasuredFile] = {}
     for path in files:
         if path.stem in faults:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from staging.errors import TableError
+from staging.errors import CohortError, TableError
 from staging.lesions.cell_counts import count_cells
 from staging.lesions.labels import SizeRule
 from staging.lesions.seen import UNKNOWN, Seen, SeenRule, look_through, seen_json
@@ -48,13 +48,19 @@ def label_by_size(
 
     Raises:
         TableError: the table is not a table of lesions.
+        CohortError: there are no heatmaps.
         PathologyError: as for count_cells.
         StorageError: a file cannot be written.
     """
     seen = _slides_beside(table)
     faults: dict[str, str] = {}
     if heatmaps is not None:
-        used, faults = look_through(sorted(heatmaps.glob("[!.]*.zarr")), seen_rule or SeenRule())
+        paths = sorted(heatmaps.glob("[!.]*.zarr"))
+        if not paths:
+            raise CohortError(
+                heatmaps, "is no folder with heatmaps, which end in .zarr", mend="give the heatmaps of the slides"
+            )
+        used, faults = look_through(paths, seen_rule or SeenRule())
         seen |= {path.stem: one for path, one in used.items()}
     lesions = read_lesion_table(table)
     found = {name: lesions.get(name, []) for name in (*seen, *lesions) if name not in faults}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
-from staging.cohorts.names import name_fault, patient_of
+from staging.cohorts.names import patient_of
 from staging.cohorts.skipped import Skipped, skipped_json, skipped_table, skipped_text
 from staging.cohorts.slide_warnings import warning_table
 from staging.csv_rows import csv_for_people, csv_text
@@ -39,7 +39,7 @@ from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage, Staging, stage_patients
 from wsi.errors import CheckpointError, OutputExistsError, StorageError, plain
 from wsi.lock import OutputLock
-from wsi.store import atomic_text, check_kept, json_text, storage, sweep
+from wsi.store import atomic_text, check_kept, json_text, name_fault, storage, sweep
 from wsi.threads import map_in_order
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from staging.cohorts.camelyon import SlideFile
-from staging.cohorts.names import name_fault
 from staging.errors import ConfigurationError
 from staging.lesions.seen import Seen, SeenRule, seen_json
 from staging.runs.bars import CohortProgress
@@ -25,7 +24,7 @@ from wsi.inputs import read_json
 from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
 from wsi.slide import Slide
-from wsi.store import atomic_text, check_kept, json_text, provenance_of, sweep
+from wsi.store import atomic_text, check_kept, json_text, name_fault, provenance_of, sweep
 from wsi.tissue import find_tissue
 
 MASK = "find_tissue at 16 um/px"

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from rich.filesize import decimal
 
+from annotations.files.formats import read_annotations
 from annotations.patches.table import NO_CENTRE, PatchTable, join_tables
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.errors import CohortError, listed
@@ -92,6 +93,7 @@ def sample_cohort(
     sources, left_out = find_sources(slides, annotations, reference, recipe)
     _check_split(sources, recipe)
     _check_heatmaps(sources, recipe)
+    _check_annotations(sources, recipe)
     target = PatchOutput(path=output, form=form_of(output, form), quality=quality, slide_mpp=recipe.slide_mpp)
     check_output(target)
     telling = cast("StoringNews", news) if hasattr(news, "stored") else None
@@ -159,6 +161,17 @@ def _check_heatmaps(sources: Sequence[PatchSource], recipe: PatchRecipe) -> None
             raise CohortError(
                 recipe.heatmaps, f"has no heatmap of {listed(missing)}", mend="make them, or give --model"
             )
+
+
+def _check_annotations(sources: Sequence[PatchSource], recipe: PatchRecipe) -> None:
+    """Refuse at once annotations that cannot be read, which would end the work at their slide.
+
+    Raises:
+        PathologyError: some cannot.
+    """
+    for source in sources:
+        if source.annotation_file is not None:
+            read_annotations(source.annotation_file, recipe.groups)
 
 
 def _left_out_text(left_out: Mapping[str, str], count: int) -> str:

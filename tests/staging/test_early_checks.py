@@ -13,6 +13,7 @@ import pytest
 from small_checkpoint import fresh
 from typer.testing import CliRunner, Result
 
+from annotations.errors import AnnotationFormatError
 from staging.cli import app
 from staging.cohorts.camelyon import find_slides
 from staging.errors import CohortError
@@ -55,6 +56,15 @@ def test_a_library_that_a_format_needs(slide: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("staging.training.sampling.each", pytest.fail)  # nothing is drawn
     result = called("patches", slide, *labels(slide), "-o", tmp_path / "p", "--format", "hdf5", "--mpp", 8)
     assert "HDF5 needs h5py" in str(result.exception)
+    assert not (tmp_path / "p").exists()
+
+
+def test_annotations_that_cannot_be_read(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("staging.training.sampling.each", pytest.fail)  # nothing is drawn
+    options = labels(slide)
+    (tmp_path / "annotations" / "normal_001.xml").write_text("<ASAP_Annotations>")
+    result = called("patches", slide, *options, "-o", tmp_path / "p", "--mpp", 8)
+    assert isinstance(result.exception, AnnotationFormatError)
     assert not (tmp_path / "p").exists()
 
 

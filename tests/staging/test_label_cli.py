@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -185,3 +186,16 @@ def test_noise_that_would_be_larger_than_itc_is_wrong_usage(tmp_path: Path) -> N
     done = sentinode("label", tmp_path / "lesions.csv", "-o", tmp_path / "labels.csv", "--smallest-um", "201")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "--smallest-um" in done.stderr
+
+
+def test_slides_without_lesions_are_asked_of_heatmaps_alone(tmp_path: Path) -> None:
+    table = tmp_path / "lesions.csv"
+    table.write_text("slide,lesion,class,longest_diameter_um,area_um2,x,y,probability\n")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "a.tif").touch()
+    for given in ("fifo", "slides", "nowhere", "lesions.csv"):
+        done = sentinode("label", table, "--slides", tmp_path / given, "-o", tmp_path / "labels.csv")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "no folder with heatmaps" in done.stderr
+        assert not (tmp_path / "labels.csv").exists()

@@ -204,3 +204,14 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     one, other = stored(tmp_path / "a.zarr", spotted()), stored(tmp_path / "other" / "a.zarr", spotted())
     assert "same name" in sentinode("lesions", one, other, "-o", tmp_path / "out").stderr
+
+
+def test_a_name_that_is_no_text_is_left_out_and_said(tmp_path: Path) -> None:
+    stored(tmp_path / "in" / "a.zarr", spotted())
+    stored(tmp_path / "in" / "b\x1b[2J\n.zarr", spotted())
+    done = sentinode("lesions", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.returncode == 3
+    assert "\x1b" not in done.stderr + done.stdout
+    assert "characters that are not text" in done.stderr
+    assert {row["slide"] for row in rows_of(tmp_path / "out" / "lesions.csv")} == {"a"}
+    assert list(json.loads(done.stdout)["quarantined"]) == ["b\x1b[2J\n"]
