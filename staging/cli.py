@@ -30,45 +30,54 @@ from staging.commands import (
     train,
     verify,
 )
+from staging.commands.help_texts import Group
 from wsi.errors import OutputExistsError, OutputInUseError, OutputNameError, PathologyError, StorageError
 
 # the codes of sysexits.h where one fits (FAULTS: 1 fatal, 2 wrong usage, 74 storage, 75 output in use)
 EXIT_FATAL, EXIT_USAGE, EXIT_STORAGE, EXIT_IN_USE = 1, 2, 74, 75
 
 app = typer.Typer(
+    cls=Group,
     name="sentinode",
     help="From a directory of lymph node slides to metastasis heatmaps, slide labels, pN-stages and a kappa.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("run")(run.run)
-app.command("demo")(demo.demo)
-app.command("info")(info.info)
-app.command("tissue")(tissue.tissue)
-app.command("heatmap")(heatmap.heatmap)
-app.command("lesions")(lesions.lesions)
-app.command("label")(label.label)
-app.command("stage")(stage.stage)
-app.command("cross-validate")(cross_validate.cross_validate)
-app.command("review")(review.review)
-app.add_typer(score.app, name="score")
-app.add_typer(submission.app, name="submission")
-app.command("phantom")(phantom.phantom)
-app.command("verify")(verify.verify)
-app.command("convert")(convert.convert)
-app.command("mask")(mask.mask)
-app.command("patches")(patches.patches)
-app.command("train")(train.train)
-app.command("features")(features.features)
-app.add_typer(mil.app, name="mil")
-app.add_typer(model.app, name="model")
+RUNNING, SCORING, SLIDES, ANNOTATIONS, TRAINING = (
+    "Running: slides to stages",
+    "Scoring",
+    "Slides",
+    "Annotations",
+    "Training",
+)
+app.command("run", rich_help_panel=RUNNING)(run.run)
+app.command("heatmap", rich_help_panel=RUNNING)(heatmap.heatmap)
+app.command("lesions", rich_help_panel=RUNNING)(lesions.lesions)
+app.command("label", rich_help_panel=RUNNING)(label.label)
+app.command("stage", rich_help_panel=RUNNING)(stage.stage)
+app.command("verify", rich_help_panel=RUNNING)(verify.verify)
+app.command("demo", rich_help_panel=RUNNING)(demo.demo)
+app.add_typer(score.app, name="score", rich_help_panel=SCORING)
+app.add_typer(submission.app, name="submission", rich_help_panel=SCORING)
+app.command("review", rich_help_panel=SCORING)(review.review)
+app.command("cross-validate", rich_help_panel=SCORING)(cross_validate.cross_validate)
+app.command("info", rich_help_panel=SLIDES)(info.info)
+app.command("tissue", rich_help_panel=SLIDES)(tissue.tissue)
+app.command("convert", rich_help_panel=SLIDES)(convert.convert)
+app.command("phantom", rich_help_panel=SLIDES)(phantom.phantom)
+app.command("mask", rich_help_panel=ANNOTATIONS)(mask.mask)
+app.command("patches", rich_help_panel=TRAINING)(patches.patches)
+app.command("train", rich_help_panel=TRAINING)(train.train)
+app.command("features", rich_help_panel=TRAINING)(features.features)
+app.add_typer(mil.app, name="mil", rich_help_panel=TRAINING)
+app.add_typer(model.app, name="model", rich_help_panel=TRAINING)
 
 
 @app.callback(invoke_without_command=True)
 def root(
-    *, version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and exit.")
+    *, version: bool = typer.Option(False, "--version", metavar="", is_eager=True, help="Print the version and exit.")
 ) -> None:
     """From a directory of lymph node slides to metastasis heatmaps, slide labels, pN-stages and a kappa."""
     if version:

@@ -46,7 +46,7 @@ def features(
         0.224,
         0.225,
     ),
-    precision: Annotated[
+    dtype: Annotated[
         Literal["float16", "float32"], typer.Option(help="Type in which features are stored.")
     ] = "float16",
     trust_model: Annotated[
@@ -84,7 +84,7 @@ def features(
         stride_px=stride or size,
         mean=mean,
         std=std,
-        precision=precision,
+        precision=dtype,
         trust=trust_model,
         device=device,
         workers=workers,

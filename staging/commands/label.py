@@ -52,7 +52,7 @@ def label(
         Output(kind=_kind, beside=_beside),
         typer.Option("--output", "-o", help="labels.csv: slide,label. With --train: MODEL.json.", show_default=False),
     ],
-    slides: Annotated[
+    heatmaps: Annotated[
         Path | None,
         typer.Option(
             help="Directory of heatmaps: it lists the slides without lesions, for a table that stands alone.",
@@ -77,7 +77,7 @@ def label(
         Literal["forest", "boosting"], typer.Option(help="With --train: a random forest or gradient boosting.")
     ] = "forest",
     trees: Annotated[int, typer.Option(help="With --train: number of trees.", min=1, max=10_000)] = 300,
-    split: Annotated[
+    hold_out: Annotated[
         Literal["patients", "centres"],
         typer.Option(help="With --train: what cross-validation holds out: patients, or one centre at a time."),
     ] = "patients",
@@ -112,17 +112,19 @@ def label(
             else "one table, or one folder with --apply, is"
         )
         raise ConfigurationError(None, f"got {len(inputs)} paths; {what} needed", mend="see --help")
-    if (train or apply is not None) and (cells is not None or slides is not None):
+    if (train or apply is not None) and (cells is not None or heatmaps is not None):
         raise ConfigurationError(
-            None, "--cells and --slides are for labels by size", mend="leave them out, or leave out --train and --apply"
+            None,
+            "--cells and --heatmaps are for labels by size",
+            mend="leave them out, or leave out --train and --apply",
         )
     seen_rule = SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial)
-    skipped = heatmaps_notice([path for path in (*inputs, slides) if path is not None])
+    skipped = heatmaps_notice([path for path in (*inputs, heatmaps) if path is not None])
     if train:
         from staging.learned_labels.labelling import train_on_heatmaps  # noqa: PLC0415  (slow import)
         from staging.learned_labels.training import Recipe  # noqa: PLC0415
 
-        recipe = Recipe(kind=kind, trees=trees, folds=folds, split=split, seed=seed)
+        recipe = Recipe(kind=kind, trees=trees, folds=folds, split=hold_out, seed=seed)
         record = train_on_heatmaps(inputs[0], inputs[1], output, recipe, seen_rule)
     elif apply is not None:
         from staging.learned_labels.labelling import label_heatmaps  # noqa: PLC0415  (slow import)
@@ -139,7 +141,7 @@ def label(
             inputs[0],
             output,
             rule=SizeRule(smallest_um=smallest_um),
-            heatmaps=slides,
+            heatmaps=heatmaps,
             seen_rule=seen_rule,
             slides=None if cells is None else {slide.name: slide.path for slide in listing.slides},
             nucleus_um=nucleus_um,

@@ -82,7 +82,7 @@ def lesions(
             "--model", "-m", help="The checkpoint that made the heatmaps: its threshold and peak.", show_default=False
         ),
     ] = None,
-    value: Annotated[
+    tumour_value: Annotated[
         int | None,
         typer.Option(
             help="Value of tumour pixels in a mask.", min=1, max=255, show_default="255 or 1 if it is the only one"
@@ -116,7 +116,7 @@ def lesions(
             files,
             options={"threshold": threshold, "peak": peak, "merge_gap_um": merge_gap_um, "smallest_um": smallest_um},
             model=model,
-            value=value,
+            value=tumour_value,
             level=level,
             mpp=slide_mpp,
             with_holes_filled=fill_holes,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.commands.help_texts import Group
 from staging.commands.notices import unseen_notice
 from staging.commands.options import AllowPartial, Device, Tolerance
 from staging.commands.outputs import Output, always, guarded
@@ -17,7 +18,9 @@ from wsi.outputs import FolderKind, table, weights
 _HEAD = weights("an attention head", "sentinode attention-MIL head")
 _UNSEEN = table("slide", "label", "probability", name="a table of predictions")
 
-app = typer.Typer(help="Classify whole slides by attention over the features of their tiles.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Group, help="Classify whole slides by attention over the features of their tiles.", no_args_is_help=True
+)
 
 Features = Annotated[
     list[Path], typer.Argument(help="Directories of features from sentinode features.", show_default=False)
@@ -50,7 +53,7 @@ def train(
         Path | None,
         typer.Option(help="CSV slide,patient for slides whose names do not give the patient.", show_default=False),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Epochs: how often every slide is seen.", min=1)] = 40,
+    epochs: Annotated[int, typer.Option(help="Passes over the slides.", min=1)] = 40,
     folds: Annotated[
         int, typer.Option(help="Number of folds of patients, each predicted by a head trained on the others.", min=2)
     ] = 5,
@@ -83,7 +86,7 @@ def train(
         output,
         classes=2 if classes == "2" else 4,
         patients=patients,
-        options=MilTraining(rounds=rounds, folds=folds, seed=seed),
+        options=MilTraining(rounds=epochs, folds=folds, seed=seed),
         device=device,
         workers=workers,
         seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
@@ -135,4 +138,4 @@ def apply(
 def _tell(done: int, total: int) -> None:
     """Report every tenth of the training on stderr."""
     if done * 10 // total > (done - 1) * 10 // total:
-        typer.echo(f"training: {done} of {total} rounds", err=True)
+        typer.echo(f"training: {done} of {total} epochs", err=True)

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.commands.help_texts import Group
 from staging.commands.outputs import Output, always, guarded
 from wsi.outputs import weights
 
-app = typer.Typer(help="Make checkpoints from the weights of other programs.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Make checkpoints from the weights of other programs.", no_args_is_help=True)
 
 
 @app.callback()
@@ -44,7 +45,7 @@ def import_(
     stride: Annotated[
         Literal["8", "16", "32"], typer.Option(help="Pixels between cells of the heatmap; the weights stay the same.")
     ] = "32",
-    tumour: Annotated[int, typer.Option(help="Which of the two outputs is tumour.", min=0, max=1)] = 1,
+    tumour_output: Annotated[int, typer.Option(help="Which of the two outputs is tumour.", min=0, max=1)] = 1,
 ) -> None:
     """Make a ResNet-18, 34 or 50 checkpoint from public weights; no code in the file is run.
 
@@ -56,7 +57,7 @@ def import_(
     from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415  (loads torch)
     from wsi.cnn.imports import import_weights  # noqa: PLC0415
 
-    checkpoint = import_weights(weights, layout, mpp=mpp, stride_px=int(stride), tumour=tumour)
+    checkpoint = import_weights(weights, layout, mpp=mpp, stride_px=int(stride), tumour=tumour_output)
     save_checkpoint(output, checkpoint)
     if checkpoint.provenance["head"] == "untrained":
         typer.echo("the head is new: it gives 0.5 everywhere until it is trained (sentinode train --start)", err=True)

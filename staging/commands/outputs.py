@@ -12,6 +12,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from staging.commands.everywhere import Config, Quiet, Verbose, speak
+from staging.commands.help_texts import paragraphs, with_placeholder
 from staging.commands.options import Overwrite, Source
 from wsi.outputs import OutputKind, check_output, refuse_twins, refuse_unusable
 from wsi.store import sweep_beside
@@ -46,30 +48,42 @@ def always(kind: OutputKind) -> Callable[[Path, Mapping[str, Any]], OutputKind]:
 def guarded(command: Command) -> Command:
     """Give a command its paths expanded, and only if the rule of ``wsi.outputs`` allows its outputs.
 
-    A command with outputs gets ``--overwrite``, and is told of it if it has such a parameter.
+    A command with outputs gets ``--overwrite``, and is told of it if it has such a parameter. Every command gets the
+    options of ``everywhere``, and placeholders in its help.
     """
     hints = get_type_hints(command, include_extras=True)
     outputs = {name: mark for name, hint in hints.items() if (mark := _mark(hint, Output)) is not None}
     texts = {name for name, hint in hints.items() if _mark(hint, Source) is not None}
-    is_told = "overwrite" in hints
+    added: dict[str, Any] = {"verbose": Verbose, "quiet": Quiet, "config": Config}
+    if "overwrite" not in hints and not all(mark.is_kept for mark in outputs.values()):
+        added = {"overwrite": Overwrite, **added}
 
     @wraps(command)
     def checked(**given: Any) -> None:  # noqa: ANN401  (the command's own arguments)
+        extra = {name: given.pop(name, False) for name in added}
+        speak(verbose=extra["verbose"], quiet=extra["quiet"])
         given = {name: _expanded(value, is_path=name in texts) for name, value in given.items()}
         given |= {name: path.resolve() for name in outputs if (path := given[name]) is not None and _is_dots(path)}
-        overwrite = given["overwrite"] if is_told else given.pop("overwrite", False)
+        overwrite = (extra | given).get("overwrite", False)
         inputs = [path for name, value in given.items() if name not in outputs for path in _paths(value, name in texts)]
         _check(outputs, given, inputs, overwrite=overwrite)
         command(**given)
 
     signature = inspect.signature(command)
-    parameters = [one.replace(annotation=hints[name]) for name, one in signature.parameters.items()]
-    if not is_told and not all(mark.is_kept for mark in outputs.values()):
-        parameters.append(
-            inspect.Parameter("overwrite", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Overwrite)
-        )
-        hints = hints | {"overwrite": Overwrite}
-    checked.__annotations__ = hints
+    parameters = [
+        *(one.replace(annotation=with_placeholder(hints[one.name], one.name)) for one in signature.parameters.values()),
+        *(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None if hint is Config else False,
+                annotation=with_placeholder(hint, name),
+            )
+            for name, hint in added.items()
+        ),
+    ]
+    checked.__annotations__ = hints | added
+    checked.__doc__ = paragraphs(command.__doc__ or "")
     checked.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
     del checked.__wrapped__  # typer would read the parameters there
     return checked  # type: ignore[return-value]

@@ -48,7 +48,7 @@ def run(
     ],
     model: Model,
     reference: Annotated[
-        Path | None, typer.Option(help="stage_labels.csv to score against.", show_default=False)
+        Path | None, typer.Option("--reference", "-r", help="stage_labels.csv to score against.", show_default=False)
     ] = None,
     workers: Workers = None,
     device: Device = "auto",
@@ -87,7 +87,7 @@ def run(
     Exit code 0: all slides good; 3: some quarantined, or there is a reference and no patient could be staged; 2: wrong
     usage; 74: storage failed; 75: output in use.
 
-    Example: sentinode run CAMELYON17/training -o results --model model.safetensors --reference stage_labels.csv
+    Example: sentinode run CAMELYON17/training -o results --model model.safetensors -r stage_labels.csv
     """
     from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from staging.commands.help_texts import Group
 from staging.commands.notices import files_notice
 from staging.commands.outputs import Output, guarded
 from staging.scores.texts import froc_text, label_text, stage_text
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-app = typer.Typer(help="Score a submission against a reference; one JSON object on stdout.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Group, help="Score a submission against a reference; one JSON object on stdout.", no_args_is_help=True
+)
 
 Resamples = Annotated[int, typer.Option(help="Bootstrap resamples; 0 for no interval.", min=0, metavar="N")]
 Workers = Annotated[

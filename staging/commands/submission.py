@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from staging.commands.help_texts import Group
 from staging.commands.notices import say
 from staging.commands.outputs import Output, guarded
 from wsi.outputs import FileKind, OutputKind, table
 
-app = typer.Typer(help="Make and check submissions to the CAMELYON challenges.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Make and check submissions to the CAMELYON challenges.", no_args_is_help=True)
 
 _Task = Annotated[
     Literal["stages", "lesions", "slides"],

@@ -25,7 +25,7 @@ def tissue(
         Output(kind=lambda path, _: picture(path, _LOSSLESS)),
         typer.Option("--output", "-o", help="The mask as PNG or TIFF (255 = tissue).", show_default=False),
     ],
-    um_per_px: Annotated[float, typer.Option(help="Pixel size of the mask in um.", min=0.5, max=256)] = 16.0,
+    mpp: Annotated[float, typer.Option(help="um per pixel of the mask.", min=0.5, max=256)] = 16.0,
     slide_mpp: SlideMpp = None,
 ) -> None:
     """Write a tissue mask and print its area as JSON, and how much of it the slide stores at full resolution.
@@ -39,7 +39,7 @@ def tissue(
 
     with Slide.open(slide, mpp=slide_mpp) as opened:
         notices = slide_notices(opened)
-        mask = find_tissue(opened, um_per_px=um_per_px)
+        mask = find_tissue(opened, um_per_px=mpp)
         coverage = stored_coverage(opened, mask, downsample=1.0)
     save_picture(output, mask.array.astype("uint8") * 255)
     typer.echo(
@@ -47,7 +47,7 @@ def tissue(
             {
                 "slide": without_secrets(slide),
                 "mask": str(output),
-                "um_per_px": um_per_px,
+                "um_per_px": mpp,
                 "tissue_mm2": round(tissue_area_um2(mask) / 1e6, 4),
                 "fraction": round(float(mask.array.mean()), 4),
                 "stored": coverage.to_json(),

@@ -74,4 +74,4 @@ class MaskFile:
             if values is not None:
                 counts += np.bincount(values.ravel(), minlength=256)
         present = [int(value) for value in np.flatnonzero(counts)]
-        return tumour_value_of(self._slide.path, present, option="--value") or 255
+        return tumour_value_of(self._slide.path, present, option="--tumour-value") or 255

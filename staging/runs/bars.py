@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -13,15 +16,22 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
 
 from wsi.errors import plain
 
+log = logging.getLogger("staging.progress")
+TELL_EVERY_S = 30.0
+"""How often the time left is told where stderr is no terminal."""
+
 
 class Bars:
-    """Bars on stderr with plain lines above them; only the lines if stderr is not a terminal.
+    """Bars on stderr with plain lines above them. If stderr is no terminal, only lines, and every half minute one more.
+
+    Nothing is printed if the logger ``staging.progress`` is switched off.
 
     Args:
         columns: shown between the count and the time remaining.
@@ -30,6 +40,7 @@ class Bars:
     """
 
     def __init__(self, *columns: ProgressColumn, is_transient: bool = False, is_silent: bool = False) -> None:
+        is_silent = is_silent or not log.isEnabledFor(logging.WARNING)
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=is_silent)
         self.is_live = self.console.is_terminal and not is_silent
         self.bars = Progress(
@@ -43,20 +54,49 @@ class Bars:
             transient=is_transient,
             disable=not self.is_live,
         )
+        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
-        self.bars.start()
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        self.stop()
         sys.stderr.flush()
+
+    def start(self) -> None:
+        """Show the bars, or begin to tell the time left."""
+        self.bars.start()
+        if not (self.is_live or self.console.quiet):
+            self._ended = threading.Event()
+            threading.Thread(target=self._tell, args=(self._ended,), daemon=True, name="time-left").start()
+
+    def stop(self) -> None:
+        """Stop what ``start`` began."""
+        self._ended.set()
+        self.bars.stop()
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
         self.console.print(plain(text), markup=False)
+
+    def _tell(self, ended: threading.Event) -> None:
+        while not ended.wait(TELL_EVERY_S):
+            for task in self.bars.tasks:
+                if task.visible and task.total and not task.finished:
+                    self.say(time_left(task))
+
+
+def time_left(task: Task) -> str:
+    """Say in a line how far a task is, and how long the rest will take if it goes on like this."""
+    done = f"{task.description}: {task.completed:,.0f} of {task.total or 0:,.0f}"
+    speed = task.fields.get("speed")
+    # the mean since the start: a slide's tiles come in bursts, which a running mean would follow
+    left = (task.elapsed or 0) * ((task.total or 0) - task.completed) / task.completed if task.completed else None
+    rest = "" if left is None else f", about {timedelta(seconds=max(1, round(left)))} left"
+    return f"{done}{f', {speed}' if speed else ''}{rest}"
 
 
 class CohortProgress(Bars):

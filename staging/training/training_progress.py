@@ -9,11 +9,9 @@ from rich.progress import TextColumn
 
 from staging.runs.bars import Bars
 
-_LINE_EVERY_S = 60.0
-
 
 class TrainingProgress(Bars):
-    """A bar for the current pass; one line per minute if stderr is not a terminal.
+    """A bar for the current pass.
 
     Args:
         is_silent: print nothing, as in all but the first of several training processes.
@@ -22,7 +20,7 @@ class TrainingProgress(Bars):
     def __init__(self, *, is_silent: bool = False) -> None:
         super().__init__(TextColumn("{task.fields[speed]}"), is_transient=True, is_silent=is_silent)
         self._bar = self.bars.add_task("patches of this pass", total=None, speed="", visible=False)
-        self._begun_at = self._told_at = 0.0
+        self._begun_at = 0.0
         self._first = self._last = 0
 
     def __enter__(self) -> Self:
@@ -32,15 +30,13 @@ class TrainingProgress(Bars):
         """Show the patches done in this pass."""
         now = time.perf_counter()
         if done <= self._last or not self._begun_at:
-            self._begun_at = self._told_at = now
+            self._begun_at = now
             self._first = done
-            self.bars.start()
+            self.bars.reset(self._bar, total=total)
+            self.start()
         self._last = done
         seconds = now - self._begun_at
         speed = f"{(done - self._first) / seconds:,.0f} patches/s" if seconds > 0 else ""
         self.bars.update(self._bar, completed=done, total=total, speed=speed, visible=True)
         if done == total:
-            self.bars.stop()
-        if not self.is_live and now - self._told_at >= _LINE_EVERY_S:
-            self._told_at = now
-            self.say(f"{done:,} of {total:,} patches, {speed}")
+            self.stop()

@@ -236,7 +236,7 @@ def test_the_steps_give_what_the_run_gives(tmp_path: Path) -> None:
     heatmaps = sorted((out / "heatmaps").glob("*.zarr"))
     sentinode("lesions", *heatmaps, "-o", stepped, "--threshold", "0.3", "--peak", "0.3")
     assert (stepped / "lesions.csv").read_bytes() == (out / "lesions.csv").read_bytes()
-    sentinode("label", stepped / "lesions.csv", "--slides", out / "heatmaps", "-o", stepped / "labels.csv")
+    sentinode("label", stepped / "lesions.csv", "--heatmaps", out / "heatmaps", "-o", stepped / "labels.csv")
     first, second = ((path / "labels.csv").read_text().splitlines() for path in (stepped, out))
     assert [line.split(",")[:4] for line in first] == [line.split(",")[:4] for line in second]
     sentinode("stage", stepped / "labels.csv", "-o", stepped / "stages.csv")

@@ -99,7 +99,7 @@ def test_a_label_that_was_learned(kind: str, cohort: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_one_centre_after_the_other(cohort: Path, tmp_path: Path) -> None:
     train: list[str | Path] = ["label", "--train", cohort / "heatmaps", cohort / "labels.csv", "--trees", "5"]
-    record = result(*train, "--split", "centres", "-o", tmp_path / "model.json")
+    record = result(*train, "--hold-out", "centres", "-o", tmp_path / "model.json")
     assert record["groups"] == len(record["nested"]["limits"]) == 4
 
 
@@ -195,7 +195,7 @@ def test_slides_without_lesions_are_asked_of_heatmaps_alone(tmp_path: Path) -> N
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides" / "a.tif").touch()
     for given in ("fifo", "slides", "nowhere", "lesions.csv"):
-        done = sentinode("label", table, "--slides", tmp_path / given, "-o", tmp_path / "labels.csv")
+        done = sentinode("label", table, "--heatmaps", tmp_path / given, "-o", tmp_path / "labels.csv")
         assert (done.returncode, done.stdout) == (1, "")
         assert "no folder with heatmaps" in done.stderr
         assert not (tmp_path / "labels.csv").exists()

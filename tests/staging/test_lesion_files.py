@@ -178,8 +178,10 @@ def test_values_that_may_mean_several_things_are_asked_for(tmp_path: Path) -> No
     path = mask_pyramid(tmp_path / "mask.tif", mask, 2)
     assert "--slide-mpp" in sentinode("lesions", path, "-o", tmp_path / "out").stderr
     done = sentinode("lesions", path, "-o", tmp_path / "out", "--slide-mpp", "4")
-    assert (done.returncode, "--value" in done.stderr) == (2, True)
-    assert result("lesions", path, "-o", tmp_path / "out", "--value", "2", "--slide-mpp", "4")["lesions"] == {"mask": 1}
+    assert (done.returncode, "--tumour-value" in done.stderr) == (2, True)
+    assert result("lesions", path, "-o", tmp_path / "out", "--tumour-value", "2", "--slide-mpp", "4")["lesions"] == {
+        "mask": 1
+    }
     with Slide.open(path) as slide, pytest.raises(ConfigurationError, match="no level 7"):
         MaskFile(slide, level=7)
 

@@ -99,7 +99,7 @@ def call(*arguments: object) -> Result:
 def test_from_features_and_labels_to_a_scored_table(tmp_path: Path, cohort: Path, classes: str) -> None:
     head, judged = tmp_path / "head.safetensors", tmp_path / "judged"
     reference = cohort / "reference.csv"
-    result = call("train", cohort, reference, "-o", head, "--classes", classes, "--rounds", 40, "--folds", 2)
+    result = call("train", cohort, reference, "-o", head, "--classes", classes, "--epochs", 40, "--folds", 2)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert (told["patients"], told["slides_without_patient"], told["quarantined"]) == (6, 0, {})
@@ -130,7 +130,7 @@ def test_from_features_and_labels_to_a_scored_table(tmp_path: Path, cohort: Path
 
 def test_unseen_slides_can_be_staged(tmp_path: Path, cohort: Path) -> None:
     head = tmp_path / "head.safetensors"
-    result = call("train", cohort, cohort / "reference.csv", "-o", head, "--classes", 4, "--rounds", 2)
+    result = call("train", cohort, cohort / "reference.csv", "-o", head, "--classes", 4, "--epochs", 2)
     assert result.exit_code == 0, result.output
     table = head.with_suffix(".unseen.csv")
     shares = read_label_probabilities(table)
@@ -162,7 +162,7 @@ def test_values_go_in_and_come_out(tmp_path: Path, cohort: Path) -> None:
 
 
 def trained_head(path: Path, cohort: Path, *more: object) -> Path:
-    assert call("train", cohort, cohort / "reference.csv", "-o", path, "--rounds", 2, *more).exit_code == 0
+    assert call("train", cohort, cohort / "reference.csv", "-o", path, "--epochs", 2, *more).exit_code == 0
     return path
 
 
@@ -209,7 +209,7 @@ def test_what_was_not_seen_is_neither_learnt_nor_classified(tmp_path: Path, coho
     write_slide(folder, partly, PixelSlide(21, is_positive=False), coverage=Coverage(tissue_mm2=30.0, looked_mm2=3.0))
     reference = folder / "reference.csv"
     reference.write_text(reference.read_text() + f"{whole}.tif,negative\n{partly}.tif,negative\n")
-    trained = call("train", folder, reference, "-o", head, "--rounds", 1, "--classes", 4)
+    trained = call("train", folder, reference, "-o", head, "--epochs", 1, "--classes", 4)
     told = json.loads(trained.stdout)
     assert (trained.exit_code, sum(told["slides"].values())) == (3, 13)
     assert "3.00 of 30.00 mm2 of tissue were looked at" in told["quarantined"][partly]
@@ -259,7 +259,7 @@ def test_unusable_features_end_a_training(tmp_path: Path, cohort: Path) -> None:
     folder = tmp_path / "cohort"
     shutil.copytree(cohort, folder)
     replaced(folder / "patient_003_node_1.zarr", np.full((120, 9), np.nan, np.float32))
-    ended = call("train", folder, folder / "reference.csv", "-o", tmp_path / "h", "--rounds", 1)
+    ended = call("train", folder, folder / "reference.csv", "-o", tmp_path / "h", "--epochs", 1)
     assert isinstance(ended.exception, ArtefactError)
     assert "patient_003_node_1.zarr: holds NaN" in str(ended.exception)
     assert not (tmp_path / "h").exists()
@@ -301,7 +301,7 @@ def test_slides_without_a_label_or_patient_are_told(tmp_path: Path, cohort: Path
     (tmp_path / "labels.csv").write_text("\n".join([*labels, "Elsewhere.tif,macro"]))
     patients = "\n".join(f"patient_00{number}_node_{node},P{number}" for number in range(6) for node in range(2))
     (tmp_path / "patients.csv").write_text(f"slide,patient\n{patients}\n")
-    arguments = ["train", cohort, tmp_path / "labels.csv", "-o", tmp_path / "h.safetensors", "--rounds", 1]
+    arguments = ["train", cohort, tmp_path / "labels.csv", "-o", tmp_path / "h.safetensors", "--epochs", 1]
     told = json.loads(call(*arguments, "--patients", tmp_path / "patients.csv").stdout)
     assert told["left_out"] == {"patient_005_node_1": "the reference has no label for it"}
     assert (told["patients"], sum(told["slides"].values())) == (6, 11)

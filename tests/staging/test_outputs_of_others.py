@@ -202,7 +202,7 @@ def test_a_folder_is_not_written_over_a_file_or_an_input(command: str, folder: P
         ("heatmap slides/s.tif -m m.safetensors -o new.zarr --tiff {}", "slides/s.tif"),
         ("stage labels.csv -o {}", "labels.csv"),
         ("stage lesions.csv --sites labels.csv -o {}", "labels.csv"),
-        ("label lesions.csv --slides heatmaps -o {}", "lesions.csv"),
+        ("label lesions.csv --heatmaps heatmaps -o {}", "lesions.csv"),
         ("train a.parquet --start m.safetensors -o {}", "m.safetensors"),
         ("mask drawn/s.xml --slide slides/s.tif -o {}", "slides/s.tif"),
         ("submission write stages results -o {}", "results/stages.csv"),

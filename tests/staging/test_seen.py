@@ -138,7 +138,7 @@ def test_a_table_that_stands_alone_is_completed_by_heatmaps_that_saw_the_slide(t
     heatmaps = patient(tmp_path / "heatmaps", partly=(1, 4))
     sentinode("lesions", heatmaps, "-o", tmp_path / "lesions", "--allow-partial")
     shutil.copy(tmp_path / "lesions" / "lesions.csv", tmp_path / "alone.csv")
-    arguments = ("label", tmp_path / "alone.csv", "--slides", heatmaps, "-o", tmp_path / "labels.csv")
+    arguments = ("label", tmp_path / "alone.csv", "--heatmaps", heatmaps, "-o", tmp_path / "labels.csv")
     done = sentinode(*arguments)
     assert (done.exit_code, NUMBERS in done.stderr) == (3, True)
     assert sorted(json.loads(done.stdout)["quarantined"]) == ["patient_000_node_1", "patient_000_node_4"]

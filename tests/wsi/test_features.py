@@ -333,7 +333,7 @@ def test_a_bad_slide_never_stops_the_others(tmp_path: Path, slides: Path, encode
     assert len(read_features(tmp_path / "out" / "patient_000_node_0.zarr").load()) > 20
     assert (tmp_path / "out" / "patient_001_node_0.zarr").stat().st_ino == before
 
-    other = call(slides, tmp_path / "out", encoder_file, "--precision", "float32")
+    other = call(slides, tmp_path / "out", encoder_file, "--dtype", "float32")
     assert isinstance(other.exception, ConfigurationError)
     assert "precision: float16 -> float32" in str(other.exception)
 

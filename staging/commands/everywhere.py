@@ -1,0 +1,85 @@
+"""The options of every command: how much it says, and a file with its options."""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from staging.errors import ConfigurationError
+from wsi.errors import plain, without_secrets
+from wsi.inputs import read_text
+
+_PANEL = "Everywhere"
+_FLOORS = ("wsi", "annotations", "staging")
+
+
+def _read_options(context: typer.Context, path: Path | None) -> None:
+    """Take the defaults of a command's options from its table in a TOML file.
+
+    Raises:
+        ConfigurationError: it cannot be read, has no such command, or the command no such option.
+    """
+    if path is None:
+        return
+    words = context.command_path.split()[1:]
+    try:
+        table: Any = tomllib.loads(read_text(path.expanduser()))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(path, f"is no TOML file of options: {error}", mend="see --help") from error
+    for word in words:
+        table = table.get(word, {})
+        if not isinstance(table, dict):
+            raise ConfigurationError(path, f"[{'.'.join(words)}] is not a table", mend="put the options below it")
+    names = {name.removeprefix("--"): one for one in context.command.params for name in one.opts if name[:2] == "--"}
+    defaults = {}
+    for key, value in table.items():
+        option = names.get(key)
+        if option is None or option.name is None or option.name == "config":
+            raise ConfigurationError(
+                path, f"{' '.join(words)} has no option --{key}", where=f"[{'.'.join(words)}]", mend="see its --help"
+            )
+        defaults[option.name] = value
+    context.default_map = defaults
+
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also say on stderr what is tried and why.", rich_help_panel=_PANEL)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress; warnings and errors remain.", rich_help_panel=_PANEL)
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file with a table for each command, as in \\[run] threshold = 0.6; what is typed goes first.",
+        show_default=False,
+        callback=_read_options,
+        is_eager=True,
+        expose_value=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def speak(*, verbose: bool, quiet: bool) -> None:
+    """Send the log to stderr, in lines that no name can forge."""
+    root = logging.getLogger()
+    if not any(isinstance(one, _Lines) for one in root.handlers):
+        root.addHandler(_Lines())
+    for floor in _FLOORS:
+        logging.getLogger(floor).setLevel(logging.DEBUG if verbose else logging.NOTSET)
+    logging.getLogger("staging.progress").setLevel(logging.ERROR if quiet else logging.NOTSET)
+
+
+class _Lines(logging.Handler):
+    """Lines on stderr, as it is now; a traceback follows its line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"sentinode: {plain(without_secrets(record.getMessage()))}", err=True)
+        if record.exc_info:
+            for line in logging.Formatter().formatException(record.exc_info).splitlines():
+                typer.echo(plain(without_secrets(line)), err=True)

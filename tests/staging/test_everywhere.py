@@ -1,0 +1,144 @@
+"""What every command has: help of one style, -v, -q, --config; and the time left where there are no bars."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from staging.cli import app
+from staging.errors import ConfigurationError
+from staging.runs import bars
+from staging.runs.bars import Bars, CohortProgress
+from wsi.writing.pyramid import write_pyramid
+
+TWO_MEANINGS = {"--patients": "a number of phantoms, else a table", "--stride": "three values in model import"}
+
+
+def commands() -> dict[str, Any]:
+    """Every command by its words."""
+    found: dict[str, Any] = {}
+
+    def walk(command: Any, words: tuple[str, ...]) -> None:
+        for name, one in getattr(command, "commands", {}).items():
+            walk(one, (*words, name))
+        if not hasattr(command, "commands"):
+            found[" ".join(words)] = command
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+def called(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    image = np.full((256, 256, 3), 244, np.uint8)
+    image[60:200, 60:200] = np.random.default_rng(0).integers(120, 190, (140, 140, 3))
+    write_pyramid(tmp_path / "s.tif", width=256, height=256, mpp=8.0, tile_size=256, levels=1, tiles=[image])
+    return tmp_path / "s.tif"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help_shows_each_placeholder_once_and_none_for_flags(command: str) -> None:
+    told = called(*command.split(), "-h")
+    assert told.exit_code == 0
+    assert "<" not in re.sub(r"<=x<=|<=x<|<x", "", told.stdout), "a type of typer's"
+    assert {"--verbose", "--quiet", "--config"} <= set(re.findall(r"--[a-z]+", told.stdout))
+    assert called(*command.split(), "--help").stdout == told.stdout
+
+
+def test_an_option_means_one_thing() -> None:
+    """Its placeholder and short form are the same wherever it is."""
+    forms = defaultdict(set)
+    for command in commands().values():
+        for one in command.params:
+            if one.param_type_name == "option" and one.opts[0] not in {*TWO_MEANINGS, "--output", "--size"}:
+                forms[one.opts[0]].add((one.metavar, *one.opts[1:]))
+    assert [name for name, found in forms.items() if len(found) > 1] == []
+
+
+def test_options_come_from_a_file_and_what_is_typed_goes_first(slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "o.toml").write_text('[tissue]\nmpp = 32\noutput = "out.png"\n[mil.train]\nseed = 1\n')
+    told = json.loads(called("tissue", slide, "--config", tmp_path / "o.toml", "-o", tmp_path / "a.png").stdout)
+    assert told["um_per_px"] == 32.0
+    told = json.loads(
+        called("tissue", slide, "--mpp", 64, "--config", tmp_path / "o.toml", "-o", tmp_path / "b.png").stdout
+    )
+    assert told["um_per_px"] == 64.0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[tissue]\nmppp = 32", "no option --mppp"),
+        ("[tissue]\nconfig = 'o.toml'", "no option --config"),
+        ("tissue = 3", "is not a table"),
+        ("[tissue", "no TOML file"),
+        (None, "no TOML file"),
+    ],
+)
+def test_a_file_of_options_that_is_wrong(slide: Path, tmp_path: Path, text: str | None, reason: str) -> None:
+    if text is not None:
+        (tmp_path / "o.toml").write_text(text)
+    done = called("tissue", slide, "--config", tmp_path / "o.toml", "-o", tmp_path / "a.png")
+    assert isinstance(done.exception, ConfigurationError)
+    assert reason in str(done.exception)
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_quiet_shows_no_progress(slide: Path, tmp_path: Path) -> None:
+    loud, quiet = (called("convert", slide, tmp_path / f"{n}.tif", *more) for n, more in enumerate([(), ("-q",)]))
+    assert "slides converted 1/1" in loud.stderr
+    assert (quiet.exit_code, quiet.stderr, bool(quiet.stdout)) == (0, "", True)
+    assert "slides converted" in called("convert", slide, tmp_path / "3.tif").stderr  # it holds for one call
+
+
+def test_verbose_shows_the_log_in_lines_that_no_name_forges(slide: Path, tmp_path: Path) -> None:
+    log = logging.getLogger("staging.test")
+    called("tissue", slide, "-o", tmp_path / "a.png")
+    assert not log.isEnabledFor(logging.DEBUG)
+    called("tissue", slide, "-o", tmp_path / "b.png", "-v")
+    assert log.isEnabledFor(logging.DEBUG)
+    code = """
+import logging, staging.commands.everywhere as e
+e.speak(verbose=True, quiet=False)
+try: raise ValueError("a\\x1bb")
+except ValueError: logging.getLogger("wsi.x").debug("1\\n2\\x1b[2J https://u:p@h/a?sig=1", exc_info=True)
+e.speak(verbose=False, quiet=False)
+logging.getLogger("wsi.x").debug("not said")
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert said.splitlines()[0] == r"sentinode: 1\n2\x1b[2J https://h/a"
+    assert "Traceback" in said
+    assert "\x1b" not in said
+    assert "not said" not in said
+
+
+def test_the_time_left_is_told_where_there_are_no_bars(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bars, "TELL_EVERY_S", 0.05)
+    with CohortProgress(4, verb="slides") as progress:
+        progress.tiles("a", 50, 100)
+        deadline = time.monotonic() + 20
+        while "tiles: 50 of 400" not in (told := capfd.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert re.search(r"tiles: 50 of 400, about 0:00:\d\d left", told)
+    capfd.readouterr()
+    with Bars(is_silent=True):
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
