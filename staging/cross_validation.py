@@ -130,7 +130,7 @@ def cross_validate(
         unscored |= {one.patient: one.reason for one in result.staging.unscored}
         quarantined |= {failure.slide: f"{failure.step}: {failure.reason}" for failure in result.failures}
         parts[fold.name] = _part(cohort.reference, result.staging.stages, found)
-    write_stage_table(output / "stages.csv", stages, labels)
+    write_stage_table(output / "stages.csv", stages, labels, cohort.nodes)
     whole = _part(cohort.reference, stages, labels)
     record = whole | {"folds": parts, "unscored": unscored, "quarantined": quarantined}
     atomic_text(output / "score.json", json_text(record))
@@ -167,6 +167,7 @@ def _run(
             workers=workers,
             device=recipe.device,
             upsample=recipe.upsample,
+            nodes=cohort.nodes,
             news=progress,
         )
 
@@ -200,6 +201,8 @@ def _check_reference(cohort: LabelledCohort, folds: Sequence[Fold]) -> None:
 def _patient(slide: SlideFile) -> str:
     if slide.patient is None:
         raise CohortError(
-            slide.path, "has a name that does not give its patient", mend="name slides like patient_000_node_0.tif"
+            slide.path,
+            "has a name that does not give its patient",
+            mend="name slides like patient_000_node_0.tif, or give --patients",
         )
     return slide.patient

@@ -25,7 +25,7 @@ from staging.errors import (
     listed,
 )
 from staging.lesions.labels import SlideLabel
-from staging.stages.pn import PatientStage, parse_slide_name
+from staging.stages.pn import BY_NAME, PatientStage, SlideNodes, parse_slide_name, patient_order
 from wsi.readers.dicom import read_series
 from wsi.readers.opening import photograph_suffixes, slide_suffixes
 from wsi.store import atomic_text
@@ -149,6 +149,7 @@ def write_stage_table(
     path: str | PathLike[str],
     stages: Mapping[str, PatientStage],
     labels: Mapping[str, SlideLabel] | None = None,
+    nodes: SlideNodes = BY_NAME,
 ) -> None:
     """Write a table in the organisers' format: each patient's row, then the rows of the patient's slides.
 
@@ -159,24 +160,24 @@ def write_stage_table(
         path: the CSV.
         stages: stage by patient (``patient_000``).
         labels: label by slide (``patient_000_node_0``, with or without suffix).
+        nodes: which patient and node each slide is of.
 
     Raises:
         StorageError: it cannot be written.
-        ValueError: a patient's name is not of the form ``patient_000``.
     """
-    wrong = [patient for patient in stages if not _is_patient(patient)]
-    if wrong:
-        raise ValueError(f"a patient's name must be like patient_000, got {wrong[0]!r}")
-    rows: list[tuple[tuple[int, int, str], str, str]] = [
-        ((_number(patient), -1, ""), f"{patient.lower()}.zip", stage.value) for patient, stage in stages.items()
-    ]
+    rows: list[tuple[tuple[int, int, str], int, str, str]] = []
+    for patient, stage in stages.items():
+        name = patient.lower() if _is_patient(patient) else patient
+        rows.append((patient_order(name), -1, f"{name}.zip", stage.value))
     for slide, label in (labels or {}).items():
         try:
-            patient, node = parse_slide_name(slide)
-            rows.append(((_number(patient), node, ""), f"{patient}_node_{node}.tif", label.value))
+            patient, node = nodes.of(slide)
         except SlideNameError:
-            rows.append(((2**63, 0, slide), slide, label.value))
-    atomic_text(Path(path), csv_text(("patient", "stage"), ((name, value) for _, name, value in sorted(rows))))
+            rows.append(((2, 0, slide), 0, slide, label.value))
+            continue
+        is_camelyon = _is_slide(slide)
+        rows.append((patient_order(patient), node, f"{slide_name(slide)}.tif" if is_camelyon else slide, label.value))
+    atomic_text(Path(path), csv_text(("patient", "stage"), ((name, value) for *_, name, value in sorted(rows))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +266,10 @@ def _header_error(path: Path, header: list[str], wanted: str) -> TableError:
 
 def _zipped(name: str) -> str | None:
     """Return the patient of a row that the organisers' score reads, or None."""
-    return name[: -len(".zip")].strip().lower() if name.lower().endswith(".zip") else None
+    if not name.lower().endswith(".zip"):
+        return None
+    patient = name[: -len(".zip")].strip()
+    return patient.lower() if _is_patient(patient) else patient
 
 
 def _is_patient(name: str) -> bool:
@@ -273,8 +277,12 @@ def _is_patient(name: str) -> bool:
     return head == "patient" and number.isascii() and number.isdigit()
 
 
-def _number(patient: str) -> int:
-    return int(patient.partition("_")[2])
+def _is_slide(name: str) -> bool:
+    try:
+        parse_slide_name(name)
+    except SlideNameError:
+        return False
+    return True
 
 
 def _slide_file(path: Path) -> SlideFile:

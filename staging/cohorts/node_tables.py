@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from staging.cohorts.names import patient_of, slide_name
+from staging.cohorts.names import slide_name
 from staging.csv_rows import Entries, decimal, in_line, read_rows
 from staging.errors import TableError, UnsupportedStageError
 from staging.lesions.labels import SlideLabel
+from staging.stages.pn import BY_NAME, SlideNodes
 from staging.stages.tnm import Detection, NodeCounts, Site, TnmStage, stage_nodes
 
 PROBABILITY_COLUMNS = tuple(label.value for label in SlideLabel)
@@ -92,17 +93,18 @@ def read_node_sites(path: str | PathLike[str]) -> dict[str, NodeSite]:
 
 
 def tnm_stages(
-    labels: Mapping[str, SlideLabel], sites: Mapping[str, NodeSite]
+    labels: Mapping[str, SlideLabel], sites: Mapping[str, NodeSite], nodes: SlideNodes = BY_NAME
 ) -> tuple[dict[str, TnmStage], dict[str, str]]:
     """Return the pN category of each patient by staging.stages.tnm, and the reason for every patient without one.
 
     Args:
         labels: by slide (``patient_000_node_0``), of patients with all their slides.
         sites: by slide.
+        nodes: which patient and node each slide is of.
     """
     patients: dict[str, list[str]] = {}
     for slide in labels:
-        patient = patient_of(slide)
+        patient = nodes.patient(slide)
         if patient is not None:
             patients.setdefault(patient, []).append(slide)
     stages: dict[str, TnmStage] = {}

@@ -96,27 +96,6 @@ def read_normal_slides(path: str | PathLike[str]) -> frozenset[str]:
     return frozenset(slide for slide, is_tumour in read_truth(path).items() if not is_tumour)
 
 
-def read_patients(path: str | PathLike[str]) -> dict[str, str]:
-    """Read the patient of each slide, from rows ``slide,patient`` with or without this header.
-
-    Returns:
-        Patients by slide_key.
-
-    Raises:
-        TableError: unreadable, no rows, or a row of another form.
-        ConflictError: a slide has two patients.
-    """
-    path = Path(path)
-    slides: Entries[str] = Entries(path)
-    for line, cells in read_rows(path):
-        if line == 1 and [cell.lower() for cell in cells[:2]] == ["slide", "patient"]:
-            continue
-        if len(cells) < 2 or not all(cells[:2]):
-            raise _row_error(path, line, cells, "a slide's name and its patient")
-        slides.add(line, slide_key(cells[0]), cells[1])
-    return _some(path, slides, "test_001,P1")
-
-
 def _some(path: Path, slides: Entries[_Value], example: str) -> dict[str, _Value]:
     """Return the entries of a table; refuse an empty one."""
     if not slides.values:

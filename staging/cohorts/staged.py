@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from staging.cohorts.camelyon import read_label_table, write_stage_table
-from staging.cohorts.names import patient_of
 from staging.cohorts.node_tables import read_label_probabilities, read_node_sites, tnm_stages
 from staging.lesions.tables import read_seen
-from staging.stages.pn import EXPECTED_NODES, PatientStage, Staging, stage_patients, stage_probabilities
+from staging.stages.pn import (
+    BY_NAME,
+    EXPECTED_NODES,
+    PatientStage,
+    SlideNodes,
+    Staging,
+    stage_patients,
+    stage_probabilities,
+)
 from staging.stages.tnm import TnmStage
 
 
@@ -53,7 +60,12 @@ class StagedTable:
 
 
 def stage_table(
-    labels: Path, output: Path, *, expected_nodes: int = EXPECTED_NODES, sites: Path | None = None
+    labels: Path,
+    output: Path,
+    *,
+    expected_nodes: int = EXPECTED_NODES,
+    sites: Path | None = None,
+    nodes: SlideNodes = BY_NAME,
 ) -> StagedTable:
     """Stage every patient in a table of labels, and write the table of stages in the organisers' format.
 
@@ -62,6 +74,7 @@ def stage_table(
         output: the table of stages.
         expected_nodes: slides per patient.
         sites: a table for read_node_sites.
+        nodes: which patient and node each slide is of.
 
     Raises:
         TableError: a table cannot be read.
@@ -69,26 +82,26 @@ def stage_table(
     """
     table = read_label_table(labels)
     partial = [slide for slide, one in read_seen(labels).items() if one.seen == "partial"]
-    staging = stage_patients(table, partial=partial, expected_nodes=expected_nodes)
-    staged = {name: label for name, label in table.items() if patient_of(name) in staging.stages}
+    staging = stage_patients(table, partial=partial, expected_nodes=expected_nodes, nodes=nodes)
+    staged = {name: label for name, label in table.items() if nodes.patient(name) in staging.stages}
     shares = read_label_probabilities(labels)
-    tnm, unsupported = (None, None) if sites is None else tnm_stages(staged, read_node_sites(sites))
-    write_stage_table(output, staging.stages, table)
+    tnm, unsupported = (None, None) if sites is None else tnm_stages(staged, read_node_sites(sites), nodes)
+    write_stage_table(output, staging.stages, table, nodes)
     return StagedTable(
         path=output,
         staging=staging,
-        probabilities=None if shares is None else _stage_probabilities(shares, staging),
+        probabilities=None if shares is None else _stage_probabilities(shares, staging, nodes),
         tnm=tnm,
         tnm_unsupported=unsupported,
     )
 
 
 def _stage_probabilities(
-    shares: Mapping[str, tuple[float, ...]], staging: Staging
+    shares: Mapping[str, tuple[float, ...]], staging: Staging, nodes: SlideNodes
 ) -> dict[str, dict[PatientStage, float]]:
     of_patient: dict[str, list[tuple[float, ...]]] = {}
     for slide, of_label in shares.items():
-        patient = patient_of(slide)
+        patient = nodes.patient(slide)
         if patient in staging.stages:
             of_patient.setdefault(patient, []).append(of_label)
     return {patient: stage_probabilities(nodes) for patient, nodes in of_patient.items()}

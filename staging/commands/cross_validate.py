@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, Nodes, SlideMpp, Smallest, Upsample, Workers
+from staging.commands.options import Device, Nodes, Patients, SlideMpp, Smallest, Upsample, Workers
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
@@ -50,6 +50,7 @@ def cross_validate(
     smallest_um: Smallest = SMALLEST_UM,
     nodes: Nodes = EXPECTED_NODES,
     slide_mpp: SlideMpp = None,
+    patients: Patients = None,
     device: Device = "auto",
     workers: Workers = None,
     upsample: Upsample = False,
@@ -61,6 +62,7 @@ def cross_validate(
     Example: sentinode cross-validate images -a annotations -r stage_labels.csv -o folds --leave-one-centre-out
     """
     from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.patients import nodes_of, with_patients  # noqa: PLC0415
     from staging.cross_validation import cross_validate as validate  # noqa: PLC0415
     from staging.cross_validation import folds_by_centre, folds_by_patient  # noqa: PLC0415
     from staging.errors import CohortError, ConfigurationError  # noqa: PLC0415
@@ -74,7 +76,8 @@ def cross_validate(
         raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give only one")
     if not annotations.is_dir():
         raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
-    listing = list_slides(slides)
+    of_slides = nodes_of(patients)
+    listing = with_patients(list_slides(slides), of_slides)
     found = listing.slides
     recipe = CohortRecipe(
         seed=seed,
@@ -87,7 +90,9 @@ def cross_validate(
         device=device,
         upsample=upsample,
     )
-    cohort = LabelledCohort(slides=found, annotations=annotations, reference=read_stage_table(reference))
+    cohort = LabelledCohort(
+        slides=found, annotations=annotations, reference=read_stage_table(reference), nodes=of_slides
+    )
     parts = folds_by_centre(found) if folds is None else folds_by_patient(found, folds)
     notices = cohort_notices(listing, mpp=slide_mpp, annotations=annotations)
     with TrainingProgress() as progress:

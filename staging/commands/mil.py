@@ -10,7 +10,7 @@ import typer
 
 from staging.commands.help_texts import Group
 from staging.commands.notices import unseen_notice
-from staging.commands.options import AllowPartial, Device, Tolerance
+from staging.commands.options import AllowPartial, Device, Patients, Tolerance
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
 from wsi.outputs import FolderKind, table, weights
@@ -49,10 +49,7 @@ def train(
     classes: Annotated[
         Literal["2", "4"], typer.Option(help="2: negative, positive; 4: negative, itc, micro, macro.")
     ] = "2",
-    patients: Annotated[
-        Path | None,
-        typer.Option(help="CSV slide,patient for slides whose names do not give the patient.", show_default=False),
-    ] = None,
+    patients: Patients = None,
     epochs: Annotated[int, typer.Option(help="Passes over the slides.", min=1)] = 40,
     folds: Annotated[
         int, typer.Option(help="Number of folds of patients, each predicted by a head trained on the others.", min=2)
@@ -76,6 +73,7 @@ def train(
 
     Example: sentinode mil train features stage_labels.csv -o head.safetensors
     """
+    from staging.cohorts.patients import nodes_of  # noqa: PLC0415  (slow import)
     from staging.lesions.seen import SeenRule  # noqa: PLC0415  (slow import)
     from staging.training.mil import train_mil  # noqa: PLC0415
     from wsi.cnn.encoders.mil_training import MilTraining  # noqa: PLC0415  (loads torch)
@@ -85,7 +83,7 @@ def train(
         reference,
         output,
         classes=2 if classes == "2" else 4,
-        patients=patients,
+        nodes=nodes_of(patients),
         options=MilTraining(rounds=epochs, folds=folds, seed=seed),
         device=device,
         workers=workers,

@@ -41,6 +41,14 @@ Upsample = Annotated[
         "--upsample", help="Repeat the pixels of slides coarser than the model or --mpp, instead of refusing them."
     ),
 ]
+Patients = Annotated[
+    Path | None,
+    typer.Option(
+        "--patients",
+        help="CSV slide,patient[,node]: whose slides these are, where their names do not say it.",
+        show_default=False,
+    ),
+]
 SlideSource = Annotated[
     str, SOURCE, typer.Argument(metavar="SLIDE", help="A slide file or its URL (s3://, https://).", show_default=False)
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import SOURCE, Device, SlideMpp, Upsample, Workers
+from staging.commands.options import SOURCE, Device, Patients, SlideMpp, Upsample, Workers
 from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
 from wsi.outputs import ArtefactKind, FileKind, FolderKind, OutputKind, begins, picture
@@ -154,6 +154,7 @@ def patches(
     ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal patches.", min=0)] = 0,
     slide_mpp: SlideMpp = None,
+    patients: Patients = None,
     device: Device = "auto",
     workers: Workers = None,
     *,
@@ -175,6 +176,7 @@ def patches(
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from annotations.patches.batch import HARD_CHOICE  # noqa: PLC0415
     from staging.cohorts.camelyon import StageTable, list_slides, read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.patients import nodes_of, with_patients  # noqa: PLC0415
     from staging.training.patch_progress import PatchProgress  # noqa: PLC0415
     from staging.training.sampling import PatchRecipe, sample_cohort  # noqa: PLC0415
 
@@ -185,7 +187,7 @@ def patches(
         from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
 
         load_checkpoint(model)
-    listing = list_slides(where)
+    listing = with_patients(list_slides(where), nodes_of(patients))
     found = listing.slides
     processes, threads = _shared_out(workers, model, device)
     recipe = PatchRecipe(

@@ -18,6 +18,7 @@ from staging.commands.options import (
     Nodes,
     OnBadTile,
     Overwrite,
+    Patients,
     Peak,
     SlideMpp,
     Smallest,
@@ -57,6 +58,7 @@ def run(
     merge_gap_um: MergeGap = MERGE_GAP_UM,
     smallest_um: Smallest = SMALLEST_UM,
     nodes: Nodes = EXPECTED_NODES,
+    patients: Patients = None,
     slide_mpp: SlideMpp = None,
     on_bad_tile: OnBadTile = "raise",
     max_failures: Annotated[
@@ -90,6 +92,7 @@ def run(
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors -r stage_labels.csv
     """
     from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.patients import nodes_of, with_patients  # noqa: PLC0415
     from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
@@ -101,9 +104,10 @@ def run(
 
     checkpoint = load_checkpoint(model)
     table = read_stage_table(reference) if reference is not None else None
-    listing = list_slides(slides)
+    of_slides = nodes_of(patients)
+    listing = with_patients(list_slides(slides), of_slides)
     skipped_notice(listing)
-    hopeless = cannot_be_staged(listing.slides, output, nodes) if reference is not None else {}
+    hopeless = cannot_be_staged(listing.slides, output, nodes, of_slides) if reference is not None else {}
     if hopeless:
         reasons = listed(f"{patient} ({reason})" for patient, reason in hopeless.items())
         say(f"will not be staged, nor count for kappa: {reasons}")
@@ -135,6 +139,7 @@ def run(
             skipped=listing.skipped,
             overwrite=overwrite,
             upsample=upsample,
+            nodes=of_slides,
             news=progress,
         )
     if result.earlier:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import say
-from staging.commands.options import Nodes
+from staging.commands.options import Nodes, Patients
 from staging.commands.outputs import Output, always, guarded
 from staging.stages.pn import EXPECTED_NODES
 from wsi.outputs import table
@@ -31,6 +31,7 @@ def stage(
         typer.Option("--output", "-o", help="The table in the organisers' format.", show_default=False),
     ],
     nodes: Nodes = EXPECTED_NODES,
+    patients: Patients = None,
     sites: Annotated[
         Path | None,
         typer.Option(
@@ -46,9 +47,10 @@ def stage(
 
     Example: sentinode stage labels.csv -o stages.csv
     """
-    from staging.cohorts.staged import stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.patients import nodes_of  # noqa: PLC0415  (slow import)
+    from staging.cohorts.staged import stage_table  # noqa: PLC0415
 
-    staged = stage_table(labels, output, expected_nodes=nodes, sites=sites)
+    staged = stage_table(labels, output, expected_nodes=nodes, sites=sites, nodes=nodes_of(patients))
     for patient in sorted(staged.staging.at_least):
         stage_at_least = staged.staging.stages[patient].value
         say(f"at least {stage_at_least}: {patient}: partly seen")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, OnBadTile, SlideMpp, Smallest, Workers
+from staging.commands.options import Device, OnBadTile, Patients, SlideMpp, Smallest, Workers
 from staging.commands.outputs import Made, Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
 from wsi.outputs import FileKind, OutputKind, begins, picture, table, weights
@@ -111,6 +111,7 @@ def train(
     ] = None,
     smallest_um: Smallest = SMALLEST_UM,
     slide_mpp: SlideMpp = None,
+    patients: Patients = None,
     hard: Annotated[int, typer.Option(help="False positives per slide and round.", min=1)] = 24,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard events.", show_default=False)] = None,
     workers: Workers = None,
@@ -131,6 +132,7 @@ def train(
     Example: sentinode train patches -o model.safetensors --epochs 12
     """
     from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.patients import nodes_of, with_patients  # noqa: PLC0415
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.mining import MiningPlan  # noqa: PLC0415
@@ -143,7 +145,7 @@ def train(
     cohort = None
     notices: dict[str, object] = {}
     if slides and annotations is not None and reference is not None:
-        listing = list_slides(slides)
+        listing = with_patients(list_slides(slides), nodes_of(patients))
         cohort = LabelledCohort(slides=listing.slides, annotations=annotations, reference=read_stage_table(reference))
         if is_first_process():
             notices = cohort_notices(listing, mpp=slide_mpp, annotations=annotations)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
-from staging.cohorts.names import patient_of
 from staging.cohorts.skipped import Skipped, skipped_json, skipped_table, skipped_text
 from staging.cohorts.slide_warnings import warning_table
 from staging.csv_rows import csv_for_people, csv_text
@@ -36,7 +35,7 @@ from staging.runs.slide_fault import Failure, quarantine_table
 from staging.runs.slide_task import SlideTask, analyse_alone, analyse_slide, read_finished
 from staging.scores.kappa import score as kappa_of
 from staging.scores.patients import score_kappa
-from staging.stages.pn import PatientStage, Staging, stage_patients
+from staging.stages.pn import BY_NAME, PatientStage, SlideNodes, Staging, stage_patients
 from wsi.errors import CheckpointError, OutputExistsError, StorageError, plain
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, check_kept, json_text, name_fault, storage, sweep
@@ -121,6 +120,7 @@ def run_cohort(
     skipped: Sequence[Skipped] = (),
     overwrite: bool = False,
     upsample: bool = False,
+    nodes: SlideNodes = BY_NAME,
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
@@ -141,6 +141,7 @@ def run_cohort(
         skipped: what was passed over in the folders of the slides.
         overwrite: replace what was made with another configuration.
         upsample: analyse slides coarser than the model, too, instead of quarantining them.
+        nodes: which patient and node each slide is of.
         news: receives progress.
 
     Raises:
@@ -154,7 +155,7 @@ def run_cohort(
     is_other = refuse_other_settings(output, config.to_json(), record=RECORD, overwrite=overwrite)
     given = {slide.name for slide in slides}
     if reference is not None:
-        _check_reference(slides, [] if is_other else earlier_slides(output, given), reference)
+        _check_reference(slides, [] if is_other else earlier_slides(output, given), reference, nodes)
     folders = [output / name for name in ("heatmaps", "lesions", "overlays", "slides")]
     for folder in folders:
         if folder.is_symlink():
@@ -200,6 +201,7 @@ def run_cohort(
             config=config,
             reference=reference,
             skipped=tuple(skipped),
+            nodes=nodes,
         )
 
 
@@ -257,13 +259,14 @@ def _conclude(
     config: RunConfig,
     reference: StageTable | None,
     skipped: tuple[Skipped, ...],
+    nodes: SlideNodes,
 ) -> CohortResult:
     analyses = sorted((*analyses, *earlier.analyses), key=lambda one: one.slide)
     failures = sorted((*failures, *earlier.failures), key=lambda one: one.slide)
     labels = {analysis.slide: analysis.label for analysis in analyses}
     reasons = {failure.slide: str(failure) for failure in failures}
     partial = [analysis.slide for analysis in analyses if analysis.is_partial]
-    staging = stage_patients(labels, failed=reasons, partial=partial, expected_nodes=config.nodes)
+    staging = stage_patients(labels, failed=reasons, partial=partial, expected_nodes=config.nodes, nodes=nodes)
     lesions = {analysis.slide: analysis.lesions for analysis in analyses}
     atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
     rule = SeenRule(tolerance=config.coverage_tolerance, allow_partial=config.allow_partial)
@@ -277,8 +280,8 @@ def _conclude(
     atomic_text(output / "at_least.csv", csv_text(("patient", "stage"), partly))
     unscored = ((one.patient, one.reason) for one in staging.unscored)
     atomic_text(output / "unscored.csv", csv_for_people(("patient", "reason"), unscored))
-    staged = {slide: label for slide, label in labels.items() if patient_of(slide) in staging.stages}
-    write_stage_table(output / "stages.csv", staging.stages, staged)
+    staged = {slide: label for slide, label in labels.items() if nodes.patient(slide) in staging.stages}
+    write_stage_table(output / "stages.csv", staging.stages, staged, nodes)
     score = _score(staging, reference) if reference is not None else None
     if score is not None:
         atomic_text(output / "score.json", json_text(score))
@@ -294,6 +297,7 @@ def _conclude(
         reference=reference,
         score=score,
         skipped=skipped_text(skipped),
+        nodes=nodes,
     )
     write_tables_record(output)
     return CohortResult(
@@ -321,21 +325,26 @@ def _score(staging: Staging, reference: StageTable) -> dict[str, Any]:
     return {**result, "unscored": unscored, "complete": bool(staging.stages) and not unscored}
 
 
-def cannot_be_staged(slides: Sequence[SlideFile], output: Path, nodes: int) -> dict[str, str]:
+def cannot_be_staged(
+    slides: Sequence[SlideFile], output: Path, count: int, nodes: SlideNodes = BY_NAME
+) -> dict[str, str]:
     """Tell before any work which patients have too few or too many slides to be staged, and how.
 
     Args:
         slides: those of this call.
         output: the directory of the run; slides of earlier calls count.
-        nodes: slides per patient.
+        count: slides per patient, where their names say the node.
+        nodes: which patient and node each slide is of.
     """
     given = [slide.name for slide in slides if name_fault(slide.name) is None]
     names = dict.fromkeys([*given, *earlier_slides(output, given)], SlideLabel.NEGATIVE)
-    return {one.patient: one.reason for one in stage_patients(names, expected_nodes=nodes).unscored}
+    return {one.patient: one.reason for one in stage_patients(names, expected_nodes=count, nodes=nodes).unscored}
 
 
-def _check_reference(slides: Sequence[SlideFile], earlier: Sequence[str], reference: StageTable) -> None:
-    every = {*(slide.patient for slide in slides), *map(patient_of, earlier)}
+def _check_reference(
+    slides: Sequence[SlideFile], earlier: Sequence[str], reference: StageTable, nodes: SlideNodes
+) -> None:
+    every = {nodes.patient(name) for name in (*(slide.name for slide in slides), *earlier)}
     patients = {patient for patient in every if patient is not None}
     missing = sorted(patients - set(reference.stages))
     if missing:

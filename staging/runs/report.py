@@ -8,12 +8,11 @@ from typing import Any
 
 from staging.cohorts.camelyon import StageTable
 from staging.cohorts.names import centre_of_patient
-from staging.errors import SlideNameError
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.config import RunConfig
 from staging.runs.pages import write_page
 from staging.runs.slide_fault import Failure
-from staging.stages.pn import Staging, parse_slide_name
+from staging.stages.pn import BY_NAME, SlideNodes, Staging
 
 
 def write_report(
@@ -27,6 +26,7 @@ def write_report(
     reference: StageTable | None = None,
     score: Mapping[str, Any] | None = None,
     skipped: str = "",
+    nodes: SlideNodes = BY_NAME,
 ) -> None:
     """Write the report as one HTML page that links the overlays beside it; equal results give equal bytes.
 
@@ -40,6 +40,7 @@ def write_report(
         reference: the table the stages were scored against.
         score: the contents of score.json.
         skipped: what was passed over in the folders of the slides, in one line.
+        nodes: which patient and node each slide is of.
 
     Raises:
         StorageError: the page cannot be written.
@@ -52,7 +53,7 @@ def write_report(
         bad_tiles=[(analysis.slide, tile) for analysis in analyses for tile in analysis.bad_tiles],
         warnings=[(analysis.slide, warning) for analysis in analyses for warning in analysis.warnings],
         skipped=skipped,
-        patients=_patients(analyses, failures, staging, reference),
+        patients=_patients(analyses, failures, staging, reference, nodes),
         score=score,
         largest=max((count for row in score["confusion"] for count in row), default=1) or 1 if score else 1,
         configuration=list(_flat(config.to_json())),
@@ -76,14 +77,14 @@ def _patients(
     failures: Sequence[Failure],
     staging: Staging,
     reference: StageTable | None,
+    of_slides: SlideNodes,
 ) -> list[dict[str, Any]]:
     nodes: dict[str, list[dict[str, Any]]] = {}
     labels = {analysis.slide: analysis.label.value for analysis in analyses}
     labels |= {failure.slide: "failed" for failure in failures}
     for slide, label in sorted(labels.items()):
-        try:
-            patient, _ = parse_slide_name(slide)
-        except SlideNameError:
+        patient = of_slides.patient(slide)
+        if patient is None:
             continue
         expected = reference.labels.get(slide) if reference else None
         nodes.setdefault(patient, []).append(

@@ -67,7 +67,7 @@ def parse_slide_name(name: str) -> tuple[str, int]:
         raise SlideNameError(
             None,
             f"the slide name {name.strip()!r} does not give patient and node",
-            mend="name slides like patient_000_node_0",
+            mend="name slides like patient_000_node_0, or give a table of patients",
         )
     return match.group(1).lower(), int(match.group(2))
 
@@ -148,12 +148,53 @@ def _check_probabilities(node: Sequence[float]) -> None:
         raise ValueError(f"a node's probabilities must sum to 1, got {math.fsum(node)}")
 
 
+class SlideNodes:
+    """Which patient and lymph node a slide is of: what CAMELYON17's names say, a slide per node."""
+
+    def of(self, slide: str) -> tuple[str, int]:
+        """Return (patient, node) of a slide by its name, with or without suffix.
+
+        Raises:
+            SlideNameError: it is not known.
+        """
+        return parse_slide_name(slide)
+
+    def patient(self, slide: str) -> str | None:
+        """Return the patient of a slide, None if it is not known."""
+        try:
+            return self.of(slide)[0]
+        except SlideNameError:
+            return None
+
+    def obstacles(self, patient: str, slides: Mapping[str, int], count: int) -> list[str]:  # noqa: ARG002
+        """Return what speaks against staging a patient with these slides, given with their nodes.
+
+        Args:
+            patient: as ``of`` returns it.
+            slides: the node of each slide that is labelled or has failed.
+            count: expected nodes, numbered from 0.
+        """
+        nodes = set(slides.values())
+        missing, unexpected = sorted(set(range(count)) - nodes), sorted(nodes - set(range(count)))
+        found = [f"missing {_listed(missing)}"] if missing else []
+        return [*found, f"more than {count} nodes: {_listed(unexpected)}"] if unexpected else found
+
+    def disputed(self, labels: Mapping[int, set[SlideLabel]]) -> str | None:
+        """Return what is wrong with the labels of each node of a patient, or None."""
+        nodes = sorted(node for node, found in labels.items() if len(found) > 1)
+        return f"conflicting labels for {_listed(nodes)}" if nodes else None
+
+
+BY_NAME = SlideNodes()
+
+
 def stage_patients(
     labels: Mapping[str, SlideLabel],
     *,
     failed: Mapping[str, str] | None = None,
     partial: Collection[str] = (),
     expected_nodes: int = EXPECTED_NODES,
+    nodes: SlideNodes = BY_NAME,
 ) -> Staging:
     """Stage every patient with all slides; give the reason for every other.
 
@@ -161,35 +202,38 @@ def stage_patients(
         labels: labels by slide name (``patient_000_node_0``, with or without a suffix).
         failed: reasons by slide name, for slides without a label. A slide in both counts as failed.
         partial: slides, among those with a label, that were seen only in part.
-        expected_nodes: slides per patient, numbered from 0.
+        expected_nodes: slides per patient, numbered from 0, where names give the node.
+        nodes: which patient and node each slide is of.
 
     Returns:
-        Stages and unscored patients. A slide whose name gives no patient is among the unscored by its own name.
+        Stages and unscored patients. A slide whose patient is not known is among the unscored by its own name.
     """
     failed = failed or {}
-    nodes: defaultdict[str, defaultdict[int, set[SlideLabel]]] = defaultdict(lambda: defaultdict(set))
-    faults: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    slides: defaultdict[str, dict[str, int]] = defaultdict(dict)
     strangers: list[Unscored] = []
     for name in dict.fromkeys([*labels, *failed]):
         try:
-            patient, node = parse_slide_name(name)
+            patient, node = nodes.of(name)
         except SlideNameError as error:
             strangers.append(Unscored(patient=name, reason=error.reason))
             continue
-        if name in failed:
-            faults[patient][node] = failed[name]
-        else:
-            nodes[patient][node].add(labels[name])
+        slides[patient][name] = node
 
     stages: dict[str, PatientStage] = {}
     unscored: list[Unscored] = []
-    for patient in sorted({*nodes, *faults}, key=_number):
-        reason = _obstacle(nodes[patient], faults[patient], expected_nodes)
-        if reason is None:
-            stages[patient] = stage_patient(label for found in nodes[patient].values() for label in found)
+    for patient in sorted(slides, key=patient_order):
+        found = slides[patient]
+        reasons = [*nodes.obstacles(patient, found, expected_nodes), *_failures(found, failed)]
+        of_nodes: defaultdict[int, set[SlideLabel]] = defaultdict(set)
+        for name, node in found.items():
+            if name not in failed:
+                of_nodes[node].add(labels[name])
+        dispute = nodes.disputed(of_nodes)
+        if reasons or dispute:
+            unscored.append(Unscored(patient=patient, reason="; ".join([*reasons, *([dispute] if dispute else [])])))
         else:
-            unscored.append(Unscored(patient=patient, reason=reason))
-    partly = {parse_slide_name(name)[0] for name in partial if _SLIDE_NAME.fullmatch(name.strip())}
+            stages[patient] = stage_patient(max(of_node) for of_node in of_nodes.values())
+    partly = {patient for patient, found in slides.items() if not found.keys().isdisjoint(partial)}
     return Staging(
         stages=stages,
         unscored=(*unscored, *sorted(strangers, key=lambda one: one.patient)),
@@ -197,26 +241,20 @@ def stage_patients(
     )
 
 
-def _obstacle(nodes: Mapping[int, set[SlideLabel]], faults: Mapping[int, str], expected: int) -> str | None:
-    """Return why a patient with these nodes cannot be staged; None if it can."""
-    missing = sorted(set(range(expected)) - set(nodes) - set(faults))
-    unexpected = sorted((set(nodes) | set(faults)) - set(range(expected)))
-    disputed = sorted(node for node, found in nodes.items() if len(found) > 1)
-    parts = []
-    if missing:
-        parts.append(f"missing {_listed(missing)}")
-    if faults:
-        parts.append("failed " + "; ".join(f"node_{node} ({reason})" for node, reason in sorted(faults.items())))
-    if unexpected:
-        parts.append(f"more than {expected} nodes: {_listed(unexpected)}")
-    if disputed:
-        parts.append(f"conflicting labels for {_listed(disputed)}")
-    return "; ".join(parts) or None
+def patient_order(patient: str) -> tuple[int, int, str]:
+    """Sort key of patients: ``patient_000`` by number, then others by name."""
+    number = patient.removeprefix("patient_")
+    return (0, int(number), patient) if number.isascii() and number.isdigit() else (1, 0, patient)
+
+
+def _failures(slides: Mapping[str, int], failed: Mapping[str, str]) -> list[str]:
+    texts = [f"node_{node} ({failed[name]})" for name, node in sorted(slides.items(), key=_node) if name in failed]
+    return ["failed " + "; ".join(texts)] if texts else []
+
+
+def _node(slide: tuple[str, int]) -> tuple[int, str]:
+    return slide[1], slide[0]
 
 
 def _listed(nodes: Iterable[int]) -> str:
     return ", ".join(f"node_{node}" for node in nodes)
-
-
-def _number(patient: str) -> tuple[int, str]:
-    return int(patient.removeprefix("patient_")), patient

@@ -14,6 +14,7 @@ from staging.cohorts.errata import EXCLUDED
 from staging.cohorts.names import slide_key
 from staging.lesions.labels import SlideLabel
 from staging.runs.bars import CohortProgress
+from staging.stages.pn import BY_NAME, SlideNodes
 from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe, described
 from wsi.store import json_text
@@ -30,11 +31,13 @@ class LabelledCohort:
         slides: the slide files.
         annotations: directory of their annotations, ``<slide>.xml`` or ``.geojson``.
         reference: their labels.
+        nodes: which patient and node each slide is of.
     """
 
     slides: Sequence[SlideFile]
     annotations: Path
     reference: StageTable
+    nodes: SlideNodes = BY_NAME
 
     def of(self, patients: Collection[str]) -> Self:
         """Select the slides of some patients; a slide whose name gives no patient is its own patient."""

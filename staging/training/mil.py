@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from staging.cohorts.camelyon import read_label_table
 from staging.cohorts.errata import OUT_OF_SLIDE_TASK
-from staging.cohorts.names import patient_of, slide_key
-from staging.cohorts.references import read_patients, read_truth
+from staging.cohorts.names import slide_key
+from staging.cohorts.references import read_truth
 from staging.csv_rows import csv_text
 from staging.errors import ConfigurationError, DuplicateSlideError, NoSlidesError, TableError
 from staging.lesions.labels import SlideLabel
 from staging.lesions.seen import SEEN_COLUMNS, Seen, SeenRule, seen_json
 from staging.runs.config import differences, refuse_other_settings
 from staging.scores.roc import area_under_curve
+from staging.stages.pn import BY_NAME, SlideNodes
 from wsi.errors import ArtefactError, CheckpointError, PathologyError, StorageError
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, storage, sweep
@@ -117,7 +118,7 @@ def train_mil(
     output: Path,
     *,
     classes: Literal[2, 4] = 2,
-    patients: Path | None = None,
+    nodes: SlideNodes = BY_NAME,
     options: MilTraining,
     device: str = "auto",
     workers: int | None = None,
@@ -131,7 +132,7 @@ def train_mil(
         reference: a table of slide labels.
         output: file of the head; ``.unseen.csv`` is written beside it.
         classes: 2 (negative, positive) or 4 (those of SlideLabel).
-        patients: a table slide,patient for slides whose names do not give the patient.
+        nodes: which patient each slide is of.
         options: of the training.
         device: auto, cpu or cuda.
         workers: folds trained at a time; None for one per core.
@@ -160,7 +161,7 @@ def train_mil(
     left_out = {slide.name: why for slide in found if (why := _why_left_out(slide.name, labels)) is not None}
     used = [slide for slide in found if slide.name not in left_out]
     _check_some(used, reference, quarantined)
-    bags = _bags(used, labels, {} if patients is None else read_patients(patients))
+    bags = _bags(used, labels, nodes)
     result = train_head(
         bags,
         class_names=names,
@@ -319,13 +320,13 @@ def _opened(folders: Sequence[Path], rule: SeenRule) -> tuple[list[SlideFeatures
     return found, quarantined
 
 
-def _bags(slides: Sequence[SlideFeatures], labels: Mapping[str, int], patients: Mapping[str, str]) -> list[Bag]:
+def _bags(slides: Sequence[SlideFeatures], labels: Mapping[str, int], nodes: SlideNodes) -> list[Bag]:
     from wsi.cnn.encoders.mil_training import Bag  # noqa: PLC0415  (loads torch)
 
     return [
         Bag(
             slide=slide.name,
-            patient=patients.get(slide_key(slide.name)) or patient_of(slide.name) or _alone(slide.name),
+            patient=nodes.patient(slide.name) or _alone(slide.name),
             label=labels[slide_key(slide.name)],
             load=slide.load,
         )

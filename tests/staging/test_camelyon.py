@@ -162,8 +162,8 @@ def test_written_rows_are_ordered_by_number_and_node(tmp_path: Path) -> None:
     ]
     assert read_stage_table(path).labels["CMU-1"] is SlideLabel.MACRO
     assert [entry.name for entry in path.parent.iterdir()] == ["stages.csv"]
-    with pytest.raises(ValueError, match="patient_000"):
-        write_stage_table(path, {"tumor_001": PatientStage.PN0})
+    write_stage_table(path, {"S21-7": PatientStage.PN1}, {})
+    assert read_stage_table(path).stages == {"S21-7": PatientStage.PN1}
 
 
 @settings(deadline=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from staging.cohorts.names import centre_name, slide_key
-from staging.cohorts.references import read_normal_slides, read_patients, read_predictions, read_truth
+from staging.cohorts.references import read_normal_slides, read_predictions, read_truth
 from staging.csv_rows import csv_for_people
 from staging.errors import ConflictError, TableError, UnknownLabelError
 
@@ -136,15 +136,6 @@ def test_centres_are_those_of_the_published_table(real_data: Callable[[str], Pat
 def test_names_are_compared_without_suffix_and_case() -> None:
     assert {slide_key(name) for name in ("Test_001.tif", "test_001", "TEST_001.CSV")} == {"test_001"}
     assert slide_key("slide.v2") == "slide.v2"
-
-
-def test_patients(table: Write) -> None:
-    assert read_patients(table("Slide,Patient\nA.tif,P1\nb,P1\na,P1\n")) == {"a": "P1", "b": "P1"}
-    with pytest.raises(ConflictError, match="lines 1 and 2: a is P1 and then P2"):
-        read_patients(table("a,P1\nA.svs,P2\n"))
-    for text, reason in (("a,\n", "line 1: the row 'a,' is not"), ("", "has no row for a slide")):
-        with pytest.raises(TableError, match=reason):
-            read_patients(table(text))
 
 
 def test_a_table_for_people_holds_no_formula_and_no_control_character(tmp_path: Path) -> None:
