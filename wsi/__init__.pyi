@@ -4,6 +4,7 @@ __all__ = [
     "Image",
     "Level",
     "Mask",
+    "OverridingMpp",
     "PatchDataset",
     "PatchStream",
     "PathologyError",
@@ -30,6 +31,7 @@ from .errors import PathologyError
 from .geometry import Frame, Level, Region, Window, tile_order
 from .heatmap_store import read_heatmap, write_heatmap
 from .raster import Heatmap, Image, Mask
+from .readers.resolution import OverridingMpp
 from .render import overlay, save_png, thumbnail
 from .slide import Slide
 from .stain import StainJitter

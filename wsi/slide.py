@@ -25,7 +25,7 @@ from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
 from wsi.readers.level_pixels import LevelPixels
 from wsi.readers.levels import missing_levels
 from wsi.readers.opening import open_reader, open_source
-from wsi.readers.resolution import against_given
+from wsi.readers.resolution import Mpp, against_given, um_of
 from wsi.readers.source import is_url
 from wsi.resample import FramePlan
 from wsi.windows import Windows
@@ -47,10 +47,8 @@ class Slide:
     The file is opened on first use in each process, so a slide may be sent to workers or survive a fork.
     """
 
-    def __init__(
-        self, path: str | PathLike[str], *, mpp: float | None = None, on_bad_tile: OnBadTile = "raise"
-    ) -> None:
-        if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+    def __init__(self, path: str | PathLike[str], *, mpp: Mpp | None = None, on_bad_tile: OnBadTile = "raise") -> None:
+        if mpp is not None and not (math.isfinite(um_of(mpp)) and um_of(mpp) > 0):
             raise ValueError(f"mpp is um per level-0 px and must be positive, got {mpp}")
         if on_bad_tile not in ("raise", "white"):
             raise ValueError(f"on_bad_tile must be 'raise' or 'white', got {on_bad_tile!r}")
@@ -63,13 +61,13 @@ class Slide:
         self._is_closed = False
 
     @classmethod
-    def open(cls, path: str | PathLike[str], *, mpp: float | None = None, on_bad_tile: OnBadTile = "raise") -> Slide:
+    def open(cls, path: str | PathLike[str], *, mpp: Mpp | None = None, on_bad_tile: OnBadTile = "raise") -> Slide:
         """Open a slide.
 
         Args:
             path: a tiled TIFF (also SVS, Philips, OME), any other kind that OpenSlide knows, a JPEG or a PNG; or the
                 URL (s3://, gs://, az://, http://, https://) of a tiled TIFF, which needs the extra ``cloud``.
-            mpp: um per level-0 px; overrides the file's.
+            mpp: um per level-0 px, for a file that states none; OverridingMpp(um) counts even against the file's.
             on_bad_tile: "raise" ends reading at a tile that cannot be decoded; "white" reads it as white and lists it
                 in ``bad_tiles``.
 
@@ -95,8 +93,9 @@ class Slide:
 
     @property
     def mpp(self) -> float | None:
-        """Um per level-0 px: as given on opening, else from the file; None if neither says."""
-        return self._given_mpp if self._given_mpp is not None else self._open().mpp
+        """Um per level-0 px: from the file, else as given on opening; None if neither says."""
+        stated, given = self._open().mpp, self._given_mpp
+        return stated if given is None else um_of(given, stated)
 
     @property
     def properties(self) -> Mapping[str, str]:
@@ -372,7 +371,7 @@ class Slide:
         return mpp
 
 
-def _unopened(path: Path | str, mpp: float | None, on_bad_tile: OnBadTile) -> Slide:
+def _unopened(path: Path | str, mpp: Mpp | None, on_bad_tile: OnBadTile) -> Slide:
     return Slide(path, mpp=mpp, on_bad_tile=on_bad_tile)
 
 

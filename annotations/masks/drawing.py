@@ -14,6 +14,7 @@ from annotations.masks.mask_file import write_annotation_mask
 from annotations.polygons import check_within
 from wsi.errors import SlideError, SlideNotFoundError
 from wsi.geometry import Frame
+from wsi.readers.resolution import Mpp, um_of
 from wsi.slide import Slide
 
 
@@ -23,7 +24,7 @@ class MaskRecipe:
 
     Attributes:
         size: (width, height) of level 0 in px where there is no slide.
-        slide_mpp: um per level-0 px; overrides the slide's own, and is needed for mpp where there is no slide.
+        slide_mpp: um per level-0 px, where the slide states none, and for mpp where there is no slide.
         mpp: um per pixel of the mask; None with ``level`` None is level 0.
         level: the level of the slide whose grid the mask has.
         values: see write_annotation_mask, as for the following ones.
@@ -36,7 +37,7 @@ class MaskRecipe:
     """
 
     size: tuple[int, int] | None
-    slide_mpp: float | None
+    slide_mpp: Mpp | None
     mpp: float | None
     level: int | None
     values: Literal["0/255", "asap", "0/1"]
@@ -108,10 +109,16 @@ def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame, tuple[str, ...]]:
     recipe = job.recipe
     if recipe.size is not None:
         width, height = recipe.size
-        whole = Frame(x=0.0, y=0.0, downsample=1.0, shape=(height, width), mpp=recipe.slide_mpp)
+        whole = Frame(
+            x=0.0,
+            y=0.0,
+            downsample=1.0,
+            shape=(height, width),
+            mpp=None if recipe.slide_mpp is None else um_of(recipe.slide_mpp),
+        )
         if recipe.mpp is None or recipe.slide_mpp is None:
             return recipe.size, whole, ()
-        return recipe.size, whole.resampled(recipe.mpp / recipe.slide_mpp), ()
+        return recipe.size, whole.resampled(recipe.mpp / um_of(recipe.slide_mpp)), ()
     if job.slide is None:
         raise SlideNotFoundError(
             job.annotation_file,

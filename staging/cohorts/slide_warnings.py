@@ -9,6 +9,7 @@ from staging.cohorts.camelyon import SlideFile
 from staging.csv_rows import csv_for_people
 from staging.errors import listed
 from wsi.errors import SlideError
+from wsi.readers.resolution import Mpp
 from wsi.slide import Slide
 
 SlideWarnings = Mapping[str, Sequence[str]]
@@ -17,12 +18,12 @@ SlideWarnings = Mapping[str, Sequence[str]]
 _AT_A_TIME = 8  # opening waits for the file system, not for a core
 
 
-def find_warnings(slides: Sequence[SlideFile], *, mpp: float | None = None) -> dict[str, list[str]]:
+def find_warnings(slides: Sequence[SlideFile], *, mpp: Mpp | None = None) -> dict[str, list[str]]:
     """Open every slide and return the warnings of those that have any; one that does not open is left to its work.
 
     Args:
         slides: what find_slides found.
-        mpp: um per level-0 px of every slide, overriding its file.
+        mpp: um per level-0 px of slides that state none, or for all.
     """
 
     def read(slide: SlideFile) -> list[str]:

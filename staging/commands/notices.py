@@ -13,6 +13,7 @@ from wsi.errors import plain, without_secrets
 
 if TYPE_CHECKING:
     from staging.cohorts.camelyon import SlideListing
+    from wsi.readers.resolution import Mpp
     from wsi.slide import Slide
 
 EXIT_QUARANTINED = 3
@@ -38,14 +39,12 @@ def skipped_notice(listing: SlideListing) -> None:
         say(skipped_text(listing.skipped))
 
 
-def cohort_notices(
-    listing: SlideListing, *, mpp: float | None = None, annotations: Path | None = None
-) -> dict[str, Any]:
+def cohort_notices(listing: SlideListing, *, mpp: Mpp | None = None, annotations: Path | None = None) -> dict[str, Any]:
     """Say what was passed over and which slides are in doubt, and return both for the command's JSON.
 
     Args:
         listing: what list_slides found.
-        mpp: um per level-0 px of every slide, overriding its file.
+        mpp: um per level-0 px of slides that state none, or for all.
         annotations: the folder of the slides' annotations.
     """
     from annotations.files.formats import SUFFIXES  # noqa: PLC0415  (slow import)

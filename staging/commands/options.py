@@ -35,6 +35,15 @@ SlideMpp = Annotated[
     float | None,
     typer.Option(help="um per pixel of the finest level, for slides that do not state it.", min=0.01, max=100),
 ]
+OverrideMpp = Annotated[
+    float | None,
+    typer.Option(
+        help="um per pixel of the finest level, even of slides that state another; it is reported.",
+        min=0.01,
+        max=100,
+        show_default=False,
+    ),
+]
 Upsample = Annotated[
     bool,
     typer.Option(

@@ -14,7 +14,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from staging.commands.everywhere import Config, Quiet, Verbose, speak
 from staging.commands.help_texts import paragraphs, with_placeholder
-from staging.commands.options import Overwrite, Source
+from staging.commands.options import OverrideMpp, Overwrite, Source
+from staging.errors import ConfigurationError
 from wsi.outputs import OutputKind, check_output, refuse_twins, refuse_unusable
 from wsi.store import sweep_beside
 
@@ -48,13 +49,15 @@ def always(kind: OutputKind) -> Callable[[Path, Mapping[str, Any]], OutputKind]:
 def guarded(command: Command) -> Command:
     """Give a command its paths expanded, and only if the rule of ``wsi.outputs`` allows its outputs.
 
-    A command with outputs gets ``--overwrite``, and is told of it if it has such a parameter. Every command gets the
-    options of ``everywhere``, and placeholders in its help.
+    One with ``slide_mpp`` gets ``--override-mpp``. A command with outputs gets ``--overwrite``, and is told of it if it
+    has such a parameter. Every command gets the options of ``everywhere``, and placeholders in its help.
     """
     hints = get_type_hints(command, include_extras=True)
     outputs = {name: mark for name, hint in hints.items() if (mark := _mark(hint, Output)) is not None}
     texts = {name for name, hint in hints.items() if _mark(hint, Source) is not None}
     added: dict[str, Any] = {"verbose": Verbose, "quiet": Quiet, "config": Config}
+    if "slide_mpp" in hints:
+        added = {"override_mpp": OverrideMpp, **added}
     if "overwrite" not in hints and not all(mark.is_kept for mark in outputs.values()):
         added = {"overwrite": Overwrite, **added}
 
@@ -63,6 +66,8 @@ def guarded(command: Command) -> Command:
         extra = {name: given.pop(name, False) for name in added}
         speak(verbose=extra["verbose"], quiet=extra["quiet"])
         given = {name: _expanded(value, is_path=name in texts) for name, value in given.items()}
+        if extra.get("override_mpp"):
+            given["slide_mpp"] = _overriding(extra["override_mpp"], given["slide_mpp"])
         given |= {name: path.resolve() for name in outputs if (path := given[name]) is not None and _is_dots(path)}
         overwrite = (extra | given).get("overwrite", False)
         inputs = [path for name, value in given.items() if name not in outputs for path in _paths(value, name in texts)]
@@ -76,7 +81,7 @@ def guarded(command: Command) -> Command:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=None if hint is Config else False,
+                default=None if hint in (Config, OverrideMpp) else False,
                 annotation=with_placeholder(hint, name),
             )
             for name, hint in added.items()
@@ -87,6 +92,19 @@ def guarded(command: Command) -> Command:
     checked.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
     del checked.__wrapped__  # typer would read the parameters there
     return checked  # type: ignore[return-value]
+
+
+def _overriding(um: float, other: object) -> object:
+    """Return what --override-mpp means.
+
+    Raises:
+        ConfigurationError: --slide-mpp is given, too.
+    """
+    from wsi.readers.resolution import OverridingMpp  # noqa: PLC0415  (keeps --help quick)
+
+    if other is not None:
+        raise ConfigurationError(None, "--slide-mpp and --override-mpp exclude each other", mend="give only one")
+    return OverridingMpp(um)
 
 
 def _check(outputs: Mapping[str, Output], given: Mapping[str, Any], inputs: list[Path], *, overwrite: bool) -> None:

@@ -17,6 +17,7 @@ from staging.lesions.nuclei import find_nuclei
 from staging.lesions.settings import NUCLEUS_UM
 from wsi.errors import ResolutionError
 from wsi.geometry import Window
+from wsi.readers.resolution import Mpp
 from wsi.slide import Slide
 
 READ_UM = 0.5
@@ -33,7 +34,7 @@ def count_cells(
     *,
     rule: SizeRule,
     nucleus_um: float = NUCLEUS_UM,
-    mpp: float | None = None,
+    mpp: Mpp | None = None,
 ) -> dict[str, list[int | None]]:
     """Count the nuclei of every lesion small enough to be ITC; the others need no count.
 

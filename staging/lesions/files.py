@@ -18,6 +18,7 @@ from staging.lesions.shape import LesionShape, measure_polygons
 from wsi.errors import ResolutionError
 from wsi.heatmap_store import read_heatmap
 from wsi.raster import Mask
+from wsi.readers.resolution import Mpp, um_of
 from wsi.slide import Slide
 
 SHAPE_COLUMNS = (
@@ -81,7 +82,7 @@ def measure_heatmap_file(path: Path, settings: LesionSettings, *, with_holes_fil
 def measure_mask_file(
     path: Path,
     *,
-    mpp: float | None,
+    mpp: Mpp | None,
     value: int | None,
     level: int,
     merge_gap_um: float,
@@ -108,7 +109,7 @@ def measure_mask_file(
     return MeasuredFile(shapes=shapes, tumour_value=mask.value)
 
 
-def measure_drawing(path: Path, *, mpp: float | None, merge_gap_um: float, smallest_um: float) -> MeasuredFile:
+def measure_drawing(path: Path, *, mpp: Mpp | None, merge_gap_um: float, smallest_um: float) -> MeasuredFile:
     """Measure the lesions of an annotation file on its polygons.
 
     Raises:
@@ -116,7 +117,7 @@ def measure_drawing(path: Path, *, mpp: float | None, merge_gap_um: float, small
         ResolutionError: it does not state its resolution and none was given.
     """
     drawn = read_annotation_set(path)
-    known = mpp or drawn.mpp
+    known = drawn.mpp if mpp is None else um_of(mpp, drawn.mpp)
     if known is None:
         raise ResolutionError(path, "does not state its pixel size", mend="give it with --slide-mpp")
     found = measure_polygons(measure_lesions(drawn.annotations, mpp=known, merge_gap_um=merge_gap_um), mpp=known)

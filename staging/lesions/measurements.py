@@ -29,6 +29,7 @@ from staging.lesions.outlines import write_outlines
 from staging.lesions.seen import UNKNOWN, Seen, SeenRule, look_through, seen_json
 from staging.lesions.settings import LesionSettings, refuse_different, settings_of
 from staging.lesions.tables import lesion_table
+from wsi.readers.resolution import Mpp
 from wsi.store import atomic_text, check_kept, json_text, name_fault
 
 
@@ -76,7 +77,7 @@ def measure_files(
     model: Path | None = None,
     value: int | None = None,
     level: int = 0,
-    mpp: float | None = None,
+    mpp: Mpp | None = None,
     with_holes_filled: bool = False,
     seen_rule: SeenRule | None = None,
 ) -> Measurements:

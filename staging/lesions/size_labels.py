@@ -14,6 +14,7 @@ from staging.lesions.seen import UNKNOWN, Seen, SeenRule, look_through, seen_jso
 from staging.lesions.settings import NUCLEUS_UM
 from staging.lesions.tables import label_table, read_lesion_table, read_seen
 from wsi.inputs import read_json
+from wsi.readers.resolution import Mpp
 from wsi.store import atomic_text, json_text
 
 
@@ -26,7 +27,7 @@ def label_by_size(
     seen_rule: SeenRule | None = None,
     slides: Mapping[str, Path] | None = None,
     nucleus_um: float = NUCLEUS_UM,
-    mpp: float | None = None,
+    mpp: Mpp | None = None,
 ) -> dict[str, Any]:
     """Write the label of every slide of a lesions.csv, and beside it ``.rule.json`` with the applied rule.
 

@@ -15,6 +15,7 @@ from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
 from wsi.inputs import read_json
 from wsi.readers.base import OnBadTile
+from wsi.readers.resolution import Mpp
 from wsi.store import digest_of
 
 FORMAT = 1
@@ -28,7 +29,7 @@ class RunConfig:
 
     Attributes:
         model: sha256 of the checkpoint file.
-        mpp: um per level-0 px of every slide, overriding its file; None to use the file's.
+        mpp: um per level-0 px of slides that state none, or for all.
         threshold: the probability at which a lesion is outlined.
         peak: the probability that its highest cell must reach. Two thresholds (hysteresis), since a network trained on
             as much tumour as normal tissue finds too much of a slide faintly suspicious.
@@ -44,7 +45,7 @@ class RunConfig:
     model: str
     threshold: float
     peak: float
-    mpp: float | None = None
+    mpp: Mpp | None = None
     merge_gap_um: float = MERGE_GAP_UM
     rule: SizeRule = field(default_factory=lambda: SizeRule(smallest_um=SMALLEST_UM))
     nodes: int = EXPECTED_NODES

@@ -23,6 +23,7 @@ from wsi.errors import ArtefactError, CheckpointError, StorageError, plain
 from wsi.inputs import read_json
 from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
+from wsi.readers.resolution import Mpp, mpp_json
 from wsi.slide import Slide
 from wsi.store import atomic_text, check_kept, json_text, name_fault, provenance_of, sweep
 from wsi.tissue import find_tissue
@@ -53,7 +54,7 @@ class EncodingPlan:
         device: where the encoder runs.
         workers: number of processes; None for one on a GPU, else one per core.
         batch: tiles per batch; None chooses.
-        slide_mpp: um per level-0 px, overriding the files.
+        slide_mpp: um per level-0 px of slides that state none, or for all.
         on_bad_tile: whether a tile that cannot be decoded fails its slide, or is read as white and reported.
         seen_rule: which slides are quarantined because too much of their tissue cannot be read.
         upsample: encode slides coarser than the tiles, too.
@@ -70,7 +71,7 @@ class EncodingPlan:
     device: str = "auto"
     workers: int | None = None
     batch: int | None = None
-    slide_mpp: float | None = None
+    slide_mpp: Mpp | None = None
     on_bad_tile: OnBadTile = "raise"
     seen_rule: SeenRule = field(default_factory=SeenRule)
     upsample: bool = False
@@ -134,7 +135,7 @@ class FeatureTask:
     precision: Literal["float16", "float32"]
     batch: int | None
     threads: int
-    slide_mpp: float | None
+    slide_mpp: Mpp | None
     on_bad_tile: OnBadTile
     seen_rule: SeenRule
     upsample: bool
@@ -192,7 +193,7 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
         "tiles": geometry.to_json(),
         "precision": plan.precision,
         "mask": MASK,
-        "slide_mpp": plan.slide_mpp,
+        "slide_mpp": mpp_json(plan.slide_mpp),
         "on_bad_tile": plan.on_bad_tile,
     }
     refuse_other_settings(output, settings, record=RECORD)
@@ -289,7 +290,7 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
         with step("open", slide=task.name, path=task.path):
             made_from = features_provenance(
                 slide.fingerprint(), encoder, geometry, mask=MASK, precision=task.precision
-            ) | {"slide_mpp": task.slide_mpp, "on_bad_tile": task.on_bad_tile}
+            ) | {"slide_mpp": mpp_json(task.slide_mpp), "on_bad_tile": task.on_bad_tile}
         if provenance_of(task.output) == made_from:
             with suppress(ArtefactError):  # damaged features are made again
                 made = read_features(task.output)

@@ -25,7 +25,8 @@ from wsi.raster import Heatmap
 from wsi.store import atomic_bytes, atomic_text, check_kept, read_sealed, storage
 
 if TYPE_CHECKING:
-    from wsi.slide import Slide
+    from wsi.readers.resolution import Mpp
+from wsi.slide import Slide
 
 CROP_UM = 600.0
 """Side of the pictures of lesions: shows the architecture of the node around a 0.2 mm deposit."""
@@ -108,7 +109,7 @@ def write_review(
     compared: int,
     run: Path,
     slides: Mapping[str, Path] | None = None,
-    slide_mpp: float | None = None,
+    slide_mpp: Mpp | None = None,
 ) -> None:
     """Write ``review.html`` and ``review.csv`` with pictures beside them.
 
@@ -118,7 +119,7 @@ def write_review(
         compared: number of slides compared.
         run: the output with the heatmaps and overlays.
         slides: slide files by id, for close-ups; without them only overlays are shown.
-        slide_mpp: um per level-0 px, overriding the files.
+        slide_mpp: um per level-0 px of slides that state none, or for all.
 
     Raises:
         StorageError: the output cannot be written.
@@ -209,9 +210,7 @@ def _highest(heatmap: Heatmap) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _draw_crops(
-    one: Disagreement, path: Path, output: Path, run: Path, slide_mpp: float | None
-) -> list[dict[str, str]]:
+def _draw_crops(one: Disagreement, path: Path, output: Path, run: Path, slide_mpp: Mpp | None) -> list[dict[str, str]]:
     from wsi.render import overlay, save_png  # noqa: PLC0415  (slow import)
     from wsi.slide import Slide  # noqa: PLC0415
 

@@ -15,6 +15,7 @@ from wsi.errors import ArtefactError, OutputExistsError
 from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
 from wsi.raster import Heatmap
 from wsi.readers.base import BadTile, OnBadTile
+from wsi.readers.resolution import Mpp, mpp_json
 from wsi.render import overlay, save_picture, thumbnail
 from wsi.slide import Slide
 from wsi.stain_range import StainRange, stain_warnings
@@ -58,7 +59,7 @@ def make_heatmap(
     tiff: Path | None = None,
     device: str = "auto",
     threads: int = 1,
-    slide_mpp: float | None = None,
+    slide_mpp: Mpp | None = None,
     on_bad_tile: OnBadTile = "raise",
     overwrite: bool = False,
     upsample: bool = False,
@@ -74,7 +75,7 @@ def make_heatmap(
         tiff: the heatmap as a pyramidal float32 TIFF.
         device: where the network runs.
         threads: number of reading threads.
-        slide_mpp: um per level-0 px, overriding the file.
+        slide_mpp: um per level-0 px if the slide states none, or an OverridingMpp.
         on_bad_tile: whether a tile that cannot be decoded raises, or is read as white.
         overwrite: replace a heatmap of another slide or model.
         upsample: look at a slide coarser than the model, too.
@@ -140,9 +141,9 @@ def _write(path: Path, write: Callable[[Path], None], *, is_kept: bool) -> None:
             raise OutputExistsError(path, "shows another heatmap", mend="choose another output, or give --overwrite")
 
 
-def _read_otherwise(slide_mpp: float | None, on_bad_tile: OnBadTile) -> dict[str, str]:
+def _read_otherwise(slide_mpp: Mpp | None, on_bad_tile: OnBadTile) -> dict[str, str]:
     """Return what changes how the slide is read, if anything does."""
-    return ({} if slide_mpp is None else {"mpp": str(slide_mpp)}) | (
+    return ({} if slide_mpp is None else {"mpp": str(mpp_json(slide_mpp))}) | (
         {} if on_bad_tile == "raise" else {"bad": on_bad_tile}
     )
 

@@ -10,6 +10,7 @@ from annotations.patches.training_set import TrainingSet
 from staging.errors import ConfigurationError
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.sources import PatchRecipe
+from wsi.readers.resolution import Mpp
 
 HARD = 24
 """False positives of a slide that become patches in a round."""
@@ -42,7 +43,7 @@ class MiningPlan:
         found: TrainingSet,
         judges: Collection[str],
         seed: int,
-        slide_mpp: float | None,
+        slide_mpp: Mpp | None,
         device: str,
         workers: int | None,
     ) -> None:
@@ -55,7 +56,7 @@ class MiningPlan:
             found: its training set; the new patches have the same size and resolution.
             judges: patients who judge the network, whose slides are not mined.
             seed: of the patches that are not false positives.
-            slide_mpp: um per level-0 px, overriding the files.
+            slide_mpp: um per level-0 px of slides that state none, or for all.
             device: where the network runs.
             workers: number of processes.
 

@@ -19,6 +19,7 @@ from annotations.patches.sparse_store import TABLE, finish_store, paint_targets,
 from annotations.patches.table import PatchTable, read_patch_table, write_patch_table
 from annotations.patches.zarr_store import STORE_KIND, write_patches
 from staging.errors import ConfigurationError
+from wsi.readers.resolution import Mpp
 from wsi.slide import Slide
 from wsi.store import provenance_of, storage
 from wsi.writing.sparse import estimate_bytes
@@ -119,13 +120,13 @@ class PatchOutput:
         path: the folder, file or store.
         form: the output format.
         quality: JPEG quality, if any JPEG is encoded; None writes PNG into WebDataset shards.
-        slide_mpp: um per level-0 px, overriding the files.
+        slide_mpp: um per level-0 px of slides that state none, or for all.
     """
 
     path: Path
     form: PatchFormat
     quality: int | None = None
-    slide_mpp: float | None = None
+    slide_mpp: Mpp | None = None
 
     @property
     def work(self) -> Path:

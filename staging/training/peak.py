@@ -11,6 +11,7 @@ import numpy as np
 from staging.cohorts.camelyon import SlideFile
 from staging.lesions.finding import find_lesions
 from staging.runs.cluster import TileNews, each
+from wsi.readers.resolution import Mpp
 from wsi.slide import Slide
 from wsi.tissue import find_tissue
 
@@ -22,7 +23,7 @@ class _Negative:
     slide: SlideFile
     model: Path
     smallest_um: float
-    slide_mpp: float | None
+    slide_mpp: Mpp | None
     device: str
     threads: int
 
@@ -32,7 +33,7 @@ def calibrate_peak(
     model: Path,
     *,
     smallest_um: float,
-    slide_mpp: float | None = None,
+    slide_mpp: Mpp | None = None,
     device: str = "cpu",
     workers: int = 1,
     threads: int = 1,
@@ -46,7 +47,7 @@ def calibrate_peak(
         slides: negative slides from the training or a held-out cohort, never from the test set.
         model: the checkpoint.
         smallest_um: shorter lesions are noise and do not count.
-        slide_mpp: um per level-0 px, overriding the files.
+        slide_mpp: um per level-0 px of slides that state none, or for all.
         device: where the network runs.
         workers: number of processes.
         threads: number of threads of each.

@@ -13,6 +13,7 @@ from staging.training.labelled_cohort import LabelledCohort
 from staging.training.mining import HARD, MiningPlan
 from staging.training.rounds import TrainingPlan
 from staging.training.sources import PatchRecipe
+from wsi.readers.resolution import Mpp
 from wsi.stain import StainJitter
 from wsi.store import digest_of
 
@@ -32,7 +33,7 @@ class CohortRecipe:
         first_epochs: epochs of the first network.
         epochs: epochs of the final network.
         smallest_um: shorter lesions are noise.
-        slide_mpp: um per level-0 px, overriding the files.
+        slide_mpp: um per level-0 px of slides that state none, or for all.
         device: where networks are trained and run.
         upsample: use slides coarser than the network's input, too.
     """
@@ -46,7 +47,7 @@ class CohortRecipe:
     first_epochs: int = 3
     epochs: int = 11
     smallest_um: float = SMALLEST_UM
-    slide_mpp: float | None = None
+    slide_mpp: Mpp | None = None
     device: str = "auto"
     upsample: bool = False
 

@@ -26,6 +26,7 @@ from wsi.cores import usable_cores
 from wsi.errors import OutputInUseError
 from wsi.lock import OutputLock
 from wsi.readers.base import OnBadTile
+from wsi.readers.resolution import Mpp
 from wsi.stain_range import PROVENANCE, measure_range
 from wsi.store import storage, sweep
 
@@ -62,7 +63,7 @@ class TrainingPlan:
         fold: the fold to leave out, if patients were split into folds.
         on_bad_tile: whether a tile that cannot be decoded ends the training, or is read as white and reported.
         smallest_um: shorter lesions do not count for the peak.
-        slide_mpp: um per level-0 px of the cohort's slides, overriding the files.
+        slide_mpp: um per level-0 px of slides that state none, or for all.
         device: where the network is trained.
         workers: number of processes that read the cohort's slides; None chooses.
         tensorboard: folder for TensorBoard events.
@@ -80,7 +81,7 @@ class TrainingPlan:
     fold: int | None = None
     on_bad_tile: OnBadTile = "raise"
     smallest_um: float = SMALLEST_UM
-    slide_mpp: float | None = None
+    slide_mpp: Mpp | None = None
     device: str = "auto"
     workers: int | None = None
     tensorboard: Path | None = None

@@ -26,6 +26,7 @@ from staging.runs.cluster import TileNews
 from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap
 from wsi.raster import Heatmap, Mask
+from wsi.readers.resolution import Mpp
 from wsi.readers.source import is_url
 from wsi.slide import Slide
 from wsi.store import digest_of, provenance_of
@@ -59,7 +60,7 @@ class PatchRecipe:
         model: the checkpoint whose false positives are sampled.
         heatmaps: a directory of ``<slide>.zarr`` heatmaps to use instead of a model.
         split: of the patients; None puts all in ``train``.
-        slide_mpp: um per level-0 px, overriding the files.
+        slide_mpp: um per level-0 px of slides that state none, or for all.
         groups: roles of annotation groups, beyond the known ones.
         device: where the model runs: auto, cpu or cuda; several processes may share a GPU.
         threads: threads per process, which read for the model and, on a CPU, compute.
@@ -79,7 +80,7 @@ class PatchRecipe:
     model: Path | None = None
     heatmaps: Path | None = None
     split: Split | None = None
-    slide_mpp: float | None = None
+    slide_mpp: Mpp | None = None
     groups: Mapping[str, Role] = field(default_factory=dict)
     device: str = "cpu"
     threads: int = 1

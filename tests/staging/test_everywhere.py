@@ -47,7 +47,7 @@ def called(*arguments: object) -> Result:
 @pytest.fixture
 def slide(tmp_path: Path) -> Path:
     image = np.full((256, 256, 3), 244, np.uint8)
-    image[60:200, 60:200] = np.random.default_rng(0).integers(120, 190, (140, 140, 3))
+    image[60:200, 60:200] = (200, 120, 170)
     write_pyramid(tmp_path / "s.tif", width=256, height=256, mpp=8.0, tile_size=256, levels=1, tiles=[image])
     return tmp_path / "s.tif"
 
@@ -142,3 +142,19 @@ def test_the_time_left_is_told_where_there_are_no_bars(
     with Bars(is_silent=True):
         time.sleep(0.2)
     assert capfd.readouterr().err == ""
+
+
+def test_a_resolution_fills_in_or_overrides_and_is_said(slide: Path, tmp_path: Path) -> None:
+    def area(*more: object) -> tuple[float, str]:
+        done = called("tissue", slide, "-o", tmp_path / "t.png", "--overwrite", *more)
+        return json.loads(done.stdout)["tissue_mm2"], done.stderr
+
+    stated, silent = area()
+    filled, told = area("--slide-mpp", 16)
+    assert (filled, silent) == (stated, "")
+    assert "states 8 um per px, which are used; the given 16 are not (--override-mpp would)" in told
+    overridden, told = area("--override-mpp", 16)
+    assert overridden == pytest.approx(4 * stated, rel=0.05)
+    assert "states 8 um per px; the given 16 are used instead" in told
+    both = called("tissue", slide, "-o", tmp_path / "u.png", "--slide-mpp", 8, "--override-mpp", 8)
+    assert isinstance(both.exception, ConfigurationError)

@@ -44,7 +44,7 @@ def test_convert_says_what_is_doubtful(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stderr.count("states 352.8 um per px") == 1
     assert len(facts["warnings"]) == 1
-    result, facts = called("convert", tmp_path / "a.tif", tmp_path / "c.tif", "--slide-mpp", 0.5)
+    result, facts = called("convert", tmp_path / "a.tif", tmp_path / "c.tif", "--override-mpp", 0.5)
     assert facts["warnings"] == []
 
 
@@ -97,7 +97,7 @@ def test_tissue_and_heatmap_say_what_is_doubtful(slide: Path, model: Path, tmp_p
         ["tissue", copy, "-o", tmp_path / "t.png"],
         ["heatmap", copy, "-o", tmp_path / "h.zarr", "-m", model],
     ):
-        result, facts = called(*command, "--slide-mpp", 8.5)
+        result, facts = called(*command, "--override-mpp", 8.5)
         assert result.exit_code == 0, result.stderr
         assert result.stderr.count("states 7.776 um per px; the given 8.5 are used instead") == 1
         assert facts["warnings"] == ["states 7.776 um per px; the given 8.5 are used instead"]
@@ -110,7 +110,7 @@ def test_a_run_records_what_is_doubtful_and_passed_over(slide: Path, model: Path
     shutil.copy(slide, images)
     (images / "._patient_000_node_0.tif").write_bytes(b"x")
     (images / "notes.txt").write_text("x")
-    command = ("run", images, "-o", output, "-m", model, "--slide-mpp", "8.5", "--nodes", 1, "--workers", 1)
+    command = ("run", images, "-o", output, "-m", model, "--override-mpp", "8.5", "--nodes", 1, "--workers", 1)
     result, facts = called(*command)
     assert result.exit_code == 0, result.stderr
     said = "states 7.776 um per px; the given 8.5 are used instead"

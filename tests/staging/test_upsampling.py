@@ -16,6 +16,7 @@ from staging.cli import app
 from staging.training.sources import PatchRecipe, described
 from wsi.cnn.checkpoint import save_checkpoint
 from wsi.errors import ResolutionError
+from wsi.readers.resolution import OverridingMpp
 from wsi.slide import UPSAMPLING, Slide
 from wsi.writing.pyramid import write_pyramid
 
@@ -56,7 +57,7 @@ def test_detail_is_checked_with_the_tolerance_of_scanners(slide: Path) -> None:
         opened.check_detail(8.0 / UPSAMPLING + 0.01)
         with pytest.raises(ResolutionError, match=r"pixels of 8 um, coarser than the 6\.9"):
             opened.check_detail(8.0 / UPSAMPLING - 0.01)
-    with Slide.open(slide, mpp=2.0) as opened:
+    with Slide.open(slide, mpp=OverridingMpp(2.0)) as opened:
         opened.check_detail(2.0)
 
 

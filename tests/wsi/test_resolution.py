@@ -10,7 +10,7 @@ from slide_files import drop_tag, picture, write_tiff
 
 from wsi.errors import ResolutionError
 from wsi.readers.openslide import OpenSlideReader
-from wsi.readers.resolution import settle
+from wsi.readers.resolution import OverridingMpp, settle
 from wsi.slide import Slide
 
 CENTIMETRES: dict[str, Any] = {"resolutionunit": "CENTIMETER"}
@@ -92,7 +92,17 @@ def test_statements_that_contradict_each_other_are_both_named(tmp_path: Path) ->
 def test_a_given_resolution_that_differs_from_the_file_is_said(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.svs", picture(), description=APERIO)
     assert opened(path, mpp=0.25) == (0.25, "")
-    assert opened(path, mpp=0.5) == (0.5, "states 0.25 um per px; the given 0.5 are used instead")
+    assert opened(path, mpp=OverridingMpp(0.5)) == (0.5, "states 0.25 um per px; the given 0.5 are used instead")
+    told = "states 0.25 um per px, which are used; the given 0.5 are not (--override-mpp would)"
+    assert opened(path, mpp=0.5) == (0.25, told)
+
+
+def test_a_given_resolution_fills_in_where_the_file_states_none(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", picture())
+    assert opened(path, mpp=0.5) == (0.5, "")
+    assert opened(path, mpp=OverridingMpp(0.5)) == (0.5, "")
+    dropped = write_tiff(tmp_path / "b.tif", picture(), resolution=(72, 72), resolutionunit="INCH")
+    assert opened(dropped, mpp=0.5) == (0.5, "")
 
 
 def test_what_needs_um_says_why_there_are_none(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from PIL import Image as Pillow
 
 from wsi.errors import ResolutionError, SlideError, SlideFormatError, SlideNotFoundError, TileError
 from wsi.geometry import Frame, Region, Window
+from wsi.readers.resolution import OverridingMpp
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
 
@@ -168,7 +169,7 @@ def test_read_at_covers_the_region_on_the_whole_slides_grid(lossless: Path) -> N
 
 def test_frame_at_its_own_resolution_is_the_slide(lossless: Path) -> None:
     for mpp in (0.243, 0.226, 1 / 3):
-        with Slide.open(lossless, mpp=mpp) as slide:
+        with Slide.open(lossless, mpp=OverridingMpp(mpp)) as slide:
             assert slide.frame_at(mpp) == slide.frame
             assert slide.frame_at(2 * mpp).shape == (115, 155)
             assert slide.frame_at(3 * mpp).shape == (77, 104)
@@ -207,8 +208,9 @@ def test_an_unknown_resolution_refuses_um_until_it_is_given(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_impossible_mpp_is_refused(lossless: Path, mpp: float) -> None:
-    with pytest.raises(ValueError, match="mpp is um per level-0 px"):
-        Slide.open(lossless, mpp=mpp)
+    for one in (mpp, OverridingMpp(mpp)):
+        with pytest.raises(ValueError, match="mpp is um per level-0 px"):
+            Slide.open(lossless, mpp=one)
 
 
 # --- which reader, which error --------------------------------------------------------------------------------------
@@ -306,7 +308,7 @@ def test_truncated_downloads_are_refused_on_opening(lossless: Path, tmp_path: Pa
 
 
 def test_pickles_as_path_and_options(lossless: Path, tmp_path: Path) -> None:
-    slide = Slide.open(lossless, mpp=0.4)
+    slide = Slide.open(lossless, mpp=OverridingMpp(0.4))
     data = pickle.dumps(slide)
     assert len(data) < 500
     copy = pickle.loads(data)  # noqa: S301 - our own bytes

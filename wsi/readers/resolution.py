@@ -12,6 +12,7 @@ inches taken for centimetres of a phantom. Whoever gives a value by hand may go 
 _EQUAL = 0.01
 _ABOUT_EQUAL = 0.1
 _MEND = "give the right value with --slide-mpp (mpp= in Python)"
+_OVERRIDE = "give the right value with --override-mpp (mpp=OverridingMpp(um) in Python)"
 _UM_PER_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}
 
 
@@ -50,7 +51,7 @@ def settle(x_um: float, y_um: float) -> Resolution:
     apart = abs(x_um - y_um) / max(x_um, y_um)
     if apart > _ABOUT_EQUAL:
         return Resolution(warnings=(f"{both}, which differ by more than 10 %, so both are ignored; {_MEND}",))
-    doubts = (f"{both}; their mean is used, or {_MEND}",) if apart > _EQUAL else ()
+    doubts = (f"{both}; their mean is used, or {_OVERRIDE}",) if apart > _EQUAL else ()
     return Resolution(mpp=(x_um + y_um) / 2, warnings=doubts)
 
 
@@ -85,16 +86,42 @@ def compare(stated: Resolution, tags: Resolution) -> Resolution:
         return stated
     doubt = (
         f"states {stated.mpp:.4g} um per px in its description but {tags.mpp:.4g} in its resolution tags; "
-        f"the first is used, or {_MEND}"
+        f"the first is used, or {_OVERRIDE}"
     )
     return Resolution(mpp=stated.mpp, warnings=(*stated.warnings, doubt))
 
 
-def against_given(given: float, stated: float | None) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class OverridingMpp:
+    """Um per level-0 px that replace what a file states; a plain number only fills in where it states none."""
+
+    um: float
+
+
+Mpp = float | OverridingMpp
+"""Um per level-0 px, as a user gives them."""
+
+
+def um_of(given: Mpp, stated: float | None = None) -> float:
+    """The um per px that count, given what a file states."""
+    if isinstance(given, OverridingMpp):
+        return given.um
+    return given if stated is None else stated
+
+
+def mpp_json(given: Mpp | None) -> float | dict[str, float] | None:
+    """For records: one that overrides is not the same as one that fills in."""
+    return {"overrides": given.um} if isinstance(given, OverridingMpp) else given
+
+
+def against_given(given: Mpp, stated: float | None) -> tuple[str, ...]:
     """A warning if a value given by hand is not what the file states."""
-    if stated is None or math.isclose(given, stated, rel_tol=_EQUAL):
+    um = given.um if isinstance(given, OverridingMpp) else given
+    if stated is None or math.isclose(um, stated, rel_tol=_EQUAL):
         return ()
-    return (f"states {stated:.4g} um per px; the given {given:.4g} are used instead",)
+    if isinstance(given, OverridingMpp):
+        return (f"states {stated:.4g} um per px; the given {um:.4g} are used instead",)
+    return (f"states {stated:.4g} um per px, which are used; the given {um:.4g} are not (--override-mpp would)",)
 
 
 def is_believable(um: float) -> bool:
