@@ -154,7 +154,7 @@ def test_a_resolution_fills_in_or_overrides_and_is_said(slide: Path, tmp_path: P
     assert (filled, silent) == (stated, "")
     assert "states 8 um per px, which are used; the given 16 are not (--override-mpp would)" in told
     overridden, told = area("--override-mpp", 16)
-    assert overridden == pytest.approx(4 * stated, rel=0.05)
+    assert overridden == pytest.approx(4 * stated, rel=0.1)
     assert "states 8 um per px; the given 16 are used instead" in told
     both = called("tissue", slide, "-o", tmp_path / "u.png", "--slide-mpp", 8, "--override-mpp", 8)
     assert isinstance(both.exception, ConfigurationError)
