@@ -20,8 +20,8 @@ from PIL import Image
 
 from annotations.patches.zarr_store import PatchSet, read_patches
 from staging import StageTable, find_slides
+from staging.bars import CohortProgress
 from staging.phantom import plan_cohort, render_slide
-from staging.runs.bars import CohortProgress
 from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe
 from wsi.cnn.calibration import area_under_curve

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from staging.bars import CohortProgress
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.names import CENTRES, centre_of_patient
 from staging.errors import CohortError, MissingPatientError, listed
 from staging.lesions.labels import SlideLabel
-from staging.runs.bars import CohortProgress
 from staging.runs.cohort import CohortResult, run_cohort
 from staging.runs.config import refuse_other_settings
 from staging.scores.patients import score_kappa

@@ -17,6 +17,7 @@ from wsi.inputs import MOST_BYTES, read_text
 
 # float() takes '1_00', Arabic digits, 'nan' and 'infinity'; a table means plain decimals.
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]{1,3})?")
 
 Row = tuple[int, tuple[str, ...]]
 
@@ -26,22 +27,37 @@ _Value = TypeVar("_Value")
 def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
     """Read a CSV: (line number from 1, cells without surrounding spaces) of every row that is not blank.
 
-    LF, CRLF or CR ends a line; a byte order mark is skipped.
+    LF, CRLF or CR ends a line; a byte order mark is skipped. Semicolons between cells, and then decimal commas in
+    numbers, are read as spreadsheets write them where the comma is the decimal sign.
 
     Raises:
         TableError: missing, unreadable, not UTF-8 text or not CSV.
     """
     path = Path(path)
     lines = _text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    reader = csv.reader(lines, strict=True)
+    delimiter = ";" if _has_semicolons(lines) else ","
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     # a quoted cell may be as long as the file
     csv.field_size_limit(MOST_BYTES)
     try:
-        return tuple((reader.line_num, cells) for row in reader if any(cells := tuple(cell.strip() for cell in row)))
+        rows = ((reader.line_num, tuple(cell.strip() for cell in row)) for row in reader)
+        found = tuple((line, cells) for line, cells in rows if any(cells))
     except csv.Error as error:
         raise TableError(
             path, f"is not a CSV: {error}", where=f"line {reader.line_num}", mend="save it as CSV with commas"
         ) from error
+    return found if delimiter == "," else tuple((line, tuple(map(_with_point, cells))) for line, cells in found)
+
+
+def _has_semicolons(lines: Sequence[str]) -> bool:
+    """Return whether semicolons, not commas, separate cells: equally many in every line."""
+    counts = {line.count(";") for line in lines if line.strip()}
+    return len(counts) == 1 and counts != {0}
+
+
+def _with_point(cell: str) -> str:
+    """Return a number with a decimal comma with a point, any other cell unchanged."""
+    return cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from staging.bars import CohortProgress
 from staging.cohorts.camelyon import find_slides, read_stage_table
 from staging.phantom import forget_cohort, generate_cohort
-from staging.runs.bars import CohortProgress
 from staging.runs.cohort import CohortResult, run_cohort
 from staging.runs.earlier import forget_slides
 from staging.training.labelled_cohort import LabelledCohort

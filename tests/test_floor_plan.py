@@ -58,6 +58,7 @@ PLAN = {
     "annotations.patches": "labelled patches: sampled, tabled, split, stored",
     "staging.errors": "what goes wrong between lesions and kappa",
     "staging.csv_rows": "rows of a small CSV",
+    "staging.bars": "progress on stderr",
     "staging.lesions": "lesions: found, measured in um, labelled",
     "staging.stages": "a patient's pN",
     "staging.cohorts": "the challenges' layouts, tables and names",

@@ -7,6 +7,7 @@ artefact behind.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,11 @@ _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _UNFINISHED = re.compile(
     r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.(work|old|partial)", re.DOTALL
 )
+_MENDS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free the disk or choose another output") | {
+    errno.ENOENT: "make its folder first, or choose another output",
+    errno.EISDIR: "name a file, or choose another output",
+    errno.ENOTDIR: "name a folder, or choose another output",
+}
 _MOST_NAME_BYTES = 200  # HIDDEN_BYTES and a suffix fit in 255
 HIDDEN_BYTES = 40
 """How many bytes the name of what is being written is longer than its final name, at most."""
@@ -45,9 +51,8 @@ def storage(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StorageError(
-            error.filename or path, f"cannot be written: {reason}", mend="free the disk or choose another output"
-        ) from error
+        mend = _MENDS.get(error.errno or 0, "choose another output")
+        raise StorageError(error.filename or path, f"cannot be written: {reason}", mend=mend) from error
 
 
 def check_target(path: Path) -> None:

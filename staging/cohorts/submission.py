@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from staging.bars import watched
 from staging.cohorts.camelyon import read_stage_table, write_stage_table
 from staging.cohorts.names import slide_key
 from staging.cohorts.references import read_predictions
@@ -117,7 +118,7 @@ def write_submission(
             mend="choose a new folder",
         )
     count = 0
-    for slide in sorted(probabilities):
+    for slide in watched(sorted(probabilities), count=len(probabilities), verb="slides written", name=str):
         found = detections_of(
             read_heatmap(run / "heatmaps" / f"{slide}.zarr"), threshold=threshold, radius_um=radius_um
         )

@@ -68,7 +68,7 @@ def convert(
         typer.echo(json.dumps(convert_annotations(Path(source), target)))
         return
 
-    from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
+    from staging.bars import CohortProgress  # noqa: PLC0415  (slow import)
     from wsi.slide import Slide  # noqa: PLC0415
     from wsi.tissue import find_tissue  # noqa: PLC0415
     from wsi.writing.convert import convert_slide  # noqa: PLC0415

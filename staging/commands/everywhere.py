@@ -67,11 +67,11 @@ Config = Annotated[
 
 def speak(*, verbose: bool, quiet: bool) -> None:
     """Send the log to stderr, in lines that no name can forge."""
-    root = logging.getLogger()
-    if not any(isinstance(one, _Lines) for one in root.handlers):
-        root.addHandler(_Lines())
     for floor in _FLOORS:
-        logging.getLogger(floor).setLevel(logging.DEBUG if verbose else logging.NOTSET)
+        log = logging.getLogger(floor)
+        log.setLevel(logging.DEBUG if verbose else logging.NOTSET)
+        if not any(isinstance(one, _Lines) for one in log.handlers):
+            log.addHandler(_Lines())
     logging.getLogger("staging.progress").setLevel(logging.ERROR if quiet else logging.NOTSET)
 
 

@@ -71,7 +71,7 @@ def heatmap(
 
     Example: sentinode heatmap slide.tif --model model.safetensors -o slide.zarr --overlay slide.png
     """
-    from staging.runs.bars import CohortProgress  # noqa: PLC0415  (slow import)
+    from staging.bars import CohortProgress  # noqa: PLC0415  (slow import)
     from staging.runs.single_heatmap import make_heatmap  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 

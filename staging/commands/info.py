@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from staging.commands.notices import slide_notices
+from staging.commands.notices import EXIT_FATAL, EXIT_QUARANTINED, say, slide_notices
 from staging.commands.options import SOURCE
 from staging.commands.outputs import guarded
-from wsi.errors import plain, without_secrets
+from wsi.errors import SlideError, plain, without_secrets
 
 if TYPE_CHECKING:
     from wsi.slide import Slide
@@ -30,14 +30,24 @@ def info(
 ) -> None:
     """Show a slide's format, size, resolution and levels.
 
+    Exit code 3: some slides cannot be read, 1: none can.
+
     Example: sentinode info patient_000_node_0.tif --json
     """
     from wsi.slide import Slide  # noqa: PLC0415  (slow import)
 
+    failed = 0
     for path in slides:
-        with Slide.open(path) as slide:
-            facts = {**_facts(slide), **slide_notices(slide)}
+        try:
+            with Slide.open(path) as slide:
+                facts = {**_facts(slide), **slide_notices(slide)}
+        except SlideError as error:
+            say(f"error: {error}")
+            failed += 1
+            continue
         typer.echo(json.dumps(facts) if as_json else _table(facts))
+    if failed:
+        raise typer.Exit(EXIT_FATAL if failed == len(slides) else EXIT_QUARANTINED)
 
 
 def _facts(slide: Slide) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def mask(
     """
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from annotations.masks.drawing import MaskRecipe  # noqa: PLC0415
-    from staging.runs.bars import CohortProgress  # noqa: PLC0415
+    from staging.bars import CohortProgress  # noqa: PLC0415
     from staging.runs.masks import draw_masks, mask_jobs  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 

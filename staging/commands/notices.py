@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wsi.readers.resolution import Mpp
     from wsi.slide import Slide
 
-EXIT_QUARANTINED = 3
+EXIT_FATAL, EXIT_QUARANTINED = 1, 3
 
 
 def say(text: str) -> None:

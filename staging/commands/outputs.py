@@ -12,12 +12,18 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+import typer
+
 from staging.commands.everywhere import Config, Quiet, Verbose, speak
 from staging.commands.help_texts import paragraphs, with_placeholder
+from staging.commands.notices import say
 from staging.commands.options import OverrideMpp, Overwrite, Source
 from staging.errors import ConfigurationError
 from wsi.outputs import OutputKind, check_output, refuse_twins, refuse_unusable
 from wsi.store import sweep_beside
+
+EXIT_INTERRUPTED = 130
+"""128 and the number of SIGINT, as shells have it."""
 
 Made = Iterable[tuple[Path, OutputKind]]
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -72,7 +78,11 @@ def guarded(command: Command) -> Command:
         overwrite = (extra | given).get("overwrite", False)
         inputs = [path for name, value in given.items() if name not in outputs for path in _paths(value, name in texts)]
         _check(outputs, given, inputs, overwrite=overwrite)
-        command(**given)
+        try:
+            command(**given)
+        except KeyboardInterrupt:
+            say("interrupted; a command that resumes goes on from here when it is called again")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
     signature = inspect.signature(command)
     parameters = [

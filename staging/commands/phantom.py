@@ -38,8 +38,8 @@ def phantom(
     """
     import json  # noqa: PLC0415
 
+    from staging.bars import CohortProgress  # noqa: PLC0415
     from staging.phantom import drawn_slides, forget_cohort, generate_cohort, plan_cohort  # noqa: PLC0415  (slow import)
-    from staging.runs.bars import CohortProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
     from wsi.lock import OutputLock  # noqa: PLC0415
 

@@ -86,17 +86,17 @@ def run(
     Slides of earlier calls with the same settings stay in the tables. With --overwrite, what was made with other
     settings is made anew.
 
-    Exit code 0: all slides good; 3: some quarantined, or there is a reference and no patient could be staged; 2: wrong
-    usage; 74: storage failed; 75: output in use.
+    Exit code 0: all slides good; 3: some are quarantined, a patient is not staged, or there is a reference and
+    none could be compared; 2: wrong usage; 74: storage failed; 75: output in use.
 
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors -r stage_labels.csv
     """
+    from staging.bars import CohortProgress  # noqa: PLC0415
     from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.cohorts.patients import nodes_of, with_patients  # noqa: PLC0415
     from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
-    from staging.runs.bars import CohortProgress  # noqa: PLC0415
     from staging.runs.cohort import cannot_be_staged, run_cohort  # noqa: PLC0415
     from staging.runs.config import RunConfig  # noqa: PLC0415
     from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
@@ -148,5 +148,5 @@ def run(
         say(line)
     record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record))
-    if result.failures or result.is_unscored:
+    if not result.is_complete:
         raise typer.Exit(EXIT_QUARANTINED)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from staging.bars import watched
 from staging.cohorts.camelyon import read_label_table
 from staging.cohorts.names import slide_key
 from staging.csv_rows import csv_text
@@ -101,7 +102,8 @@ def learned_label_table(
     """
     if classifier.predictors != PREDICTOR_NAMES:
         raise CheckpointError(model, "was trained on other predictors", mend="train it again with this version")
-    shares = classifier.predict(np.array([slide_predictors(read_heatmap(path)) for path in heatmaps]))
+    looked_at = watched(heatmaps, count=len(heatmaps), verb="slides labelled", name=lambda path: path.stem)
+    shares = classifier.predict(np.array([slide_predictors(read_heatmap(path)) for path in looked_at]))
     rows = (
         (path.stem, label.value, *(f"{share:.6f}" for share in row), *seen.cells)
         for (path, seen), label, row in zip(heatmaps.items(), classifier.label(shares), shares.tolist(), strict=True)

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from staging.bars import watched
 from staging.cohorts.names import centre_name, patient_of, slide_key
 from staging.errors import CohortError, listed
 from staging.learned_labels.predictors import PREDICTOR_NAMES, slide_predictors
@@ -104,9 +105,10 @@ def gather(
     if split == "centres":
         strangers = [name for name in names if centre_name(name) is None]
         _refuse(reference, strangers, "centre in the name", "split by patients instead")
+    looked_at = watched(names, count=len(names), verb="heatmaps measured", name=str)
     return LabelledSlides(
         names=names,
-        predictors=np.array([slide_predictors(read_heatmap(by_name[name])) for name in names]),
+        predictors=np.array([slide_predictors(read_heatmap(by_name[name])) for name in looked_at]),
         ranks=np.array([truth[name].rank for name in names], dtype=np.int64),
         groups=tuple((centre_name(name) or "") if split == "centres" else (patient_of(name) or name) for name in names),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -93,6 +95,19 @@ def _result(future: Any) -> Any:  # noqa: ANN401  (distributed is untyped)
 
 
 @contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C in processes that are started meanwhile: a terminal sends it to all, and we end them ourselves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _local_client(workers: int, on_tiles: TileNews) -> Iterator[Any]:
     import dask  # noqa: PLC0415  (slow import)
     from distributed import Client, LocalCluster  # noqa: PLC0415
@@ -109,12 +124,15 @@ def _local_client(workers: int, on_tiles: TileNews) -> Iterator[Any]:
             "OPENBLAS_NUM_THREADS": 1,
         },
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs=50
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with dask.config.set(settings), ExitStack() as started:
+        with _interrupts_ignored():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=50,
+            )
+        client = started.enter_context(Client(started.enter_context(cluster)))
         client.subscribe_topic(TOPIC, lambda event: on_tiles(*event[1]))
         yield client

@@ -78,9 +78,14 @@ class CohortResult:
     skipped: tuple[Skipped, ...] = ()
 
     @property
-    def is_unscored(self) -> bool:
-        """Whether there is a reference, and no patient that could be compared with it."""
-        return self.score is not None and not self.score["patients"]
+    def is_complete(self) -> bool:
+        """Whether no slide failed, every patient is staged, and there is a score if there is a reference.
+
+        Slides that are of no known patient do not count.
+        """
+        slides = {one.slide for one in self.analyses} | {one.slide for one in self.failures}
+        unstaged = {one.patient for one in self.staging.unscored} - slides
+        return not (self.failures or unstaged) and (self.score is None or bool(self.score["patients"]))
 
     @property
     def warnings(self) -> dict[str, list[str]]:

@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from staging.bars import CohortProgress
 from staging.cohorts.camelyon import SlideFile
 from staging.errors import ConfigurationError
 from staging.lesions.seen import Seen, SeenRule, seen_json
-from staging.runs.bars import CohortProgress
 from staging.runs.cluster import each
 from staging.runs.config import refuse_other_settings
 from staging.runs.slide_fault import Failure, SlideFaultError, quarantine_table, step

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from staging.bars import watched
 from staging.cohorts.names import centre_name, slide_key
 from staging.csv_rows import csv_for_people
 from staging.errors import CohortError
@@ -128,7 +129,7 @@ def write_review(
     with storage(output):
         (output / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
-    for one in disagreements:
+    for one in watched(disagreements, count=len(disagreements), verb="slides shown", name=lambda one: one.slide):
         overlay = run / "overlays" / f"{one.slide}.png"
         copied = output / "pictures" / f"{one.slide}.png"
         if overlay.is_file():

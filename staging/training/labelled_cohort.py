@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Self
 
 from annotations.patches.table import read_patch_table
+from staging.bars import CohortProgress
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.cohorts.errata import EXCLUDED
 from staging.cohorts.names import slide_key
 from staging.lesions.labels import SlideLabel
-from staging.runs.bars import CohortProgress
 from staging.stages.pn import BY_NAME, SlideNodes
 from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe, described

@@ -6,7 +6,7 @@ import time
 
 from rich.progress import TextColumn
 
-from staging.runs.bars import Bars
+from staging.bars import Bars
 
 
 class PatchProgress(Bars):

@@ -7,7 +7,7 @@ from typing import Self
 
 from rich.progress import TextColumn
 
-from staging.runs.bars import Bars
+from staging.bars import Bars
 
 
 class TrainingProgress(Bars):

@@ -15,11 +15,11 @@ from annotations.errors import PatchStoreError, UnknownGroupError
 from annotations.patches.table import PatchTable, read_patch_table, write_patch_table
 from annotations.patches.training_set import TrainingSet, open_training_set
 from annotations.patches.zarr_store import read_patches
+from staging.bars import CohortProgress
 from staging.cli import app
 from staging.cohorts.camelyon import find_slides, read_stage_table
 from staging.errors import ConfigurationError
 from staging.phantom import generate_cohort
-from staging.runs.bars import CohortProgress
 from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe
 from wsi.cnn.checkpoint import load_checkpoint

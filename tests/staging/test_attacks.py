@@ -47,7 +47,7 @@ def slides(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Result]:
     def call(*more: object) -> Result:
-        return called("run", "-m", tmp_path / "m.safetensors", "--device", "cpu", "--workers", 1, *more)
+        return called("run", "-m", tmp_path / "m.safetensors", "--device", "cpu", "--workers", 1, "--nodes", 2, *more)
 
     return call
 
@@ -98,7 +98,7 @@ def test_a_folder_of_a_run_that_is_a_link_is_refused(
 ) -> None:
     (tmp_path / "up").mkdir()
     (tmp_path / "up" / f"{NAMES[0]}.png").write_text("mine")
-    assert run(slides / f"{NAMES[0]}.tif", "-o", tmp_path / "out").exit_code == 0
+    assert run(slides / f"{NAMES[0]}.tif", "-o", tmp_path / "out").exit_code == 3
     shutil.rmtree(tmp_path / "out" / part)
     (tmp_path / "out" / part).symlink_to(tmp_path / "up")
     assert isinstance(run(slides, "-o", tmp_path / "out").exception, OutputExistsError)
@@ -240,6 +240,6 @@ def test_dropped_slides_are_named(
 ) -> None:
     out = tmp_path / "out"
     assert run(slides, "-o", out).exit_code == 0
-    assert run(slides / f"{NAMES[0]}.tif", "-o", out, "--threshold", "0.3", "--overwrite").exit_code == 0
+    assert run(slides / f"{NAMES[0]}.tif", "-o", out, "--threshold", "0.3", "--overwrite").exit_code == 3
     assert f"dropped are {NAMES[1]}" in caplog.text
     assert json.loads((out / "run.json").read_text())["threshold"] == 0.3

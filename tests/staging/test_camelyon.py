@@ -81,7 +81,7 @@ def test_forms_of_one_table(table: Callable[[str], Path], text: str) -> None:
     [
         ("", "is empty.*patient,stage"),
         ("patient_000.zip,pN0\n", "line 1.*header patient,stage"),
-        ("patient;stage\npatient_000.zip;pN0\n", "patient;stage"),
+        ("patient;stage\npatient_000.zip,pN0\n", "patient;stage"),
         ("patient,stage\npatient_000.zip\n", "line 2"),
         ("patient,stage\n,pN0\n", "line 2"),
         ("patient,stage\npatient_000.zip,pN0,pN1\n", "line 2"),

@@ -99,10 +99,10 @@ def test_an_earlier_cohort_is_replaced_only_if_asked(tmp_path: Path) -> None:
     command = ["phantom", str(tmp_path), "--patients", "1", "--centres", "0", "--mpp", "8", "--workers", "1", "--seed"]
     assert CliRunner().invoke(app, [*command, "7"], catch_exceptions=False).exit_code == 0
     (tmp_path / "images" / "mine.tif").write_text("mine")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("[!.]*.*")}
     with pytest.raises(ConfigurationError, match="--overwrite"):
         CliRunner().invoke(app, [*command, "8"], catch_exceptions=False)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("[!.]*.*")} == before
     assert CliRunner().invoke(app, [*command, "8", "--overwrite"], catch_exceptions=False).exit_code == 0
-    after = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    after = {path: path.read_bytes() for path in tmp_path.rglob("[!.]*.*")}
     assert [path.name for path in after if after[path] == before.get(path)] == ["mine.tif"]

@@ -17,10 +17,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from staging import bars
+from staging.bars import Bars, CohortProgress
 from staging.cli import app
 from staging.errors import ConfigurationError
-from staging.runs import bars
-from staging.runs.bars import Bars, CohortProgress
 from wsi.writing.pyramid import write_pyramid
 
 TWO_MEANINGS = {"--patients": "a number of phantoms, else a table", "--stride": "three values in model import"}

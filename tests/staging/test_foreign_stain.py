@@ -56,7 +56,19 @@ def test_the_stains_of_training_are_kept_and_compared(tmp_path: Path) -> None:
     foreign = write_slide(tmp_path / "d.tif", dark)
     said, facts = called("heatmap", foreign, "-o", tmp_path / "d.zarr", "-m", model)
     assert said.count("is stained unlike the training set") == 1
-    run = ("run", foreign, images / "patient_000_node_0.tif", "-o", tmp_path / "out", "-m", model, "--workers", 1)
+    run = (
+        "run",
+        foreign,
+        images / "patient_000_node_0.tif",
+        "-o",
+        tmp_path / "out",
+        "-m",
+        model,
+        "--workers",
+        1,
+        "--nodes",
+        1,
+    )
     assert {slide: len(said) for slide, said in called(*run)[1]["warnings"].items()} == {"d": 1}
     assert "is stained unlike the training set" in (tmp_path / "out" / "warnings.csv").read_text()
     (tmp_path / "out" / "slides" / "d.json").unlink()  # as if killed after the heatmap

@@ -51,7 +51,7 @@ def test_truth(table: Write, text: str | bytes, expected: dict[str, bool]) -> No
         ("a,Tumor\nb\n", TableError, r"line 2: the row 'b' is not"),
         ("a,Tumor\n,Normal\n", TableError, r"line 2"),
         ("a,Tumor\nb,Normal\nA.tif,Normal\n", ConflictError, r"lines 1 and 3: a is True and then False"),
-        ("a;Tumor\n", TableError, "line 1"),
+        ("a;Tumor\nb,Tumor\n", TableError, "line 1"),
     ],
 )
 def test_bad_truth_is_refused(table: Write, text: str, error: type[Exception], reason: str) -> None:
@@ -131,6 +131,14 @@ def test_centres_are_those_of_the_published_table(real_data: Callable[[str], Pat
     assert len(slides) == 770
     for row in slides:
         assert centre_name(Path(row[0]).name) == by_number[row[3]][row[4]]
+
+
+def test_semicolons_and_decimal_commas_of_a_spreadsheet_are_read(table: Write) -> None:
+    assert read_truth(table("slide;label\r\na;Tumor\r\nb;Normal\r\n")) == {"a": True, "b": False}
+    assert read_predictions(table("a;0,25\nb;1,5e-3\nc;1\n")) == {"a": 0.25, "b": 0.0015, "c": 1.0}
+    assert read_predictions(table("slide;probability\na;,5\n")) == {"a": 0.5}
+    with pytest.raises(TableError, match=r"begins with 'a;0\.5'"):
+        read_predictions(table("a;0.5\nb,0.5\n"))
 
 
 def test_names_are_compared_without_suffix_and_case() -> None:

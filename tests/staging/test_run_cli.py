@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from small_checkpoint import fresh
 from typer.testing import CliRunner, Result
 
 from staging.cli import app
+from staging.phantom import generate_cohort
 from wsi.cnn.checkpoint import save_checkpoint
 from wsi.writing.pyramid import write_pyramid
 
@@ -66,7 +70,35 @@ def test_what_is_skipped_is_said_everywhere(slides: Path, tmp_path: Path) -> Non
     assert "notes.txt" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_without_a_reference_stages_are_not_expected(slides: Path, tmp_path: Path) -> None:
+def test_a_patient_that_is_not_staged_ends_with_3(slides: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.safetensors", fresh())
-    done = sentinode("run", slides, "-o", tmp_path / "out", "-m", tmp_path / "model.safetensors")
-    assert (done.exit_code, "will not be staged" in done.stderr) == (0, False)
+    call = ("run", slides, "-o", tmp_path / "out", "-m", tmp_path / "model.safetensors")
+    assert sentinode(*call).exit_code == 3
+    strangers = ("run", slides / "elsewhere.tif", "-o", tmp_path / "else", "-m", tmp_path / "model.safetensors")
+    assert sentinode(*strangers).exit_code == 0  # a slide of no known patient is no patient
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupt_is_one_line_and_the_next_call_goes_on(tmp_path: Path, workers: str) -> None:
+    generate_cohort(tmp_path / "cohort", patients=1, centres=(0,), seed=7, mpp=2.0, size_um=(4500, 3500))
+    save_checkpoint(tmp_path / "m.safetensors", fresh())
+    call = [
+        "run",
+        str(tmp_path / "cohort" / "images"),
+        "-o",
+        str(tmp_path / "out"),
+        "-m",
+        str(tmp_path / "m.safetensors"),
+    ]
+    command = [sys.executable, "-m", "staging", *call, "--workers", workers]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        assert running.stderr is not None
+        first = running.stderr.readline()  # the first slide is done
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        rest = running.stderr.read().splitlines()
+    assert (running.returncode, "slides 1/5" in first) == (130, True)
+    assert [line for line in rest if not line.startswith("slides ")] == [
+        "sentinode: interrupted; a command that resumes goes on from here when it is called again"
+    ]
+    assert sentinode(*call).exit_code == 0

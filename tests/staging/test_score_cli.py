@@ -125,7 +125,7 @@ def test_undefined_kappa_is_null(tmp_path: Path) -> None:
         ("patient,stage\npatient_000.zip,pN0\n", MissingPatientError, "patient_001"),
         ("patient,stage\npatient_000,pN0\npatient_001,pN0\n", MissingPatientError, r"patient_000\.zip"),
         ("patient,stage\npatient_000.zip,pN3\n", UnknownLabelError, r"line 2.*unknown stage 'pN3'"),
-        ("patient;stage\npatient_000.zip;pN0\n", TableError, "not with the header patient,stage"),
+        ("patient;stage\npatient_000.zip,pN0\n", TableError, "not with the header patient,stage"),
         ("slide,stage\npatient_000.zip,pN0\n", TableError, "not with the header patient,stage"),
         ("patient,stage\npatient_000.zip\n", TableError, "line 2"),
         ("", TableError, "is empty"),

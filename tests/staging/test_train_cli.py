@@ -315,7 +315,7 @@ def test_the_librarys_defaults_are_the_command_lines() -> None:
 def test_progress_is_told_in_lines_where_nobody_watches(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("staging.runs.bars.TELL_EVERY_S", 0.05)
+    monkeypatch.setattr("staging.bars.TELL_EVERY_S", 0.05)
     told, deadline = "", time.monotonic() + 20
     with TrainingProgress() as progress:
         progress.step(16, 3200)

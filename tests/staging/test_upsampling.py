@@ -69,7 +69,7 @@ def test_a_heatmap(slide: Path, model: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_quarantines_the_slide(slide: Path, model: Path, tmp_path: Path) -> None:
-    command = ("run", slide, "-o", tmp_path / "out", "-m", model, "--workers", 1)
+    command = ("run", slide, "-o", tmp_path / "out", "-m", model, "--workers", 1, "--nodes", 1)
     result = called(*command)
     assert result.exit_code == 3
     assert f"resolution: {slide}: {REFUSAL}" in json.loads(result.stdout)["quarantined"]["patient_000_node_0"]

@@ -15,8 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-from wsi.errors import StorageError
-from wsi.store import check_target, unfinished_name
+from wsi.store import check_target, storage, unfinished_name
 
 Value = tuple[int, int, bytes]
 """One tag's value: field type, number of values, their bytes."""
@@ -35,7 +34,7 @@ class BigTiff:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
         self._file = file
-        with _storage_errors(path):
+        with storage(path):
             file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
         self._end = file.tell()
 
@@ -53,7 +52,7 @@ class BigTiff:
         Raises:
             StorageError: the file system refuses.
         """
-        with _storage_errors(self._path):
+        with storage(self._path):
             start = self._end + -self._end % align
             self._file.write(bytes(start - self._end))
             self._end = start
@@ -83,7 +82,7 @@ class BigTiff:
                     value = struct.pack("<Q", tables[data] if code == _JPEG_TABLES else self.append(data, align=8))
                 entries.append(struct.pack("<HHQ", code, kind, count) + value)
             start = self.append(struct.pack("<Q", len(entries)), *entries, bytes(8), align=8)
-            with _storage_errors(self._path):
+            with storage(self._path):
                 self._file.seek(link)
                 self._file.write(struct.pack("<Q", start))
                 self._file.seek(self._end)
@@ -103,34 +102,22 @@ def new_bigtiff(path: str | PathLike[str]) -> Iterator[BigTiff]:
     path = Path(path)
     check_target(path)
     work = unfinished_name(path, "partial")
-    with _storage_errors(path):
+    with storage(path):
         file = work.open("xb")
     try:
         try:
             yield BigTiff(path, file)
-            with _storage_errors(path):
+            with storage(path):
                 file.flush()
                 os.fsync(file.fileno())
         finally:
-            with _storage_errors(path):
+            with storage(path):
                 file.close()
-        with _storage_errors(path):
+        with storage(path):
             work.replace(path)
     finally:
         with suppress(OSError):
             work.unlink(missing_ok=True)
-
-
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            path,
-            f"cannot be written: {error.strerror or error}",
-            mend="free the disk or choose another output",
-        ) from error
 
 
 def shorts(*values: int) -> Value:

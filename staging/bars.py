@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,8 @@ from rich.progress import (
 )
 
 from wsi.errors import plain
+
+Slide = TypeVar("Slide")
 
 log = logging.getLogger("staging.progress")
 TELL_EVERY_S = 30.0
@@ -131,3 +134,18 @@ class CohortProgress(Bars):
         self.bars.update(self._slide_bar, completed=self._done)
         if not self.is_live:
             self.say(f"{self._verb} {self._done}/{self._total} {name} {outcome}".rstrip())
+
+
+def watched(slides: Iterable[Slide], *, count: int, verb: str, name: Callable[[Slide], str]) -> Iterator[Slide]:
+    """Yield slides one by one, and count each when the next is asked for.
+
+    Args:
+        slides: anything that stands for slides.
+        count: how many they are.
+        verb: what is done to them.
+        name: of one.
+    """
+    with CohortProgress(count, verb=verb, tiles=False) as progress:
+        for one in slides:
+            yield one
+            progress.slide(name(one))
