@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from staging.commands.notices import heatmaps_notice, skipped_notice, unseen_notice
+from staging.commands.notices import heatmaps_notice, say, skipped_notice, unseen_notice
 from staging.commands.options import (
     AllowPartial,
     SlideMpp,
@@ -127,9 +127,12 @@ def label(
         recipe = Recipe(kind=kind, trees=trees, folds=folds, split=hold_out, seed=seed)
         record = train_on_heatmaps(inputs[0], inputs[1], output, recipe, seen_rule)
     elif apply is not None:
-        from staging.learned_labels.labelling import label_heatmaps  # noqa: PLC0415  (slow import)
+        from staging.cohorts.training_patients import trained_on_text  # noqa: PLC0415  (slow import)
+        from staging.learned_labels.labelling import label_heatmaps  # noqa: PLC0415
 
         record = label_heatmaps(apply, inputs[0], output, seen_rule)
+        if record["trained_on"]:
+            say(trained_on_text("classifier", record["trained_on"], record["slides"]))
     else:
         from staging.cohorts.camelyon import list_slides  # noqa: PLC0415  (slow import)
         from staging.lesions.size_labels import label_by_size  # noqa: PLC0415

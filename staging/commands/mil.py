@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from staging.commands.help_texts import Group
-from staging.commands.notices import unseen_notice
+from staging.commands.notices import say, unseen_notice
 from staging.commands.options import AllowPartial, Device, Patients, Tolerance
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
@@ -75,6 +75,7 @@ def train(
     """
     from staging.cohorts.patients import nodes_of  # noqa: PLC0415  (slow import)
     from staging.lesions.seen import SeenRule  # noqa: PLC0415  (slow import)
+    from staging.training.doubts import near_chance  # noqa: PLC0415
     from staging.training.mil import train_mil  # noqa: PLC0415
     from wsi.cnn.encoders.mil_training import MilTraining  # noqa: PLC0415  (loads torch)
 
@@ -90,7 +91,10 @@ def train(
         seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
         on_round=_tell,
     )
-    typer.echo(json.dumps(made.to_json()))
+    doubts = near_chance(made.auc_unseen)
+    for doubt in doubts:
+        say(doubt)
+    typer.echo(json.dumps({**made.to_json(), "doubts": list(doubts)}))
     unseen_notice(made.to_json())
 
 
@@ -124,10 +128,9 @@ def apply(
     seen_rule = SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial)
     judged = judge_slides(head, features, output, device=device, seen_rule=seen_rule)
     if judged.trained_on:
-        typer.echo(
-            f"sentinode: the head was trained on {judged.trained_on} of these {judged.slides} slides: how well it does "
-            "on unseen slides is in the table that mil train wrote beside it",
-            err=True,
+        say(
+            f"the head was trained on {judged.trained_on} of these {judged.slides} slides: how well it does "
+            "on unseen slides is in the table that mil train wrote beside it"
         )
     typer.echo(json.dumps(judged.to_json()))
     unseen_notice(judged.to_json())

@@ -21,6 +21,9 @@ def phantom(
         typer.Argument(help="A new or empty directory, or an earlier cohort with --overwrite.", show_default=False),
     ],
     patients: Annotated[int, typer.Option(help="Number of patients, each with five slides.", min=1, max=200)] = 5,
+    first_patient: Annotated[
+        int, typer.Option(help="How many patients to pass over: other patients of an equal cohort.", min=0)
+    ] = 0,
     centres: Annotated[str, typer.Option(help="Centres 0 to 4, separated by commas.")] = "0,1,2,3,4",
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.", min=0)] = 0,
     mpp: Annotated[float, typer.Option(help="um per pixel of the finest level.", min=0.2, max=8)] = 1.0,
@@ -49,9 +52,11 @@ def phantom(
         mend = "name a new one, or give --overwrite" if is_cohort else "name a new one"
         raise ConfigurationError(output, "is not an empty directory", mend=f"{mend}; nothing was touched")
     try:
-        plan_cohort(patients=patients, centres=chosen, seed=seed, mpp=mpp, size_um=size_um)
+        plan_cohort(patients=patients, centres=chosen, seed=seed, mpp=mpp, size_um=size_um, first_patient=first_patient)
     except ValueError as error:
-        raise ConfigurationError(None, str(error), mend="change --patients, --centres or --size-um") from error
+        raise ConfigurationError(
+            None, str(error), mend="change --patients, --first-patient, --centres or --size-um"
+        ) from error
     with OutputLock(output):
         forget_cohort(output)
         with CohortProgress(patients * 5, verb="slides drawn", tiles=False) as progress:
@@ -62,6 +67,7 @@ def phantom(
                 seed=seed,
                 mpp=mpp,
                 size_um=size_um,
+                first_patient=first_patient,
                 workers=workers or usable_cores(),
                 on_slide=progress.slide,
             )

@@ -95,6 +95,7 @@ def run(
     from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.cohorts.patients import nodes_of, with_patients  # noqa: PLC0415
     from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415
+    from staging.cohorts.training_patients import trained_on_text, training_patients  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.cohort import cannot_be_staged, run_cohort  # noqa: PLC0415
@@ -140,10 +141,13 @@ def run(
             overwrite=overwrite,
             upsample=upsample,
             nodes=of_slides,
+            known=training_patients(checkpoint.provenance),
             news=progress,
         )
     if result.earlier:
         say(f"the tables also list {len(result.earlier)} slides of earlier calls")
+    if result.trained_on:
+        say(trained_on_text("model", len(result.trained_on), len(result.analyses)))
     for line in warning_lines(result.warnings):
         say(line)
     record = {"report": str(output / "report.html"), **result.to_json()}

@@ -49,7 +49,8 @@ def train_on_heatmaps(
     picture = output.with_suffix(".png")
     title = f"What the {recipe.kind} looks at: {len(slides.names)} slides"
     save_png(picture, importance_picture(model.predictors, model.importances, title=title))
-    made = {"model": str(output), "importances": str(picture), "limits": _limits(model), **model.provenance}
+    made = {"model": str(output), "importances": str(picture), "limits": _limits(model)}
+    made |= {key: value for key, value in model.provenance.items() if key != "names"}
     return made | seen_json({path.stem: one for path, one in seen.items()}, faults)
 
 
@@ -68,7 +69,10 @@ def label_heatmaps(model: Path, heatmaps: Path, output: Path, seen_rule: SeenRul
     classifier = read_classifier(model)
     seen, faults = _look_through(heatmaps, seen_rule)
     atomic_text(output, learned_label_table(classifier, seen, model=model))
+    names = {str(name) for name in classifier.provenance.get("names", ())}
+    known = sorted(path.stem for path in seen if slide_key(path.stem) in names)
     made = {"labels": str(output), "slides": len(seen), "model": str(model), "limits": _limits(classifier)}
+    made["trained_on"] = len(known)
     return made | seen_json({path.stem: one for path, one in seen.items()}, faults)
 
 

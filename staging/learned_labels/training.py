@@ -139,6 +139,7 @@ def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
         limits=tune_limits(slides.ranks, seen),
         provenance={
             "slides": len(slides.ranks),
+            "names": list(slides.names),
             "groups": len(set(slides.groups)),
             "recipe": {name: getattr(recipe, name) for name in ("kind", "trees", "folds", "split", "seed")},
             "nested": {

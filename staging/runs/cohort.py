@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from staging.cohorts.camelyon import SlideFile, StageTable, write_stage_table
 from staging.cohorts.skipped import Skipped, skipped_json, skipped_table, skipped_text
 from staging.cohorts.slide_warnings import warning_table
+from staging.cohorts.training_patients import trained_on, trained_on_text
 from staging.csv_rows import csv_for_people, csv_text
 from staging.errors import MissingPatientError, TooManyFailuresError, listed
 from staging.lesions.labels import SlideLabel
@@ -68,6 +69,7 @@ class CohortResult:
         score: the contents of score.json; None without a reference.
         earlier: names of those slides that this call was not given, but earlier ones were.
         skipped: what was passed over in the folders of the slides.
+        trained_on: finished slides of patients that the model was trained on.
     """
 
     analyses: tuple[SlideAnalysis, ...]
@@ -76,6 +78,7 @@ class CohortResult:
     score: dict[str, Any] | None
     earlier: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    trained_on: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -104,6 +107,7 @@ class CohortResult:
             "at_least": sorted(self.staging.at_least),
             "unscored": {one.patient: one.reason for one in self.staging.unscored},
             "warnings": self.warnings,
+            "trained_on": len(self.trained_on),
             "skipped": skipped_json(self.skipped),
             "kappa": score.get("kappa"),
             "interval": score.get("interval"),
@@ -126,6 +130,7 @@ def run_cohort(
     overwrite: bool = False,
     upsample: bool = False,
     nodes: SlideNodes = BY_NAME,
+    known: Collection[str] = (),
     news: RunNews,
 ) -> CohortResult:
     """Analyse every unfinished slide, then write the tables, the score and the report.
@@ -147,6 +152,7 @@ def run_cohort(
         overwrite: replace what was made with another configuration.
         upsample: analyse slides coarser than the model, too, instead of quarantining them.
         nodes: which patient and node each slide is of.
+        known: patients that the model was trained on.
         news: receives progress.
 
     Raises:
@@ -207,6 +213,7 @@ def run_cohort(
             reference=reference,
             skipped=tuple(skipped),
             nodes=nodes,
+            known=known,
         )
 
 
@@ -265,6 +272,7 @@ def _conclude(
     reference: StageTable | None,
     skipped: tuple[Skipped, ...],
     nodes: SlideNodes,
+    known: Collection[str],
 ) -> CohortResult:
     analyses = sorted((*analyses, *earlier.analyses), key=lambda one: one.slide)
     failures = sorted((*failures, *earlier.failures), key=lambda one: one.slide)
@@ -272,6 +280,7 @@ def _conclude(
     reasons = {failure.slide: str(failure) for failure in failures}
     partial = [analysis.slide for analysis in analyses if analysis.is_partial]
     staging = stage_patients(labels, failed=reasons, partial=partial, expected_nodes=config.nodes, nodes=nodes)
+    learnt = trained_on((analysis.slide for analysis in analyses), known, nodes)
     lesions = {analysis.slide: analysis.lesions for analysis in analyses}
     atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
     rule = SeenRule(tolerance=config.coverage_tolerance, allow_partial=config.allow_partial)
@@ -303,6 +312,7 @@ def _conclude(
         score=score,
         skipped=skipped_text(skipped),
         nodes=nodes,
+        known=trained_on_text("model", len(learnt), len(analyses)) if learnt else "",
     )
     write_tables_record(output)
     return CohortResult(
@@ -312,6 +322,7 @@ def _conclude(
         score=score,
         earlier=earlier.slides,
         skipped=skipped,
+        trained_on=tuple(learnt),
     )
 
 

@@ -27,6 +27,7 @@ def write_report(
     score: Mapping[str, Any] | None = None,
     skipped: str = "",
     nodes: SlideNodes = BY_NAME,
+    known: str = "",
 ) -> None:
     """Write the report as one HTML page that links the overlays beside it; equal results give equal bytes.
 
@@ -41,6 +42,7 @@ def write_report(
         score: the contents of score.json.
         skipped: what was passed over in the folders of the slides, in one line.
         nodes: which patient and node each slide is of.
+        known: that the model was trained on some of these slides, in a line.
 
     Raises:
         StorageError: the page cannot be written.
@@ -53,6 +55,7 @@ def write_report(
         bad_tiles=[(analysis.slide, tile) for analysis in analyses for tile in analysis.bad_tiles],
         warnings=[(analysis.slide, warning) for analysis in analyses for warning in analysis.warnings],
         skipped=skipped,
+        known=known,
         patients=_patients(analyses, failures, staging, reference, nodes),
         score=score,
         largest=max((count for row in score["confusion"] for count in row), default=1) or 1 if score else 1,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from filecmp import cmp
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from staging.cohorts.training_patients import trained_on, training_patients
 from staging.runs.cluster import TileNews
+from staging.stages.pn import BY_NAME
 from wsi.coverage import Coverage
 from wsi.errors import ArtefactError, OutputExistsError
 from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
@@ -121,8 +123,13 @@ def make_heatmap(
             coverage=coverage,
             bad_tiles=opened.bad_tiles,
             was_there=earlier is not None,
-            warnings=(*opened.warnings, *stains),
+            warnings=(*opened.warnings, *stains, *_known(opened.name, checkpoint.provenance)),
         )
+
+
+def _known(slide: str, provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    is_known = trained_on([slide], training_patients(provenance), BY_NAME)
+    return ("is of a patient that the model was trained on",) if is_known else ()
 
 
 def _write(path: Path, write: Callable[[Path], None], *, is_kept: bool) -> None:

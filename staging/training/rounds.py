@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from annotations.errors import FoldError
+from staging.cohorts.training_patients import PATIENTS
 from staging.errors import ConfigurationError
 from staging.lesions.settings import SMALLEST_UM, with_peak
+from staging.training.doubts import at_its_bound, near_chance
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.mining import MiningPlan
 from staging.training.peak import calibrate_peak
@@ -158,10 +160,14 @@ class _Rounds:
             self._news.say(f"round {len(targets)} of {len(targets)}")
         found, result = self._train(plan.output)
         about: dict[str, Any] = {} if plan.made_from is None else {_MADE_FROM: plan.made_from}
-        stains: dict[str, Any] = {}
+        measured: dict[str, Any] = {PATIENTS: sorted({*found.patches.patients.tolist()})}
         self._ranks.first_alone(lambda: about.update(self._peak(found, result.checkpoint)))
-        self._ranks.first_alone(lambda: stains.update(_stains(found)))
-        self._write(plan.output, result, about | stains)
+        self._ranks.first_alone(lambda: measured.update(_stains(found)))
+        self._write(plan.output, result, about | measured)
+        area = result.history[result.best].judges_auc
+        doubts = (*near_chance(area), *at_its_bound(result.checkpoint.temperature))
+        for doubt in doubts:
+            self._news.say(doubt)
         if self._ranks.is_first:
             for target in targets:
                 _beside(target, ".progress").unlink(missing_ok=True)
@@ -174,8 +180,9 @@ class _Rounds:
             "held_out": list(result.judges),
             "left_out": sorted(found.left_out),
             "bad_tiles": len(found.bad_tiles),
-            "held_out_auc": result.history[result.best].judges_auc,
+            "held_out_auc": area,
             "temperature": result.checkpoint.temperature,
+            "doubts": list(doubts),
             **about,
         }
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 _THRESHOLDS = np.round(np.arange(0.30, 0.801, 0.01), 2)
 _WORTH_A_CHANGE = 0.005  # of Dice: smaller differences are noise of the validation patients
-_COLDEST, _WARMEST = 0.25, 10.0
+TEMPERATURES = _COLDEST, _WARMEST = 0.25, 10.0
+"""The bounds of a temperature: the lowest and the highest."""
 
 
 def area_under_curve(truth: NDArray[np.bool_], scores: NDArray[np.floating]) -> float | None:

@@ -1,0 +1,21 @@
+"""Why something that was trained should not be used."""
+
+from __future__ import annotations
+
+_NEAR_CHANCE = 0.6
+
+
+def near_chance(area: float | None) -> tuple[str, ...]:
+    """Say that an area under the ROC curve of unseen patients is near that of guessing, 0.5, if it is."""
+    if area is None or area >= _NEAR_CHANCE:
+        return ()
+    return (f"the AUC on unseen patients is {area:.2f}, near chance (0.5): it has learnt too little to be used",)
+
+
+def at_its_bound(temperature: float) -> tuple[str, ...]:
+    """Say that calibration ended at one of its bounds, if it did."""
+    from wsi.cnn.calibration import TEMPERATURES  # noqa: PLC0415  (loads torch)
+
+    if temperature not in TEMPERATURES:
+        return ()
+    return (f"calibration ended at its bound ({temperature:g}): the probabilities do not say how often they hold",)
