@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from staging.commands.conditions import OnlyIf, only_with
 from staging.commands.notices import heatmaps_notice, say, skipped_notice, unseen_notice
 from staging.commands.options import (
     AllowPartial,
@@ -21,6 +22,8 @@ from staging.errors import ConfigurationError
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import COVERAGE_TOLERANCE, NUCLEUS_UM
 from wsi.outputs import OutputKind, json_file, picture, table
+
+_BY_SIZE = OnlyIf(lambda given: not given["train"] and given["apply"] is None, "with --train or --apply")
 
 
 def _kind(_: Path, given: Mapping[str, Any]) -> OutputKind:
@@ -59,7 +62,7 @@ def label(
             show_default=False,
         ),
     ] = None,
-    smallest_um: Smallest = 0.0,
+    smallest_um: Annotated[Smallest, _BY_SIZE] = 0.0,
     cells: Annotated[
         Path | None,
         typer.Option(
@@ -67,22 +70,31 @@ def label(
             show_default=False,
         ),
     ] = None,
-    nucleus_um: Annotated[float, typer.Option(help="Diameter of a nucleus, for --cells.", min=1, max=50)] = NUCLEUS_UM,
-    slide_mpp: SlideMpp = None,
+    nucleus_um: Annotated[
+        float, only_with("cells"), typer.Option(help="Diameter of a nucleus, for --cells.", min=1, max=50)
+    ] = NUCLEUS_UM,
+    slide_mpp: Annotated[SlideMpp, only_with("cells")] = None,
     apply: Annotated[
         Path | None,
         typer.Option("--apply", help="Label by this model instead of by size.", metavar="MODEL.json"),
     ] = None,
     kind: Annotated[
-        Literal["forest", "boosting"], typer.Option(help="With --train: a random forest or gradient boosting.")
+        Literal["forest", "boosting"],
+        only_with("train"),
+        typer.Option(help="With --train: a random forest or gradient boosting."),
     ] = "forest",
-    trees: Annotated[int, typer.Option(help="With --train: number of trees.", min=1, max=10_000)] = 300,
+    trees: Annotated[
+        int, only_with("train"), typer.Option(help="With --train: number of trees.", min=1, max=10_000)
+    ] = 300,
     hold_out: Annotated[
         Literal["patients", "centres"],
+        only_with("train"),
         typer.Option(help="With --train: what cross-validation holds out: patients, or one centre at a time."),
     ] = "patients",
-    folds: Annotated[int, typer.Option(help="With --train: number of folds of patients.", min=2)] = 5,
-    seed: Annotated[int, typer.Option(help="With --train: seed of trees and folds.")] = 0,
+    folds: Annotated[
+        int, only_with("train"), typer.Option(help="With --train: number of folds of patients.", min=2)
+    ] = 5,
+    seed: Annotated[int, only_with("train"), typer.Option(help="With --train: seed of trees and folds.")] = 0,
     coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
     allow_partial: AllowPartial = False,

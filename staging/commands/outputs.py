@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+from staging.commands.conditions import refuse_idle
 from staging.commands.everywhere import Config, Quiet, Verbose, speak
 from staging.commands.help_texts import paragraphs, with_placeholder
 from staging.commands.notices import say
@@ -67,6 +68,8 @@ def guarded(command: Command) -> Command:
     if "overwrite" not in hints and not all(mark.is_kept for mark in outputs.values()):
         added = {"overwrite": Overwrite, **added}
 
+    signature = inspect.signature(command)
+
     @wraps(command)
     def checked(**given: Any) -> None:  # noqa: ANN401  (the command's own arguments)
         extra = {name: given.pop(name, False) for name in added}
@@ -76,6 +79,7 @@ def guarded(command: Command) -> Command:
             given["slide_mpp"] = _overriding(extra["override_mpp"], given["slide_mpp"])
         given |= {name: path.resolve() for name in outputs if (path := given[name]) is not None and _is_dots(path)}
         overwrite = (extra | given).get("overwrite", False)
+        refuse_idle(signature, hints, given)
         inputs = [path for name, value in given.items() if name not in outputs for path in _paths(value, name in texts)]
         _check(outputs, given, inputs, overwrite=overwrite)
         try:
@@ -84,7 +88,6 @@ def guarded(command: Command) -> Command:
             say("interrupted; a command that resumes goes on from here when it is called again")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
-    signature = inspect.signature(command)
     parameters = [
         *(one.replace(annotation=with_placeholder(hints[one.name], one.name)) for one in signature.parameters.values()),
         *(

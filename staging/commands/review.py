@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from staging.commands.conditions import only_with
 from staging.commands.notices import cohort_notices
 from staging.commands.options import SlideMpp
 from staging.commands.outputs import Output, always, guarded
@@ -30,7 +31,7 @@ def review(
         list[Path] | None,
         typer.Option(help="Directory of the slides, for close-ups of lesions.", show_default="overlays only"),
     ] = None,
-    slide_mpp: SlideMpp = None,
+    slide_mpp: Annotated[SlideMpp, only_with("slides")] = None,
     most: Annotated[int | None, typer.Option(help="Maximum number to show.", min=1, show_default="all")] = None,
 ) -> None:
     """List the slides on which model and reference differ, most certain first, with pictures.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from staging.commands.conditions import only_with
 from staging.commands.help_texts import Group
 from staging.commands.notices import files_notice
 from staging.commands.outputs import Output, guarded
@@ -62,6 +63,7 @@ def kappa(
     ] = None,
     permutations: Annotated[
         int,
+        only_with("against"),
         typer.Option(
             help="Permutations sampled for the p-value when there are too many to try all.", min=100, metavar="N"
         ),

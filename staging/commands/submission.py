@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from staging.commands.conditions import OnlyIf
 from staging.commands.help_texts import Group
 from staging.commands.notices import say
 from staging.commands.outputs import Output, guarded
@@ -30,6 +31,9 @@ _Task = Annotated[
 @app.callback()
 def submission() -> None:
     """Make and check submissions to the CAMELYON challenges."""
+
+
+_LESIONS = OnlyIf(lambda given: given["task"] == "lesions", "for other tasks than lesions")
 
 
 def _kind(_: Path, given: Mapping[str, Any]) -> OutputKind:
@@ -57,10 +61,11 @@ def write(
         typer.Option("--output", "-o", help="The table, or the folder of the lesion task.", show_default=False),
     ],
     threshold: Annotated[
-        float, typer.Option(help="Detections must exceed this probability (lesions).", min=0, max=1)
+        float, _LESIONS, typer.Option(help="Detections must exceed this probability (lesions).", min=0, max=1)
     ] = 0.5,
     radius_um: Annotated[
         float | None,
+        _LESIONS,
         typer.Option(
             help="Minimum distance in um between detections on a slide (lesions).",
             min=0,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from staging.commands.conditions import OnlyIf, only_with
 from staging.commands.notices import cohort_notices
 from staging.commands.options import Device, OnBadTile, Patients, SlideMpp, Smallest, Workers
 from staging.commands.outputs import Made, Output, always, guarded
@@ -53,6 +54,7 @@ def train(
     ],
     network: Annotated[
         Literal["small", "resnet18", "resnet34", "resnet50"],
+        OnlyIf(lambda given: given["start"] is None, "with --start"),
         typer.Option(help="Architecture; one cell sees 96, 436, 900 or 428 px."),
     ] = "small",
     start: Annotated[
@@ -76,6 +78,7 @@ def train(
     average: Annotated[float, typer.Option(help="Decay of the running mean of the weights; 0 for none.", min=0)] = 0.0,
     patience: Annotated[
         int | None,
+        OnlyIf(lambda given: given["held_out"] > 0, "with --held-out 0"),
         typer.Option(
             help="Stop after this many epochs without improvement on held-out patients.", min=1, show_default=False
         ),
@@ -109,10 +112,10 @@ def train(
     reference: Annotated[
         Path | None, typer.Option("--reference", "-r", help="Their labels, like stage_labels.csv.", show_default=False)
     ] = None,
-    smallest_um: Smallest = SMALLEST_UM,
-    slide_mpp: SlideMpp = None,
-    patients: Patients = None,
-    hard: Annotated[int, typer.Option(help="False positives per slide and round.", min=1)] = 24,
+    smallest_um: Annotated[Smallest, only_with("slides")] = SMALLEST_UM,
+    slide_mpp: Annotated[SlideMpp, only_with("slides")] = None,
+    patients: Annotated[Patients, only_with("slides")] = None,
+    hard: Annotated[int, only_with("rounds"), typer.Option(help="False positives per slide and round.", min=1)] = 24,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard events.", show_default=False)] = None,
     workers: Workers = None,
     *,

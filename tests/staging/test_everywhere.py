@@ -158,3 +158,27 @@ def test_a_resolution_fills_in_or_overrides_and_is_said(slide: Path, tmp_path: P
     assert "states 8 um per px; the given 16 are used instead" in told
     both = called("tissue", slide, "-o", tmp_path / "u.png", "--slide-mpp", 8, "--override-mpp", 8)
     assert isinstance(both.exception, ConfigurationError)
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("label lesions.csv -o a.csv --folds 3", "--folds has no effect without --train"),
+        ("label lesions.csv -o a.csv --nucleus-um 9", "--nucleus-um has no effect without --cells"),
+        ("label h --apply m.json -o a.csv --smallest-um 9", "--smallest-um has no effect with --train or --apply"),
+        ("label lesions.csv -o a.csv --override-mpp 9", "--slide-mpp has no effect without --cells"),
+        ("train p -o a.safetensors --hard 3", "--hard has no effect without --rounds"),
+        ("train p -o a.safetensors --patience 3 --held-out 0", "--patience has no effect with --held-out 0"),
+        ("train p -o a.safetensors --start m --network resnet18", "--network has no effect with --start"),
+        ("review r t -o out --slide-mpp 1", "--slide-mpp has no effect without --slides"),
+        ("submission write stages r -o a.csv --radius-um 9", "--radius-um has no effect for other tasks than lesions"),
+        ("score kappa a b --permutations 200", "--permutations has no effect without --against"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    command: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = called(*command.split())
+    assert isinstance(done.exception, ConfigurationError), done.output
+    assert reason in str(done.exception)
