@@ -142,11 +142,13 @@ class AnnotationSet:
         annotations: in the order of the file.
         groups: in the order of the file; a group may have no annotations.
         mpp: um per level-0 px, where the file says so.
+        warnings: what is odd about the file, a line each; the rest of it was read.
     """
 
     annotations: tuple[Annotation, ...]
     groups: tuple[Group, ...] = ()
     mpp: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def _check_colour(colour: Colour | None) -> None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from annotations.measures import MERGE_GAP_UM
-from staging.commands.notices import heatmaps_notice, unseen_notice
-from staging.commands.options import AllowPartial, SlideMpp, Tolerance
+from staging.commands.notices import heatmaps_notice, unseen_notice, warnings_notice
+from staging.commands.options import AllowEmpty, AllowPartial, SlideMpp, Tolerance
 from staging.commands.outputs import Output, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE, PEAK, SMALLEST_UM, THRESHOLD
 from wsi.outputs import OutputKind
@@ -31,7 +31,7 @@ def lesions(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Heatmaps from run or heatmap (.zarr), masks (TIFF, PNG) or annotations (.xml, .geojson).",
+            help="Heatmaps from run or heatmap (.zarr), masks (TIFF, PNG) or annotations (XML, GeoJSON, HALO).",
             show_default=False,
         ),
     ],
@@ -86,6 +86,7 @@ def lesions(
     slide_mpp: SlideMpp = None,
     coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
+    allow_empty: AllowEmpty = False,
     allow_partial: AllowPartial = False,
     fill_holes: Annotated[
         bool, typer.Option("--fill-holes", help="Count holes in heatmaps and masks as tumour.")
@@ -113,7 +114,9 @@ def lesions(
         mpp=slide_mpp,
         with_holes_filled=fill_holes,
         seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
+        allows_empty=allow_empty,
     )
+    warnings_notice(measured.to_json()["warnings"])
     write_measurements(output, measured)
     tables = {"table": str(output / LESION_TABLE), "features": str(output / SHAPE_TABLE)}
     typer.echo(json.dumps(tables | measured.to_json() | skipped))

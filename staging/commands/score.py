@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from staging.commands.notices import files_notice
+from staging.commands.notices import files_notice, warnings_notice
 from staging.commands.outputs import Output, guarded
 from staging.scores.texts import froc_text, label_text, stage_text
 from wsi.outputs import picture as picture_kind
@@ -170,7 +170,7 @@ def auc(
 def froc(
     masks: Annotated[
         Path,
-        typer.Argument(help="Folder of masks: TIFF pyramids, level-5 TIFF or PNG, or ASAP XML.", show_default=False),
+        typer.Argument(help="Folder of masks: TIFF pyramids, level-5 TIFF or PNG, or annotations.", show_default=False),
     ],
     detections: Annotated[
         Path,
@@ -230,6 +230,7 @@ def froc(
         seed=seed,
     )
     record = score.to_json()
+    warnings_notice(record["warnings"])
     skipped = files_notice("detections", [detections], {".csv"})
     if table:
         typer.echo(froc_text(record), err=True)

@@ -78,9 +78,9 @@ def sample_cohort(
 
     Returns:
         Counts: ``slides``, ``left_out`` (name and reason), ``short`` (slides that gave fewer patches of a class than
-        were requested, with both numbers: no more positions were found), ``count``, ``classes``, ``splits``, ``bytes``
-        expected, ``contact_sheet``, and for sparse slides ``tiles_copied``, ``tiles_encoded``, ``not_exact`` (slides
-        whose stored pixels differ from the original).
+        were requested, with both numbers: no more positions were found), ``warnings`` (slides whose annotations are
+        odd, and how), ``count``, ``classes``, ``splits``, ``bytes`` expected, ``contact_sheet``, and for sparse slides
+        ``tiles_copied``, ``tiles_encoded``, ``not_exact`` (slides whose stored pixels differ from the original).
 
     Raises:
         CohortError: no slide is usable, or no patch was found.
@@ -125,6 +125,7 @@ def sample_cohort(
         "slides": len(sources),
         "left_out": left_out,
         "short": short,
+        "warnings": {name: one.about["warnings"] for name, one in tables.items() if one.about.get("warnings")},
         "count": len(table),
         "classes": table.counts("class"),
         "splits": table.counts("split", "class"),
