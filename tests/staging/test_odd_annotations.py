@@ -140,6 +140,50 @@ def test_halo_is_read_by_every_command(slides: Path, tmp_path: Path) -> None:
     assert told("patches", slides, source.parent, "-o", tmp_path / "p.parquet", *sizes)[0]["classes"] == {"tumour": 2}
 
 
+def odd_geojson(path: Path, side: float = 100) -> Path:
+    """A square, a feature without a geometry, and a measurement that is no number."""
+    write_annotations(path, [square(side)])
+    content = json.loads(path.read_text())
+    content["features"][0]["properties"]["measurements"] = {"a": float("nan")}
+    content["features"].append({"type": "Feature", "geometry": None, "properties": {}})
+    path.write_text(json.dumps(content))
+    return path
+
+
+ODD = (
+    "left out 1 feature without a geometry: feature 1",
+    "left out 1 measurement without a finite value: feature 0 ('a')",
+)
+
+
+def test_what_is_odd_is_said_and_the_rest_is_read(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "drawn").mkdir()
+    source = odd_geojson(tmp_path / "drawn" / "a.geojson")
+    record, said = told("mask", source, "--slides", slides, "-o", tmp_path / "mask.tif")
+    assert (record["tumour_px"], record["warnings"]) == (10_000, [f"a.geojson: {one}" for one in ODD])
+    assert f"a.geojson: {ODD[0]}" in said
+    record, said = told("lesions", source, "--slide-mpp", 0.5, "-o", tmp_path / "out")
+    assert (record["lesions"], record["warnings"]) == ({"a": 1}, {"a": list(ODD)})
+    assert f"a: {ODD[1]}" in said
+    record, said = told("convert", source, tmp_path / "b.xml")
+    assert (record["annotations"], record["warnings"]) == (1, list(ODD))
+    assert f"a.geojson: {ODD[0]}" in said
+    sizes = ("--mpp", 1, "--size", 32, "--tumour", 2, "--normal", 0, "--workers", 1)
+    for _ in range(2):
+        record, said = told("patches", slides, source.parent, "-o", tmp_path / "p", *sizes)
+        assert (record["classes"], record["warnings"]) == ({"tumour": 2}, {"a": list(ODD)})
+        assert f"a: {ODD[0]}" in said
+
+
+def test_froc_says_what_is_odd(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    odd_geojson(tmp_path / "masks" / "a.geojson", side=1600)
+    drawn_at(tmp_path / "detections" / "a.csv", "0.9,900,900\n")
+    record, said = told("score", "froc", tmp_path / "masks", tmp_path / "detections")
+    assert (record["hit"], record["warnings"]) == (1, {"a": list(ODD)})
+    assert f"a: {ODD[0]}" in said
+
+
 def test_halo_as_users_sent_it(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     source = real_data("reports/halo_polygon.annotations")
     command = ("mask", source, "--size", 400, 400, "--mpp", 0.5, "-o", tmp_path / "mask.tif")
