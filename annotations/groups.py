@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from annotations.annotation import Annotation, Role
+from annotations.annotation import Annotation, Role, group_key
 from annotations.errors import GroupMapError, MissingRoleError
 from annotations.files.xml import shortened
 from wsi.inputs import read_text
@@ -77,7 +77,7 @@ def read_group_map(path: str | Path) -> dict[str, Role]:
                 where=where,
                 mend=f"use one of {', '.join(ROLE_WORDS)}",
             )
-        twin = seen.setdefault(name.strip().casefold(), name)
+        twin = seen.setdefault(group_key(name), name)
         if twin != name and roles[twin] is not role:
             raise GroupMapError(
                 path, f"{twin!r} has another role, and case does not matter", where=where, mend="keep one of them"

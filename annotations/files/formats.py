@@ -18,6 +18,7 @@ from annotations.annotation import (
     Annotation,
     AnnotationSet,
     Role,
+    group_key,
     known_roles,
 )
 from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError
@@ -328,7 +329,7 @@ def _lost_in_imagescope(drawn: AnnotationSet) -> Iterator[tuple[str, str]]:
 
 def _hole_group(hole: Annotation) -> str:
     """The group that reading assigns to it, by the meaning of its layer."""
-    meaning = known_roles(None).get(hole.attributes[HOLE_OF].strip().casefold(), Role.TUMOUR)
+    meaning = known_roles(None).get(group_key(hole.attributes[HOLE_OF]), Role.TUMOUR)
     return HOLE_GROUP if meaning is Role.TUMOUR else IGNORED_HOLE_GROUP
 
 

@@ -22,6 +22,7 @@ from annotations.annotation import (
     Colour,
     Group,
     Role,
+    group_key,
     known_roles,
 )
 from annotations.errors import AnnotationFormatError, UnknownGroupError
@@ -189,7 +190,7 @@ class _Tally:
 def _feature(feature: Feature) -> dict[str, Any]:
     if feature.geometry.is_empty:
         raise ValueError(f"{feature.name!r} has an empty geometry")
-    role = known_roles(None).get(feature.classification.casefold())
+    role = known_roles(None).get(group_key(feature.classification))
     colour = feature.class_colour or (ROLE_COLOURS[role] if role else _UNKNOWN_COLOUR)
     properties: dict[str, Any] = {
         "objectType": "annotation",
@@ -197,7 +198,7 @@ def _feature(feature: Feature) -> dict[str, Any]:
         "classification": {"name": feature.classification, "color": list(colour)},
         "measurements": {name: float(value) for name, value in feature.measurements.items()},
     }
-    if feature.classification == UNCLASSIFIED and feature.name.strip().casefold() not in known_roles(None):
+    if feature.classification == UNCLASSIFIED and group_key(feature.name) not in known_roles(None):
         del properties["classification"]
     if feature.colour is not None:
         properties["color"] = list(feature.colour)
@@ -280,7 +281,7 @@ def _meaning(
     name = name if isinstance(name, str) else ""
     candidates = [str(classification)] if classification else [*([name] if name else []), UNCLASSIFIED]
     for group in candidates:
-        if role := roles.get(group.strip().casefold()):
+        if role := roles.get(group_key(group)):
             return name, group, role
     if unknown is not None:
         return name, str(classification) if classification else UNCLASSIFIED, unknown

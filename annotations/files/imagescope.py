@@ -21,6 +21,7 @@ from annotations.annotation import (
     Colour,
     Group,
     Role,
+    group_key,
     known_roles,
 )
 from annotations.errors import AnnotationFormatError, UnknownGroupError
@@ -331,7 +332,7 @@ class _Found:
         )
 
     def _role(self, layer: str, text: str) -> Role:
-        role = self._roles.get(layer.strip().casefold(), self._unknown)
+        role = self._roles.get(group_key(layer), self._unknown)
         if role is None:
             raise UnknownGroupError(
                 self._path,

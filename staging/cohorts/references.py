@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -113,7 +114,7 @@ def read_patients(path: str | PathLike[str]) -> dict[str, str]:
             continue
         if len(cells) < 2 or not all(cells[:2]):
             raise _row_error(path, line, cells, "a slide's name and its patient")
-        slides.add(line, slide_key(cells[0]), cells[1])
+        slides.add(line, slide_key(cells[0]), unicodedata.normalize("NFC", cells[1]))
     return _some(path, slides, "test_001,P1")
 
 

@@ -29,7 +29,7 @@ class LabelledCohort:
 
     Attributes:
         slides: the slide files.
-        annotations: directory of their annotations, ``<slide>.xml`` or ``.geojson``.
+        annotations: directory of their annotations, of any format, named like the slides.
         reference: their labels.
     """
 

@@ -66,7 +66,7 @@ def sample_cohort(
 
     Args:
         slides: what find_slides found.
-        annotations: directory of annotations, ``<slide>.xml`` or ``.geojson``.
+        annotations: directory of annotations, of any format, named like the slides.
         reference: labels of the slides.
         output: the folder to write; ``.zarr`` for a Zarr store, ``.parquet`` for the table alone.
         recipe: what to draw.

@@ -126,7 +126,7 @@ def find_sources(
     Raises:
         CohortError: there is no such directory, a slide has two annotation files or two labels, or no slide is usable.
     """
-    files, left_out, negative = _annotation_files(annotations), {}, _negative(reference)
+    files, left_out, negative = annotation_files(annotations), {}, _negative(reference)
     usable: list[tuple[SlideFile, Path | None]] = []
     for slide in sorted(slides, key=lambda one: one.name):
         name = slide_key(slide.name)
@@ -264,7 +264,7 @@ def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
     return digest_of({"recipe": drawing, "wanted": wanted, "contents": contents, **origin})
 
 
-def _annotation_files(folder: Path) -> dict[str, Path]:
+def annotation_files(folder: Path) -> dict[str, Path]:
     """Find annotation files, by slide_key.
 
     Raises:
