@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -142,11 +143,13 @@ class AnnotationSet:
         annotations: in the order of the file.
         groups: in the order of the file; a group may have no annotations.
         mpp: um per level-0 px, where the file says so.
+        warnings: what is odd about the file, a line each; the rest of it was read.
     """
 
     annotations: tuple[Annotation, ...]
     groups: tuple[Group, ...] = ()
     mpp: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def _check_colour(colour: Colour | None) -> None:
@@ -154,6 +157,11 @@ def _check_colour(colour: Colour | None) -> None:
         raise ValueError(f"a colour must be red, green, blue, each 0..255, got {colour}")
 
 
+def group_key(name: str) -> str:
+    """A group's name for comparison: in Unicode's form NFC, case-folded, without the spaces around it."""
+    return unicodedata.normalize("NFC", name.strip()).casefold()
+
+
 def known_roles(groups: Mapping[str, Role] | None) -> dict[str, Role]:
-    """GROUP_ROLES with a caller's own groups added, which take precedence; keys case-folded."""
-    return {**GROUP_ROLES, **{name.strip().casefold(): role for name, role in (groups or {}).items()}}
+    """GROUP_ROLES with a caller's own groups added, which take precedence, by group_key."""
+    return {**GROUP_ROLES, **{group_key(name): role for name, role in (groups or {}).items()}}

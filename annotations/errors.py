@@ -18,7 +18,7 @@ class AnnotationFormatError(AnnotationError, ValueError):
 
 
 class EmptyFileError(AnnotationFormatError):
-    """The file has no content: a broken copy, never to be read as "no tumour"."""
+    """The file has no bytes or nothing is drawn in it: never to be read as "no tumour"."""
 
 
 class UnknownGroupError(AnnotationError, ValueError):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from annotations.annotation import Annotation, Role
+from annotations.annotation import Annotation, Role, group_key
 from annotations.errors import GroupMapError, MissingRoleError
 from annotations.files.xml import shortened
 from wsi.inputs import read_text
@@ -77,7 +77,7 @@ def read_group_map(path: str | Path) -> dict[str, Role]:
                 where=where,
                 mend=f"use one of {', '.join(ROLE_WORDS)}",
             )
-        twin = seen.setdefault(name.strip().casefold(), name)
+        twin = seen.setdefault(group_key(name), name)
         if twin != name and roles[twin] is not role:
             raise GroupMapError(
                 path, f"{twin!r} has another role, and case does not matter", where=where, mend="keep one of them"
@@ -86,7 +86,14 @@ def read_group_map(path: str | Path) -> dict[str, Role]:
     return roles
 
 
-def require_role(annotations: Iterable[Annotation], role: Role, path: str | Path | None = None) -> None:
+def has_role(annotations: Iterable[Annotation], role: Role) -> bool:
+    """Whether any annotation is an outline with an area and the given role."""
+    return any(annotation.role is role and annotation.outline is not None for annotation in annotations)
+
+
+def require_role(
+    annotations: Iterable[Annotation], role: Role, path: str | Path | None = None, *, unless: str = "give --allow-empty"
+) -> None:
     """Refuse annotations none of which is an outline with an area and the given role.
 
     Otherwise a wrong group map leads to blank masks without an error: the commonest failure with annotation files.
@@ -95,21 +102,21 @@ def require_role(annotations: Iterable[Annotation], role: Role, path: str | Path
         annotations: of one slide.
         role: the required role.
         path: the file that they were read from, for the message.
+        unless: what to do if the file is right, for the message.
 
     Raises:
         MissingRoleError: there is none; the message lists the groups found and what they mean.
     """
-    found: dict[str, Role] = {}
-    for annotation in annotations:
-        if annotation.role is role and annotation.outline is not None:
-            return
-        found.setdefault(annotation.group, annotation.role)
+    annotations = tuple(annotations)
+    if has_role(annotations, role):
+        return
+    found = {annotation.group: annotation.role for annotation in reversed(annotations)}
     listed = ", ".join(f"{shortened(group)} ({meaning.value})" for group, meaning in sorted(found.items()))
     raise MissingRoleError(
         path,
         f"no outline with an area is {role.value}",
         where=None,
-        mend=f"set the right roles in groups=; the file has {listed or 'no annotations'}",
+        mend=f"set the right roles in groups=, or {unless}; the file has {listed or 'no annotations'}",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotations.annotation import KINDS, ROLE_COLOURS, Annotation, AnnotationSet, Group, Role, known_roles
+from annotations.annotation import KINDS, ROLE_COLOURS, Annotation, AnnotationSet, Group, Role, group_key, known_roles
 from annotations.errors import AnnotationFormatError, UnknownGroupError
 from annotations.files.xml import (
     DEEPEST,
@@ -287,7 +287,7 @@ class _Found:
         unknown: Role | None,
     ) -> Role:
         lineage: list[str] = [group]
-        while (role := roles.get(lineage[-1].strip().casefold())) is None:
+        while (role := roles.get(group_key(lineage[-1]))) is None:
             parent = parents.get(lineage[-1])
             if parent is not None and parent not in lineage and len(lineage) < DEEPEST:
                 lineage.append(parent)

@@ -18,6 +18,7 @@ from annotations.annotation import (
     Annotation,
     AnnotationSet,
     Role,
+    group_key,
     known_roles,
 )
 from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError
@@ -34,14 +35,14 @@ from wsi.outputs import FileKind, has
 
 CROSSING = "outlines that cross themselves are split into their areas"
 """A loss: see ``losses``."""
-SUFFIXES = frozenset({".xml", ".geojson", ".json"})
-"""Suffixes that tell annotation files from slides and masks."""
+SUFFIXES = frozenset({".xml", ".geojson", ".json", ".annotations"})
+"""Suffixes that tell annotation files from slides and masks; HALO's ``.annotations`` are only read."""
 
 _LEADING = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 
 
 class Format(Enum):
-    """A kind of annotation file; the value is its name."""
+    """A kind of annotation file; the value is its name. HALO's dialect counts as ImageScope XML."""
 
     ASAP = "ASAP XML"
     GEOJSON = "GeoJSON"
@@ -52,7 +53,7 @@ def read_annotations(path: str | Path, groups: Mapping[str, Role] | None = None)
     """Read the annotations of a file of any known format.
 
     Args:
-        path: ASAP XML, ImageScope XML or GeoJSON, recognised by content, not by name.
+        path: ASAP XML, ImageScope XML (or HALO's) or GeoJSON, recognised by content, not by name.
         groups: roles of further groups; they take precedence over the built-in ones. Case does not matter.
 
     Raises:
@@ -115,25 +116,31 @@ def write_annotations(
         raise AnnotationFormatError(path, f"cannot be written: {error}", mend="rename what it names") from error
 
 
-def convert_annotations(source: Path, target: Path, form: Format | None = None) -> dict[str, Any]:
+def convert_annotations(
+    source: Path, target: Path, form: Format | None = None, *, allows_empty: bool = False
+) -> dict[str, Any]:
     """Convert an annotation file into another format. Groups need no known meaning: unknown ones count as tumour.
 
     Args:
         source: of any known format.
         target: its name implies the format, as for write_annotations.
         form: overrides the name.
+        allows_empty: a file without a vertex is not an error.
 
     Returns:
         ``source`` and ``target`` (names of the formats), ``annotations``, ``vertices`` and ``groups`` (counts of what
-        was read), and ``lost``: what the target cannot hold, each with the names it applies to; empty if nothing is
-        lost.
+        was read), ``lost``: what the target cannot hold, each with the names it applies to; empty if nothing is lost;
+        and ``warnings``: what is odd about the source.
 
     Raises:
+        EmptyFileError: nothing is drawn in the source.
         AnnotationError: as for read_annotations and write_annotations.
         StorageError: the file system refuses.
     """
     form = form or format_named(target)
     drawn = read_annotation_set(source, unknown=Role.TUMOUR)
+    if not (allows_empty or any(len(one.vertices) for one in drawn.annotations)):
+        raise EmptyFileError(source, "nothing is drawn in it", mend="check the file, or give --allow-empty")
     write_annotations(target, drawn, form)
     return {
         "source": format_of(source).value,
@@ -142,6 +149,7 @@ def convert_annotations(source: Path, target: Path, form: Format | None = None) 
         "vertices": sum(len(one.vertices) for one in drawn.annotations),
         "groups": len(drawn.groups),
         "lost": losses(drawn, form),
+        "warnings": list(drawn.warnings),
     }
 
 
@@ -196,13 +204,14 @@ def format_of(path: str | Path) -> Format:
 
 def file_kind(path: Path) -> FileKind:
     """The kind of output file that a name implies; any other suffix is refused when it is checked."""
-    form = format_named(path) if path.suffix.lower() in SUFFIXES else Format.GEOJSON
+    known = SUFFIXES - {".annotations"}
+    form = format_named(path) if path.suffix.lower() in known else Format.GEOJSON
     is_one = {
         Format.ASAP: has(b"<", f"<{ASAP_ROOT}".encode()),
         Format.GEOJSON: has(b"{", b'"Feature'),
         Format.IMAGESCOPE: has(b"<", f"<{IMAGESCOPE_ROOT}".encode()),
     }[form]
-    return FileKind(name=f"a file of {form.value}", suffixes=tuple(sorted(SUFFIXES)), is_one=is_one, is_strict=True)
+    return FileKind(name=f"a file of {form.value}", suffixes=tuple(sorted(known)), is_one=is_one, is_strict=True)
 
 
 def losses(drawn: AnnotationSet, form: Format) -> dict[str, list[str]]:
@@ -320,7 +329,7 @@ def _lost_in_imagescope(drawn: AnnotationSet) -> Iterator[tuple[str, str]]:
 
 def _hole_group(hole: Annotation) -> str:
     """The group that reading assigns to it, by the meaning of its layer."""
-    meaning = known_roles(None).get(hole.attributes[HOLE_OF].strip().casefold(), Role.TUMOUR)
+    meaning = known_roles(None).get(group_key(hole.attributes[HOLE_OF]), Role.TUMOUR)
     return HOLE_GROUP if meaning is Role.TUMOUR else IGNORED_HOLE_GROUP
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,18 +22,19 @@ from annotations.annotation import (
     Colour,
     Group,
     Role,
+    group_key,
     known_roles,
 )
-from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError, UnknownGroupError
+from annotations.errors import AnnotationFormatError, UnknownGroupError
+from annotations.files.geojson_stream import features_in
 from annotations.files.xml import FARTHEST_PX
-from wsi.inputs import read_bytes
 from wsi.store import atomic_text
 
 UNCLASSIFIED = "Unclassified"  # QuPath's word for an object without a class
 PART_OF = "part of"
 """Attribute of outlines that belong to one feature (a MultiPolygon); the value is the feature's number."""
 
-_MOST_BYTES = 1 << 26  # needs about 1 GB of memory to read
+_MOST_NAMED = 8
 _UNKNOWN_COLOUR = (200, 200, 0)
 _POINT_KINDS = {"Point": "Dot", "MultiPoint": "PointSet", "LineString": "Measurement"}
 # Properties that have a field in Annotation and Feature.
@@ -85,7 +87,8 @@ def read_geojson(path: str | Path, groups: Mapping[str, Role] | None = None) -> 
     The group of a feature is its classification; without one, its name if that is a known group; else
     ``Unclassified``, which means nothing unless ``groups`` says so. A MultiPolygon becomes several annotations. A hole
     in tumour becomes a cut-out of the group HOLE_GROUP, after its outline; a hole in anything else becomes part of the
-    outline, which then runs around it and back.
+    outline, which then runs around it and back. Read feature by feature: memory is needed for the annotations, not for
+    the text of the file.
 
     Args:
         path: the file.
@@ -94,7 +97,7 @@ def read_geojson(path: str | Path, groups: Mapping[str, Role] | None = None) -> 
     Raises:
         AnnotationNotFoundError: there is no such file.
         EmptyFileError: it has no content.
-        AnnotationFormatError: not JSON, not GeoJSON, or an invalid position; names the feature.
+        AnnotationFormatError: not JSON, not GeoJSON, an invalid position, or more than memory holds; names the feature.
         UnknownGroupError: a group has no known meaning.
     """
     return read_geojson_set(path, groups).annotations
@@ -106,7 +109,8 @@ def read_geojson_set(
     """Read all of QuPath's GeoJSON: the annotations, and the classes with their colours as groups.
 
     Properties without a field in Annotation (isLocked, objectType, measurements ...) are kept in its attributes as JSON
-    (strings unquoted), the feature's id among them.
+    (strings unquoted), the feature's id among them. What is left out is counted in ``warnings``: features without a
+    geometry, which RFC 7946 allows, and measurements that are NaN or infinite, which QuPath writes.
 
     Args:
         path: the file.
@@ -120,18 +124,28 @@ def read_geojson_set(
     roles = known_roles(groups)
     annotations: list[Annotation] = []
     classes: dict[str, Colour | None] = {}
-    for number, feature in enumerate(_features(path, _parsed(path))):
+    bare, unmeasured = _Tally("feature", "without a geometry"), _Tally("measurement", "without a finite value")
+    for number, (feature, lost) in enumerate(features_in(path)):
         where = f"feature {number}"
-        if not isinstance(feature, dict) or not isinstance(feature.get("geometry"), dict):
+        if not isinstance(feature, dict) or "geometry" not in feature:
+            raise AnnotationFormatError(path, "has no geometry", where=where)
+        if feature["geometry"] is None:
+            bare.add(str(number))
+            continue
+        if not isinstance(feature["geometry"], dict):
             raise AnnotationFormatError(path, "has no geometry", where=where)
         properties = feature.get("properties")
         properties = properties if isinstance(properties, dict) else {}
+        for measurement in lost:
+            unmeasured.add(f"{number} ({measurement!r})")
         name, group, role = _meaning(path, where, properties, roles, unknown)
         classification = properties.get("classification")
         if isinstance(classification, dict):
             classes[group] = classes.get(group) or _colour(classification)
         attributes = _attributes(path, where, feature, properties)
         outlines = list(_outlines(path, where, feature["geometry"], role))
+        if not outlines:
+            bare.add(str(number))
         if sum(not is_hole for _, _, is_hole in outlines) > 1:
             attributes[PART_OF] = str(number)
         annotations += [
@@ -149,13 +163,34 @@ def read_geojson_set(
     return AnnotationSet(
         annotations=tuple(annotations),
         groups=tuple(Group(name=name, colour=colour) for name, colour in classes.items()),
+        warnings=tuple(tally.text() for tally in (bare, unmeasured) if tally.count),
     )
+
+
+class _Tally:
+    """What was left out: how many, and the first of them by name."""
+
+    def __init__(self, kind: str, state: str) -> None:
+        self.count = 0
+        self._kind, self._state = kind, state
+        self._named: list[str] = []
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if self.count <= _MOST_NAMED:
+            self._named.append(name)
+
+    def text(self) -> str:
+        rest = self.count - len(self._named)
+        named = ", ".join(self._named) + (f" and {rest} more" if rest else "")
+        features = f"feature {named}" if self.count == 1 else f"features {named}"
+        return f"left out {self.count} {self._kind}{'' if self.count == 1 else 's'} {self._state}: {features}"
 
 
 def _feature(feature: Feature) -> dict[str, Any]:
     if feature.geometry.is_empty:
         raise ValueError(f"{feature.name!r} has an empty geometry")
-    role = known_roles(None).get(feature.classification.casefold())
+    role = known_roles(None).get(group_key(feature.classification))
     colour = feature.class_colour or (ROLE_COLOURS[role] if role else _UNKNOWN_COLOUR)
     properties: dict[str, Any] = {
         "objectType": "annotation",
@@ -163,7 +198,7 @@ def _feature(feature: Feature) -> dict[str, Any]:
         "classification": {"name": feature.classification, "color": list(colour)},
         "measurements": {name: float(value) for name, value in feature.measurements.items()},
     }
-    if feature.classification == UNCLASSIFIED and feature.name.strip().casefold() not in known_roles(None):
+    if feature.classification == UNCLASSIFIED and group_key(feature.name) not in known_roles(None):
         del properties["classification"]
     if feature.colour is not None:
         properties["color"] = list(feature.colour)
@@ -231,43 +266,8 @@ def _is_byte(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 
-def _parsed(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise AnnotationFormatError(path, f"is larger than any annotation file ({_MOST_BYTES:,} bytes)")
-        text = read_bytes(path, most=_MOST_BYTES)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise AnnotationNotFoundError(path, "there is no annotation file", mend="check the path") from error
-    except OSError as error:
-        raise AnnotationFormatError(path, f"cannot be read: {error.strerror or error}") from error
-    if not text.strip():
-        raise EmptyFileError(path, "the file is empty", mend="export it again")
-    try:
-        return json.loads(text.decode("utf-8-sig"), parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise AnnotationFormatError(
-            path, f"is not JSON: {error.msg}", where=f"line {error.lineno}", mend="export it again"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationFormatError(path, f"is not JSON: {error}", mend="export it again") from error
-
-
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number")
-
-
-def _features(path: Path, content: Any) -> Sequence[Any]:  # noqa: ANN401
-    if isinstance(content, list):
-        return content
-    kind = content.get("type") if isinstance(content, dict) else None
-    if kind == "FeatureCollection" and isinstance(content.get("features"), list):
-        features: Sequence[Any] = content["features"]
-        return features
-    if kind == "Feature":
-        return [content]
-    if isinstance(content, dict) and ("coordinates" in content or "geometries" in content):
-        return [{"geometry": content}]
-    raise AnnotationFormatError(path, "is not GeoJSON", mend="export it from QuPath as GeoJSON")
 
 
 def _meaning(
@@ -281,7 +281,7 @@ def _meaning(
     name = name if isinstance(name, str) else ""
     candidates = [str(classification)] if classification else [*([name] if name else []), UNCLASSIFIED]
     for group in candidates:
-        if role := roles.get(group.strip().casefold()):
+        if role := roles.get(group_key(group)):
             return name, group, role
     if unknown is not None:
         return name, str(classification) if classification else UNCLASSIFIED, unknown
@@ -329,12 +329,30 @@ def _listed(path: Path, where: str, value: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _points(path: Path, where: str, points: Any) -> NDArray[np.float64]:  # noqa: ANN401
-    for number, point in enumerate(_listed(path, where, points)):
+    listed = _listed(path, where, points)
+    vertices = _vertices(listed)
+    if vertices is not None:
+        return vertices
+    for number, point in enumerate(listed):
         if not (isinstance(point, list) and len(point) >= 2 and all(_is_position(value) for value in point[:2])):
             raise AnnotationFormatError(
                 path, f"{str(point)[:40]!r} is not a position on a slide", where=f"{where}, vertex {number}"
             )
-    return np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2)
+    return np.array([point[:2] for point in listed], dtype=np.float64).reshape(-1, 2)
+
+
+def _vertices(points: list[Any]) -> NDArray[np.float64] | None:
+    """All positions at once; None if any is odd, or if there is none."""
+    try:
+        # numpy would take texts and truth values for numbers
+        if not set(map(type, chain.from_iterable(points))) <= {int, float}:
+            return None
+        vertices = np.array(points, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if vertices.ndim != 2 or vertices.shape[1] < 2 or not (np.abs(vertices[:, :2]) <= FARTHEST_PX).all():
+        return None
+    return np.ascontiguousarray(vertices[:, :2])
 
 
 def _is_position(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Aperio ImageScope XML: layers of regions, where a region may be cut out of its layer."""
+"""Aperio ImageScope XML and HALO's dialect of it: layers of regions, where a region may be cut out of its layer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from annotations.annotation import (
     Colour,
     Group,
     Role,
+    group_key,
     known_roles,
 )
 from annotations.errors import AnnotationFormatError, UnknownGroupError
@@ -72,6 +73,8 @@ _LAYER_DEFAULTS = {
     "MarkupImagePath": "",
     "MacroName": "",
 }
+# What HALO writes for any layer and region, beside its own names of their kinds.
+_HALO_DEFAULTS = {"Visible": "True", "HasEndcaps": "0"}
 _REGION_DEFAULTS = {
     "Zoom": "1",
     "Selected": "0",
@@ -91,6 +94,10 @@ def read_imagescope_set(
     ``Layer`` and the layer's Id, as ImageScope shows it. A region with ``NegativeROA="1"`` is cut out of its layer: in
     a layer of tumour it becomes a cut-out of the group HOLE_GROUP, in any other layer one of IGNORED_HOLE_GROUP. An
     ellipse, which the file holds as its bounding box, becomes a polygon of 360 edges.
+
+    HALO's ``.annotations`` differ in their vertices, ``<V>`` instead of ``<Vertex>``, and in kinds by name (Polygon,
+    Rectangle, Ellipse, Ruler, Pin), as its files and public readers of them show (github.com/rharkes/pyhaloxml). Its
+    comments, which name their authors, are left out.
 
     Attributes of regions and layers are kept, those in their tags prefixed with ``@``. What ImageScope recomputes is
     not: the numbers of layers and regions, lengths and areas, and the columns of its table.
@@ -261,7 +268,7 @@ class _Found:
             self._region, self._region_listed, self._points = dict(element.attrib), {}, array("d")
 
     def end(self, element: Any) -> None:  # noqa: ANN401
-        if element.tag == "Vertex" and self._region is not None:
+        if element.tag in ("Vertex", "V") and self._region is not None:
             self._vertex(element)
         elif element.tag == "Attribute" and self._layer is not None:
             listed = self._listed if self._region is None else self._region_listed
@@ -325,7 +332,7 @@ class _Found:
         )
 
     def _role(self, layer: str, text: str) -> Role:
-        role = self._roles.get(layer.strip().casefold(), self._unknown)
+        role = self._roles.get(group_key(layer), self._unknown)
         if role is None:
             raise UnknownGroupError(
                 self._path,
@@ -342,8 +349,12 @@ class _Found:
 
 
 def _kept(tag: Mapping[str, str], own: frozenset[str], defaults: Mapping[str, str]) -> dict[str, str]:
-    """The attributes of a tag that have no field and differ from what ImageScope writes anyway."""
-    return {IN_TAG + name: value for name, value in tag.items() if name not in own and defaults.get(name) != value}
+    """The attributes of a tag that have no field and differ from what ImageScope and HALO write anyway."""
+    return {
+        IN_TAG + name: value
+        for name, value in tag.items()
+        if name not in own and value not in (defaults.get(name), _HALO_DEFAULTS.get(name))
+    }
 
 
 def _resolution(text: str | None) -> float | None:

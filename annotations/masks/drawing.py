@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from annotations.annotation import Role
-from annotations.files.formats import read_annotations
+from annotations.files.formats import read_annotation_set
 from annotations.groups import require_role
 from annotations.masks.mask_file import write_annotation_mask
 from annotations.polygons import check_within
@@ -66,7 +66,7 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
     Returns:
         ``mask`` and ``annotations`` (paths), ``size`` (width, height in px) and ``mpp`` (um per px or None) of the
         mask's finest level, ``values``, ``tumour_px`` and ``tumour_mm2`` (None without mpp): the pixels of that level
-        that are tumour and their area. ``warnings``: what is doubtful about the slide.
+        that are tumour and their area. ``warnings``: what is doubtful about the slide or odd about the annotations.
 
     Raises:
         AnnotationError: the file is missing or bad, has no tumour, an unknown group, or does not fit the slide.
@@ -75,7 +75,8 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         StorageError: the mask cannot be written.
     """
     recipe = job.recipe
-    drawn = read_annotations(job.annotation_file, recipe.groups)
+    whole = read_annotation_set(job.annotation_file, recipe.groups)
+    drawn = whole.annotations
     if not recipe.allows_empty:
         require_role(drawn, Role.TUMOUR, job.annotation_file)
     (width, height), frame, warnings = _grid(job)
@@ -100,7 +101,7 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         "values": recipe.values,
         "tumour_px": done.tumour_px,
         "tumour_mm2": None if pixel_um is None else round(done.tumour_px * pixel_um**2 / 1e6, 6),
-        "warnings": list(warnings),
+        "warnings": [*warnings, *(f"{job.annotation_file.name}: {warning}" for warning in whole.warnings)],
     }
 
 

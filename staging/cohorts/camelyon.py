@@ -13,7 +13,7 @@ from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 
-from staging.cohorts.names import slide_name
+from staging.cohorts.names import slide_key, slide_name
 from staging.cohorts.skipped import Skipped
 from staging.csv_rows import Entries, csv_text, in_line, read_rows
 from staging.errors import (
@@ -223,9 +223,9 @@ def list_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> S
         found |= {file.absolute(): _slide_file(file) for file in files}
     if not found:
         raise NoSlidesError(None, "no slides were named", mend="name slides or their folder")
-    slides = sorted(found.values(), key=lambda slide: (slide.name.lower(), str(slide.path)))
+    slides = sorted(found.values(), key=lambda slide: (slide_key(slide.name), str(slide.path)))
     for one, other in pairwise(slides):
-        if one.name.lower() == other.name.lower():
+        if slide_key(one.name) == slide_key(other.name):
             raise DuplicateSlideError(
                 other.path,
                 f"has the same name as {one.path}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import PurePosixPath
 
 from staging.errors import SlideNameError
@@ -12,7 +13,7 @@ from wsi.readers.opening import photograph_suffixes, slide_suffixes
 CENTRES = ("CWZ", "RST", "UMCU", "RUMC", "LPON")
 """Names of the centres, by the number from centre_of."""
 
-_OF_RESULTS = frozenset({".csv", ".xml", ".zarr"})
+_OF_RESULTS = frozenset({".csv", ".xml", ".zarr", ".geojson", ".json", ".annotations"})
 _PATIENTS = 200
 
 # Training slides of CAMELYON16 by number (Litjens et al., GigaScience 2018: 170 of RUMC and 100 of UMCU); the names of
@@ -26,19 +27,26 @@ def slide_name(name: str) -> str:
     try:
         patient, node = parse_slide_name(name)
     except SlideNameError:
-        return _without_suffix(name)
+        return bare_name(name)
     return f"{patient}_node_{node}"
 
 
 def slide_key(name: str) -> str:
-    """Return a slide's name for comparison: without suffix and in lower case."""
-    return _without_suffix(name).lower()
+    """Return a slide's name for comparison: bare and in lower case. All names of slides are joined by it."""
+    return bare_name(name).lower()
 
 
-def _without_suffix(name: str) -> str:
+def bare_name(name: str) -> str:
+    """Return the name of a slide that a file's name gives: without suffix, in Unicode's form NFC.
+
+    An accented letter has one code point or two: macOS writes file names with two, most tables have one.
+    """
     suffix = PurePosixPath(name).suffix
     is_known = suffix.lower() in slide_suffixes() | photograph_suffixes() | _OF_RESULTS
-    return (name[: -len(suffix)] if is_known else name).strip()
+    bare = name[: -len(suffix)] if is_known else name
+    # sentinode's own name for annotations in the format of ImageScope
+    bare = bare.removesuffix(".imagescope") if suffix.lower() == ".xml" else bare
+    return unicodedata.normalize("NFC", bare.strip())
 
 
 def patient_of(slide: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -91,7 +92,8 @@ def read_patients(path: str | PathLike[str]) -> PatientTable:
                 mend="write slide,patient or slide,patient,node",
             )
         name = slide_key(cells[0])
-        slides.add(line, name, (cells[1], cells[2] if len(cells) > 2 and cells[2] else name))
+        patient = unicodedata.normalize("NFC", cells[1])
+        slides.add(line, name, (patient, cells[2] if len(cells) > 2 and cells[2] else name))
     if not slides.values:
         raise TableError(path, "has no row for a slide", mend="rows are like S21-1234_A1.tif,S21-1234,1")
     number: defaultdict[str, dict[str, int]] = defaultdict(dict)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from staging.cohorts.names import slide_key
 from staging.csv_rows import csv_for_people
 from staging.errors import listed
 from wsi.errors import plain
@@ -26,7 +27,7 @@ def skipped_files(folder: Path, *, suffixes: Collection[str], names: Collection[
     Args:
         folder: not searched deeper; one that is not there has nothing.
         suffixes: of the files that are read, in lower case with the dot.
-        names: of the slides, in lower case: a file of another name belongs to none of them; None if not known.
+        names: of the slides, by slide_key: a file of another name belongs to none of them; None if not known.
     """
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -36,7 +37,7 @@ def skipped_files(folder: Path, *, suffixes: Collection[str], names: Collection[
             found.append(Skipped(path=path, reason="of unknown suffix"))
         elif path.is_dir() and path.suffix.lower() != ".zarr":
             found.append(Skipped(path=path, reason="folder with the name of a file"))
-        elif names is not None and path.stem.lower() not in names:
+        elif names is not None and slide_key(path.name) not in names:
             found.append(Skipped(path=path, reason="of no slide here"))
     return found
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from staging.commands.notices import slide_notices
-from staging.commands.options import SOURCE, SlideMpp, TileSize, Upsample
+from staging.commands.notices import say, slide_notices
+from staging.commands.options import SOURCE, AllowEmpty, SlideMpp, TileSize, Upsample
 from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError
 from wsi.outputs import SLIDE_TIFF, OutputKind
@@ -32,7 +32,7 @@ def convert(
     source: Annotated[
         str,
         SOURCE,
-        typer.Argument(metavar="IN", help="A slide, or annotations (.xml, .geojson, .json).", show_default=False),
+        typer.Argument(metavar="IN", help="A slide, or annotations (XML, GeoJSON, HALO).", show_default=False),
     ],
     target: Annotated[
         Path,
@@ -47,6 +47,7 @@ def convert(
     quality: Annotated[int, typer.Option(help="JPEG quality of encoded tiles.", min=1, max=100)] = 80,
     tile_size: TileSize = _TILE_PX,
     *,
+    allow_empty: AllowEmpty = False,
     reencode: Annotated[
         bool, typer.Option("--reencode", help="Decode and re-encode JPEG tiles instead of copying them.")
     ] = False,
@@ -65,7 +66,10 @@ def convert(
     from annotations.files.formats import SUFFIXES, convert_annotations  # noqa: PLC0415  (slow import)
 
     if Path(source).suffix.lower() in SUFFIXES:
-        typer.echo(json.dumps(convert_annotations(Path(source), target)))
+        done = convert_annotations(Path(source), target, allows_empty=allow_empty)
+        for warning in done["warnings"]:
+            say(f"{source}: {warning}")
+        typer.echo(json.dumps(done))
         return
 
     from staging.bars import CohortProgress  # noqa: PLC0415  (slow import)

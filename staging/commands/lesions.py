@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from annotations.measures import MERGE_GAP_UM
-from staging.commands.notices import heatmaps_notice, unseen_notice
-from staging.commands.options import AllowPartial, SlideMpp, Tolerance
+from staging.commands.notices import heatmaps_notice, unseen_notice, warnings_notice
+from staging.commands.options import AllowEmpty, AllowPartial, Overwrite, SlideMpp, Tolerance
 from staging.commands.outputs import Output, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE, PEAK, SMALLEST_UM, THRESHOLD
 from wsi.outputs import OutputKind
@@ -37,7 +37,7 @@ def lesions(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Heatmaps from run or heatmap (.zarr), masks (TIFF, PNG) or annotations (.xml, .geojson).",
+            help="Heatmaps from run or heatmap (.zarr), masks (TIFF, PNG) or annotations (XML, GeoJSON, HALO).",
             show_default=False,
         ),
     ],
@@ -92,7 +92,9 @@ def lesions(
     slide_mpp: SlideMpp = None,
     coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
     *,
+    allow_empty: AllowEmpty = False,
     allow_partial: AllowPartial = False,
+    overwrite: Overwrite = False,
     fill_holes: Annotated[
         bool, typer.Option("--fill-holes", help="Count holes in heatmaps and masks as tumour.")
     ] = False,
@@ -105,23 +107,32 @@ def lesions(
 
     Example: sentinode lesions results/heatmaps -o lesions
     """
-    from staging.lesions.measured_folder import LESION_TABLE, SHAPE_TABLE  # noqa: PLC0415  (slow import)
-    from staging.lesions.measurements import measure_files, write_measurements  # noqa: PLC0415
+    from staging.lesions.measured_folder import (  # noqa: PLC0415  (slow import)
+        LESION_TABLE,
+        SHAPE_TABLE,
+        MeasuredFolder,
+        is_unfinished,
+    )
+    from staging.lesions.measurements import heatmaps_among, measure_files, write_measurements  # noqa: PLC0415
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
     from wsi.lock import OutputLock  # noqa: PLC0415
 
     skipped = heatmaps_notice(files)
+    measured = measure_files(
+        files,
+        options={"threshold": threshold, "peak": peak, "merge_gap_um": merge_gap_um, "smallest_um": smallest_um},
+        model=model,
+        value=tumour_value,
+        level=level,
+        mpp=slide_mpp,
+        with_holes_filled=fill_holes,
+        seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
+        allows_empty=allow_empty,
+    )
+    warnings_notice(measured.to_json()["warnings"])
     with OutputLock(output):
-        measured = measure_files(
-            files,
-            options={"threshold": threshold, "peak": peak, "merge_gap_um": merge_gap_um, "smallest_um": smallest_um},
-            model=model,
-            value=tumour_value,
-            level=level,
-            mpp=slide_mpp,
-            with_holes_filled=fill_holes,
-            seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
-        )
+        # another call may have ended here in the meantime
+        MeasuredFolder(slides=heatmaps_among(files)).refuse_others(output, overwrite=overwrite or is_unfinished(output))
         write_measurements(output, measured)
     tables = {"table": str(output / LESION_TABLE), "features": str(output / SHAPE_TABLE)}
     typer.echo(json.dumps(tables | measured.to_json() | skipped))

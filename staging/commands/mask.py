@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from staging.commands.notices import say
-from staging.commands.options import SOURCE, Overwrite, TileSize, Workers
+from staging.commands.options import SOURCE, AllowEmpty, Overwrite, TileSize, Workers
 from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError
 from wsi.outputs import MASK_TIFF, TIFFS, FolderKind
@@ -26,7 +26,9 @@ def mask(
         list[str],
         SOURCE,
         typer.Argument(
-            metavar="XML...", help="ASAP XML, ImageScope XML or GeoJSON files, or quoted patterns.", show_default=False
+            metavar="XML...",
+            help="ASAP XML, ImageScope XML, HALO or GeoJSON files, or quoted patterns.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -69,7 +71,7 @@ def mask(
     ] = "deflate",
     workers: Workers = None,
     *,
-    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Accept files without tumour outlines.")] = False,
+    allow_empty: AllowEmpty = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Paint annotations as a pyramidal mask TIFF with the values of CAMELYON16 (0/255), ASAP (0/1/2) or 0/1.
@@ -112,7 +114,7 @@ def mask(
             else:
                 progress.slide(job.annotation_file.name)
                 for warning in outcome["warnings"]:
-                    say(f"{job.slide}: {warning}")
+                    say(f"{job.slide or job.annotation_file.parent}: {warning}")
                 typer.echo(json.dumps(outcome))
     if failures:
         raise typer.Exit(EXIT_FATAL if failures == len(jobs) else EXIT_SOME_FAILED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,18 +48,26 @@ def cohort_notices(listing: SlideListing, *, mpp: Mpp | None = None, annotations
         annotations: the folder of the slides' annotations.
     """
     from annotations.files.formats import SUFFIXES  # noqa: PLC0415  (slow import)
+    from staging.cohorts.names import slide_key  # noqa: PLC0415
     from staging.cohorts.skipped import skipped_files, skipped_json, skipped_text  # noqa: PLC0415
-    from staging.cohorts.slide_warnings import find_warnings, warning_lines  # noqa: PLC0415
+    from staging.cohorts.slide_warnings import find_warnings  # noqa: PLC0415
 
     skipped_notice(listing)
-    names = {slide.name.lower() for slide in listing.slides}
+    names = {slide_key(slide.name) for slide in listing.slides}
     others = [] if annotations is None else skipped_files(annotations, suffixes=SUFFIXES, names=names)
     if others:
         say(f"of the annotations {skipped_text(others)}")
     warnings = find_warnings(listing.slides, mpp=mpp)
+    warnings_notice(warnings)
+    return {"warnings": warnings, "skipped": skipped_json([*listing.skipped, *others])}
+
+
+def warnings_notice(warnings: Mapping[str, Sequence[str]]) -> None:
+    """Say what is doubtful about slides or odd about their annotations, by slide name."""
+    from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415  (slow import)
+
     for line in warning_lines(warnings):
         say(line)
-    return {"warnings": warnings, "skipped": skipped_json([*listing.skipped, *others])}
 
 
 def heatmaps_notice(paths: Iterable[Path]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ Tolerance = Annotated[
 ]
 
 
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Accept annotation files without tumour outlines.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an earlier output of the same kind; never anything else.")
 ]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from staging.commands.notices import cohort_notices
-from staging.commands.options import SOURCE, Device, Patients, SlideMpp, Upsample, Workers
+from staging.commands.notices import cohort_notices, warnings_notice
+from staging.commands.options import SOURCE, AllowEmpty, Device, Patients, SlideMpp, Upsample, Workers
 from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
 from wsi.outputs import ArtefactKind, FileKind, FolderKind, OutputKind, begins, picture
@@ -58,7 +58,7 @@ def patches(
         typer.Option(
             "--annotations",
             "-a",
-            help="Directory of annotations (XML, GeoJSON), one file per slide.",
+            help="Directory of annotations (XML, GeoJSON, HALO), one file per slide.",
             show_default=False,
         ),
     ] = None,
@@ -158,6 +158,7 @@ def patches(
     device: Device = "auto",
     workers: Workers = None,
     *,
+    allow_empty: AllowEmpty = False,
     upsample: Upsample = False,
     contact_sheet: Annotated[
         bool, typer.Option("--contact-sheet/--no-contact-sheet", help="Write a PNG with some patches of every kind.")
@@ -209,6 +210,7 @@ def patches(
         device=device,
         threads=threads,
         upsample=upsample,
+        allows_empty=allow_empty,
     )
     notices = cohort_notices(listing, mpp=slide_mpp, annotations=drawn)
     with PatchProgress(len(found)) as progress:
@@ -224,7 +226,10 @@ def patches(
             quality=quality,
             has_contact_sheet=contact_sheet,
         )
-    typer.echo(json.dumps({"patches": str(output), **counts, **notices}))
+    warnings_notice(counts["warnings"])
+    of_slides, odd = notices["warnings"], counts["warnings"]
+    warnings = {name: [*of_slides.get(name, ()), *odd.get(name, ())] for name in sorted({*of_slides, *odd})}
+    typer.echo(json.dumps({"patches": str(output), **counts, **notices, "warnings": warnings}))
 
 
 def _apart(slides: list[Path], annotations: Path | None) -> tuple[list[Path], Path]:

@@ -10,7 +10,7 @@ import typer
 
 from staging.commands.conditions import only_with
 from staging.commands.help_texts import Group
-from staging.commands.notices import files_notice
+from staging.commands.notices import files_notice, warnings_notice
 from staging.commands.outputs import Output, guarded
 from staging.scores.texts import froc_text, label_text, stage_text
 from wsi.outputs import picture as picture_kind
@@ -175,7 +175,7 @@ def auc(
 def froc(
     masks: Annotated[
         Path,
-        typer.Argument(help="Folder of masks: TIFF pyramids, level-5 TIFF or PNG, or ASAP XML.", show_default=False),
+        typer.Argument(help="Folder of masks: TIFF pyramids, level-5 TIFF or PNG, or annotations.", show_default=False),
     ],
     detections: Annotated[
         Path,
@@ -235,6 +235,7 @@ def froc(
         seed=seed,
     )
     record = score.to_json()
+    warnings_notice(record["warnings"])
     skipped = files_notice("detections", [detections], {".csv"})
     if table:
         typer.echo(froc_text(record), err=True)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from annotations.annotation import Role
 from annotations.files.formats import read_annotation_set
+from annotations.groups import require_role
 from annotations.measures import measure_lesions
 from staging.csv_rows import csv_text
 from staging.lesions.components import bands_of
@@ -54,11 +56,13 @@ class MeasuredFile:
         shapes: largest first.
         masks: their cells, in the same order, of a heatmap; None for other files.
         tumour_value: the value of tumour pixels of a mask; None for other files.
+        warnings: what is odd about annotations.
     """
 
     shapes: tuple[LesionShape, ...]
     masks: tuple[Mask, ...] | None = None
     tumour_value: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def measure_heatmap_file(path: Path, settings: LesionSettings, *, with_holes_filled: bool = False) -> MeasuredFile:
@@ -109,19 +113,25 @@ def measure_mask_file(
     return MeasuredFile(shapes=shapes, tumour_value=mask.value)
 
 
-def measure_drawing(path: Path, *, mpp: Mpp | None, merge_gap_um: float, smallest_um: float) -> MeasuredFile:
+def measure_drawing(
+    path: Path, *, mpp: Mpp | None, merge_gap_um: float, smallest_um: float, allows_empty: bool = False
+) -> MeasuredFile:
     """Measure the lesions of an annotation file on its polygons.
 
     Raises:
-        AnnotationError: it cannot be read.
+        AnnotationError: it cannot be read, or has no tumour and is not allowed to.
         ResolutionError: it does not state its resolution and none was given.
     """
     drawn = read_annotation_set(path)
+    if not allows_empty:
+        require_role(drawn.annotations, Role.TUMOUR, path)
     known = drawn.mpp if mpp is None else um_of(mpp, drawn.mpp)
     if known is None:
         raise ResolutionError(path, "does not state its pixel size", mend="give it with --slide-mpp")
     found = measure_polygons(measure_lesions(drawn.annotations, mpp=known, merge_gap_um=merge_gap_um), mpp=known)
-    return MeasuredFile(shapes=tuple(one for one in found if one.longest_diameter_um >= smallest_um))
+    return MeasuredFile(
+        shapes=tuple(one for one in found if one.longest_diameter_um >= smallest_um), warnings=drawn.warnings
+    )
 
 
 def shape_table(shapes: Mapping[str, Sequence[LesionShape]], rule: SizeRule) -> str:

@@ -61,6 +61,7 @@ class Measurements:
             "slides": len(self.files),
             "lesions": {name: len(one.shapes) for name, one in self.files.items()},
             "settings": self.settings_json(),
+            "warnings": {name: list(one.warnings) for name, one in self.files.items() if one.warnings},
             **seen_json(of_heatmaps, self.faults),
             **({"tumour_value": values} if values else {}),
         }
@@ -80,6 +81,7 @@ def measure_files(
     mpp: Mpp | None = None,
     with_holes_filled: bool = False,
     seen_rule: SeenRule | None = None,
+    allows_empty: bool = False,
 ) -> Measurements:
     """Find and measure the lesions of heatmaps, masks and annotation files.
 
@@ -92,6 +94,7 @@ def measure_files(
         mpp: um per level-0 px of masks and annotations that do not state it.
         with_holes_filled: count holes of heatmaps and masks as tumour.
         seen_rule: which heatmaps are set aside because too much tissue went unseen; None for SeenRule().
+        allows_empty: annotations without tumour are not an error.
 
     Raises:
         CohortError: a folder has no heatmaps.
@@ -119,7 +122,9 @@ def measure_files(
         if _is_heatmap(path):
             found[path.stem] = measure_heatmap_file(path, settings, with_holes_filled=with_holes_filled)
         elif path.suffix.lower() in SUFFIXES:
-            found[path.stem] = measure_drawing(path, mpp=mpp, merge_gap_um=gap, smallest_um=smallest)
+            found[path.stem] = measure_drawing(
+                path, mpp=mpp, merge_gap_um=gap, smallest_um=smallest, allows_empty=allows_empty
+            )
         else:
             found[path.stem] = measure_mask_file(
                 path,

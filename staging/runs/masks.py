@@ -8,6 +8,7 @@ from typing import Any
 
 from annotations.masks.drawing import MaskJob, MaskRecipe, draw_mask
 from staging.cohorts.camelyon import find_slides
+from staging.cohorts.names import bare_name, slide_key
 from staging.errors import ConfigurationError
 from staging.runs.cluster import TileNews, each
 from wsi.errors import PathologyError, StorageError
@@ -42,11 +43,11 @@ def mask_jobs(
     if slide is not None and len(files) > 1:
         raise ConfigurationError(None, f"--slide names one slide for {len(files)} files", mend="use --slides FOLDER")
     targets = _targets(files, output)
-    named = {} if slides is None else {found.name.lower(): found.path for found in find_slides(slides)}
+    named = {} if slides is None else {slide_key(found.name): found.path for found in find_slides(slides)}
     jobs = [
         MaskJob(
             annotation_file=file,
-            slide=slide or named.get(file.stem.lower()),
+            slide=slide or named.get(slide_key(file.name)),
             slides=slides,
             target=target,
             recipe=recipe,
@@ -101,9 +102,9 @@ def _targets(files: Sequence[Path], output: Path) -> list[Path]:
         )
     seen: dict[str, Path] = {}
     for file in files:
-        twin = seen.setdefault(file.stem.lower(), file)
+        twin = seen.setdefault(slide_key(file.name), file)
         if twin is not file:
             raise ConfigurationError(
                 file, f"its mask would have the same name as that of {twin}", mend="rename one of them"
             )
-    return [output / f"{file.stem}_mask.tif" for file in files]
+    return [output / f"{bare_name(file.name)}_mask.tif" for file in files]

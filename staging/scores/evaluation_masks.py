@@ -1,8 +1,8 @@
 """Files with the true tumour of slides, read at the level at which CAMELYON16 scores lesions.
 
-Pyramids (TIFF), plain pictures of the level (TIFF, PNG) and ASAP XML are read. Which value means tumour differs between
-sources: 0/255 (CAMELYON16), 1 tumour and 2 normal (ASAP, CAMELYON17), 1 tissue and 2 tumour (the object store), 0/1. So
-2 is ambiguous, and the user must say what it means.
+Pyramids (TIFF), plain pictures of the level (TIFF, PNG) and annotations of any format are read. Which value means
+tumour differs between sources: 0/255 (CAMELYON16), 1 tumour and 2 normal (ASAP, CAMELYON17), 1 tissue and 2 tumour (the
+object store), 0/1. So 2 is ambiguous, and the user must say what it means.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from annotations.annotation import Annotation, Role
-from annotations.files.asap import read_asap
+from annotations.files.formats import SUFFIXES as ANNOTATIONS
+from annotations.files.formats import read_annotation_set
 from annotations.painting import Painting
+from staging.cohorts.names import slide_key
 from staging.errors import CohortError
 from staging.lesions.mask_values import tumour_value_of
 from staging.scores.froc import LEVEL, LEVEL_0_UM, EvaluationMask, evaluation_mask, grown_px
@@ -28,7 +30,7 @@ from wsi.readers.resolution import UNSTATED
 from wsi.slide import Slide
 
 PYRAMIDS = frozenset({".tif", ".tiff"})
-SUFFIXES = PYRAMIDS | {".png", ".xml"}
+SUFFIXES = PYRAMIDS | ANNOTATIONS | {".png"}
 
 _FARTHEST_RATIO = 1.25  # of the pixel sizes of the stored and the requested level; CAMELYON16's own differ by 1.08
 _MOST_PIXELS = 400_000_000
@@ -42,15 +44,17 @@ class TrueTumour:
         path: the file.
         value: of its tumour pixels; None if it has outlines, or if it has no tumour and no value was given.
         mask: its lesions; None if nothing in it is tumour.
+        warnings: what is odd about annotations.
     """
 
     path: Path
     value: int | None
     mask: EvaluationMask | None
+    warnings: tuple[str, ...] = ()
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
-    """Find the mask of each slide in a folder and below, by the slide's name in lower case.
+    """Find the mask of each slide in a folder and below, by slide_key.
 
     ``Tumor_001_Mask.tif``, ``tumor_001_mask.png`` and ``tumor_001.xml`` all belong to tumor_001.
 
@@ -63,7 +67,7 @@ def find_masks(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file():
             continue
-        slide = path.stem.lower().removesuffix("_mask")
+        slide = slide_key(path.name).removesuffix("_mask")
         if slide in found:
             raise CohortError(path, f"is a second mask of {slide}", mend=f"keep either this or {found[slide]}")
         found[slide] = path
@@ -82,19 +86,21 @@ def read_true_tumour(
     level. Missing tiles are background. Outlines are painted at the level: pixels whose centre is inside.
 
     Args:
-        path: a TIFF, a PNG or ASAP XML.
+        path: a TIFF, a PNG or annotations.
         level: the pyramid level that is scored.
         tumour_value: value of the mask's tumour pixels; detected by default.
-        groups: roles of additional groups in the XML.
+        groups: roles of additional groups of annotations.
 
     Raises:
         SlideFormatError: it is damaged, a colour picture, or lacks the level; or it is of one level, and the pixel size
             that it states cannot be believed.
         ConfigurationError: its values are ambiguous, and none was given.
-        AnnotationError: the XML is damaged or has an unknown group.
+        AnnotationError: annotations are damaged or have an unknown group.
     """
-    if path.suffix.lower() == ".xml":
-        return TrueTumour(path=path, value=None, mask=_mask_of_outlines(path, read_asap(path, groups), level))
+    if path.suffix.lower() in ANNOTATIONS:
+        drawn = read_annotation_set(path, groups)
+        mask = _mask_of_outlines(path, drawn.annotations, level)
+        return TrueTumour(path=path, value=None, mask=mask, warnings=drawn.warnings)
     values = _pyramid_values(path, level) if path.suffix.lower() in PYRAMIDS else _picture_values(path)
     value = tumour_value
     if value is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
@@ -31,8 +31,9 @@ class FrocScore:
         seed: of the bootstrap's random numbers.
         slides: hits and false positives on each slide, by name.
         pyramid_level: the level at which masks were compared.
-        tumour_values: number of masks by their value for tumour; ``outlines`` for XML.
+        tumour_values: number of masks by their value for tumour; ``outlines`` for annotations.
         excluded: slides left out, and why.
+        warnings: what is odd about annotations, by slide.
     """
 
     official: FrocCurve
@@ -45,6 +46,7 @@ class FrocScore:
     pyramid_level: int
     tumour_values: Mapping[str, int]
     excluded: Mapping[str, str]
+    warnings: Mapping[str, Sequence[str]]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
@@ -74,6 +76,7 @@ class FrocScore:
             "pixel_um": LEVEL_0_UM * (1 << self.pyramid_level),
             "tumour_values": dict(self.tumour_values),
             "excluded": dict(self.excluded),
+            "warnings": {slide: list(odd) for slide, odd in self.warnings.items()},
             "lesion_table": table,
         }
 
@@ -101,6 +104,7 @@ def score_slides(
     pyramid_level: int = LEVEL,
     tumour_values: Mapping[str, int] | None = None,
     excluded: Mapping[str, str] | None = None,
+    warnings: Mapping[str, Sequence[str]] | None = None,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -112,6 +116,7 @@ def score_slides(
         pyramid_level: the level at which masks were compared.
         tumour_values: for the report only.
         excluded: for the report only.
+        warnings: for the report only.
         resamples: bootstrap samples of slides; 0 for no interval.
         level: share of the bootstrap distribution within the interval.
         seed: of the random numbers.
@@ -140,6 +145,7 @@ def score_slides(
         pyramid_level=pyramid_level,
         tumour_values=dict(tumour_values or {}),
         excluded=dict(excluded or {}),
+        warnings=dict(warnings or {}),
     )
 
 
@@ -161,7 +167,7 @@ def score_folders(
     Every slide needs one CSV of detections, empty if nothing was found, and a mask unless it is known to be normal.
 
     Args:
-        masks: TIFF, PNG or ASAP XML; see find_masks and read_true_tumour.
+        masks: TIFF, PNG or annotations; see find_masks and read_true_tumour.
         detections: one CSV per slide, named like the slide.
         normal_slides: names of slides without tumour; they need no mask.
         missing_mask_is_normal: treat slides without a mask, or with a blank one, as normal.
@@ -192,24 +198,25 @@ def score_folders(
     # All tables first, which are quick: a bad line should not be found only after all masks.
     found: dict[str, Detections] = {name: read_detections(found_on[name]) for name in names}
 
-    def work(name: str) -> tuple[SlideHits, str | None]:
-        """Return the hits and the mask's value for tumour; the mask itself is dropped, as many do not fit in memory."""
+    def work(name: str) -> tuple[SlideHits, str | None, Sequence[str]]:
+        """Return hits, the mask's value for tumour, and warnings; masks are dropped, as many do not fit in memory."""
         path = mask_of.get(name)
         if path is None:
-            return slide_hits(name, None, found[name]), None
+            return slide_hits(name, None, found[name]), None, ()
         truth = read_true_tumour(path, level=pyramid_level, tumour_value=tumour_value)
         _check_truth(name, truth, is_normal=name in normal, blank_is_normal=missing_mask_is_normal)
         kind = None if truth.mask is None else "outlines" if truth.value is None else str(truth.value)
-        return slide_hits(name, truth.mask, found[name]), kind
+        return slide_hits(name, truth.mask, found[name]), kind, truth.warnings
 
     # Threads suffice: decoding and array work release the interpreter lock.
     with ThreadPoolExecutor(workers or cpu_count() or 1) as pool:
         done = list(pool.map(work, names))
     return score_slides(
-        [slide for slide, _ in done],
+        [hits for hits, _, _ in done],
         pyramid_level=pyramid_level,
-        tumour_values=_tumour_values(masks, [kind for _, kind in done if kind is not None]),
+        tumour_values=_tumour_values(masks, [kind for _, kind, _ in done if kind is not None]),
         excluded=excluded,
+        warnings={hits.slide: odd for hits, _, odd in done if odd},
         resamples=resamples,
         seed=seed,
     )

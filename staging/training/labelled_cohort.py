@@ -13,6 +13,7 @@ from staging.bars import CohortProgress
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.cohorts.errata import EXCLUDED
 from staging.cohorts.names import slide_key
+from staging.cohorts.slide_warnings import warning_lines
 from staging.lesions.labels import SlideLabel
 from staging.stages.pn import BY_NAME, SlideNodes
 from staging.training.sampling import sample_cohort
@@ -29,7 +30,7 @@ class LabelledCohort:
 
     Attributes:
         slides: the slide files.
-        annotations: directory of their annotations, ``<slide>.xml`` or ``.geojson``.
+        annotations: directory of their annotations, of any format, named like the slides.
         reference: their labels.
         nodes: which patient and node each slide is of.
     """
@@ -49,7 +50,7 @@ class LabelledCohort:
         Slides known to be wrong are left out.
         """
         labels = {slide_key(name): label for name, label in self.reference.labels.items()}
-        known = [slide for slide in self.slides if slide.name.lower() not in EXCLUDED]
+        known = [slide for slide in self.slides if slide_key(slide.name) not in EXCLUDED]
         found = [slide for slide in known if labels.get(slide_key(slide.name)) is SlideLabel.NEGATIVE]
         return replace(self, slides=found[:: max(1, len(found) // NEGATIVES)][:NEGATIVES])
 
@@ -68,6 +69,8 @@ class LabelledCohort:
         if output.exists() and read_patch_table(output).about.get("recipe") == json.loads(json_text(described(recipe))):
             return
         with CohortProgress(len(self.slides), verb=verb, tiles=False) as progress:
-            sample_cohort(
+            counts = sample_cohort(
                 self.slides, self.annotations, self.reference, output, recipe=recipe, workers=workers, news=progress
             )
+            for line in warning_lines(counts["warnings"]):
+                progress.say(line)

@@ -89,5 +89,6 @@ class MiningPlan:
             device=device,
             threads=threads,
             upsample=True,  # whoever drew the training set has decided
+            allows_empty=True,
         )
         searched.draw(output, recipe, workers=processes, verb="slides searched")

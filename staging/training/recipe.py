@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from staging.cohorts.names import slide_key
 from staging.errors import CohortError
 from staging.lesions.labels import SizeRule
 from staging.lesions.settings import SMALLEST_UM, peak_of
@@ -12,7 +13,7 @@ from staging.runs.config import RunConfig
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.mining import HARD, MiningPlan
 from staging.training.rounds import TrainingPlan
-from staging.training.sources import PatchRecipe
+from staging.training.sources import PatchRecipe, annotation_files
 from wsi.readers.resolution import Mpp
 from wsi.stain import StainJitter
 from wsi.store import digest_of
@@ -67,7 +68,8 @@ class CohortRecipe:
 
         if not cohort.negatives().slides:
             raise CohortError(cohort.annotations, "has no slide labelled negative", mend="add some")
-        if not any((cohort.annotations / f"{slide.name}.xml").is_file() for slide in cohort.slides):
+        drawn = annotation_files(cohort.annotations)
+        if not any(slide_key(slide.name) in drawn for slide in cohort.slides):
             raise CohortError(
                 cohort.annotations,
                 f"has annotations for none of the {len(cohort.slides)} training slides",

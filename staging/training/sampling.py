@@ -67,7 +67,7 @@ def sample_cohort(
 
     Args:
         slides: what find_slides found.
-        annotations: directory of annotations, ``<slide>.xml`` or ``.geojson``.
+        annotations: directory of annotations, of any format, named like the slides.
         reference: labels of the slides.
         output: the folder to write; ``.zarr`` for a Zarr store, ``.parquet`` for the table alone.
         recipe: what to draw.
@@ -79,9 +79,9 @@ def sample_cohort(
 
     Returns:
         Counts: ``slides``, ``left_out`` (name and reason), ``short`` (slides that gave fewer patches of a class than
-        were requested, with both numbers: no more positions were found), ``count``, ``classes``, ``splits``, ``bytes``
-        expected, ``contact_sheet``, and for sparse slides ``tiles_copied``, ``tiles_encoded``, ``not_exact`` (slides
-        whose stored pixels differ from the original).
+        were requested, with both numbers: no more positions were found), ``warnings`` (slides whose annotations are
+        odd, and how), ``count``, ``classes``, ``splits``, ``bytes`` expected, ``contact_sheet``, and for sparse slides
+        ``tiles_copied``, ``tiles_encoded``, ``not_exact`` (slides whose stored pixels differ from the original).
 
     Raises:
         CohortError: no slide is usable, or no patch was found.
@@ -127,6 +127,7 @@ def sample_cohort(
         "slides": len(sources),
         "left_out": left_out,
         "short": short,
+        "warnings": {name: one.about["warnings"] for name, one in tables.items() if one.about.get("warnings")},
         "count": len(table),
         "classes": table.counts("class"),
         "splits": table.counts("split", "class"),

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from annotations.annotation import Annotation, Role
+from annotations.annotation import AnnotationSet, Role
 from annotations.errors import PatchStoreError
-from annotations.files.formats import SUFFIXES, read_annotations
+from annotations.files.formats import SUFFIXES, read_annotation_set
+from annotations.groups import has_role, require_role
 from annotations.patches.batch import HARD_CHOICE, HardChoice, Shares, draw_patches
 from annotations.patches.labels import LabelRule
 from annotations.patches.splits import Split
@@ -19,7 +20,7 @@ from annotations.patches.table import PatchTable, read_patch_table, table_of, wr
 from annotations.polygons import check_within
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.cohorts.errata import EXCLUDED, is_partly_annotated
-from staging.cohorts.names import centre_of_patient
+from staging.cohorts.names import centre_of_patient, slide_key
 from staging.errors import CohortError
 from staging.lesions.labels import SlideLabel
 from staging.runs.cluster import TileNews
@@ -36,7 +37,8 @@ _CELLS_OFF = 2
 _STRATEGIES: Mapping[str, Shares] = MappingProxyType(
     {"lesion": Shares(), "uniform": Shares(border=0, near=0, background=0, turns="area"), "border": Shares(border=1)}
 )
-_NO_INFLUENCE = ("device", "threads", "upsample")
+_UNLESS = "label the slide negative in the reference (patches: or give --allow-empty)"
+_NO_INFLUENCE = ("device", "threads", "upsample", "allows_empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ class PatchRecipe:
         device: where the model runs: auto, cpu or cuda; several processes may share a GPU.
         threads: threads per process, which read for the model and, on a CPU, compute.
         upsample: draw from slides coarser than the patches, too.
+        allows_empty: an annotation file without tumour is not an error.
     """
 
     mpp: float
@@ -85,6 +88,7 @@ class PatchRecipe:
     device: str = "cpu"
     threads: int = 1
     upsample: bool = False
+    allows_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,7 @@ class PatchSource:
         annotation_file: its annotations; None for a slide labelled negative.
         tumour, normal, hard: number of patches to draw.
         centre: number of its medical centre; None if unknown.
+        allows_empty: its annotation file may be without tumour.
     """
 
     slide: SlideFile
@@ -104,6 +109,7 @@ class PatchSource:
     normal: int
     hard: int
     centre: int | None
+    allows_empty: bool = False
 
 
 def find_sources(
@@ -111,9 +117,9 @@ def find_sources(
 ) -> tuple[list[PatchSource], dict[str, str]]:
     """Find the slides that patches may be drawn from.
 
-    A slide with an annotation file of its name (.xml, .geojson or .json) gives both classes; one without gives normal
-    patches only if the reference labels it negative: missing annotations never mean "no tumour". Slides known to be
-    wrong or only partly annotated give none. Names are compared case-insensitively, as CAMELYON uses both cases.
+    A slide with an annotation file of its name gives both classes; one without, or with a file without tumour, gives
+    normal patches only if the reference labels it negative: missing annotations never mean "no tumour". Slides known to
+    be wrong or only partly annotated give none. Names are compared case-insensitively, as CAMELYON uses both cases.
 
     Returns:
         The sources, by name, and the slides left out, with the reasons.
@@ -121,10 +127,11 @@ def find_sources(
     Raises:
         CohortError: there is no such directory, a slide has two annotation files or two labels, or no slide is usable.
     """
-    files, left_out, negative = _annotation_files(annotations), {}, _negative(reference)
+    files, left_out, negative = annotation_files(annotations), {}, _negative(reference)
     usable: list[tuple[SlideFile, Path | None]] = []
     for slide in sorted(slides, key=lambda one: one.name):
-        drawn, name = files.get(slide.name.lower()), slide.name.lower()
+        name = slide_key(slide.name)
+        drawn = files.get(name)
         if name in EXCLUDED:
             left_out[slide.name] = EXCLUDED[name]
         elif is_partly_annotated(name):
@@ -155,6 +162,7 @@ def find_sources(
             normal=normal[slide.name],
             hard=recipe.hard,
             centre=centres[slide.name],
+            allows_empty=recipe.allows_empty or slide_key(slide.name) in negative,
         )
         for slide, drawn in usable
     ]
@@ -193,14 +201,15 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
         earlier = _kept(kept, digest)
         if earlier is not None:
             return earlier
+        drawn = _drawn(source, slide, recipe.groups)
         tissue = find_tissue(slide)
         patches = draw_patches(
             slide,
-            _drawn(source.annotation_file, slide, recipe.groups),
+            None if drawn is None else drawn.annotations,
             tissue,
             mpp=recipe.mpp,
             size_px=recipe.size_px,
-            count_tumour=source.tumour,
+            count_tumour=source.tumour if drawn is not None and has_role(drawn.annotations, Role.TUMOUR) else 0,
             count_normal=source.normal,
             seed=recipe.seed,
             negative=source.annotation_file is None,
@@ -219,7 +228,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             rule=recipe.rule,
             patient=source.slide.patient,
             centre=source.centre,
-            about={"digest": digest},
+            about={"digest": digest, "warnings": [] if drawn is None else list(drawn.warnings)},
             groups=recipe.groups,
         )
     write_patch_table(kept, table)
@@ -256,8 +265,8 @@ def _digest(source: PatchSource, recipe: PatchRecipe, slide: Slide) -> str:
     return digest_of({"recipe": drawing, "wanted": wanted, "contents": contents, **origin})
 
 
-def _annotation_files(folder: Path) -> dict[str, Path]:
-    """Find annotation files, by the lower-case name of their slide.
+def annotation_files(folder: Path) -> dict[str, Path]:
+    """Find annotation files, by slide_key.
 
     Raises:
         CohortError: there is no such folder, or two files are of one slide.
@@ -267,7 +276,7 @@ def _annotation_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and not (path.name.startswith(".") or path.is_dir()):
-            other = found.setdefault(path.stem.lower(), path)
+            other = found.setdefault(slide_key(path.name), path)
             if other != path:
                 raise CohortError(
                     folder, f"{other.name} and {path.name} annotate the same slide", mend="remove one of them"
@@ -276,24 +285,28 @@ def _annotation_files(folder: Path) -> dict[str, Path]:
 
 
 def _negative(reference: StageTable) -> set[str]:
-    """Return the lower-case names of the slides labelled negative."""
+    """Return the slides labelled negative, by slide_key."""
     found: dict[str, SlideLabel] = {}
     for name, label in reference.labels.items():
-        if found.setdefault(name.lower(), label) is not label:
+        if found.setdefault(slide_key(name), label) is not label:
             raise CohortError(None, f"the slide {name} has two labels in the table", mend="keep one of its rows")
     return {name for name, label in found.items() if label is SlideLabel.NEGATIVE}
 
 
-def _drawn(file: Path | None, slide: Slide, groups: Mapping[str, Role]) -> tuple[Annotation, ...] | None:
+def _drawn(source: PatchSource, slide: Slide, groups: Mapping[str, Role]) -> AnnotationSet | None:
     """Read the annotations of a slide.
 
     Raises:
-        AnnotationError: the file is faulty, or does not fit the slide: its patches would show other tissue.
+        AnnotationError: the file is faulty, has no tumour and is not allowed to, or does not fit the slide: its patches
+            would show other tissue.
     """
+    file = source.annotation_file
     if file is None:
         return None
-    drawn = tuple(read_annotations(file, groups))
-    check_within(drawn, slide.levels[0].width, slide.levels[0].height, path=file)
+    drawn = read_annotation_set(file, groups)
+    if not source.allows_empty:
+        require_role(drawn.annotations, Role.TUMOUR, file, unless=_UNLESS)
+    check_within(drawn.annotations, slide.levels[0].width, slide.levels[0].height, path=file)
     return drawn
 
 

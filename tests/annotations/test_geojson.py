@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from annotations.annotation import GROUP_ROLES, HOLE_GROUP, HOLE_OF, Annotation, Group, Role
 from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError, UnknownGroupError
-from annotations.files.geojson import PART_OF, Feature, read_geojson, read_geojson_set, write_geojson
+from annotations.files.geojson import PART_OF, Feature, _points, read_geojson, read_geojson_set, write_geojson
 from annotations.files.geojson_features import features_of
+from annotations.files.json_text import JsonText
 from annotations.painting import rasterize
 from annotations.polygons import to_geometry, tumour_area
 from wsi.geometry import Frame
@@ -297,10 +298,113 @@ def test_an_empty_file_has_an_error_of_its_own(tmp_path: Path) -> None:
         read_geojson(file_of(tmp_path, b" "))
 
 
-def test_too_large_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("annotations.files.geojson._MOST_BYTES", 10)
-    with pytest.raises(AnnotationFormatError, match="larger than any"):
-        read_geojson(file_of(tmp_path, feature(polygon(SQUARE))))
+def test_a_limit_is_about_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = file_of(tmp_path, [feature(polygon(SQUARE), name="Tumor")])
+    monkeypatch.setattr("annotations.files.geojson_stream._MOST_BYTES", 10)
+    with pytest.raises(AnnotationFormatError, match=r"GiB of memory \(split it, .* at most 10 bytes are read"):
+        read_geojson(path)
+    monkeypatch.undo()
+    monkeypatch.setattr("annotations.files.json_text.MOST_CHARACTERS", 40)
+    monkeypatch.setattr("annotations.files.json_text._CHUNK", 8)
+    with pytest.raises(AnnotationFormatError, match=r"line 1: one object has more than 40 characters, .* memory"):
+        read_geojson(path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    values=st.lists(json_values, max_size=6),
+    around=st.dictionaries(st.text(max_size=4).filter(lambda name: name != "features"), json_values, max_size=3),
+    layout=st.tuples(st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans()),
+)
+def test_reading_in_pieces_takes_what_reading_at_once_does(
+    tmp_path: Path, values: list[Any], around: dict[str, Any], layout: tuple[int, int | None, bool]
+) -> None:
+    chunk, indent, is_ascii = layout
+    whole = {**around, "features": values, "after": around}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(whole, indent=indent, ensure_ascii=is_ascii), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, path.open("rb") as file:
+        patch.setattr("annotations.files.json_text._CHUNK", chunk)
+        text = JsonText(path, file)
+        found: dict[str, Any] = {}
+        for name in text.names():
+            found[name] = list(text.elements()) if name == "features" else text.value()
+        text.end()
+    assert found == json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(values, indent=indent))
+    with path.open("rb") as file:
+        assert JsonText(path, file).value() == values
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_a_fault_is_named_by_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr("annotations.files.json_text._CHUNK", chunk)
+    with pytest.raises(AnnotationFormatError, match="line 3: is not JSON: Expecting ',' delimiter"):
+        read_geojson(file_of(tmp_path, b'[\n{"type": "Feature", "geometry": null}\n{"type": "Feature"' + b" " * 99))
+
+
+def test_what_is_no_number_is_left_out_and_named(tmp_path: Path) -> None:
+    measurements: list[Any] = [{"a": float("nan"), "b": 2.5}, {"c": float("inf"), "d": {"e": [float("-inf"), 1]}}]
+    measurements += [[{"name": "f", "value": float("nan")}, {"name": "g", "value": 1}]]
+    features = [feature(polygon(SQUARE), name="Tumor", measurements=one) for one in measurements]
+    whole = read_geojson_set(file_of(tmp_path, features))
+    assert [one.attributes["measurements"] for one in whole.annotations] == [
+        '{"b": 2.5}',
+        '{"d": {"e": [null, 1]}}',
+        '[{"name": "g", "value": 1}]',
+    ]
+    assert whole.warnings == ("left out 3 measurements without a finite value: features 0 ('a'), 1 ('c'), 2 ('f')",)
+
+
+def test_a_feature_without_a_geometry_is_left_out_and_named(tmp_path: Path) -> None:
+    nothing = [{"type": "Feature", "geometry": None}, feature(polygon(), name="Tumor")]
+    whole = read_geojson_set(file_of(tmp_path, [nothing[0], feature(polygon(SQUARE), name="Tumor"), *nothing * 5]))
+    assert len(whole.annotations) == 1
+    assert whole.warnings == ("left out 11 features without a geometry: features 0, 2, 3, 4, 5, 6, 7, 8 and 3 more",)
+    (tmp_path / "b").mkdir()
+    one = read_geojson_set(file_of(tmp_path / "b", nothing[0]))
+    assert one.warnings == ("left out 1 feature without a geometry: feature 0",)
+
+
+@pytest.mark.parametrize(
+    ("name", "warning"),
+    [
+        ("qp_measure_nan", "left out 1 measurement without a finite value: feature 0 ('a')"),
+        ("qp_null_geometry", "left out 1 feature without a geometry: feature 1"),
+    ],
+)
+def test_what_users_sent(real_data: Callable[[str], Path], name: str, warning: str) -> None:
+    whole = read_geojson_set(real_data(f"reports/{name}.geojson"))
+    assert tumour_area(whole.annotations).area == 10_000
+    assert whole.warnings == (warning,)
+
+
+points = st.lists(
+    st.lists(st.integers() | st.floats() | st.booleans() | st.text(max_size=2) | st.none(), max_size=3)
+    | st.lists(st.floats(-1e10, 1e10) | st.integers(-9, 9), min_size=2, max_size=3),
+    max_size=4,
+)
+
+
+@given(points)
+def test_positions_taken_at_once_are_those_taken_one_by_one(drawn: list[Any]) -> None:
+    def outcome() -> Any:
+        try:
+            return _points(Path("a"), "b", drawn).tolist()
+        except AnnotationFormatError as error:
+            return str(error)
+
+    at_once = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("annotations.files.geojson._vertices", lambda _: None)
+        assert outcome() == at_once
 
 
 @pytest.mark.parametrize(
@@ -318,7 +422,16 @@ def test_too_large_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         {"type": "Topology"},
         {"type": "FeatureCollection"},
         [3],
-        [{"type": "Feature", "geometry": None}],
+        [{"type": "Feature"}],
+        [{"type": "Feature", "geometry": 3}],
+        {"type": "FeatureCollection", "features": 3},
+        {"features": []},
+        b'{"type": "FeatureCollection", "features": []} x',
+        b'{"type": "FeatureCollection", "features": [{}',
+        b'{"type": "FeatureCollection", "features": [{} {}]}',
+        b'{"type": "FeatureCollection", "features": [] "a": 1}',
+        b"{3: 4}",
+        b'{"type": "FeatureCollection", "name": "never ends',
         feature({"type": "Blob", "coordinates": []}),
         feature(polygon([[1.0]])),
         feature({"type": "Polygon", "coordinates": [[["1", "2"]]]}),

@@ -66,6 +66,34 @@ def test_layers_regions_and_what_is_cut_out(tmp_path: Path) -> None:
     assert tumour_area(whole.annotations).area == 400 - 25
 
 
+def halo_region(kind: str, points: Points, *, negative: bool = False) -> str:
+    vertices = "".join(f'<V X="{x}" Y="{y}" />' for x, y in points)
+    comments = '<Comments><Comment Author="who" Body="a" CreatedTime="2024-03-20T17:02:03Z" /></Comments>'
+    tag = f'Type="{kind}" HasEndcaps="0" NegativeROA="{int(negative)}"'
+    return f"<Region {tag}><Vertices>{vertices}</Vertices>{comments}</Region>"
+
+
+def test_halo_names_kinds_and_shortens_vertices(tmp_path: Path) -> None:
+    path = tmp_path / "a.annotations"
+    regions = [
+        halo_region("Rectangle", INNER[::2], negative=True),
+        halo_region("Polygon", [*SQUARE, SQUARE[0]]),
+        halo_region("Rectangle", [(100, 0), (110, 20)]),
+        halo_region("Ellipse", [(200, 0), (220, 10)]),
+        halo_region("Ruler", [(0, 0), (9, 9)]),
+        halo_region("Pin", [(3, 4)]),
+    ]
+    tag = 'Name="Tumor" Visible="True" LineColor="65535"'
+    path.write_text(f"<Annotations><Annotation {tag}><Regions>{''.join(regions)}</Regions></Annotation></Annotations>")
+    whole = read_imagescope_set(path)
+    assert whole.groups == (Group(name="Tumor", colour=(255, 255, 0)),)
+    assert [one.kind for one in whole.annotations] == [
+        *("Rectangle", "Polygon", "Rectangle", "Polygon", "Measurement", "Dot")
+    ]
+    assert whole.annotations[0].attributes[HOLE_OF] == "Tumor"
+    assert tumour_area(whole.annotations).area == pytest.approx(400 - 25 + 200 + math.pi * 50, rel=1e-4)
+
+
 def test_a_hole_of_tissue_does_not_cut_tumour(tmp_path: Path) -> None:
     path = file_of(
         tmp_path, layer(region(SQUARE)), layer(region(SQUARE), region(INNER, NegativeROA="1"), name="tissue")
