@@ -12,14 +12,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 from rich.filesize import decimal
 
-from annotations.files.formats import read_annotations
 from annotations.patches.table import NO_CENTRE, PatchTable, join_tables
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.errors import CohortError, listed
 from staging.runs.cluster import each
+from staging.training.fit import misfit
 from staging.training.outputs import PatchOutput, Record, SlidePart, form_of
 from staging.training.room import check_room, expected_bytes, room_bytes
-from staging.training.sources import PatchRecipe, PatchSource, described, draw, find_sources
+from staging.training.sources import PatchRecipe, PatchSource, described, draw, find_sources, read_drawn
 from staging.training.storing import check_output, claim, finish, store_part, write_contact_sheet
 from wsi.lock import OutputLock
 from wsi.slide import Slide
@@ -127,7 +127,7 @@ def sample_cohort(
         "slides": len(sources),
         "left_out": left_out,
         "short": short,
-        "warnings": {name: one.about["warnings"] for name, one in tables.items() if one.about.get("warnings")},
+        "warnings": {name: found for name, found in _warnings(sources, tables, recipe).items() if found},
         "count": len(table),
         "classes": table.counts("class"),
         "splits": table.counts("split", "class"),
@@ -172,7 +172,28 @@ def _check_annotations(sources: Sequence[PatchSource], recipe: PatchRecipe) -> N
     """
     for source in sources:
         if source.annotation_file is not None:
-            read_annotations(source.annotation_file, recipe.groups)
+            read_drawn(source, source.annotation_file, recipe.groups)
+
+
+def _warnings(
+    sources: Sequence[PatchSource], tables: Mapping[str, PatchTable], recipe: PatchRecipe
+) -> dict[str, list[str]]:
+    """Return what is odd about the annotations of each slide."""
+    found = {}
+    for source in sources:
+        about = tables[source.slide.name].about
+        found[source.slide.name] = list(about.get("warnings") or ())
+        if source.annotation_file is not None and (about.get("on_tissue") or 0) < 1:
+            others = [one.slide.path for one in sources if one.slide.patient and _are_swappable(one, source)]
+            drawn = read_drawn(source, source.annotation_file, recipe.groups).annotations
+            odd = misfit(drawn, about.get("on_tissue"), others, mpp=recipe.slide_mpp)
+            found[source.slide.name] += [] if odd is None else [odd]
+    return found
+
+
+def _are_swappable(one: PatchSource, other: PatchSource) -> bool:
+    """Whether annotations of one may have been saved as those of the other: two slides of a patient."""
+    return one is not other and one.slide.patient == other.slide.patient
 
 
 def _left_out_text(left_out: Mapping[str, str], count: int) -> str:

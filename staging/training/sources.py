@@ -24,6 +24,7 @@ from staging.cohorts.names import centre_of_patient, slide_key
 from staging.errors import CohortError
 from staging.lesions.labels import SlideLabel
 from staging.runs.cluster import TileNews
+from staging.training.fit import share_on
 from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap
 from wsi.raster import Heatmap, Mask
@@ -125,7 +126,8 @@ def find_sources(
         The sources, by name, and the slides left out, with the reasons.
 
     Raises:
-        CohortError: there is no such directory, a slide has two annotation files or two labels, or no slide is usable.
+        CohortError: there is no such directory, a slide has two annotation files or two labels, no slide is usable, or
+            tumour is wanted and none is outlined.
     """
     files, left_out, negative = annotation_files(annotations), {}, _negative(reference)
     usable: list[tuple[SlideFile, Path | None]] = []
@@ -140,6 +142,13 @@ def find_sources(
             left_out[slide.name] = "it has no annotations and is not labelled negative"
         else:
             usable.append((slide, drawn))
+    wants_tumour = not recipe.hard and (recipe.per_class is not None or recipe.tumour > 0)
+    if wants_tumour and usable and all(file is None for _, file in usable):
+        raise CohortError(
+            annotations,
+            "has annotations for none of the slides, so that no patch would show tumour",
+            mend="check --annotations, or give --tumour 0 for normal patches alone",
+        )
     if not usable:
         raise CohortError(
             annotations,
@@ -228,7 +237,11 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             rule=recipe.rule,
             patient=source.slide.patient,
             centre=source.centre,
-            about={"digest": digest, "warnings": [] if drawn is None else list(drawn.warnings)},
+            about={
+                "digest": digest,
+                "warnings": [] if drawn is None else list(drawn.warnings),
+                "on_tissue": None if drawn is None else share_on(drawn.annotations, tissue),
+            },
             groups=recipe.groups,
         )
     write_patch_table(kept, table)
@@ -303,10 +316,20 @@ def _drawn(source: PatchSource, slide: Slide, groups: Mapping[str, Role]) -> Ann
     file = source.annotation_file
     if file is None:
         return None
+    drawn = read_drawn(source, file, groups)
+    check_within(drawn.annotations, slide.levels[0].width, slide.levels[0].height, path=file)
+    return drawn
+
+
+def read_drawn(source: PatchSource, file: Path, groups: Mapping[str, Role]) -> AnnotationSet:
+    """Read the annotation file of a slide.
+
+    Raises:
+        AnnotationError: it is faulty, or has no tumour and is not allowed to.
+    """
     drawn = read_annotation_set(file, groups)
     if not source.allows_empty:
         require_role(drawn.annotations, Role.TUMOUR, file, unless=_UNLESS)
-    check_within(drawn.annotations, slide.levels[0].width, slide.levels[0].height, path=file)
     return drawn
 
 

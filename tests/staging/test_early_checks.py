@@ -54,7 +54,9 @@ def labels(slide: Path) -> tuple[object, ...]:
 def test_a_library_that_a_format_needs(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     monkeypatch.setattr("staging.training.sampling.each", pytest.fail)  # nothing is drawn
-    result = called("patches", slide, *labels(slide), "-o", tmp_path / "p", "--format", "hdf5", "--mpp", 8)
+    result = called(
+        "patches", slide, *labels(slide), "-o", tmp_path / "p", "--format", "hdf5", "--mpp", 8, "--tumour", 0
+    )
     assert "HDF5 needs h5py" in str(result.exception)
     assert not (tmp_path / "p").exists()
 
