@@ -40,7 +40,9 @@ def features_in(path: Path) -> Iterator[tuple[Any, list[str]]]:
         raise AnnotationFormatError(path, f"cannot be read: {error.strerror or error}") from error
     except AnnotationFormatError:
         raise
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise AnnotationFormatError(path, "is nested too deeply to be annotations", mend="export it again") from error
+    except ValueError as error:
         raise AnnotationFormatError(path, f"is not JSON: {error}", mend="export it again") from error
 
 

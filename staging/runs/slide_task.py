@@ -111,7 +111,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
             return recorded.analysis
         for reason in recorded.broken:
             log.warning("%s: %s: made again", task.name, reason)
-        heatmap, coverage, stains = _heatmap(task, slide, made_from, on_tiles)
+        heatmap, coverage, stains = _heatmap(task, slide, made_from, on_tiles, is_told=bool(recorded.broken))
         is_partial = not coverage.is_whole(task.config.coverage_tolerance)
         with step("coverage", slide=task.name, path=task.path):
             if is_partial and not task.config.allow_partial:
@@ -159,9 +159,12 @@ def _in_doubt(warnings: Sequence[str]) -> Iterator[None]:
 
 
 def _heatmap(
-    task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews
+    task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews, *, is_told: bool
 ) -> tuple[Heatmap, Coverage, tuple[str, ...]]:
-    """The heatmap, its coverage, and whether the slide's stain is unlike the training set's."""
+    """The heatmap, its coverage, and whether the slide's stain is unlike the training set's.
+
+    With ``is_told``, what is broken about an earlier heatmap has been logged already.
+    """
     checkpoint = _checkpoint(task.model, task.config.model)
     trained = StainRange.of_provenance(checkpoint.provenance)
     path = heatmap_path(task.output, task.name)
@@ -178,7 +181,8 @@ def _heatmap(
                         () if trained is None else stain_warnings(slide, find_tissue(slide), trained),
                     )
         except ArtefactError as error:
-            log.warning("%s: %s: made again", task.name, error)
+            if not is_told:
+                log.warning("%s: %s: made again", task.name, error)
     from wsi.cnn.looking import look  # noqa: PLC0415  (loads torch)
 
     with step("resolution", slide=task.name, path=task.path):
