@@ -141,6 +141,8 @@ def run(
         say(f"the tables also list {len(result.earlier)} slides of earlier calls")
     for line in warning_lines(result.warnings):
         say(line)
+    for line in result.score["warnings"] if result.score else ():
+        say(line)
     record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record, ensure_ascii=False))
     if result.failures or result.is_unscored:

@@ -103,6 +103,7 @@ class CohortResult:
             "skipped": skipped_json(self.skipped),
             "kappa": score.get("kappa"),
             "interval": score.get("interval"),
+            "kappa_warnings": score.get("warnings", []),
         }
 
 
