@@ -1,11 +1,11 @@
 """Masks from annotations: ours compared with other rasterisers, in time, memory and wrong pixels.
 
-Two parts. A real file on the frame of a whole slide, written as a pyramid in a process of its own: time and peak
-memory, and what the others need for a part of that frame that fits in memory. Then two synthetic slides, one of
-300 outlines with 2 million vertices and one outline of 71,000: time per 512 px tile that an edge passes through, and
-pixels that differ from whole-number arithmetic with the non-zero rule at pixel centres. All take turns on the same
-tiles, each is given only the outlines whose bounding box meets the tile, and slow ones see fewer tiles; a ratio is that
-of two times over the same tiles.
+Three parts. A real file on the frame of a whole slide, written as a pyramid in a process of its own: time and peak
+memory, and what the others need for a part of that frame that fits in memory. Many small outlines on the same frame,
+written likewise. Then two synthetic slides, one of 300 outlines with 2 million vertices and one outline of 71,000: time
+per 512 px tile that an edge passes through, and pixels that differ from whole-number arithmetic with the non-zero rule
+at pixel centres. All take turns on the same tiles, each is given only the outlines whose bounding box meets the tile,
+and slow ones see fewer tiles; a ratio is that of two times over the same tiles.
 
 Run: python benchmarks/masks.py [FILE.xml] [--tiles N]; rasterisers that are not installed are reported and left out.
 """
@@ -42,6 +42,7 @@ WIDTH, HEIGHT, TILE = 97_792, 221_184, 512
 PER_PX = 10_000  # synthetic vertices are whole 1/10,000 px, as in CAMELYON's files
 CROP = 8_192
 SECONDS_PER_PEER = 12.0
+CELLS = (10_000, 100_000)
 
 
 # --- rasterisers ------------------------------------------------------------------------------------------------------
@@ -314,19 +315,28 @@ def whole_slide(contours: Path, peers: dict[str, Paint]) -> None:
         print(f"    {who}: {1e3 * spent / (side**2 / 1e6):.1f} ({side} px)")
 
 
-def write_one(contours: Path, compression: str) -> None:
+def cells(count: int) -> list[Annotation]:
+    """Cells of 12 px and 28 corners all over a quarter of the slide, in no order."""
+    angle = np.arange(28) * (2 * np.pi / 28)
+    ring = 12 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    centres = np.random.default_rng(0).uniform(12, (WIDTH // 2 - 12, HEIGHT // 2 - 12), (count, 2))
+    return as_annotations(list(ring + centres[:, np.newaxis]))
+
+
+def write_one(annotations: Sequence[Annotation], compression: str) -> None:
     """Write the whole pyramid and print what it took."""
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mask.tif"
         stats = write_annotation_mask(
             path,
-            read_annotations(contours),
+            annotations,
             slide_frame(),
             compression=compression,  # type: ignore[arg-type]
         )
         taken = {
             "seconds": round(time.perf_counter() - start, 2),
+            "processor_seconds": round(time.process_time() - busy, 2),
             "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "file_mib": round(path.stat().st_size / 2**20, 1),
             "painted_tiles": stats.painted_tiles,
@@ -341,10 +351,12 @@ def main() -> None:
     real = Path(os.environ.get("SENTINODE_TEST_DATA", ""), "annotations/camelyon16/tumor_009.xml")
     parser.add_argument("contours", type=Path, nargs="?", default=real, help="tumor_009.xml of CAMELYON16, or another")
     parser.add_argument("--tiles", type=int, default=200, help="maximum per synthetic slide")
+    parser.add_argument("--cells", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--write", choices=("deflate", "lzw", "zstd"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write:
-        write_one(arguments.contours, arguments.write)
+        drawn = cells(arguments.cells) if arguments.cells else read_annotations(arguments.contours)
+        write_one(drawn, arguments.write)
         return
     print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
     peers = installed()
@@ -352,6 +364,10 @@ def main() -> None:
         whole_slide(arguments.contours, peers)
     else:
         print("the real file is left out: give it, or set SENTINODE_TEST_DATA")
+    for count in CELLS:
+        command = [sys.executable, __file__, "--cells", str(count), "--write", "deflate"]
+        told = subprocess.run(command, check=True, capture_output=True, text=True)
+        print(f"{count:,} cells: {json.loads(told.stdout)}")
     tiles_of("many outlines", drawn_by_hand(300, 6_667, radius=2000, seed=0), peers, arguments.tiles)
     tiles_of("one outline", drawn_by_hand(1, 71_000, radius=12_000, seed=1), peers, arguments.tiles)
 

@@ -85,7 +85,7 @@ class Entries(Generic[_Value]):
     def __init__(self, path: Path) -> None:
         self.values: dict[str, _Value] = {}
         self._path = path
-        self._lines: dict[str, int] = {}
+        self._lines: dict[str, list[int]] = {}
 
     def add(self, line: int, name: str, value: _Value, *, last_wins: bool = False) -> None:
         """Add a row; if rows of one name differ, the last one wins or they are an error.
@@ -98,11 +98,15 @@ class Entries(Generic[_Value]):
             raise ConflictError(
                 self._path,
                 f"{name} is {earlier} and then {value}",
-                where=f"lines {self._lines[name]} and {line}",
+                where=f"lines {self._lines[name][-1]} and {line}",
                 mend="keep one of the rows",
             )
         self.values[name] = value
-        self._lines[name] = line
+        self._lines.setdefault(name, []).append(line)
+
+    def repeated(self) -> list[tuple[str, list[int]]]:
+        """Return the names with several rows, and their lines."""
+        return [(name, lines) for name, lines in self._lines.items() if len(lines) > 1]
 
 
 @contextmanager

@@ -48,6 +48,7 @@ PLAN = {
     "annotations.errors": "what goes wrong with annotations and patches",
     "annotations.splines": "ASAP's curves",
     "annotations.annotation": "annotations and their roles",
+    "annotations.outlines": "outlines as a table of edges, found by position",
     "annotations.painting": "annotations painted into arrays",
     "annotations.polygons": "polygons: repair, measures, from masks",
     "annotations.contours": "marching squares",

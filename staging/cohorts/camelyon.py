@@ -57,12 +57,14 @@ class StageTable:
         labels: label by slide (``patient_000_node_0``), from all other rows.
         unzipped: patients whose rows have a stage but no .zip: the organisers' score ignores them.
         path: the file it was read from.
+        warnings: patients with several rows, and which of them counts, a line each.
     """
 
     stages: Mapping[str, PatientStage] = field(default_factory=dict)
     labels: Mapping[str, SlideLabel] = field(default_factory=dict)
     unzipped: tuple[str, ...] = ()
     path: Path | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +92,8 @@ def read_stage_table(path: str | PathLike[str], *, submission: bool = False) -> 
 
     Args:
         path: the CSV.
-        submission: the last of several rows for a patient wins, as in the organisers' score; otherwise the table is a
-            reference, and contradictory rows are an error.
+        submission: the last of several rows for a patient wins, as in the organisers' score, and ``warnings`` names
+            them; otherwise the table is a reference, and contradictory rows are an error.
 
     Raises:
         TableError: it cannot be read, has another header, or a row does not have two columns.
@@ -114,7 +116,13 @@ def read_stage_table(path: str | PathLike[str], *, submission: bool = False) -> 
                 unzipped.append(name.lower())
             else:
                 labels.add(line, slide_name(name), SlideLabel.parse(text), last_wins=submission)
-    return StageTable(stages=stages.values, labels=labels.values, unzipped=tuple(unzipped), path=path)
+    repeated = tuple(
+        f"{patient} has rows in lines {', '.join(map(str, lines))}: the last counts ({stages.values[patient].value})"
+        for patient, lines in stages.repeated()
+    )
+    return StageTable(
+        stages=stages.values, labels=labels.values, unzipped=tuple(unzipped), path=path, warnings=repeated
+    )
 
 
 def read_label_table(path: str | PathLike[str]) -> dict[str, SlideLabel]:

@@ -150,6 +150,8 @@ def run(
         say(trained_on_text("model", len(result.trained_on), len(result.analyses)))
     for line in warning_lines(result.warnings):
         say(line)
+    for line in result.score["warnings"] if result.score else ():
+        say(line)
     record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record))
     if not result.is_complete:

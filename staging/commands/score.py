@@ -10,7 +10,7 @@ import typer
 
 from staging.commands.conditions import only_with
 from staging.commands.help_texts import Group
-from staging.commands.notices import files_notice, warnings_notice
+from staging.commands.notices import files_notice, say, warnings_notice
 from staging.commands.outputs import Output, guarded
 from staging.scores.texts import froc_text, label_text, stage_text
 from wsi.outputs import picture as picture_kind
@@ -89,6 +89,8 @@ def kappa(
         seed=seed,
     )
     record = score.to_json()
+    for warning in record["warnings"]:
+        say(warning)
     if table:
         typer.echo(stage_text(record, against="" if against is None else against.name), err=True)
     if picture is not None:

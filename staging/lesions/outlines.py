@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import shapely
 
 from annotations.annotation import Annotation, Role
 from annotations.files.asap import write_asap
@@ -22,6 +23,10 @@ _TUMOUR, _CUT_OUT = "metastases", "normal"
 def write_outlines(folder: Path, slide: str, lesions: Sequence[Lesion], masks: Sequence[Mask], rule: SizeRule) -> None:
     """Write ``<slide>.geojson`` (QuPath) and ``<slide>.xml`` (ASAP); both exist, and are empty, without lesions.
 
+    In GeoJSON a lesion is one feature, a MultiPolygon if it was merged from several deposits, so that its size and area
+    are there once and sums over features are those of the table. ASAP has no such thing: there each deposit is an
+    outline of the lesion's name.
+
     Args:
         folder: the target folder.
         slide: the slide's id.
@@ -36,28 +41,26 @@ def write_outlines(folder: Path, slide: str, lesions: Sequence[Lesion], masks: S
     outlines: list[Annotation] = []
     for number, (lesion, mask) in enumerate(zip(lesions, masks, strict=True), start=1):
         label = rule.label(lesion.longest_diameter_um).value
-        for geometry in mask_to_polygons(mask):
-            features.append(
-                Feature(
-                    geometry=geometry,
-                    name=f"lesion {number} ({label})",
-                    classification=_TUMOUR,
-                    measurements={
-                        "longest diameter um": round(lesion.longest_diameter_um, 1),
-                        "area um2": round(lesion.area_um2),
-                        "probability": round(lesion.probability, 4),
-                    },
-                )
+        deposits = mask_to_polygons(mask)
+        features.append(
+            Feature(
+                geometry=deposits[0] if len(deposits) == 1 else shapely.MultiPolygon(deposits),
+                name=f"lesion {number} ({label})",
+                classification=_TUMOUR,
+                measurements={
+                    "longest diameter um": round(lesion.longest_diameter_um, 1),
+                    "area um2": round(lesion.area_um2),
+                    "probability": round(lesion.probability, 4),
+                },
             )
-            outlines += _rings(f"lesion {number}", geometry)
+        )
+        outlines += _rings(f"lesion {number}", deposits)
     write_geojson(folder / f"{slide}.geojson", features)
     write_asap(folder / f"{slide}.xml", outlines)
 
 
-def _rings(name: str, geometry: object) -> Iterator[Annotation]:
-    import shapely  # noqa: PLC0415  (slow import)
-
-    for part in shapely.get_parts(geometry):
+def _rings(name: str, deposits: Iterable[shapely.Polygon]) -> Iterator[Annotation]:
+    for part in deposits:
         yield _ring(name, _TUMOUR, Role.TUMOUR, shapely.get_coordinates(part.exterior)[:-1])
         for hole in part.interiors:
             yield _ring(f"{name} hole", _CUT_OUT, Role.CUT_OUT, shapely.get_coordinates(hole)[:-1])

@@ -111,6 +111,7 @@ class CohortResult:
             "skipped": skipped_json(self.skipped),
             "kappa": score.get("kappa"),
             "interval": score.get("interval"),
+            "kappa_warnings": score.get("warnings", []),
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,12 @@ from staging.scores.intervals import check_bootstrap, interval_json, or_none, pe
 
 CLASSES = 5
 """Number of CAMELYON17's stages."""
+FEWEST_PATIENTS = 10
+"""With fewer, an interval is said to be rough: four patients have 35 different bootstrap samples, ten have 92,378."""
 MOST_SWAPS = 2**16
 """Most ways of swapping patients between two submissions for which all are computed."""
+
+_MOST_UNDEFINED = 0.01  # of the resamples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,27 @@ class KappaScore:
     seed: int
     ignored: tuple[str, ...] = ()
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why kappa or its interval says little; none without patients."""
+        counts = np.array(self.confusion)
+        rows, columns = (np.flatnonzero(counts.sum(axis=axis)) for axis in (1, 0))
+        found = []
+        if len(rows) == len(columns) == 1 and rows[0] == columns[0]:
+            found.append(f"kappa is undefined: every patient is {self.stages[rows[0]]} in both tables")
+        elif len(rows) == 1:
+            found.append(f"kappa is 0 whatever is submitted: every patient is {self.stages[rows[0]]} in the reference")
+        elif len(columns) == 1:
+            found.append(f"kappa is 0: every patient is {self.stages[columns[0]]} in the submission")
+        elif self.patients:
+            found += _interval_warnings(self.interval, self.patients)
+            if self.undefined > self.resamples * _MOST_UNDEFINED:
+                found.append(
+                    f"{self.undefined:,} of {self.resamples:,} resamples have all patients in one class and no kappa: "
+                    "the interval leaves them out"
+                )
+        return tuple(found)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
         return {
@@ -59,6 +84,7 @@ class KappaScore:
             "undefined": self.undefined,
             "seed": self.seed,
             "ignored": list(self.ignored),
+            "warnings": list(self.warnings),
         }
 
 
@@ -67,6 +93,7 @@ class KappaComparison:
     """Two submissions against one reference.
 
     Attributes:
+        patients: number of patients compared.
         kappas: of the one and the other.
         difference: the first minus the second; nan if either is undefined.
         interval: (low, high) of the difference, the percentile bootstrap over patients; nan if undefined.
@@ -80,6 +107,7 @@ class KappaComparison:
         seed: of the random numbers.
     """
 
+    patients: int
     kappas: tuple[float, float]
     difference: float
     interval: tuple[float, float]
@@ -90,6 +118,15 @@ class KappaComparison:
     is_exact: bool
     resamples: int
     seed: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the difference or its interval says little; none without patients."""
+        if math.isnan(self.difference):
+            return ("the difference is undefined, as a kappa is",) if self.patients else ()
+        if not self.differing:
+            return ("both submissions stage every patient alike",)
+        return tuple(_interval_warnings(self.interval, self.patients))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps; undefined numbers are None, since JSON has no nan."""
@@ -104,6 +141,7 @@ class KappaComparison:
             "is_exact": self.is_exact,
             "resamples": self.resamples,
             "seed": self.seed,
+            "warnings": list(self.warnings),
         }
 
 
@@ -236,6 +274,7 @@ def compare(
     reached = int((differences >= abs(difference) - 1e-12).sum())
     p_value = reached / len(swaps) if is_exact else (reached + 1) / (len(swaps) + 1)
     return KappaComparison(
+        patients=int(rows.size),
         kappas=(float(kappas[0]), float(kappas[1])),
         difference=difference,
         interval=percentile_interval(drawn, level),
@@ -247,6 +286,19 @@ def compare(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _interval_warnings(interval: tuple[float, float], patients: int) -> Iterator[str]:
+    """Why a bootstrap interval says little; nothing if there is none."""
+    if math.isnan(interval[0]):
+        return
+    if interval[0] == interval[1]:
+        yield "the interval has no width, as all resamples agree: it does not say how certain the value is"
+    if patients < FEWEST_PATIENTS:
+        yield (
+            f"the interval is rough: {patients} patients have only {math.comb(2 * patients - 1, patients):,} different "
+            "resamples"
+        )
 
 
 def _swaps(differing: int, permutations: int, random: np.random.Generator) -> tuple[NDArray[np.int64], bool]:

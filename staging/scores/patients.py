@@ -21,17 +21,33 @@ class StageScore:
         whole: the score of all patients.
         centres: the score of each centre's patients.
         against: the comparison with another submission, if given.
+        of_tables: what is odd about the tables.
     """
 
     whole: KappaScore
     centres: Mapping[str, KappaScore]
     against: KappaComparison | None = None
+    of_tables: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the tables, and why kappas or intervals say little, a line each."""
+        centres: dict[str, list[str]] = {}
+        for name, one in self.centres.items():
+            for warning in one.warnings:
+                centres.setdefault(warning, []).append(name)
+        return (
+            *self.of_tables,
+            *self.whole.warnings,
+            *(f"{', '.join(names)}: {warning}" for warning, names in centres.items()),
+            *(f"difference: {warning}" for warning in (self.against.warnings if self.against else ())),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps, without nan."""
-        record = self.whole.to_json()
+        record = self.whole.to_json() | {"warnings": list(self.warnings)}
         record["centres"] = {
-            name: {key: one.to_json()[key] for key in ("kappa", "interval", "patients", "confusion")}
+            name: {key: one.to_json()[key] for key in ("kappa", "interval", "patients", "confusion", "warnings")}
             for name, one in self.centres.items()
         }
         return record if self.against is None else record | {"against": self.against.to_json()}
@@ -59,6 +75,12 @@ def score_stages(
         if against is None
         else compare_submissions(
             reference, submission, against, permutations=permutations, resamples=resamples, seed=seed
+        ),
+        of_tables=tuple(
+            f"{table.path}: {warning}"
+            for table in (reference, submission, against)
+            if table is not None
+            for warning in table.warnings
         ),
     )
 

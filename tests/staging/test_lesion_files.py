@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import tifffile
 from numpy.typing import NDArray
 
+from annotations.files.formats import read_annotations
+from annotations.polygons import tumour_area
 from staging.errors import ConfigurationError
 from staging.lesions.components import bands_of
 from staging.lesions.files import SHAPE_COLUMNS
@@ -158,6 +161,30 @@ def test_mask_heatmap_and_outline_measure_alike(tmp_path: Path) -> None:
     for name in ("area_um2", "major_axis_um", "minor_axis_um", "extent", "solidity", "x", "y", "left", "height"):
         assert of_mask[name] == of_heatmap[name] == of_outline[name], name
     assert float(of_mask["longest_diameter_um"]) == pytest.approx(float(of_outline["longest_diameter_um"]), rel=0.01)
+
+
+def test_a_lesion_is_one_feature_with_its_own_size(tmp_path: Path) -> None:
+    values = np.zeros((40, 50), dtype=np.float32)
+    values[5:15, 5:25] = 0.95
+    values[15, 25] = 0.9  # touches at a corner
+    values[5:8, 27:31] = 0.9  # two cells of 16 um away: merged
+    values[8:10, 8:12] = 0  # a hole
+    values[30:36, 30:36] = 0.7
+    stored(tmp_path / "a.zarr", values)
+    assert result("lesions", tmp_path / "a.zarr", "--peak", "0.5", "-o", tmp_path / "out")["lesions"] == {"a": 2}
+    features = json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]
+    assert [one["geometry"]["type"] for one in features] == ["MultiPolygon", "Polygon"]
+    table = rows_of(tmp_path / "out" / "lesions.csv")
+    for one, row in zip(features, table, strict=True):
+        measured, geometry = one["properties"]["measurements"], shapely.geometry.shape(one["geometry"])
+        assert geometry.is_valid
+        assert geometry.area * 0.25**2 == measured["area um2"] == float(row["area_um2"])
+        assert measured["longest diameter um"] == float(row["longest_diameter_um"])
+    assert sum(one["properties"]["measurements"]["area um2"] for one in features) == (values > 0).sum() * 16**2
+    # it comes back as the same tumour, in both formats
+    areas = [tumour_area(read_annotations(tmp_path / "out" / f"a.{form}")) for form in ("geojson", "xml")]
+    assert areas[0].equals(areas[1])
+    assert areas[0].area == (values > 0).sum() * 64**2
 
 
 def test_a_mask_file_is_its_pixels_in_any_window(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_kappa(tmp_path: Path, reference: Path) -> None:
 def test_kappa_of_the_real_table(real_data: Callable[[str], Path]) -> None:
     table = real_data("tables/camelyon17_stage_labels.csv")
     record, text = scored("kappa", table, table, "--resamples", "100")
-    assert (record["kappa"], record["interval"], text) == (1.0, [1.0, 1.0], "")
+    assert (record["kappa"], record["interval"]) == (1.0, [1.0, 1.0])
+    assert record["warnings"][0].startswith("the interval has no width, as all resamples agree")
+    assert text.splitlines() == [f"sentinode: {warning}" for warning in record["warnings"]]
     assert [centre["patients"] for centre in record["centres"].values()] == [20] * 5
 
 
@@ -110,6 +112,57 @@ def test_kappa_of_odd_tables(tmp_path: Path, text: str, kappa: float) -> None:
     (tmp_path / "s.csv").write_bytes(text.encode())
     record, _ = scored("kappa", truth, tmp_path / "s.csv", "--resamples", "10")
     assert record["kappa"] == pytest.approx(kappa, abs=1e-12)
+
+
+def test_of_two_rows_of_a_patient_the_last_counts_and_is_reported(tmp_path: Path, reference: Path) -> None:
+    right = stage_table(tmp_path / "right.csv", STAGES * 8)
+    twice = tmp_path / "twice.csv"
+    twice.write_text(right.read_text() + "PATIENT_003.zip,pN0\npatient_004.zip,pN2\npatient_003.zip,pN1\n")
+    record, text = scored("kappa", reference, twice, "--against", twice)
+    assert record["kappa"] == 1.0
+    told = [
+        f"{twice}: patient_003 has rows in lines 5, 42, 44: the last counts (pN1)",
+        f"{twice}: patient_004 has rows in lines 6, 43: the last counts (pN2)",
+    ]
+    assert record["warnings"][:4] == told * 2
+    assert f"sentinode: {told[0]}" in text
+    assert scored("kappa", reference, right)[0]["warnings"] == record["warnings"][4:-1]
+    refused(ConflictError, "lines 5 and 42", "kappa", twice, right)
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "warning"),
+    [
+        (["pN1"] * 30, ["pN1"] * 30, "kappa is undefined: every patient is pN1 in both tables"),
+        (["pN1"] * 30, STAGES * 6, "kappa is 0 whatever is submitted: every patient is pN1 in the reference"),
+        (STAGES * 6, ["pN1"] * 30, "kappa is 0: every patient is pN1 in the submission"),
+        (STAGES[:4], STAGES[1:], "the interval is rough: 4 patients have only 35 different resamples"),
+        (["pN0"] * 29 + ["pN2"], ["pN0"] * 29 + ["pN1"], "resamples have all patients in one class and no kappa"),
+    ],
+)
+def test_what_says_little_is_said_to(tmp_path: Path, truth: list[str], found: list[str], warning: str) -> None:
+    tables = stage_table(tmp_path / "a.csv", truth), stage_table(tmp_path / "b.csv", found)
+    record, text = scored("kappa", *tables, "--resamples", "1000")
+    assert any(warning in one for one in record["warnings"])
+    assert warning in text
+    assert any(warning in one for one in record["centres"]["CWZ"]["warnings"]) or len(truth) == 30
+
+
+def test_a_sound_score_has_no_warning(tmp_path: Path) -> None:
+    tables = stage_table(tmp_path / "a.csv", STAGES * 4), stage_table(tmp_path / "b.csv", STAGES[::-1] + STAGES * 3)
+    record, text = scored("kappa", *tables)
+    assert (record["warnings"], text) == ([], "")
+
+
+def test_centres_and_differences_say_so_too(tmp_path: Path) -> None:
+    truth = stage_table(tmp_path / "a.csv", STAGES * 4 + ["pN0"] * 5)
+    found = stage_table(tmp_path / "b.csv", STAGES[::-1] + STAGES * 3 + ["pN0"] * 5)
+    record, _ = scored("kappa", truth, found, "--against", found)
+    assert record["warnings"] == [
+        "RST: kappa is undefined: every patient is pN0 in both tables",
+        "difference: both submissions stage every patient alike",
+    ]
+    assert record["against"]["warnings"] == ["both submissions stage every patient alike"]
 
 
 def test_undefined_kappa_is_null(tmp_path: Path) -> None:
