@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from wsi.geometry import Level, Window
 from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
 from wsi.readers.codec import COMPRESSIONS
+from wsi.readers.colours import settle_pages
 from wsi.readers.levels import find_readable_pages, measure_pyramid, refuse_split_colours
 from wsi.readers.openslide import detect_vendor, is_vendors_own
 from wsi.readers.scale import measure_mpp, name_format
@@ -64,13 +65,13 @@ class TiffReader(Reader):
             pages = walk_structure(self._source) if pages is None else pages
             refuse_split_colours(self._source.name, pages)
             pyramid = measure_pyramid(self._source.name, pages)
-            levels = pyramid.pages
+            levels, doubts = settle_pages(self._source, pyramid.pages)
             resolution = measure_mpp(self._source.name, levels[0])
         except BaseException:
             self._source.close()
             raise
         self.mpp, self.mpp_warnings = resolution.mpp, resolution.warnings
-        self.levels, self.warnings = pyramid.levels, pyramid.warnings
+        self.levels, self.warnings = pyramid.levels, (*pyramid.warnings, *doubts)
         self.properties: Mapping[str, str] = {
             "sentinode.format": name_format(levels[0]),
             "sentinode.compression": COMPRESSIONS[levels[0].compression],
