@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from wsi.cores import usable_cores
 from wsi.errors import ResolutionError, SlideError
-from wsi.geometry import Frame, Level, Region, TileGrid, Window
+from wsi.geometry import Frame, Level, Region, Window
 from wsi.lazy import TILES_PER_CHUNK, level_to_dask
 from wsi.raster import Image
 from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
@@ -33,7 +33,6 @@ from wsi.windows import Windows
 if TYPE_CHECKING:
     import dask.array
 
-_BLOCK_BYTES = 64 * 2**20  # source pixels that read_frame holds at a time
 _FINGERPRINT_BYTES = 2**20
 
 UPSAMPLING = 1.15
@@ -282,15 +281,7 @@ class Slide:
             TileError: a tile cannot be decoded.
         """
         source = LevelPixels.of(self._open(), self.level_for(frame.downsample), frame, exact=exact)
-        rows, columns = frame.shape
-        side = max(1, int(math.sqrt(_BLOCK_BYTES / 3) * source.downsample / frame.downsample))
-        if rows * columns <= side * side:
-            return Image(frame=frame, array=source.averaged(frame))
-        out = np.empty((rows, columns, 3), dtype=np.uint8)
-        blocks = TileGrid(frame=frame, tile_shape=(side, side))
-        for block in blocks:
-            out[blocks.window(*block).slices] = source.averaged(blocks.tile(*block))
-        return Image(frame=frame, array=out)
+        return Image(frame=frame, array=source.averaged(frame))
 
     def read_at(self, mpp: float, region: Region | None = None, *, exact: bool = True) -> Image:
         """Pixels of ``mpp`` um: the whole slide, or the pixels of that whole frame that a region touches.
@@ -308,7 +299,7 @@ class Slide:
         return self.read_frame(frame if region is None else frame.part(frame.window_of(region)), exact=exact)
 
     def is_missing(self, frame: Frame) -> bool:
-        """True where no stored pixels lie under the frame, on the level that ``read_frame`` would read."""
+        """True where no stored pixels lie under the frame, on the level that ``read_frame`` reads or a finer one."""
         level = self.level_for(frame.downsample)
         return not self._open().has_pixels(level.index, FramePlan.of(frame, source=level.downsample).window)
 

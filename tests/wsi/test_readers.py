@@ -120,29 +120,6 @@ def test_jpeg_colours_follow_photometric(tmp_path: Path, photometric: str, subsa
     assert np.abs(pixels[smooth].astype(int) - image[smooth]).mean() < 4
 
 
-@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
-def test_jpeg_markers_do_not_override_photometric(tmp_path: Path, photometric: str) -> None:
-    # The same coded samples once named RGB and once YCbCr; each stream also carries a JFIF marker, which says YCbCr.
-    tiles = [
-        bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(tile), level=95))
-        for row in np.split(picture(128, 128), 2)
-        for tile in np.split(row, 2, axis=1)
-    ]
-    assert all(b"JFIF" in tile[:20] for tile in tiles)
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(
-        path,
-        iter(tiles),
-        shape=(128, 128, 3),
-        dtype=np.uint8,
-        tile=(64, 64),
-        compression="jpeg",
-        photometric=photometric,
-        metadata=None,
-    )
-    np.testing.assert_array_equal(whole(TiffReader(path)), through_openslide(path))
-
-
 @pytest.mark.parametrize("code", [33003, 33005])
 def test_aperio_jpeg2000_equals_openslide(tmp_path: Path, code: int) -> None:
     image = picture(128, 128)

@@ -123,7 +123,7 @@ def test_large_frames_are_read_in_blocks_with_equal_result(
     with Slide.open(lossless) as slide:
         frame = Frame(x=-10, y=-20, downsample=downsample, shape=(int(260 / downsample), 71), mpp=None)
         at_once = slide.read_frame(frame).array
-        monkeypatch.setattr("wsi.slide._BLOCK_BYTES", 3 * 37**2)
+        monkeypatch.setattr("wsi.readers.level_pixels._BLOCK_BYTES", 3 * 37**2)
         asked: list[int] = []
         reader = slide._open()
         read = reader.read

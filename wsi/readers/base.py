@@ -168,7 +168,7 @@ class Reader(ABC):
         raise ValueError(f"level {level} cannot be reduced by {factor} while decoding")
 
     def has_pixels(self, level: int, window: Window) -> bool:
-        """False if the whole window lies outside the level or in missing tiles."""
+        """False if the whole window lies outside the level, or in tiles that neither it nor a finer level stores."""
         return window.clipped(self.levels[level].shape) is not None
 
     def stored_tiles(self, level: int) -> StoredTiles | None:

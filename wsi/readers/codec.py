@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import struct
-
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.readers.jpeg import YCBCR, JpegTiles
+from wsi.readers.colours import JPEG, JPEG2000_KINDS, RGB, YCBCR, Codestream, ycbcr_to_rgb
+from wsi.readers.jpeg import JpegTiles
 from wsi.readers.structure import TiffPage
 
-JPEG = 7
-"""TIFF's Compression of JPEG tiles."""
-
 _NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _ZSTD = 1, 5, 8, 32946, 50000
-_APERIO_YCBCR, _APERIO_RGB, _JPEG2000 = 33003, 33005, 34712
-_JPEG2000_KINDS = (_APERIO_YCBCR, _APERIO_RGB, _JPEG2000)
 COMPRESSIONS = {
     _NONE: "none",
     _LZW: "lzw",
@@ -24,13 +18,11 @@ COMPRESSIONS = {
     _DEFLATE: "deflate",
     _OLD_DEFLATE: "deflate",
     _ZSTD: "zstd",
-    _APERIO_YCBCR: "jpeg2000",
-    _APERIO_RGB: "jpeg2000",
-    _JPEG2000: "jpeg2000",
+    **dict.fromkeys(JPEG2000_KINDS, "jpeg2000"),
 }
 """Names of the TIFF compressions that can be decoded."""
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _PREMULTIPLIED_ALPHA, _ALPHA = 1, 2
 
 
@@ -40,12 +32,12 @@ def can_decode(page: TiffPage) -> bool:
         return False
     allowed: dict[int, tuple[int, ...]]
     if page.compression == JPEG:
-        allowed = {1: (_WHITE_IS_ZERO, _BLACK_IS_ZERO), 3: (_RGB, YCBCR)}
-    elif page.compression in _JPEG2000_KINDS:
-        allowed = {1: (_BLACK_IS_ZERO,), 3: (_RGB, YCBCR)}
+        allowed = {1: (_WHITE_IS_ZERO, _BLACK_IS_ZERO), 3: (RGB, YCBCR)}
+    elif page.compression in JPEG2000_KINDS:
+        allowed = {1: (_BLACK_IS_ZERO,), 3: (RGB, YCBCR)}
     else:
         grey = (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
-        allowed = {1: grey, 3: (_RGB,), 4: (_RGB,)}
+        allowed = {1: grey, 3: (RGB,), 4: (RGB,)}
     has_predictor = page.compression in (_LZW, _DEFLATE, _OLD_DEFLATE, _ZSTD)
     predictors = (1, 2) if has_predictor else (1, 2, 3)  # the tag is meaningless for the other compressions
     return page.photometric in allowed.get(page.samples, ()) and page.predictor in predictors
@@ -55,7 +47,7 @@ class TileCodec:
     """Decodes the tiles of one page; holds no state between tiles.
 
     Args:
-        page: one for which ``can_decode`` holds.
+        page: one for which ``can_decode`` holds, its Photometric that of its tiles (``colours.settle_pages``).
     """
 
     def __init__(self, page: TiffPage) -> None:
@@ -75,24 +67,23 @@ class TileCodec:
         """
         if self.jpeg is not None:
             self.jpeg.decode(data, out)
-        elif self._page.compression in _JPEG2000_KINDS:
+        elif self._page.compression in JPEG2000_KINDS:
             out[...] = self._jpeg2000(data)
         else:
             out[...] = self._plain(data)
 
     def _jpeg2000(self, data: bytes) -> NDArray[np.uint8]:
-        # The size in the codestream's SIZ segment is checked first: the decoder allocates memory accordingly.
-        start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
-        if start < 0 or len(data) < start + 42:
-            raise ValueError("no JPEG 2000 data")
-        right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
-        if (bottom - top, right - left) != self._shape[:2]:
-            raise ValueError(f"JPEG 2000 of {right - left} x {bottom - top} px")
-        tile = np.asarray(imagecodecs.jpeg2k_decode(data))
+        # The size in the codestream's header is checked first: the decoder allocates memory accordingly.
+        header = Codestream.of(data)
+        if (header.height, header.width) != self._shape[:2]:
+            raise ValueError(f"JPEG 2000 of {header.width} x {header.height} px")
+        # Without its boxes: the decoder would act on their colour space, too.
+        tile = np.asarray(imagecodecs.jpeg2k_decode(data[header.start :]))
         if tile.dtype != np.uint8 or tile.shape not in (self._shape, self._shape[:2]):
             raise ValueError(f"JPEG 2000 with {tile.dtype} pixels of shape {tile.shape}")
         tile = tile.reshape(self._shape)
-        return _ycbcr_to_rgb(tile) if self._page.compression == _APERIO_YCBCR else tile
+        # The decoder takes subsampled components for YCbCr and converts them as it brings them to one size.
+        return ycbcr_to_rgb(tile) if self._page.photometric == YCBCR and not header.is_subsampled else tile
 
     def _plain(self, data: bytes) -> NDArray[np.uint8]:
         size = self._shape[0] * self._shape[1] * self._shape[2]
@@ -127,12 +118,3 @@ def _over_white(tile: NDArray[np.uint8], extra_samples: tuple[int, ...]) -> NDAr
         over = colour * alpha.astype(np.uint16) + 255 * (255 - alpha).astype(np.uint16)
         return np.asarray((over + 127) // 255, dtype=np.uint8)
     return np.ascontiguousarray(colour)
-
-
-def _ycbcr_to_rgb(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Full-range BT.601, as in JPEG (JFIF 1.02)."""
-    y, cb, cr = (tile[:, :, channel].astype(np.float32) for channel in range(3))
-    cb -= 128
-    cr -= 128
-    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
-    return np.asarray(np.clip(np.rint(rgb), 0, 255), dtype=np.uint8)

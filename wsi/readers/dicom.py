@@ -1,26 +1,91 @@
-"""Which DICOM files belong together: the levels of one slide are files of one series."""
+"""DICOM files as OpenSlide takes them: which belong together, and what they say of their colours.
+
+The levels of one slide are files of one series. Headers are searched for the few elements that are needed, in little
+endian with types written out, as slides are stored.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from wsi.inputs import open_regular
+from wsi.readers.colours import HEADER_BYTES, Colours, Statement, jpeg_colours
 
 _HEADER_BYTES = 2**17
-# (0020,000E) SeriesInstanceUID in little-endian transfer syntax with its type written out, as slides are stored
-_SERIES = re.compile(rb"\x20\x00\x0e\x00UI(..)", re.DOTALL)
+_MOST_BYTES = 2**26  # of elements before the pixels: tables of frames and a profile of colours
+_SERIES = re.compile(rb"\x20\x00\x0e\x00UI(..)", re.DOTALL)  # (0020,000E) SeriesInstanceUID
+_COLOURS = re.compile(rb"\x28\x00\x04\x00CS(..)", re.DOTALL)  # (0028,0004) PhotometricInterpretation
+_WIDTH = re.compile(rb"\x48\x00\x06\x00UL\x04\x00(....)", re.DOTALL)  # (0048,0006) TotalPixelMatrixColumns
+_HEIGHT = re.compile(rb"\x48\x00\x07\x00UL\x04\x00(....)", re.DOTALL)  # (0048,0007) TotalPixelMatrixRows
+_PIXELS = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0"  # (7FE0,0010), frames as items, the first item
+_TAGS: Mapping[str, Colours] = {"RGB": "RGB", "YBR_FULL_422": "YCbCr", "YBR_FULL": "YCbCr"}
 
 
 def read_series(path: Path) -> str | None:
     """The series that a DICOM file belongs to; None if the file does not say, is not DICOM, or cannot be read."""
     try:
         with open_regular(path) as file:
-            head = file.read(_HEADER_BYTES)
+            return _series(file.read(_HEADER_BYTES))
     except OSError:
         return None
+
+
+def series_files(path: Path) -> list[Path]:
+    """The DICOM files of the same series as one of them and in its folder, by name."""
+    series = read_series(path)
+    return [other for other in sorted(path.parent.glob("[!.]*")) if series and read_series(other) == series]
+
+
+def read_statements(path: Path) -> dict[tuple[int, int], Statement]:
+    """What the JPEG images of a slide say of their colours, by their (width, height) in px.
+
+    Of JPEG 2000 nothing: there OpenSlide follows the stream alone.
+
+    Args:
+        path: one of the slide's files.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    found = {}
+    for one in series_files(path):
+        with open_regular(one) as file:
+            head, frame = _split(file)
+        width, height, tag = (kind.search(head) for kind in (_WIDTH, _HEIGHT, _COLOURS))
+        named = _TAGS.get(_text(head, tag)) if tag else None
+        if width and height and named:
+            try:
+                stream = jpeg_colours(frame)
+            except ValueError:
+                continue
+            found[int.from_bytes(width[1], "little"), int.from_bytes(height[1], "little")] = Statement(stream, named)
+    return found
+
+
+def _series(head: bytes) -> str | None:
     found = _SERIES.search(head) if head[128:132] == b"DICM" else None
-    if found is None:
-        return None
-    text = head[found.end() : found.end() + int.from_bytes(found[1], "little")]
-    return text.rstrip(b"\0 ").decode("ascii", errors="replace") or None
+    return _text(head, found) or None if found else None
+
+
+def _text(head: bytes, found: re.Match[bytes]) -> str:
+    value = head[found.end() : found.end() + int.from_bytes(found[1], "little")]
+    return value.rstrip(b"\0 ").decode("ascii", errors="replace")
+
+
+def _split(file: BinaryIO) -> tuple[bytes, bytes]:
+    """What precedes the pixels, and the beginning of the first frame; empty if frames are not items of bytes."""
+    head = b""
+    while (at := head.find(_PIXELS)) < 0 and len(head) < _MOST_BYTES:
+        more = file.read(max(_HEADER_BYTES, len(head)))
+        if not more:
+            return head, b""
+        head += more
+    if at < 0:
+        return head, b""
+    # the first item is a table of offsets
+    file.seek(at + len(_PIXELS))
+    file.seek(int.from_bytes(file.read(4), "little"), 1)
+    return head[:at], file.read(8 + HEADER_BYTES)[8:]

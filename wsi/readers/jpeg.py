@@ -9,15 +9,11 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from wsi.geometry import Window
+from wsi.readers.colours import START_OF_SCAN, STARTS_OF_FRAME, YCBCR, jpeg_segments
 from wsi.readers.structure import TiffPage
 from wsi.readers.turbo import find_turbo
 
-YCBCR = 6
-"""TIFF's Photometric of JPEGs in YCbCr colours."""
-
 _WHITE_IS_ZERO = 0
-_END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
-_STARTS_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _DECODED_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: the kinds that occur in tiles
 _LARGE_SHARE = 0.75  # from this share of a tile on, decoding only the window saves nothing
 
@@ -26,14 +22,14 @@ class JpegTiles:
     """The JPEG tiles of one page. Holds no state between tiles.
 
     Args:
-        page: its tiles are 8-bit JPEG, grey or of three colours.
+        page: its tiles are 8-bit JPEG, grey or of three colours, and its Photometric is theirs
+            (``colours.settle_pages``).
     """
 
     def __init__(self, page: TiffPage) -> None:
         self._page = page
         self._shape = (page.tile_height, page.tile_width, page.samples)
-        # Markers inside the JPEG stream may contradict Photometric, which prevails in TIFF: replace them with an
-        # Adobe marker whose transform agrees with Photometric.
+        # What says the colours is in the tile, its tables or the tags: one Adobe marker says it to every decoder.
         transform = b"\1" if page.photometric == YCBCR else b"\0"
         adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform if page.samples == 3 else b""
         self._start = b"\xff\xd8" + adobe + _table_segments(page.jpeg_tables)
@@ -111,22 +107,17 @@ class JpegTiles:
 
     def _complete(self, data: bytes) -> tuple[bytes, int]:
         """The complete stream and the width of its MCUs (units of blocks) in px."""
-        parts = [self._start]
-        position, unit = 2, 0
-        while True:
-            if position + 4 > len(data) or data[position] != 0xFF:
-                raise ValueError("no JPEG data")
-            marker, size = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-            if marker == _START_OF_SCAN:
-                if not unit:
-                    raise ValueError("JPEG data without a header")
-                parts.append(data[position:])
-                return b"".join(parts), unit
-            if marker in _STARTS_OF_FRAME:
-                unit = self._check_frame(marker, data[position + 4 : position + 2 + size])
-            if not 0xE0 <= marker <= 0xEF and marker != 0xFE:
-                parts.append(data[position : position + 2 + size])
-            position += 2 + size
+        parts, unit, marker = [self._start], 0, 0
+        for marker, segment in jpeg_segments(data):
+            if marker in STARTS_OF_FRAME:
+                unit = self._check_frame(marker, segment[4:])
+            if _is_coded(marker):
+                parts.append(segment)
+        if marker != START_OF_SCAN:
+            raise ValueError("no JPEG data")
+        if not unit:
+            raise ValueError("JPEG data without a header")
+        return b"".join(parts), unit
 
     def _check_frame(self, marker: int, header: bytes) -> int:
         if len(header) < 6 + 3 * self._shape[2]:
@@ -139,11 +130,9 @@ class JpegTiles:
 
 def _table_segments(tables: bytes) -> bytes:
     """The segments of a JPEGTables stream without its start, end and application markers."""
-    kept = b""
-    position = 2
-    while position + 4 <= len(tables) and tables[position] == 0xFF and tables[position + 1] != _END_OF_IMAGE:
-        size = int.from_bytes(tables[position + 2 : position + 4], "big")
-        if not 0xE0 <= tables[position + 1] <= 0xEF:
-            kept += tables[position : position + 2 + size]
-        position += 2 + size
-    return kept
+    return b"".join(segment for marker, segment in jpeg_segments(tables) if _is_coded(marker))
+
+
+def _is_coded(marker: int) -> bool:
+    """Whether a segment is needed for decoding: neither an application's nor a comment."""
+    return not 0xE0 <= marker <= 0xEF and marker != 0xFE

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.geometry import Frame, Level
+from wsi.geometry import Frame, Level, TileGrid
 from wsi.readers.base import REDUCTIONS, Reader
 from wsi.resample import FramePlan, average
 
+_BLOCK_BYTES = 64 * 2**20  # source pixels held at a time
 _CUT_PIXELS = 4  # along a side: see _reduces_well
 
 
@@ -31,7 +33,18 @@ class LevelPixels:
         return cls(reader=reader, level=level.index, factor=factor, downsample=level.downsample * factor)
 
     def averaged(self, frame: Frame) -> NDArray[np.uint8]:
-        """Uint8 (rows, columns, 3) of the frame."""
+        """Uint8 (rows, columns, 3) of the frame; memory beyond that stays near 64 MiB of source pixels."""
+        rows, columns = frame.shape
+        side = max(1, int(math.sqrt(_BLOCK_BYTES / 3) * self.downsample / frame.downsample))
+        if rows * columns <= side * side:
+            return self._averaged_at_once(frame)
+        out = np.empty((rows, columns, 3), dtype=np.uint8)
+        blocks = TileGrid(frame=frame, tile_shape=(side, side))
+        for block in blocks:
+            out[blocks.window(*block).slices] = self._averaged_at_once(blocks.tile(*block))
+        return out
+
+    def _averaged_at_once(self, frame: Frame) -> NDArray[np.uint8]:
         plan = FramePlan.of(frame, source=self.downsample)
         source = np.empty((*plan.window.shape, 3), dtype=np.uint8)
         if self.factor == 1:

@@ -8,6 +8,7 @@ from itertools import takewhile
 from os import PathLike, fspath
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from PIL import Image as Pillow
 from wsi.errors import SlideFormatError, TileError
 from wsi.geometry import Level, Window
 from wsi.readers.base import BadTile, OnBadTile, Reader, measure_downsample
+from wsi.readers.colours import Statement, doubts, page_statements, ycbcr_to_rgb
+from wsi.readers.dicom import read_statements
 from wsi.readers.levels import has_shape
 from wsi.readers.resolution import Resolution, settle
 from wsi.readers.scale import measure_mpp, name_format
@@ -60,15 +63,23 @@ class OpenSlideReader(Reader):
         path: the file.
         on_bad_tile: "raise", or "white": tiles that cannot be read are white and listed in ``bad_tiles``.
         resolution: used instead of OpenSlide's, which takes a missing unit of a plain TIFF for the inch.
+        statements: what images of (width, height) px say of their colours: OpenSlide follows the tag, so where the
+            stream says YCbCr under a tag of RGB its pixels are converted here.
 
     Raises:
-        SlideFormatError: OpenSlide does not know the file or refuses it.
+        SlideFormatError: OpenSlide does not know the file or refuses it; or its colours are RGB under a tag of YCbCr,
+            which cannot be restored from what OpenSlide makes of them.
     """
 
     suffixes = frozenset({".ndpi", ".mrxs", ".scn", ".bif", ".dcm"})
 
     def __init__(
-        self, path: str | PathLike[str], *, on_bad_tile: OnBadTile = "raise", resolution: Resolution | None = None
+        self,
+        path: str | PathLike[str],
+        *,
+        on_bad_tile: OnBadTile = "raise",
+        resolution: Resolution | None = None,
+        statements: Mapping[tuple[int, int], Statement] = MappingProxyType({}),
     ) -> None:
         self._path = fspath(path)
         self._on_bad_tile = on_bad_tile
@@ -78,7 +89,19 @@ class OpenSlideReader(Reader):
         stated = self._slide.properties
         self.levels = _measure_levels(self._slide)
         lost = self._slide.level_count - len(self.levels)
-        self.warnings = (f"has {lost} levels of another shape than level 0; they are left out",) if lost else ()
+        found = [statements.get((level.width, level.height)) for level in self.levels]
+        self._is_ycbcr = tuple(one is not None and one.tag != one.colours == "YCbCr" for one in found)
+        if any(one is not None and one.tag != one.colours == "RGB" for one in found):
+            raise SlideFormatError(
+                path,
+                "says that its colours are YCbCr, but its compressed tiles say RGB, and OpenSlide, which reads it, "
+                "follows the first",
+                mend="correct the file (in DICOM: Photometric Interpretation RGB), or export it anew as TIFF",
+            )
+        self.warnings = (
+            *((f"has {lost} levels of another shape than level 0; they are left out",) if lost else ()),
+            *doubts(one for one in found if one is not None),
+        )
         if max(self.levels[0].shape) > _MAX_SIDE_PX:
             raise SlideFormatError(path, f"claims an image of {self.levels[0].width} x {self.levels[0].height} px")
         resolution = resolution or settle(
@@ -95,13 +118,21 @@ class OpenSlideReader(Reader):
     def open(cls, path: Path, head: bytes, *, on_bad_tile: OnBadTile) -> OpenSlideReader | None:
         """See ``Reader.open``; of a TIFF OpenSlide itself says why it cannot be opened."""
         if not head.startswith(TIFF_MAGICS):
-            return None if detect_vendor(path) is None else cls(path, on_bad_tile=on_bad_tile)
+            vendor = detect_vendor(path)
+            if vendor is None:
+                return None
+            return cls(path, on_bad_tile=on_bad_tile, statements=read_statements(path) if vendor == "dicom" else {})
         if is_ndpi(path):
             check_ndpi(path)
             return cls(path, on_bad_tile=on_bad_tile)
-        first = read_structure(path)[0]
-        is_plain = name_format(first) == "tiff"
-        return cls(path, on_bad_tile=on_bad_tile, resolution=measure_mpp(path, first) if is_plain else None)
+        pages = read_structure(path)
+        is_plain = name_format(pages[0]) == "tiff"
+        return cls(
+            path,
+            on_bad_tile=on_bad_tile,
+            resolution=measure_mpp(path, pages[0]) if is_plain else None,
+            statements=page_statements(path, pages),
+        )
 
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
@@ -140,8 +171,11 @@ class OpenSlideReader(Reader):
                 f"columns {window.column} to {window.right}",
                 mend="copy the slide again from its source and compare the checksum",
             ) from error
+        alpha = pixels.getchannel("A")
+        if self._is_ycbcr[size.index]:
+            pixels = Pillow.fromarray(ycbcr_to_rgb(np.asarray(pixels)[:, :, :3]))
         white = Pillow.new("RGB", pixels.size, (255, 255, 255))
-        white.paste(pixels, mask=pixels.getchannel("A"))
+        white.paste(pixels, mask=alpha)
         return np.asarray(white)
 
     def _read_around_bad(self, size: Level, window: Window, out: NDArray[np.uint8]) -> None:

@@ -1,7 +1,7 @@
 """Tiled TIFF pyramids, read tile by tile: CAMELYON's files, Philips, Aperio, OME and generic ones.
 
 The directories are read once; after that a tile costs one positioned read and its decoding. Tiles without bytes are
-white, as is everything beyond the edge.
+drawn from the next finer level that has some there, else white, as is everything beyond the edge.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from wsi.geometry import Level, Window
 from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
 from wsi.readers.codec import COMPRESSIONS
+from wsi.readers.colours import settle_pages
+from wsi.readers.finer import FinerLevels
 from wsi.readers.levels import find_readable_pages, measure_pyramid, refuse_split_colours
 from wsi.readers.openslide import detect_vendor, is_vendors_own
 from wsi.readers.scale import measure_mpp, name_format
@@ -64,13 +66,13 @@ class TiffReader(Reader):
             pages = walk_structure(self._source) if pages is None else pages
             refuse_split_colours(self._source.name, pages)
             pyramid = measure_pyramid(self._source.name, pages)
-            levels = pyramid.pages
+            levels, doubts = settle_pages(self._source, pyramid.pages)
             resolution = measure_mpp(self._source.name, levels[0])
         except BaseException:
             self._source.close()
             raise
         self.mpp, self.mpp_warnings = resolution.mpp, resolution.warnings
-        self.levels, self.warnings = pyramid.levels, pyramid.warnings
+        self.levels, self.warnings = pyramid.levels, (*pyramid.warnings, *doubts)
         self.properties: Mapping[str, str] = {
             "sentinode.format": name_format(levels[0]),
             "sentinode.compression": COMPRESSIONS[levels[0].compression],
@@ -106,7 +108,7 @@ class TiffReader(Reader):
             return
         target = out if inside is window else out[inside.within(window).slices]
         for own, part, index, data in self._fetched(level, inside, self.levels[level].tile_shape):
-            self._tiles.paste(level, index, data, part, out=target[own.slices])
+            self._paste(level, index, data, part, out=target[own.slices])
 
     def read_many(self, level: int, windows: Windows, *, out: NDArray[np.uint8], workers: int) -> None:
         """See ``Reader.read_many``; every tile that any of the windows touches is decoded once."""
@@ -138,14 +140,15 @@ class TiffReader(Reader):
         pixels = np.empty((*tile_shape, 3), dtype=np.uint8)
         target = out[inside.within(window).slices]
         for own, part, index, data in self._fetched(level, inside, tile_shape):
-            self._tiles.paste_reduced(level, index, data, factor=factor, out=pixels)
-            target[own.slices] = pixels[part.slices]
+            if self._tiles.is_missing(level, index):
+                self._draw(level, index, part, factor=factor, out=target[own.slices])
+            else:
+                self._tiles.paste_reduced(level, index, data, factor=factor, out=pixels)
+                target[own.slices] = pixels[part.slices]
 
     def has_pixels(self, level: int, window: Window) -> bool:
-        """False if the whole window lies outside the level or in missing tiles."""
-        size = self.levels[level]
-        inside = window.clipped(size.shape)
-        return inside is not None and bool(self._tiles.present(level)[inside.tile_range(size.tile_shape).slices].any())
+        """See ``Reader.has_pixels``."""
+        return self._finer.have_pixels(level, window)
 
     def tile_bytes(self, level: int, row: int, column: int) -> bytes | None:
         """See ``Reader.tile_bytes``."""
@@ -173,15 +176,36 @@ class TiffReader(Reader):
             for (_, own, part), index, data in zip(batch, indices, self._tiles.fetch(level, indices), strict=True):
                 yield own, part, index, data
 
+    def _paste(
+        self, level: int, index: int, data: bytes | None, part: Window, *, out: NDArray[np.uint8], once: bool = False
+    ) -> None:
+        """``TiffTiles.paste``, and of a missing tile what a finer level has there."""
+        if self._tiles.is_missing(level, index):
+            self._draw(level, index, part, out=out)
+        else:
+            self._tiles.paste(level, index, data, part, out=out, once=once)
+
+    @property
+    def _finer(self) -> FinerLevels:
+        # made anew: one that is kept would keep this reader open after its last user
+        return FinerLevels(reader=self, present=self._tiles.present)
+
+    def _draw(self, level: int, index: int, part: Window, *, factor: int = 1, out: NDArray[np.uint8]) -> None:
+        tile = divmod(index, self._tiles.columns(level))
+        reason = self._finer.draw(level, tile, part, factor=factor, out=out)
+        if reason is not None:
+            self._tiles.set_bad(level, index, reason)
+            out[...] = 255
+
     def _serve(self, level: int, use: _TileUse, data: bytes | None, out: NDArray[np.uint8]) -> None:
         """Decode once what the windows need of one tile, and copy it to them."""
         if len(use.pieces) == 1:
             number, own, part = use.pieces[0]
-            self._tiles.paste(level, use.index, data, part, out=out[number][own.slices], once=True)
+            self._paste(level, use.index, data, part, out=out[number][own.slices], once=True)
             return
         hull = Window.around([part for _, _, part in use.pieces])
         shared = np.empty((*hull.shape, 3), dtype=np.uint8)
-        self._tiles.paste(level, use.index, data, hull, out=shared, once=True)
+        self._paste(level, use.index, data, hull, out=shared, once=True)
         for number, own, part in use.pieces:
             out[number][own.slices] = shared[part.within(hull).slices]
 

@@ -77,6 +77,14 @@ class TiffTiles:
         """Which tiles of a level hold bytes: bool (rows, columns)."""
         return self._present[level]
 
+    def is_missing(self, level: int, index: int) -> bool:
+        """Whether a tile holds no bytes, and is not known to be bad."""
+        return not self._pages[level].counts[index] and (level, index) not in self._bad
+
+    def set_bad(self, level: int, index: int, reason: str) -> None:
+        """List a tile as bad: it is white from now on."""
+        self._bad[level, index] = reason
+
     def fetch(self, level: int, indices: Sequence[int]) -> list[bytes | None]:
         """The stored bytes of tiles by index, row by row; None where a tile is missing or cached.
 
@@ -98,7 +106,7 @@ class TiffTiles:
         out: NDArray[np.uint8],
         once: bool = False,
     ) -> None:
-        """Fill an array with a part of one tile, white where it is missing.
+        """Fill an array with a part of one stored tile, white if it is bad.
 
         Args:
             level: index of the level.
@@ -112,7 +120,7 @@ class TiffTiles:
             TileError: the tile cannot be decoded, and bad tiles raise.
         """
         key = level, index
-        if self._pages[level].counts[index] == 0 or key in self._bad:
+        if key in self._bad:
             out[...] = 255
             return
         tile = self._decoded.get(key)
@@ -129,7 +137,7 @@ class TiffTiles:
             out[...] = tile[part.slices]
 
     def paste_reduced(self, level: int, index: int, data: bytes | None, *, factor: int, out: NDArray[np.uint8]) -> None:
-        """Fill an array with one tile, reduced by 2, 4 or 8 within its JPEG transform; white where it is missing.
+        """Fill an array with one stored tile, reduced by 2, 4 or 8 within its JPEG transform; white if it is bad.
 
         Args:
             level: index of the level; ``is_jpeg`` holds for it.
@@ -145,7 +153,7 @@ class TiffTiles:
         jpeg = self._codecs[level].jpeg
         if jpeg is None:
             raise ValueError("only JPEG tiles can be decoded at a reduced size")
-        if self._pages[level].counts[index] == 0 or key in self._bad:
+        if key in self._bad:
             out[...] = 255
             return
         try:

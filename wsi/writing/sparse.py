@@ -1,7 +1,7 @@
 """Sparse slides: pyramids that hold only the wanted tiles, copied byte for byte if JPEG or lossless.
 
-All other tiles are missing and read as white. Every level keeps its size, so that positions and resolutions stay those
-of the slide and its pixels under the wanted windows are identical.
+All other tiles are missing and read as white, or as the mean of a finer level's. Every level keeps its size, so that
+positions and resolutions stay those of the slide and its pixels under the wanted windows are identical.
 """
 
 from __future__ import annotations
