@@ -160,6 +160,12 @@ def patches(
     *,
     allow_empty: AllowEmpty = False,
     upsample: Upsample = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing: say what would be done, and how much room and time it would take."
+        ),
+    ] = False,
     contact_sheet: Annotated[
         bool, typer.Option("--contact-sheet/--no-contact-sheet", help="Write a PNG with some patches of every kind.")
     ] = True,
@@ -213,11 +219,20 @@ def patches(
         allows_empty=allow_empty,
     )
     notices = cohort_notices(listing, mpp=slide_mpp, annotations=drawn)
+    table = StageTable() if reference is None else StageTable(labels=read_label_table(reference))
+    if dry_run:
+        from staging.training.patch_rehearsal import rehearse_patches  # noqa: PLC0415
+
+        foretold = rehearse_patches(
+            found, drawn, table, output, recipe=recipe, workers=processes, form=form, quality=quality
+        )
+        typer.echo(json.dumps(foretold | notices))
+        return
     with PatchProgress(len(found)) as progress:
         counts = sample_cohort(
             found,
             drawn,
-            StageTable() if reference is None else StageTable(labels=read_label_table(reference)),
+            table,
             output,
             recipe=recipe,
             workers=processes,

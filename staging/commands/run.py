@@ -72,6 +72,12 @@ def run(
     allow_partial: AllowPartial = False,
     overwrite: Overwrite = False,
     upsample: Upsample = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing: say what would be done, and how much room and time it would take."
+        ),
+    ] = False,
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -125,6 +131,27 @@ def run(
         allow_partial=allow_partial,
     )
     processes, threads = shared_out(device, workers)
+    if dry_run:
+        from staging.runs.cohort import slide_tasks  # noqa: PLC0415
+        from staging.runs.config import RECORD, refuse_other_settings  # noqa: PLC0415
+        from staging.runs.rehearsal import rehearse  # noqa: PLC0415
+
+        refuse_other_settings(output, config.to_json(), record=RECORD, overwrite=overwrite)
+        tasks = slide_tasks(
+            listing.slides,
+            output,
+            model=model,
+            config=config,
+            device=device,
+            threads=threads,
+            digests=False,
+            upsample=upsample,
+        )
+        found = rehearse(tasks, checkpoint, workers=processes)
+        for name, reason in found.faults.items():
+            say(f"{name}: would be quarantined: {reason}")
+        typer.echo(json.dumps(found.to_json()))
+        return
     with CohortProgress(len(listing.slides)) as progress:
         result = run_cohort(
             listing.slides,

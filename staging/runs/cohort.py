@@ -184,20 +184,16 @@ def run_cohort(
         atomic_text(output / RECORD, json_text(config.to_json()))
         if digests is None:
             digests = is_cheap(output / name for name in ("heatmaps", "overlays", "lesions"))
-        tasks = [
-            SlideTask(
-                path=slide.path,
-                name=slide.name,
-                output=output,
-                model=model,
-                config=config,
-                device=device,
-                threads=threads,
-                digests=digests,
-                upsample=upsample,
-            )
-            for slide in slides
-        ]
+        tasks = slide_tasks(
+            slides,
+            output,
+            model=model,
+            config=config,
+            device=device,
+            threads=threads,
+            digests=digests,
+            upsample=upsample,
+        )
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
         check_kept(path for one in analyses for path in artefact_paths(output, one.slide))
@@ -216,6 +212,34 @@ def run_cohort(
             nodes=nodes,
             known=known,
         )
+
+
+def slide_tasks(
+    slides: Sequence[SlideFile],
+    output: Path,
+    *,
+    model: Path,
+    config: RunConfig,
+    device: str,
+    threads: int,
+    digests: bool,
+    upsample: bool,
+) -> list[SlideTask]:
+    """Return the work of a run, slide by slide; arguments as for run_cohort."""
+    return [
+        SlideTask(
+            path=slide.path,
+            name=slide.name,
+            output=output,
+            model=model,
+            config=config,
+            device=device,
+            threads=threads,
+            digests=digests,
+            upsample=upsample,
+        )
+        for slide in slides
+    ]
 
 
 def _analyse(

@@ -91,9 +91,7 @@ def sample_cohort(
         PathologyError: a slide or its annotations are faulty; faulty slides are never skipped silently.
     """
     sources, left_out = find_sources(slides, annotations, reference, recipe)
-    _check_split(sources, recipe)
-    _check_heatmaps(sources, recipe)
-    _check_annotations(sources, recipe)
+    check_sources(sources, recipe)
     target = PatchOutput(path=output, form=form_of(output, form), quality=quality, slide_mpp=recipe.slide_mpp)
     check_output(target)
     telling = cast("StoringNews", news) if hasattr(news, "stored") else None
@@ -135,6 +133,19 @@ def sample_cohort(
         "contact_sheet": None if sheet is None else str(sheet),
         **target.form.told(done),
     }
+
+
+def check_sources(sources: Sequence[PatchSource], recipe: PatchRecipe) -> None:
+    """Refuse at once what would fail after hours of drawing.
+
+    Raises:
+        SamplingError: the patients cannot be split like this.
+        CohortError: a slide has no heatmap.
+        PathologyError: annotations cannot be read.
+    """
+    _check_split(sources, recipe)
+    _check_heatmaps(sources, recipe)
+    _check_annotations(sources, recipe)
 
 
 def _check_split(sources: Sequence[PatchSource], recipe: PatchRecipe) -> None:
