@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,13 +108,14 @@ class DetectionFolder(FolderKind):
 def write_detections(path: str | PathLike[str], detections: Detections) -> None:
     """Write rows ``probability,x,y`` as the organisers read them; the file is complete or absent.
 
-    Numbers have enough decimals to restore the same float64. Without detections the file is empty.
+    They read x and y as integers, so that of a point the pixel is written that holds it; the probability has enough
+    decimals to restore the same float64. Without detections the file is empty.
 
     Raises:
         StorageError: it cannot be written.
     """
     columns = (detections.probability.tolist(), detections.x.tolist(), detections.y.tolist())
-    rows = ("{},{},{}\n".format(*map(_text, row)) for row in zip(*columns, strict=True))
+    rows = (f"{_text(p)},{math.floor(x)},{math.floor(y)}\n" for p, x, y in zip(*columns, strict=True))
     atomic_text(Path(path), "".join(rows))
 
 
