@@ -35,7 +35,8 @@ class StageScore:
         centres: dict[str, list[str]] = {}
         for name, one in self.centres.items():
             for warning in one.warnings:
-                centres.setdefault(warning, []).append(name)
+                if warning not in self.whole.warnings:
+                    centres.setdefault(warning, []).append(name)
         return (
             *self.of_tables,
             *self.whole.warnings,

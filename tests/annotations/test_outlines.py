@@ -48,6 +48,16 @@ def test_many_outlines_hold_the_pixels_of_each(
     np.testing.assert_array_equal(together, np.any([np.zeros(frame.shape, dtype=np.bool_), *alone], axis=0))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_edges_right_of_the_frame_may_be_left_out(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frame = Frame(x=1, y=3, downsample=0.5, shape=(19, 21), mpp=None)
+    drawn = [rng.integers(-4, 25, (rng.integers(3, 9), 2)).astype(np.float64) for _ in range(4)]
+    expected = np.any([polygon_mask([outline], frame).array for outline in drawn], axis=0)
+    monkeypatch.setattr("annotations.outlines._BLOCK", 1)
+    np.testing.assert_array_equal(polygon_mask(drawn, frame).array, expected)
+
+
 @given(shapes, frames, st.sampled_from([1, 2, 64]))
 def test_edges_that_pass_are_those_of_each(drawn: list[Points], frame: Frame, block: int) -> None:
     def passed(outlines: list[NDArray[np.float64]]) -> NDArray[np.bool_]:
