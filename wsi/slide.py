@@ -1,4 +1,4 @@
-"""A slide: one file, its levels and its pixels at any resolution."""
+"""A slide: one file or one DICOM series, its levels and its pixels at any resolution."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wsi.raster import Image
 from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
 from wsi.readers.level_pixels import LevelPixels
 from wsi.readers.levels import missing_levels
-from wsi.readers.opening import open_reader, open_source
+from wsi.readers.opening import name_slide, open_reader, open_source
 from wsi.readers.resolution import against_given
 from wsi.readers.source import is_url
 from wsi.resample import FramePlan
@@ -66,8 +66,9 @@ class Slide:
         """Open a slide.
 
         Args:
-            path: a tiled TIFF (also SVS, Philips, OME), any other kind that OpenSlide knows, a JPEG or a PNG; or the
-                URL (s3://, gs://, az://, http://, https://) of a tiled TIFF, which needs the extra ``cloud``.
+            path: a tiled TIFF (also SVS, Philips, OME), any other kind that OpenSlide knows, a JPEG or a PNG; the
+                folder of a DICOM series; or the URL (s3://, gs://, az://, http://, https://) of a tiled TIFF, which
+                needs the extra ``cloud``.
             mpp: um per level-0 px; overrides the file's.
             on_bad_tile: "raise" ends reading at a tile that cannot be decoded; "white" reads it as white and lists it
                 in ``bad_tiles``.
@@ -84,8 +85,10 @@ class Slide:
 
     @property
     def name(self) -> str:
-        """File name without suffix."""
-        return self.path.stem if isinstance(self.path, Path) else PurePosixPath(unquote(urlsplit(self.path).path)).stem
+        """File name without suffix; of a folder its name."""
+        if isinstance(self.path, Path):
+            return name_slide(self.path)
+        return PurePosixPath(unquote(urlsplit(self.path).path)).stem
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -36,7 +36,21 @@ def read_series(path: Path) -> str | None:
 def series_files(path: Path) -> list[Path]:
     """The DICOM files of the same series as one of them and in its folder, by name."""
     series = read_series(path)
-    return [other for other in sorted(path.parent.glob("[!.]*")) if series and read_series(other) == series]
+    return [other for other in _files(path.parent) if series and read_series(other) == series]
+
+
+def find_series(folder: Path) -> dict[str, list[Path]]:
+    """The DICOM files of a folder by series, each by name; whatever their suffix.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in _files(folder):
+        series = read_series(path)
+        if series is not None:
+            found.setdefault(series, []).append(path)
+    return found
 
 
 def read_statements(path: Path) -> dict[tuple[int, int], Statement]:
@@ -63,6 +77,10 @@ def read_statements(path: Path) -> dict[tuple[int, int], Statement]:
                 continue
             found[int.from_bytes(width[1], "little"), int.from_bytes(height[1], "little")] = Statement(stream, named)
     return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
 
 
 def _series(head: bytes) -> str | None:
