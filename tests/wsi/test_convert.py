@@ -249,7 +249,14 @@ def test_an_openslide_vendor_s_slide(real_data: RealData, tmp_path: Path) -> Non
         tiles = cut(whole(slide), 64)
         expected = tmp_path / "expected.tif"
         write_pyramid(expected, width=width, height=height, mpp=slide.mpp, tile_size=64, tiles=tiles)
-    assert target.read_bytes() == expected.read_bytes()
+        profile = slide.profile()
+        assert profile is not None
+    assert stored_bytes(target) == stored_bytes(expected)
+    assert facts(target) == facts(expected)
+    with Slide.open(target) as slide:
+        kept = slide.profile()
+        assert kept is not None
+        assert kept.data == profile.data
     assert stats.tiles_copied == 0
 
 

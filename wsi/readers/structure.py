@@ -71,6 +71,7 @@ class TiffPage:
         subsampling: of the colours of YCbCr, (across, down); JPEG streams carry their own.
         subfile: bits of NewSubfileType. resolution: pixels per unit along (x, y), nan if not stated.
         resolution_unit: 0 not stated, 1 none, 2 inch, 3 centimetre.
+        profile: byte position and length of the ICC profile; a length of 0 is none.
         sub_pages: the directories listed in SubIFDs.
     """
 
@@ -97,6 +98,7 @@ class TiffPage:
     software: str
     resolution: tuple[float, float]
     resolution_unit: int
+    profile: tuple[int, int]
     sub_pages: tuple[TiffPage, ...] = ()
 
     @property
@@ -353,6 +355,7 @@ class _Walker:
             software=self._text(entries, 305, where),
             resolution=(self._ratio(entries, 282, where), self._ratio(entries, 283, where)),
             resolution_unit=self._integer(entries, 296, where, 0),
+            profile=(entries[34675].offset, entries[34675].nbytes) if 34675 in entries else (0, 0),
             sub_pages=sub_pages,
         )
 

@@ -23,6 +23,7 @@ from wsi.readers.finer import FinerLevels
 from wsi.readers.levels import find_readable_pages, measure_pyramid
 from wsi.readers.openslide import detect_vendor, is_vendors_own
 from wsi.readers.picture import check_picture, unreadable
+from wsi.readers.profile import MOST_BYTES
 from wsi.readers.scale import measure_mpp, name_format
 from wsi.readers.source import ByteSource, FileSource
 from wsi.readers.structure import TIFF_MAGICS, TiffPage, read_structure, walk_structure
@@ -78,6 +79,7 @@ class TiffReader(Reader):
             "sentinode.format": name_format(levels[0]),
             "sentinode.compression": COMPRESSIONS[levels[0].compression],
         }
+        self._profiles = tuple(page.profile for page in levels)
         self._tiles = TiffTiles(self._source, levels, on_bad_tile=on_bad_tile, cache_bytes=CACHE_BYTES)
 
     @classmethod
@@ -163,6 +165,11 @@ class TiffReader(Reader):
     def stored_tiles(self, level: int) -> StoredTiles:
         """The tiles of a level as stored."""
         return self._tiles.stored(level)
+
+    def icc_profile(self, level: int) -> bytes | None:
+        """See ``Reader.icc_profile``; one that is too large to be one is none."""
+        offset, count = self._profiles[level]
+        return self._source.read(offset, count) if 0 < count <= MOST_BYTES else None
 
     def close(self) -> None:
         """Close the file."""

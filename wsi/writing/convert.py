@@ -23,7 +23,7 @@ from wsi.geometry import Frame, TileGrid, Window
 from wsi.readers.base import StoredTiles
 from wsi.slide import Slide
 from wsi.threads import map_in_order
-from wsi.writing.bigtiff import BigTiff, Tags, new_bigtiff, opaque, shorts
+from wsi.writing.bigtiff import ICC_PROFILE, BigTiff, Tags, new_bigtiff, opaque, shorts
 from wsi.writing.pyramid import check_mpp, check_tile_size, level_tags
 from wsi.writing.tile_encoding import FULL_RANGE, JPEG_TAG, ColourTiles, MaskTiles, TileKind
 from wsi.writing.tile_stream import LevelTable, plan_levels, store_levels
@@ -75,7 +75,8 @@ def convert_slide(
     downsample; missing tiles stay missing. Everything else becomes JPEG, YCbCr 4:2:0, even colours stored losslessly
     so far (``write_sparse`` keeps those), with factor-2 levels made from the finest. Slides with one lossless value
     per pixel, such as masks, stay so: no value changes, and lower levels take the largest of 2 x 2 (see
-    ``write_mask``). The resolution is the slide's, or the one given on opening.
+    ``write_mask``). The resolution is the slide's, or the one given on opening. Every level keeps its ICC profile; new
+    ones have that of the level they are made from.
 
     Args:
         slide: any slide; its file is only read. Copied tiles are not decoded: only gross damage (not a JPEG at all) is
@@ -159,7 +160,8 @@ class _Conversion:
         tables = plan_levels(width=width, height=height, tile_size=kind.shape[0])
         self._total = tables[0].rows * tables[0].columns
         self._store(tables, kind, frame)
-        self._add_pages(tables, kind.tags, None if frame.mpp is None else frame.pixel_um)
+        tags = kind.tags | profile_tags(self._slide, 0)
+        self._add_pages(tables, tags, None if frame.mpp is None else frame.pixel_um)
 
     def keep_levels(self, colour: ColourTiles) -> None:
         """Store each of the slide's levels, its tiles copied where they are JPEG; then make coarser ones."""
@@ -184,11 +186,13 @@ class _Conversion:
             else:
                 self._store([table], colour, frame)
                 tags = colour.tags
+            tags = tags | profile_tags(slide, level.index)
             self._add_pages([table], tags, None if frame.mpp is None else frame.pixel_um)
         if further[1:]:
             frame = slide.frame_of(coarsest)
             self._store(further, colour, frame, is_first_stored=False)
-            self._add_pages(further[1:], colour.tags, None if frame.mpp is None else frame.pixel_um * 2)
+            tags = colour.tags | profile_tags(slide, coarsest.index)
+            self._add_pages(further[1:], tags, None if frame.mpp is None else frame.pixel_um * 2)
 
     def finish(self) -> None:
         """Append the directories."""
@@ -323,6 +327,12 @@ def is_lossless(stored: StoredTiles | None) -> bool:
 def is_mask(stored: StoredTiles | None) -> bool:
     """Whether tiles hold one lossless value per pixel, which JPEG would change."""
     return stored is not None and stored.samples == 1 and is_lossless(stored)
+
+
+def profile_tags(slide: Slide, level: int) -> Tags:
+    """The part of a directory that keeps a level's ICC profile; empty if it has none."""
+    profile = slide.profile(level)
+    return {} if profile is None else {ICC_PROFILE: opaque(profile.data)}
 
 
 def stored_tags(stored: StoredTiles) -> Tags:
