@@ -14,6 +14,7 @@ from typing import BinaryIO
 from wsi.inputs import open_regular
 from wsi.readers.colours import HEADER_BYTES, Colours, Statement, jpeg_colours
 
+_START_BYTES = 132  # up to the word DICM
 _HEADER_BYTES = 2**17
 _MOST_BYTES = 2**26  # of elements before the pixels: tables of frames and a profile of colours
 _SERIES = re.compile(rb"\x20\x00\x0e\x00UI(..)", re.DOTALL)  # (0020,000E) SeriesInstanceUID
@@ -28,7 +29,8 @@ def read_series(path: Path) -> str | None:
     """The series that a DICOM file belongs to; None if the file does not say, is not DICOM, or cannot be read."""
     try:
         with open_regular(path) as file:
-            return _series(file.read(_HEADER_BYTES))
+            start = file.read(_START_BYTES)  # most files of a folder may be of other kinds
+            return _series(start + file.read(_HEADER_BYTES)) if start.endswith(b"DICM") else None
     except OSError:
         return None
 
@@ -84,7 +86,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _series(head: bytes) -> str | None:
-    found = _SERIES.search(head) if head[128:132] == b"DICM" else None
+    found = _SERIES.search(head)
     return _text(head, found) or None if found else None
 
 

@@ -25,7 +25,7 @@ from wsi.slide import Slide
 from wsi.threads import map_in_order
 from wsi.writing.bigtiff import ICC_PROFILE, BigTiff, Tags, new_bigtiff, opaque, shorts
 from wsi.writing.pyramid import check_mpp, check_tile_size, level_tags
-from wsi.writing.tile_encoding import FULL_RANGE, JPEG_TAG, ColourTiles, MaskTiles, TileKind
+from wsi.writing.tile_encoding import FULL_RANGE, JPEG_TAG, ColourTiles, MaskTiles, TileKind, encode_like
 from wsi.writing.tile_stream import LevelTable, plan_levels, store_levels
 
 MAX_SIDE_PX = 4_000_000
@@ -72,9 +72,10 @@ def convert_slide(
     """Write a slide as a generic tiled BigTIFF pyramid that OpenSlide, QuPath and ASAP open.
 
     If the finest level is stored as JPEG tiles these are copied, and so are those of the other stored levels, at any
-    downsample; missing tiles stay missing. Everything else becomes JPEG, YCbCr 4:2:0, even colours stored losslessly
-    so far (``write_sparse`` keeps those), with factor-2 levels made from the finest. Slides with one lossless value
-    per pixel, such as masks, stay so: no value changes, and lower levels take the largest of 2 x 2 (see
+    downsample. A tile that a coarse level lacks is encoded from the finer one that has its pixels, as other readers do
+    not draw it; tiles that no level has stay missing. Everything else becomes JPEG, YCbCr 4:2:0, even colours stored
+    losslessly so far (``write_sparse`` keeps those), with factor-2 levels made from the finest. Slides with one
+    lossless value per pixel, such as masks, stay so: no value changes, and lower levels take the largest of 2 x 2 (see
     ``write_mask``). The resolution is the slide's, or the one given on opening. Every level keeps its ICC profile; new
     ones have that of the level they are made from.
 
@@ -181,7 +182,7 @@ class _Conversion:
         for (level, stored), table in zip(work, tables, strict=True):
             frame = slide.frame_of(level)
             if stored is not None and is_jpeg(stored):
-                self._copy(level.index, stored, table)
+                self._copy(level.index, stored, table, quality=colour.quality)
                 tags = stored_tags(stored)
             else:
                 self._store([table], colour, frame)
@@ -206,18 +207,36 @@ class _Conversion:
         for index, table in enumerate(tables):
             self.pages.append((table, tags, None if mpp is None else mpp * 2**index))
 
-    def _copy(self, level: int, stored: StoredTiles, table: LevelTable) -> None:
-        def read(index: tuple[int, int]) -> bytes | None:
-            return copy_tile(self._slide, level, stored, index)
+    def _copy(self, level: int, stored: StoredTiles, table: LevelTable, *, quality: int) -> None:
+        """Copy the tiles of a level; encode those that it lacks and a finer level has."""
+        grid = TileGrid(frame=self._slide.frame_of(level), tile_shape=(table.tile_height, table.tile_width))
+
+        def read(index: tuple[int, int]) -> tuple[bytes | None, bool]:
+            data = copy_tile(self._slide, level, stored, index)
+            if (
+                data is not None
+                or level == 0
+                or stored.samples != _COLOURS
+                or self._slide.is_missing(grid.tile(*index))
+            ):
+                return data, True
+            window = Window(
+                row=index[0] * table.tile_height,
+                column=index[1] * table.tile_width,
+                height=table.tile_height,
+                width=table.tile_width,
+            )
+            return encode_like(stored, self._slide.read_window(level, window), quality=quality), False
 
         # A stored grid may be larger than the level: Philips pads levels to whole tiles and more.
         indices = ((row, column) for row in range(table.rows) for column in range(table.columns))
         tiles = map_in_order(read, indices, workers=self._workers)
         with closing(tiles):
-            for index, data in enumerate(self._counted(tiles, table.columns)):
+            for index, (data, is_copy) in enumerate(self._counted(tiles, table.columns)):
                 if data is not None:
                     table.put(index, offset=self._file.append(data), count=len(data))
-                    self.copied += 1
+                    self.copied += is_copy
+                    self.encoded += not is_copy
 
     def _store(self, tables: list[LevelTable], kind: TileKind, frame: Frame, *, is_first_stored: bool = True) -> None:
         """Decode a frame, and encode it and the levels below it."""
