@@ -1,4 +1,4 @@
-"""A slide: one file, its levels and its pixels at any resolution."""
+"""A slide: one file or one DICOM series, its levels and its pixels at any resolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -24,7 +24,8 @@ from wsi.raster import Image
 from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
 from wsi.readers.level_pixels import LevelPixels
 from wsi.readers.levels import missing_levels
-from wsi.readers.opening import open_reader, open_source
+from wsi.readers.opening import name_slide, open_reader, open_source
+from wsi.readers.profile import ColourProfile
 from wsi.readers.resolution import Mpp, against_given, um_of
 from wsi.readers.source import is_url
 from wsi.resample import FramePlan
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     import dask.array
 
 _FINGERPRINT_BYTES = 2**20
+
+Colour = Literal["stored", "srgb"]
+"""Pixels as the file stores them, or through its ICC profile in sRGB."""
 
 UPSAMPLING = 1.15
 """How many times finer than a slide's own pixels may be asked for without a word: scanners called 40x write 0.226 to
@@ -58,14 +62,16 @@ class Slide:
         self._process = os.getpid()
         self._reader: Reader | None = None
         self._is_closed = False
+        self._profiles: dict[int, ColourProfile | None] = {}
 
     @classmethod
     def open(cls, path: str | PathLike[str], *, mpp: Mpp | None = None, on_bad_tile: OnBadTile = "raise") -> Slide:
         """Open a slide.
 
         Args:
-            path: a tiled TIFF (also SVS, Philips, OME), any other kind that OpenSlide knows, a JPEG or a PNG; or the
-                URL (s3://, gs://, az://, http://, https://) of a tiled TIFF, which needs the extra ``cloud``.
+            path: a tiled TIFF (also SVS, Philips, OME), any other kind that OpenSlide knows, a JPEG or a PNG; the
+                folder of a DICOM series; or the URL (s3://, gs://, az://, http://, https://) of a tiled TIFF, which
+                needs the extra ``cloud``.
             mpp: um per level-0 px, for a file that states none; OverridingMpp(um) counts even against the file's.
             on_bad_tile: "raise" ends reading at a tile that cannot be decoded; "white" reads it as white and lists it
                 in ``bad_tiles``.
@@ -82,8 +88,10 @@ class Slide:
 
     @property
     def name(self) -> str:
-        """File name without suffix."""
-        return self.path.stem if isinstance(self.path, Path) else PurePosixPath(unquote(urlsplit(self.path).path)).stem
+        """File name without suffix; of a folder its name."""
+        if isinstance(self.path, Path):
+            return name_slide(self.path)
+        return PurePosixPath(unquote(urlsplit(self.path).path)).stem
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -158,7 +166,23 @@ class Slide:
         fitting = [level for level in self.levels if level.downsample <= downsample * (1 + 1e-6)]
         return fitting[-1] if fitting else self.levels[0]
 
-    def read(self, region: Region, level: int = 0, *, out: NDArray[np.uint8] | None = None) -> Image:
+    def profile(self, level: int = 0) -> ColourProfile | None:
+        """The ICC profile of a stored level; None if it has none.
+
+        Raises:
+            SlideError: the file cannot be read.
+        """
+        if level not in self._profiles:
+            try:
+                data = self._open().icc_profile(level)
+            except OSError as error:
+                raise SlideError(self.path, f"cannot be read: {error.strerror or error}") from error
+            self._profiles[level] = None if data is None else ColourProfile(path=str(self.path), data=data)
+        return self._profiles[level]
+
+    def read(
+        self, region: Region, level: int = 0, *, out: NDArray[np.uint8] | None = None, colour: Colour = "stored"
+    ) -> Image:
         """Stored pixels of a level under a region, without resampling; white outside the slide and where missing.
 
         The image starts at the level's pixel that holds the region's top left corner and covers the whole region.
@@ -168,14 +192,23 @@ class Slide:
             level: index.
             out: uint8 (rows, columns, 3) to fill instead of a new array; reusing one saves the system from allocating
                 memory.
+            colour: "srgb" shows all pixels, also the white ones, through the level's ICC profile in sRGB; without a
+                profile they stay as they are. Networks and everything measured here use the stored ones.
 
         Raises:
             TileError: a tile cannot be decoded.
-            ValueError: ``out`` has another shape or type.
+            SlideFormatError: the profile is damaged.
+            ValueError: ``out`` has another shape or type, or ``colour`` is another word.
         """
+        if colour not in ("stored", "srgb"):
+            raise ValueError(f"colour must be 'stored' or 'srgb', got {colour!r}")
         frame = self.frame_of(level)
         window = frame.window_of(region)
-        return Image(frame=frame.part(window), array=self.read_window(level, window, out=out))
+        pixels = self.read_window(level, window, out=out)
+        profile = self.profile(level) if colour == "srgb" else None
+        if profile is not None:
+            pixels[...] = profile.to_srgb(pixels)
+        return Image(frame=frame.part(window), array=pixels)
 
     def read_window(self, level: int, window: Window, *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Stored pixels of a window of a level: uint8 (height, width, 3), white outside the slide and where missing.

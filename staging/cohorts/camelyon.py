@@ -27,7 +27,7 @@ from staging.errors import (
 from staging.lesions.labels import SlideLabel
 from staging.stages.pn import BY_NAME, PatientStage, SlideNodes, parse_slide_name, patient_order
 from wsi.readers.dicom import read_series
-from wsi.readers.opening import photograph_suffixes, slide_suffixes
+from wsi.readers.opening import name_slide, photograph_suffixes, slide_suffixes
 from wsi.store import atomic_text
 
 __all__ = [
@@ -206,7 +206,8 @@ def list_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> S
 
     In folders, files are found by suffix; masks, annotations and hidden files are skipped, and photographs (JPEG, PNG)
     count only if there is nothing else. A file named itself always counts: its reader decides. A DICOM series, whose
-    files are the levels of one slide, is represented by its first file by name.
+    files are the levels of one slide, is represented by its folder if there is no other slide in it, else by its first
+    file by name.
 
     Args:
         paths: one or more folders and files.
@@ -294,16 +295,18 @@ def _is_slide(name: str) -> bool:
 
 
 def _slide_file(path: Path) -> SlideFile:
+    name = name_slide(path)
     try:
-        patient, node = parse_slide_name(path.stem)
+        patient, node = parse_slide_name(name)
     except SlideNameError:
-        return SlideFile(path=path, name=path.stem)
-    return SlideFile(path=path, name=path.stem, patient=patient, node=node)
+        return SlideFile(path=path, name=name)
+    return SlideFile(path=path, name=name, patient=patient, node=node)
 
 
 def _slides_below(folder: Path, skipped: list[Skipped]) -> list[Path]:
     files = list(_files_below(folder, skipped))
-    slides = _one_per_series([file for file in files if file.suffix.lower() in slide_suffixes()])
+    series, files = _split_series(files)
+    slides = series + [file for file in files if file.suffix.lower() in slide_suffixes()]
     photographs = [file for file in files if file.suffix.lower() in photograph_suffixes()]
     if slides:
         skipped += (Skipped(path=file, reason="photograph beside slides") for file in photographs)
@@ -327,16 +330,34 @@ def _slides_below(folder: Path, skipped: list[Skipped]) -> list[Path]:
     return slides
 
 
-def _one_per_series(slides: list[Path]) -> list[Path]:
-    seen: set[tuple[Path, str]] = set()
-    kept = []
-    for path in slides:
-        series = read_series(path) if path.suffix.lower() == ".dcm" else None
-        if series is None or (path.parent, series) not in seen:
-            kept.append(path)
-        if series is not None:
-            seen.add((path.parent, series))
-    return kept
+def _split_series(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Return what stands for slides of several DICOM files, and the other files.
+
+    A folder whose only slide is such a series stands for it; of a series beside other slides the first file does.
+    """
+    slides: list[Path] = []
+    taken: set[Path] = set()
+    folders: dict[Path, list[Path]] = {}
+    for file in files:
+        folders.setdefault(file.parent, []).append(file)
+    for folder, within in folders.items():
+        series: dict[str, list[Path]] = {}
+        for file in filter(_may_be_dicom, within):
+            name = read_series(file)
+            if name is not None:
+                series.setdefault(name, []).append(file)
+        several = [one for one in series.values() if len(one) > 1]
+        taken.update(file for one in several for file in one)
+        others = [file for file in within if file.suffix.lower() in slide_suffixes() and file not in taken]
+        is_alone = len(several) == len(series) == 1 and not others
+        slides += [folder] if is_alone else [one[0] for one in several]
+    return slides, [file for file in files if file not in taken]
+
+
+def _may_be_dicom(file: Path) -> bool:
+    """Whether a file is called like DICOM's: .dcm, or no suffix, or the last number of an identifier as one."""
+    suffix = file.suffix.lower()
+    return suffix in ("", ".dcm") or suffix[1:].isdigit()
 
 
 def _files_below(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:

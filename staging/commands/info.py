@@ -28,7 +28,7 @@ def info(
         bool, typer.Option("--json", help="Print one JSON object per slide instead of a table.")
     ] = False,
 ) -> None:
-    """Show a slide's format, size, resolution and levels.
+    """Show a slide's format, size, resolution, ICC profile and levels.
 
     Exit code 3: some slides cannot be read, 1: none can.
 
@@ -51,12 +51,14 @@ def info(
 
 
 def _facts(slide: Slide) -> dict[str, Any]:
+    profile = slide.profile()
     return {
         "path": without_secrets(str(slide.path)),
         "format": slide.properties.get("sentinode.format"),
         "width": slide.levels[0].width,
         "height": slide.levels[0].height,
         "mpp": slide.mpp,
+        "colour_profile": None if profile is None else {"name": plain(profile.name), "bytes": len(profile.data)},
         "levels": [
             {
                 "width": level.width,
@@ -71,7 +73,8 @@ def _facts(slide: Slide) -> dict[str, Any]:
 
 
 def _table(facts: dict[str, Any]) -> str:
-    mpp = facts["mpp"]
+    mpp, profile = facts["mpp"], facts["colour_profile"]
+    colours = f"ICC profile: {profile['name']} ({profile['bytes']} bytes)" if profile else "no ICC profile"
     size = f"{facts['width']} x {facts['height']} px"
     if mpp:
         size += f", {facts['width'] * mpp / 1000:.2f} x {facts['height'] * mpp / 1000:.2f} mm"
@@ -80,6 +83,7 @@ def _table(facts: dict[str, Any]) -> str:
         f"  format      {facts['format']}",
         f"  size        {size}",
         f"  resolution  {f'{mpp:.4f} um/px' if mpp else 'unknown: give it with --slide-mpp where a command asks'}",
+        f"  colours     {colours}",
         "  level       width   height  downsample  tile",
     ]
     lines += [

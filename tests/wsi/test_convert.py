@@ -14,6 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 from openslide import OpenSlide
 from PIL import Image as Pillow
+from slide_files import forget_tiles
 
 from wsi.errors import ResolutionError, SlideError, SlideFormatError
 from wsi.geometry import Window
@@ -249,7 +250,14 @@ def test_an_openslide_vendor_s_slide(real_data: RealData, tmp_path: Path) -> Non
         tiles = cut(whole(slide), 64)
         expected = tmp_path / "expected.tif"
         write_pyramid(expected, width=width, height=height, mpp=slide.mpp, tile_size=64, tiles=tiles)
-    assert target.read_bytes() == expected.read_bytes()
+        profile = slide.profile()
+        assert profile is not None
+    assert stored_bytes(target) == stored_bytes(expected)
+    assert facts(target) == facts(expected)
+    with Slide.open(target) as slide:
+        kept = slide.profile()
+        assert kept is not None
+        assert kept.data == profile.data
     assert stats.tiles_copied == 0
 
 
@@ -356,3 +364,27 @@ def test_a_given_mpp_is_written(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="use a larger mpp"):
         converted(source, tmp_path / "fine.tif", slide_mpp=100.0, mpp=0.001)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.tif", "out.tif"]
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
+def test_coarse_tiles_that_a_finer_level_has_are_stored_for_other_readers(tmp_path: Path, photometric: str) -> None:
+    source, target = tmp_path / "in.tif", tmp_path / "out.tif"
+    y, x = np.mgrid[0:256, 0:256]
+    image = np.stack([220 - x / 4, 140 + y / 4, 190 - y / 3], axis=-1).astype(np.uint8)
+    arguments: dict[str, Any] = {"compressionargs": {"level": 95, "outcolorspace": photometric}, "subsampling": (1, 1)}
+    with tifffile.TiffWriter(source) as tiff:
+        for side in (1, 2):
+            small = np.ascontiguousarray(image[::side, ::side])
+            tiff.write(small, tile=(64, 64), photometric="rgb", compression="jpeg", metadata=None, **arguments)
+    forget_tiles(source, page=1, only=1)
+    for tile in (10, 11, 14, 15):  # under the last coarse tile, which is missing, too
+        forget_tiles(source, only=tile)
+    forget_tiles(source, page=1, only=3)
+    stats = converted(source, target, tile_size=128, quality=95)
+    assert (stats.tiles_copied, stats.tiles_encoded) == (12 + 2, 1)
+    with Slide.open(source) as before, Slide.open(target) as after:
+        assert (whole(after, 1)[64:, 64:] == 255).all()
+        assert np.abs(whole(after, 1).astype(int) - whole(before, 1)).max() <= 6
+        assert after.is_missing(after.frame_of(1).part(Window(row=64, column=64, height=64, width=64)))
+    seen = through_openslide(target, 1).astype(int)
+    assert np.abs(seen[:64] - image[:128:2, ::2]).max() <= 6

@@ -18,6 +18,7 @@ from wsi.geometry import Window
 from wsi.readers.flat import FlatReader
 from wsi.readers.structure import read_structure
 from wsi.readers.tiff import TiffReader
+from wsi.slide import Slide
 
 RealData = Callable[[str], Path]
 
@@ -75,8 +76,6 @@ def patch(path: Path, tag: int, *, value: int | None = None, count: int | None =
         (324, {"count": 11}, "needs 12 values"),
         (324, {"value": 2**62}, "truncated or damaged"),
         (325, {"value": 2**63}, "truncated or damaged"),
-        (258, {"value": 16 | 16 << 16 | 16 << 32}, "16 bits"),
-        (277, {"value": 5}, "5 samples"),
         (347, {"count": 2**40}, "truncated or damaged"),
         (347, {"count": 2**17}, "truncated or damaged|bytes of type"),
     ],
@@ -90,6 +89,18 @@ def test_contradictions_are_refused(
     patch(path, tag, **change)
     with pytest.raises(SlideFormatError, match=rf"a\.tif, directory 0.*({reason})"):
         read_structure(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "reason"),
+    [(258, 16 | 16 << 16 | 16 << 32, "16 bits"), (277, 5, "5 samples"), (277, 65, "65 samples")],
+)
+def test_a_picture_of_other_samples_is_refused(sparse: Path, tmp_path: Path, tag: int, value: int, reason: str) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(sparse.read_bytes())
+    patch(path, tag, value=value)
+    with pytest.raises(SlideFormatError, match=rf"a\.tif, directory 0.*({reason})"):
+        Slide.open(path)
 
 
 def test_a_huge_byte_count_is_refused(sparse: Path, tmp_path: Path) -> None:

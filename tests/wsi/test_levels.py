@@ -115,7 +115,7 @@ def test_opacity_is_laid_over_white_or_said_to_be_left_out(tmp_path: Path) -> No
 def test_grey_with_opacity_is_refused(tmp_path: Path) -> None:
     image = picture()[:, :, :2]
     path = write_tiff(tmp_path / "a.tif", image, photometric="minisblack", planarconfig="contig", extrasamples=[2])
-    with pytest.raises(SlideFormatError, match=r"a\.tif: has 2 samples per pixel, not grey or RGB"):
+    with pytest.raises(SlideFormatError, match=r"a\.tif, directory 0: has 2 samples per pixel, not grey or RGB"):
         Slide.open(path)
 
 

@@ -329,7 +329,7 @@ def test_downsamples_are_measured_where_no_whole_factor_fits() -> None:
         (b"<DataObject Obj", b"<DataObjekt Obj", "not valid XML"),
         (
             b'"0.00025" "0.00025"</Attribute><Attribute Name="PIIM',
-            b'"0.00025" "0,00025"</Attribute><Attribute Name="PIIM',
+            b'"0.00025" "0.000x5"</Attribute><Attribute Name="PIIM',
             "spacing",
         ),
     ],

@@ -117,3 +117,57 @@ def test_what_needs_um_says_why_there_are_none(tmp_path: Path) -> None:
 def test_equal_axes_are_believed_without_a_word() -> None:
     assert settle(0.25, 0.25).warnings == ()
     assert settle(0.25, 0.2501).mpp == pytest.approx(0.25005)
+
+
+@pytest.mark.parametrize("written", ["0.2500", "0,2500", " 0,25 ", "2,5e-1"])
+def test_aperio_s_mpp_may_have_a_decimal_comma(tmp_path: Path, written: str) -> None:
+    description = f"Aperio Image Library v12|AppMag = 40|MPP = {written}|Left = 1,5"
+    mpp, said = opened(write_tiff(tmp_path / "a.svs", picture(), description=description))
+    assert mpp == pytest.approx(0.25)
+    assert not said
+
+
+@pytest.mark.parametrize("written", ["", "0.25.1", "0,25,1", "-0.25", "nan", "1_0", "0x1", ",25"])
+def test_what_is_no_number_is_no_mpp(tmp_path: Path, written: str) -> None:
+    path = write_tiff(tmp_path / "a.svs", picture(), description=f"Aperio Image Library v12|MPP = {written}|Left = 1")
+    assert opened(path)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "um"),
+    [
+        ("pm", 1e-6),
+        ("Å", 1e-4),
+        ("\u212b", 1e-4),
+        ("nm", 1e-3),
+        ("µm", 1),
+        ("μm", 1),
+        ("mm", 1e3),
+        ("cm", 1e4),
+        ("m", 1e6),
+        ("thou", 25.4),
+        ("mil", 25.4),
+        ("pt", 352.777_778),
+        ("in", 25_400),
+        ("inch", 25_400),
+    ],
+)
+def test_every_unit_of_ome_that_is_a_length(tmp_path: Path, unit: str, um: float) -> None:
+    # 2016-06 of the schema names inch "in" and mil "thou"
+    size = "".join(f'PhysicalSize{axis}="{0.5 / um!r}" PhysicalSize{axis}Unit="{unit}" ' for axis in "XY")
+    description = (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'<Image><Pixels SizeX="300" SizeY="200" {size}/></Image></OME>'
+    )
+    mpp, _ = opened(write_tiff(tmp_path / "a.ome.tif", picture(), description=description.encode()))
+    assert mpp == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("unit", ["pixel", "reference frame", "furlong"])
+def test_what_is_no_length_is_no_resolution(tmp_path: Path, unit: str) -> None:
+    size = "".join(f'PhysicalSize{axis}="0.5" PhysicalSize{axis}Unit="{unit}" ' for axis in "XY")
+    description = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'<Image><Pixels SizeX="300" SizeY="200" {size}/></Image></OME>'
+    )
+    assert opened(write_tiff(tmp_path / "a.ome.tif", picture(), description=description.encode()))[0] is None

@@ -281,7 +281,7 @@ def test_what_is_no_slide_is_one_format_error(tmp_path: Path, content: bytes, re
 
 
 def test_a_directory_is_no_slide(tmp_path: Path) -> None:
-    with pytest.raises(SlideFormatError, match="directory"):
+    with pytest.raises(SlideFormatError, match="is a directory without DICOM files, not a slide"):
         Slide.open(tmp_path)
 
 

@@ -171,6 +171,15 @@ class Reader(ABC):
         """False if the whole window lies outside the level, or in tiles that neither it nor a finer level stores."""
         return window.clipped(self.levels[level].shape) is not None
 
+    def icc_profile(self, level: int) -> bytes | None:
+        """The ICC profile of a level, as stored; None if it has none.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        del level
+        return None
+
     def stored_tiles(self, level: int) -> StoredTiles | None:
         """The tiles of a level as stored, for copying; None if the kind of file has none."""
         del level

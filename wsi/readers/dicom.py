@@ -14,6 +14,7 @@ from typing import BinaryIO
 from wsi.inputs import open_regular
 from wsi.readers.colours import HEADER_BYTES, Colours, Statement, jpeg_colours
 
+_START_BYTES = 132  # up to the word DICM
 _HEADER_BYTES = 2**17
 _MOST_BYTES = 2**26  # of elements before the pixels: tables of frames and a profile of colours
 _SERIES = re.compile(rb"\x20\x00\x0e\x00UI(..)", re.DOTALL)  # (0020,000E) SeriesInstanceUID
@@ -28,7 +29,8 @@ def read_series(path: Path) -> str | None:
     """The series that a DICOM file belongs to; None if the file does not say, is not DICOM, or cannot be read."""
     try:
         with open_regular(path) as file:
-            return _series(file.read(_HEADER_BYTES))
+            start = file.read(_START_BYTES)  # most files of a folder may be of other kinds
+            return _series(start + file.read(_HEADER_BYTES)) if start.endswith(b"DICM") else None
     except OSError:
         return None
 
@@ -36,7 +38,21 @@ def read_series(path: Path) -> str | None:
 def series_files(path: Path) -> list[Path]:
     """The DICOM files of the same series as one of them and in its folder, by name."""
     series = read_series(path)
-    return [other for other in sorted(path.parent.glob("[!.]*")) if series and read_series(other) == series]
+    return [other for other in _files(path.parent) if series and read_series(other) == series]
+
+
+def find_series(folder: Path) -> dict[str, list[Path]]:
+    """The DICOM files of a folder by series, each by name; whatever their suffix.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in _files(folder):
+        series = read_series(path)
+        if series is not None:
+            found.setdefault(series, []).append(path)
+    return found
 
 
 def read_statements(path: Path) -> dict[tuple[int, int], Statement]:
@@ -65,8 +81,12 @@ def read_statements(path: Path) -> dict[tuple[int, int], Statement]:
     return found
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+
+
 def _series(head: bytes) -> str | None:
-    found = _SERIES.search(head) if head[128:132] == b"DICM" else None
+    found = _SERIES.search(head)
     return _text(head, found) or None if found else None
 
 

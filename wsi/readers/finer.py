@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from wsi.geometry import Frame, Window
 from wsi.readers.base import Reader
 from wsi.readers.level_pixels import LevelPixels
-from wsi.resample import FramePlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,8 +31,11 @@ class FinerLevels:
 
     def have_pixels(self, level: int, window: Window) -> bool:
         """Whether a level, or a finer one, stores a tile under a window of the level."""
-        frame = self.reader.levels[level].frame.part(window)
-        return self._stores(level, window) or self._source(level, frame) is not None
+        size = self.reader.levels[level]
+        inside = window.clipped(size.shape)
+        if inside is None:
+            return False
+        return self._stores(level, inside) or self._source(level, size.frame.part(inside)) is not None
 
     def draw(
         self, level: int, tile: tuple[int, int], part: Window, *, factor: int = 1, out: NDArray[np.uint8]
@@ -67,7 +69,7 @@ class FinerLevels:
 
     def _why_bad(self, source: LevelPixels, frame: Frame) -> str | None:
         size = self.reader.levels[source.level]
-        inside = FramePlan.of(frame, source=source.downsample).window.clipped(size.shape)
+        inside = size.frame.window_of(frame.region).clipped(size.shape)
         if inside is None:
             return None
         under = inside.tile_range(size.tile_shape)
@@ -84,7 +86,7 @@ class FinerLevels:
 
     def _source(self, level: int, frame: Frame) -> LevelPixels | None:
         for finer in reversed(self.reader.levels[:level]):
-            if self._stores(finer.index, FramePlan.of(frame, source=finer.downsample).window):
+            if self._stores(finer.index, finer.frame.window_of(frame.region)):
                 return LevelPixels(reader=self.reader, level=finer.index, factor=1, downsample=finer.downsample)
         return None
 

@@ -47,7 +47,7 @@ class FlatReader(Reader):
         try:
             with self._open() as picture:
                 width, height, mode, kind = *picture.size, picture.mode, str(picture.format).lower()
-                dpi = picture.info.get("dpi")
+                dpi, self._profile = picture.info.get("dpi"), picture.info.get("icc_profile") or None
         except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
             raise SlideFormatError(path, f"cannot be opened as a picture: {error}") from error
         if width * height > MAX_PIXELS:
@@ -78,6 +78,11 @@ class FlatReader(Reader):
         inside = window.clipped(self.levels[level].shape)
         if inside is not None:
             out[inside.within(window).slices] = self._decoded()[inside.slices]
+
+    def icc_profile(self, level: int) -> bytes | None:
+        """See ``Reader.icc_profile``."""
+        del level
+        return self._profile
 
     def close(self) -> None:
         """Release the decoded pixels."""

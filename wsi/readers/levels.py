@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from wsi.errors import SlideFormatError
 from wsi.geometry import Level
 from wsi.readers.base import measure_downsample
 from wsi.readers.codec import can_decode
+from wsi.readers.ome import is_ome
+from wsi.readers.picture import extra_images, find_picture, has_bytes, is_extra, unreadable
 from wsi.readers.scale import name_format, read_philips_spacings
 from wsi.readers.structure import TiffPage
 
@@ -21,8 +22,6 @@ ROUNDING_PX = 2.0
 """Both sides of a level are rounded to whole px, each by less than one: more is another shape."""
 
 _LARGEST_STEP = 16.5
-_NOT_LEVELS = ("label", "macro", "thumbnail")
-_MASK_BIT = 4
 
 GREY = "is grey: tissue, stains and heatmaps need colours, so nothing found on it can be trusted; scan it in colour"
 """The warning of a slide with one sample per pixel."""
@@ -38,18 +37,19 @@ class Pyramid:
 
 
 def find_level_pages(pages: tuple[TiffPage, ...]) -> tuple[TiffPage, ...]:
-    """The tiled pages that form the pyramid, finest first; empty if the first page is not tiled.
+    """The tiled pages that form the pyramid, finest first; empty if no page is tiled.
 
-    A level has the first page's shape within the rounding of its sides and is smaller than the one before it. Philips
-    files store levels padded to whole tiles: there every tiled page not named otherwise is a level.
+    The finest is the picture (``find_picture``). A level has its shape within the rounding of its sides, and is smaller
+    than the one before it. Philips files store levels padded to whole tiles: there every tiled page not named otherwise
+    is a level.
     """
-    if not pages or not pages[0].is_tiled:
+    first = find_picture(pages)
+    if first is None:
         return ()
-    first = pages[0]
-    levels = [first]
-    for page in _candidates(pages):
+    levels = [_described(first, pages)]
+    for page in _candidates(first, pages):
         last = levels[-1]
-        fits = page.width <= last.width and page.height <= last.height
+        fits = page.width <= last.width and page.height <= last.height and has_bytes(page)
         if name_format(first) != "philips":
             fits = (
                 fits
@@ -77,12 +77,13 @@ def measure_pyramid(path: str, pages: tuple[TiffPage, ...]) -> Pyramid:
     """
     readable = find_readable_pages(pages)
     if not readable:
-        raise SlideFormatError(path, "has no tiled image of a kind that can be decoded")
+        raise unreadable(path, pages)
     first = readable[0]
     stated = _stated_downsamples(path, readable)
     kept = [page for page in readable if _stored_whole(first, page, stated.get(page.index))]
     levels = tuple(_level(index, first, page, stated.get(page.index)) for index, page in enumerate(kept))
-    doubts = [_left_out(first, page, is_level=page in readable) for page in _candidates(pages) if page not in kept]
+    others = [*_candidates(first, pages), *_other_images(first, pages)]
+    doubts = [_left_out(first, page, is_level=page in readable) for page in others if page not in kept]
     return Pyramid(pages=tuple(kept), levels=levels, warnings=(*doubts, *_colour_warnings(first)))
 
 
@@ -125,6 +126,11 @@ def _level(index: int, first: TiffPage, page: TiffPage, stated: tuple[float, flo
 
 def _left_out(first: TiffPage, page: TiffPage, *, is_level: bool) -> str:
     what = f"has a tiled page of {page.width} x {page.height} px"
+    if not has_bytes(page):
+        kind = (
+            f"its samples have {page.bits[0]} bits" if page.bits[0] != 8 else f"it has {page.samples} samples per pixel"
+        )
+        return f"{what} that is no level: {kind}; it is left out"
     if is_level:
         why = "that its description gives another size"
     elif name_format(first) == "philips" or has_shape((first.width, first.height), (page.width, page.height)):
@@ -141,24 +147,6 @@ def _colour_warnings(first: TiffPage) -> tuple[str, ...]:
     if first.samples == 4 and first.extra_samples[:1] not in ((1,), (2,)):
         return ("has a fourth sample per pixel that is not said to be opacity; it is left out: check the colours",)
     return ()
-
-
-def refuse_split_colours(path: str, pages: tuple[TiffPage, ...]) -> None:
-    """Refuse a picture whose colours are not together, of which only a part would be seen.
-
-    Raises:
-        SlideFormatError: it is spread over several grey pages, or is grey with opacity.
-    """
-    mend = "write it with all colours of a pixel in one page (RGB)"
-    if not pages or not pages[0].is_tiled:
-        return
-    first = pages[0]
-    if first.samples == 2:
-        raise SlideFormatError(path, "has 2 samples per pixel, not grey or RGB", mend=mend)
-    size = first.width, first.height
-    planes = sum(page.samples == 1 and (page.width, page.height) == size for page in pages if page.is_tiled)
-    if first.samples == 1 and planes > 1:
-        raise SlideFormatError(path, f"is spread over {planes} grey pages of one size", mend=mend)
 
 
 def has_shape(full: tuple[int, int], reduced: tuple[int, int]) -> bool:
@@ -181,12 +169,32 @@ def missing_levels(levels: Sequence[Level]) -> tuple[str, ...]:
     return (f"has no level {' nor '.join(gaps)}: {mend}",) if gaps else ()
 
 
-def _candidates(pages: tuple[TiffPage, ...]) -> tuple[TiffPage, ...]:
-    """The tiled pages after the first that are neither masks nor named as something else."""
-    return tuple(
+def _described(first: TiffPage, pages: tuple[TiffPage, ...]) -> TiffPage:
+    """The picture with the description of the file, which OME-XML gives in the first page only."""
+    is_without = first.index > 0 and not first.description and is_ome(pages[0].description)
+    return replace(first, description=pages[0].description) if is_without else first
+
+
+def _candidates(first: TiffPage, pages: tuple[TiffPage, ...]) -> list[TiffPage]:
+    """The tiled pages beside the picture that are neither masks nor named as something else, largest first.
+
+    Those of a Philips file stay in its order.
+    """
+    others = [
         page
-        for page in pages[0].sub_pages or pages[1:]
-        if page.is_tiled
-        and not page.subfile & _MASK_BIT
-        and not page.description.strip().lower().startswith(_NOT_LEVELS)
-    )
+        for page in first.sub_pages or [page for page in pages if page.index != first.index]
+        if page.is_tiled and not is_extra(page) and (first.sub_pages or page.index not in extra_images(pages))
+    ]
+    return others if name_format(first) == "philips" else sorted(others, key=lambda page: -page.width * page.height)
+
+
+def _other_images(first: TiffPage, pages: tuple[TiffPage, ...]) -> list[TiffPage]:
+    """The further images of a file whose levels are sub-directories."""
+    if not first.sub_pages:
+        return []
+    extra = extra_images(pages)
+    return [
+        page
+        for page in pages
+        if page.index != first.index and page.is_tiled and not is_extra(page) and page.index not in extra
+    ]

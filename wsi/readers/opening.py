@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from wsi.errors import SlideError, SlideFormatError, SlideNotFoundError
 from wsi.inputs import open_regular
 from wsi.readers.base import OnBadTile, Reader
+from wsi.readers.dicom import find_series
 from wsi.readers.flat import FlatReader
 from wsi.readers.openslide import OpenSlideReader
 from wsi.readers.remote import RemoteSource
@@ -20,7 +21,10 @@ READERS: tuple[type[Reader], ...] = (TiffReader, FlatReader, OpenSlideReader)
 """The kinds of slides, in the order in which they are tried: a new one is a file in this folder and its class here."""
 
 _DIRECT_KINDS = ("tiff", "ome-tiff", "aperio", "philips")
-_ACCEPTED = "use a tiled TIFF, SVS, DICOM or another kind of slide that OpenSlide opens, or a JPEG or PNG"
+_ACCEPTED = (
+    "use a tiled TIFF, SVS, DICOM (a file, or the folder of its series) or another kind of slide that OpenSlide opens, "
+    "or a JPEG or PNG"
+)
 
 
 def slide_suffixes() -> frozenset[str]:
@@ -33,6 +37,11 @@ def photograph_suffixes() -> frozenset[str]:
     return frozenset(suffix for kind in READERS if kind.is_photograph for suffix in kind.suffixes)
 
 
+def name_slide(path: Path) -> str:
+    """The name of a slide: of its file without suffix, of a folder as it is unless it ends in the suffix of a slide."""
+    return path.name if path.suffix.lower() not in slide_suffixes() and path.is_dir() else path.stem
+
+
 def open_source(path: Path | str) -> ByteSource:
     """Open the bytes of a slide.
 
@@ -42,7 +51,7 @@ def open_source(path: Path | str) -> ByteSource:
     if isinstance(path, str):
         return RemoteSource(path)
     try:
-        return FileSource(path)
+        return FileSource(_file_of(path))
     except FileNotFoundError as error:
         raise _not_found(path) from error
     except OSError as error:
@@ -53,7 +62,7 @@ def open_reader(path: Path | str, on_bad_tile: OnBadTile = "raise") -> Reader:
     """Open a slide with the reader for its kind.
 
     Args:
-        path: a file, or a URL as text.
+        path: a file, a folder of one DICOM series, or a URL as text.
         on_bad_tile: what a tile does that cannot be decoded.
 
     Raises:
@@ -74,8 +83,7 @@ def open_reader(path: Path | str, on_bad_tile: OnBadTile = "raise") -> Reader:
 
 
 def _choose_reader(path: Path, on_bad_tile: OnBadTile) -> Reader:
-    if path.is_dir():
-        raise SlideFormatError(path, "is a directory, not a slide", mend=_ACCEPTED)
+    path = _file_of(path)
     with open_regular(path) as file:
         head = file.read(16)
     if not head:
@@ -85,6 +93,26 @@ def _choose_reader(path: Path, on_bad_tile: OnBadTile) -> Reader:
         if reader is not None:
             return reader
     raise SlideFormatError(path, "is not a slide of a known kind, or is damaged at its start", mend=_ACCEPTED)
+
+
+def _file_of(path: Path) -> Path:
+    """The path itself, or of a folder the first file of its DICOM series, by which OpenSlide finds the others.
+
+    Raises:
+        SlideFormatError: the folder holds no series, or more than one.
+        OSError: the folder cannot be read.
+    """
+    if not path.is_dir():
+        return path
+    series = list(find_series(path).values())
+    if not series:
+        raise SlideFormatError(path, "is a directory without DICOM files, not a slide", mend=_ACCEPTED)
+    if len(series) > 1:
+        names = ", ".join(files[0].name for files in series[:5])
+        raise SlideFormatError(
+            path, f"is a directory of {len(series)} DICOM series", mend=f"name a file of the one wanted: {names}"
+        )
+    return series[0][0]
 
 
 def _open_remote(url: str, on_bad_tile: OnBadTile) -> Reader:

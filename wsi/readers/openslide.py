@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from openslide import OpenSlide, OpenSlideError
 from PIL import Image as Pillow
+from PIL import ImageCms
 
 from wsi.errors import SlideFormatError, TileError
 from wsi.geometry import Level, Window
@@ -89,6 +90,7 @@ class OpenSlideReader(Reader):
         stated = self._slide.properties
         self.levels = _measure_levels(self._slide)
         lost = self._slide.level_count - len(self.levels)
+        self._profile, doubt = _read_profile(self._slide)
         found = [statements.get((level.width, level.height)) for level in self.levels]
         self._is_ycbcr = tuple(one is not None and one.tag != one.colours == "YCbCr" for one in found)
         if any(one is not None and one.tag != one.colours == "RGB" for one in found):
@@ -101,6 +103,7 @@ class OpenSlideReader(Reader):
         self.warnings = (
             *((f"has {lost} levels of another shape than level 0; they are left out",) if lost else ()),
             *doubts(one for one in found if one is not None),
+            *doubt,
         )
         if max(self.levels[0].shape) > _MAX_SIDE_PX:
             raise SlideFormatError(path, f"claims an image of {self.levels[0].width} x {self.levels[0].height} px")
@@ -198,6 +201,11 @@ class OpenSlideReader(Reader):
             and window.right > columns[0]
         )
 
+    def icc_profile(self, level: int) -> bytes | None:
+        """See ``Reader.icc_profile``: one for all levels."""
+        del level
+        return self._profile
+
     def close(self) -> None:
         """Close the file."""
         self._slide.close()
@@ -230,6 +238,15 @@ def _measure_levels(slide: OpenSlide) -> tuple[Level, ...]:
         )
         for index, ((width, height), downsample) in enumerate(zip(sound, slide.level_downsamples, strict=False))
     )
+
+
+def _read_profile(slide: OpenSlide) -> tuple[bytes | None, tuple[str, ...]]:
+    """The slide's ICC profile, as littlecms writes it, and a warning if it is damaged."""
+    try:
+        profile = slide.color_profile
+    except ImageCms.PyCMSError:
+        return None, ("has an ICC profile that cannot be read; it is left out: the colours are as stored",)
+    return None if profile is None else profile.tobytes(), ()
 
 
 def _stored_bounds(stated: Mapping[str, str], full: Level) -> tuple[float, float, float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 MPP_RANGE_UM = (0.1, 20.0)
@@ -13,6 +14,7 @@ _EQUAL = 0.01
 _ABOUT_EQUAL = 0.1
 _MEND = "give the right value with --slide-mpp (mpp= in Python)"
 _OVERRIDE = "give the right value with --override-mpp (mpp=OverridingMpp(um) in Python)"
+_NUMBER = re.compile(r"\s*[0-9]+(?:[.,][0-9]*)?(?:[eE][+-]?[0-9]+)?\s*", re.ASCII)
 _UM_PER_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}
 
 
@@ -26,6 +28,11 @@ class Resolution:
 
 UNSTATED = Resolution(warnings=(f"does not say how large its pixels are; {_MEND}",))
 """Of a file without a statement."""
+
+
+def read_number(text: str) -> float:
+    """A plain number not below 0, with a decimal point or, as some countries' scanners write it, comma; nan if none."""
+    return float(text.replace(",", ".")) if _NUMBER.fullmatch(text) else math.nan
 
 
 def settle(x_um: float, y_um: float) -> Resolution:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import math
 import re
 from os import PathLike
-from typing import TYPE_CHECKING
 
 from wsi.errors import SlideFormatError
-from wsi.readers.resolution import Resolution, compare, settle, settle_tags
+from wsi.readers.ome import is_ome, parse_xml, read_images
+from wsi.readers.resolution import Resolution, compare, read_number, settle, settle_tags
 from wsi.readers.structure import TiffPage
 
-if TYPE_CHECKING:
-    from lxml import etree
-
-_NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"
-_APERIO_MPP = re.compile(rf"\|\s*MPP\s*=\s*({_NUMBER})\s*(?:\||$)", re.ASCII)
-_UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6}
+_APERIO_MPP = re.compile(r"\|\s*MPP\s*=([^|]*)", re.ASCII)
 _PHILIPS_LEVELS = (
     "/DataObject/Attribute[@Name='PIM_DP_SCANNED_IMAGES']/Array/DataObject[@ObjectType='DPScannedImage']"
     "[Attribute[@Name='PIM_DP_IMAGE_TYPE'][text()='WSI']]"
@@ -38,7 +33,7 @@ def name_format(page: TiffPage) -> str:
         return "ventana"
     if page.software.startswith("MedScan"):
         return "trestle"
-    return "ome-tiff" if "<OME" in head and "openmicroscopy.org" in head else "tiff"
+    return "ome-tiff" if is_ome(head) else "tiff"
 
 
 def measure_mpp(path: str | PathLike[str], page: TiffPage) -> Resolution:
@@ -59,9 +54,9 @@ def _described_um(path: str | PathLike[str], page: TiffPage) -> tuple[float, flo
         spacings = read_philips_spacings(path, page.description)
         return (spacings[0][1], spacings[0][0]) if spacings else (math.nan, math.nan)
     if kind == "ome-tiff":
-        return _ome_um(page.description)
+        return _ome_um(page)
     found = _APERIO_MPP.search(page.description)  # other programs copy it along with Aperio's pixels
-    um = float(found[1]) if found else math.nan
+    um = read_number(found[1]) if found else math.nan
     return um, um
 
 
@@ -71,42 +66,21 @@ def read_philips_spacings(path: str | PathLike[str], description: str) -> list[t
     Raises:
         SlideFormatError: the description is not valid XML or has a spacing that is not a pair of positive numbers.
     """
-    root = _parse(description)
+    root = parse_xml(description)
     if root is None:
         raise SlideFormatError(path, "has a Philips description that is not valid XML", where="ImageDescription")
     spacings = []
     for text in root.xpath(_PHILIPS_LEVELS):
         parts = str(text).replace('"', " ").split()
-        if len(parts) != 2 or not all(re.fullmatch(_NUMBER, part, re.ASCII) and float(part) > 0 for part in parts):
+        values = [read_number(part) for part in parts]
+        if len(values) != 2 or not all(value > 0 for value in values):
             raise SlideFormatError(path, f"has a pixel spacing of {text!s:.60}", where="ImageDescription")
-        spacings.append((float(parts[0]) * 1e3, float(parts[1]) * 1e3))
+        spacings.append((values[0] * 1e3, values[1] * 1e3))
     return spacings
 
 
-def _ome_um(description: str) -> tuple[float, float]:
-    """(x, y) um per px of the first image of an OME-XML description; nan if not stated."""
-    root = _parse(description)
-    pixels = None if root is None else root.find(".//{*}Pixels")
-    if pixels is None:
-        return math.nan, math.nan
-
-    def read(axis: str) -> float:
-        value = pixels.get(f"PhysicalSize{axis}") or ""
-        unit = _UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit") or "µm", math.nan)
-        return float(value) * unit if re.fullmatch(_NUMBER, value, re.ASCII) else math.nan
-
-    return read("X"), read("Y")
-
-
-def _parse(text: str) -> etree._Element | None:
-    """The root of an XML text; None if it is invalid or has a document type (which could define entities)."""
-    from lxml import etree  # noqa: PLC0415  (slow import)
-
-    parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False, huge_tree=False, recover=False
-    )
-    try:
-        root = etree.fromstring(text.strip().encode(), parser)
-    except (etree.XMLSyntaxError, ValueError):
-        return None
-    return None if root.getroottree().docinfo.doctype else root
+def _ome_um(page: TiffPage) -> tuple[float, float]:
+    """(x, y) um per px of the image of the page's size, else of the first, by OME-XML; nan if not stated."""
+    images = read_images(page.description)
+    own = [image for image in images if image.size == (page.width, page.height)]
+    return next((image.um for image in own or images), (math.nan, math.nan))

@@ -27,6 +27,7 @@ MAX_PAGES = 4096
 MAX_SIDE_PX = 4_000_000
 MAX_TILE_SIDE_PX = 4096
 MAX_TAGS = 1024
+_MAX_SAMPLES = 64
 _SHARED_BYTES = (
     16 * 2**20
 )  # read more than once by legitimate pages, such as common JPEG tables; tables of tiles never overlap
@@ -70,6 +71,7 @@ class TiffPage:
         subsampling: of the colours of YCbCr, (across, down); JPEG streams carry their own.
         subfile: bits of NewSubfileType. resolution: pixels per unit along (x, y), nan if not stated.
         resolution_unit: 0 not stated, 1 none, 2 inch, 3 centimetre.
+        profile: byte position and length of the ICC profile; a length of 0 is none.
         sub_pages: the directories listed in SubIFDs.
     """
 
@@ -96,6 +98,7 @@ class TiffPage:
     software: str
     resolution: tuple[float, float]
     resolution_unit: int
+    profile: tuple[int, int]
     sub_pages: tuple[TiffPage, ...] = ()
 
     @property
@@ -114,7 +117,7 @@ def read_structure(path: str | PathLike[str]) -> tuple[TiffPage, ...]:
 
     Raises:
         SlideFormatError: the file is truncated, its directories contradict themselves or the file, or exceed sane
-            bounds (4,000,000 px a side, tiles of at most 4096 px a side, 4096 pages); or a tiled image is not 8-bit.
+            bounds (4,000,000 px a side, tiles of at most 4096 px a side, 4096 pages).
         OSError: the file cannot be read.
     """
     source = FileSource(path)
@@ -320,7 +323,8 @@ class _Walker:
         sample_format = self._integer(entries, 339, where, 1)
         tile_width, tile_height = self._tile_size(entries, where)
         if tile_width:
-            self._check_samples(samples=samples, planar=planar, bits=bits, sample_format=sample_format, where=where)
+            if not 1 <= samples <= _MAX_SAMPLES or planar not in (1, 2):
+                raise self._error(f"claims {samples} samples per pixel, laid out in the way {planar}", where)
             tiles = -(-width // tile_width) * -(-height // tile_height) * (samples if planar == 2 else 1)
             offsets, counts = self._tables(entries, 324, 325, tiles, where)
         else:
@@ -351,6 +355,7 @@ class _Walker:
             software=self._text(entries, 305, where),
             resolution=(self._ratio(entries, 282, where), self._ratio(entries, 283, where)),
             resolution_unit=self._integer(entries, 296, where, 0),
+            profile=(entries[34675].offset, entries[34675].nbytes) if 34675 in entries else (0, 0),
             sub_pages=sub_pages,
         )
 
@@ -366,17 +371,6 @@ class _Walker:
             if not 16 <= side <= MAX_TILE_SIDE_PX or side % 16:
                 raise self._error(f"claims tiles of {width} x {height} px", where)
         return width, height
-
-    def _check_samples(
-        self, *, samples: int, planar: int, bits: tuple[int, ...], sample_format: int, where: str
-    ) -> None:
-        # Format 4 is "undefined", which some writers use for plain unsigned bytes.
-        if set(bits) != {8} or sample_format not in (1, 4):
-            raise SlideFormatError(
-                self._path, f"has samples of {bits[0]} bits and format {sample_format}, not 8-bit colours", where=where
-            )
-        if not 1 <= samples <= 4 or planar not in (1, 2) or len(bits) not in (1, samples):
-            raise SlideFormatError(self._path, f"has {samples} samples per pixel, not grey or RGB", where=where)
 
     def _tables(
         self, entries: dict[int, _Entry], offsets_tag: int, counts_tag: int, wanted: int, where: str

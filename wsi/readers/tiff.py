@@ -20,8 +20,10 @@ from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
 from wsi.readers.codec import COMPRESSIONS
 from wsi.readers.colours import settle_pages
 from wsi.readers.finer import FinerLevels
-from wsi.readers.levels import find_readable_pages, measure_pyramid, refuse_split_colours
+from wsi.readers.levels import find_readable_pages, measure_pyramid
 from wsi.readers.openslide import detect_vendor, is_vendors_own
+from wsi.readers.picture import check_picture, unreadable
+from wsi.readers.profile import MOST_BYTES
 from wsi.readers.scale import measure_mpp, name_format
 from wsi.readers.source import ByteSource, FileSource
 from wsi.readers.structure import TIFF_MAGICS, TiffPage, read_structure, walk_structure
@@ -64,7 +66,7 @@ class TiffReader(Reader):
         self._source = FileSource(source) if isinstance(source, (str, PathLike)) else source
         try:
             pages = walk_structure(self._source) if pages is None else pages
-            refuse_split_colours(self._source.name, pages)
+            check_picture(self._source.name, pages)
             pyramid = measure_pyramid(self._source.name, pages)
             levels, doubts = settle_pages(self._source, pyramid.pages)
             resolution = measure_mpp(self._source.name, levels[0])
@@ -77,6 +79,7 @@ class TiffReader(Reader):
             "sentinode.format": name_format(levels[0]),
             "sentinode.compression": COMPRESSIONS[levels[0].compression],
         }
+        self._profiles = tuple(page.profile for page in levels)
         self._tiles = TiffTiles(self._source, levels, on_bad_tile=on_bad_tile, cache_bytes=CACHE_BYTES)
 
     @classmethod
@@ -85,8 +88,13 @@ class TiffReader(Reader):
         if not head.startswith(TIFF_MAGICS) or is_vendors_own(path, head):
             return None
         pages = read_structure(path)
-        refuse_split_colours(str(path), pages)
-        if not find_readable_pages(pages) or detect_vendor(path) not in _DIRECT_VENDORS:
+        check_picture(str(path), pages)
+        vendor = detect_vendor(path)
+        if not find_readable_pages(pages):
+            if vendor is None:
+                raise unreadable(str(path), pages)
+            return None
+        if vendor not in _DIRECT_VENDORS:
             return None
         return cls(path, pages, on_bad_tile=on_bad_tile)
 
@@ -157,6 +165,11 @@ class TiffReader(Reader):
     def stored_tiles(self, level: int) -> StoredTiles:
         """The tiles of a level as stored."""
         return self._tiles.stored(level)
+
+    def icc_profile(self, level: int) -> bytes | None:
+        """See ``Reader.icc_profile``; one that is too large to be one is none."""
+        offset, count = self._profiles[level]
+        return self._source.read(offset, count) if 0 < count <= MOST_BYTES else None
 
     def close(self) -> None:
         """Close the file."""

@@ -24,7 +24,8 @@ Tags = dict[int, Value]
 """One directory: values by tag code."""
 
 _ASCII, _SHORT, _LONG, _RATIONAL, _UNDEFINED, _LONG8 = 2, 3, 4, 5, 7, 16
-_JPEG_TABLES = 347
+ICC_PROFILE = 34_675
+_SHARED = (347, ICC_PROFILE)  # JPEG tables and profiles of colours
 _FIRST_LINK = 8  # where a BigTIFF's header keeps the offset of its first directory
 
 
@@ -64,14 +65,14 @@ class BigTiff:
     def write_directories(self, pages: Iterable[Tags]) -> None:
         """Append all directories, each with its values before it, and link them into one chain from the header.
 
-        JPEG tables shared by several directories are stored once.
+        JPEG tables and profiles shared by several directories are stored once.
 
         Raises:
             StorageError: the file system refuses.
         """
         pages = list(pages)
-        distinct = dict.fromkeys(tags[_JPEG_TABLES][2] for tags in pages if _JPEG_TABLES in tags)
-        tables = {data: self.append(data, align=8) for data in distinct}
+        distinct = dict.fromkeys(tags[code][2] for code in _SHARED for tags in pages if code in tags)
+        shared = {data: self.append(data, align=8) for data in distinct}
         link = _FIRST_LINK
         for tags in pages:
             entries = []
@@ -79,7 +80,7 @@ class BigTiff:
                 if len(data) <= 8:
                     value = data.ljust(8, b"\0")
                 else:
-                    value = struct.pack("<Q", tables[data] if code == _JPEG_TABLES else self.append(data, align=8))
+                    value = struct.pack("<Q", shared[data] if code in _SHARED else self.append(data, align=8))
                 entries.append(struct.pack("<HHQ", code, kind, count) + value)
             start = self.append(struct.pack("<Q", len(entries)), *entries, bytes(8), align=8)
             with storage(self._path):

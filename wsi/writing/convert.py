@@ -23,9 +23,9 @@ from wsi.geometry import Frame, TileGrid, Window
 from wsi.readers.base import StoredTiles
 from wsi.slide import Slide
 from wsi.threads import map_in_order
-from wsi.writing.bigtiff import BigTiff, Tags, new_bigtiff, opaque, shorts
+from wsi.writing.bigtiff import ICC_PROFILE, BigTiff, Tags, new_bigtiff, opaque, shorts
 from wsi.writing.pyramid import check_mpp, check_tile_size, level_tags
-from wsi.writing.tile_encoding import FULL_RANGE, JPEG_TAG, ColourTiles, MaskTiles, TileKind
+from wsi.writing.tile_encoding import FULL_RANGE, JPEG_TAG, ColourTiles, MaskTiles, TileKind, encode_like
 from wsi.writing.tile_stream import LevelTable, plan_levels, store_levels
 
 MAX_SIDE_PX = 4_000_000
@@ -72,10 +72,12 @@ def convert_slide(
     """Write a slide as a generic tiled BigTIFF pyramid that OpenSlide, QuPath and ASAP open.
 
     If the finest level is stored as JPEG tiles these are copied, and so are those of the other stored levels, at any
-    downsample; missing tiles stay missing. Everything else becomes JPEG, YCbCr 4:2:0, even colours stored losslessly
-    so far (``write_sparse`` keeps those), with factor-2 levels made from the finest. Slides with one lossless value
-    per pixel, such as masks, stay so: no value changes, and lower levels take the largest of 2 x 2 (see
-    ``write_mask``). The resolution is the slide's, or the one given on opening.
+    downsample. A tile that a coarse level lacks is encoded from the finer one that has its pixels, as other readers do
+    not draw it; tiles that no level has stay missing. Everything else becomes JPEG, YCbCr 4:2:0, even colours stored
+    losslessly so far (``write_sparse`` keeps those), with factor-2 levels made from the finest. Slides with one
+    lossless value per pixel, such as masks, stay so: no value changes, and lower levels take the largest of 2 x 2 (see
+    ``write_mask``). The resolution is the slide's, or the one given on opening. Every level keeps its ICC profile; new
+    ones have that of the level they are made from.
 
     Args:
         slide: any slide; its file is only read. Copied tiles are not decoded: only gross damage (not a JPEG at all) is
@@ -159,7 +161,8 @@ class _Conversion:
         tables = plan_levels(width=width, height=height, tile_size=kind.shape[0])
         self._total = tables[0].rows * tables[0].columns
         self._store(tables, kind, frame)
-        self._add_pages(tables, kind.tags, None if frame.mpp is None else frame.pixel_um)
+        tags = kind.tags | profile_tags(self._slide, 0)
+        self._add_pages(tables, tags, None if frame.mpp is None else frame.pixel_um)
 
     def keep_levels(self, colour: ColourTiles) -> None:
         """Store each of the slide's levels, its tiles copied where they are JPEG; then make coarser ones."""
@@ -179,16 +182,18 @@ class _Conversion:
         for (level, stored), table in zip(work, tables, strict=True):
             frame = slide.frame_of(level)
             if stored is not None and is_jpeg(stored):
-                self._copy(level.index, stored, table)
+                self._copy(level.index, stored, table, quality=colour.quality)
                 tags = stored_tags(stored)
             else:
                 self._store([table], colour, frame)
                 tags = colour.tags
+            tags = tags | profile_tags(slide, level.index)
             self._add_pages([table], tags, None if frame.mpp is None else frame.pixel_um)
         if further[1:]:
             frame = slide.frame_of(coarsest)
             self._store(further, colour, frame, is_first_stored=False)
-            self._add_pages(further[1:], colour.tags, None if frame.mpp is None else frame.pixel_um * 2)
+            tags = colour.tags | profile_tags(slide, coarsest.index)
+            self._add_pages(further[1:], tags, None if frame.mpp is None else frame.pixel_um * 2)
 
     def finish(self) -> None:
         """Append the directories."""
@@ -202,18 +207,36 @@ class _Conversion:
         for index, table in enumerate(tables):
             self.pages.append((table, tags, None if mpp is None else mpp * 2**index))
 
-    def _copy(self, level: int, stored: StoredTiles, table: LevelTable) -> None:
-        def read(index: tuple[int, int]) -> bytes | None:
-            return copy_tile(self._slide, level, stored, index)
+    def _copy(self, level: int, stored: StoredTiles, table: LevelTable, *, quality: int) -> None:
+        """Copy the tiles of a level; encode those that it lacks and a finer level has."""
+        grid = TileGrid(frame=self._slide.frame_of(level), tile_shape=(table.tile_height, table.tile_width))
+
+        def read(index: tuple[int, int]) -> tuple[bytes | None, bool]:
+            data = copy_tile(self._slide, level, stored, index)
+            if (
+                data is not None
+                or level == 0
+                or stored.samples != _COLOURS
+                or self._slide.is_missing(grid.tile(*index))
+            ):
+                return data, True
+            window = Window(
+                row=index[0] * table.tile_height,
+                column=index[1] * table.tile_width,
+                height=table.tile_height,
+                width=table.tile_width,
+            )
+            return encode_like(stored, self._slide.read_window(level, window), quality=quality), False
 
         # A stored grid may be larger than the level: Philips pads levels to whole tiles and more.
         indices = ((row, column) for row in range(table.rows) for column in range(table.columns))
         tiles = map_in_order(read, indices, workers=self._workers)
         with closing(tiles):
-            for index, data in enumerate(self._counted(tiles, table.columns)):
+            for index, (data, is_copy) in enumerate(self._counted(tiles, table.columns)):
                 if data is not None:
                     table.put(index, offset=self._file.append(data), count=len(data))
-                    self.copied += 1
+                    self.copied += is_copy
+                    self.encoded += not is_copy
 
     def _store(self, tables: list[LevelTable], kind: TileKind, frame: Frame, *, is_first_stored: bool = True) -> None:
         """Decode a frame, and encode it and the levels below it."""
@@ -323,6 +346,12 @@ def is_lossless(stored: StoredTiles | None) -> bool:
 def is_mask(stored: StoredTiles | None) -> bool:
     """Whether tiles hold one lossless value per pixel, which JPEG would change."""
     return stored is not None and stored.samples == 1 and is_lossless(stored)
+
+
+def profile_tags(slide: Slide, level: int) -> Tags:
+    """The part of a directory that keeps a level's ICC profile; empty if it has none."""
+    profile = slide.profile(level)
+    return {} if profile is None else {ICC_PROFILE: opaque(profile.data)}
 
 
 def stored_tags(stored: StoredTiles) -> Tags:

@@ -34,6 +34,7 @@ from wsi.writing.convert import (
     is_lossless,
     is_mask,
     is_same_file,
+    profile_tags,
     stored_tags,
 )
 from wsi.writing.pyramid import level_tags
@@ -89,8 +90,8 @@ def write_sparse(
     vendors' formats, JPEG pictures) become JPEG, a second loss that ``is_exact`` reports: without it they would take
     six times the bytes (stained tissue at 0.5 um per px: 0.28 bytes per px at quality 90, 1.7 as deflate).
 
-    The resolution is the slide's, or the one given on opening; label, macro and thumbnail images and the vendor's
-    description are left out.
+    The resolution is the slide's, or the one given on opening, and every level keeps its ICC profile; label, macro and
+    thumbnail images and the vendor's description are left out.
 
     Args:
         slide: its file is only read.
@@ -159,7 +160,8 @@ def estimate_bytes(slide: Slide, windows: Mapping[int, Windows]) -> int:
             sizes = [len(stored.read(row, column) or b"") for row, column in chosen.tolist()]
             total += float(np.mean(sizes)) * len(indices)
     tables = sum(12 * _table(level, slide.stored_tiles(level.index)).offsets.size + 4096 for level in slide.levels)
-    return round(total) + tables
+    profiles = {profile.data for level in slide.levels if (profile := slide.profile(level.index)) is not None}
+    return round(total) + tables + sum(map(len, profiles))
 
 
 def touched(table: LevelTable, windows: Windows) -> NDArray[np.bool_]:
@@ -219,7 +221,7 @@ class _SparseCopy:
         pages: list[tuple[LevelTable, Tags, float | None]] = []
         outbox = _Outbox(self._file)
         for plan in plans:
-            tags = self._take_level(plan, outbox)
+            tags = self._take_level(plan, outbox) | profile_tags(slide, plan.level.index)
             frame = slide.frame_of(plan.level)
             pages.append((plan.table, tags, None if frame.mpp is None else frame.pixel_um))
             done += len(plan.indices)

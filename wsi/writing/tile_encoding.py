@@ -13,6 +13,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from wsi.readers.base import StoredTiles
+from wsi.readers.colours import YCBCR
 from wsi.writing.bigtiff import Tags, opaque, rationals, shorts
 
 Compression = Literal["deflate", "lzw", "zstd"]
@@ -25,6 +27,7 @@ JPEG_TAG = 7
 FULL_RANGE = rationals((0, 1), (255, 1), (128, 1), (255, 1), (128, 1), (255, 1))
 """ReferenceBlackWhite of YCbCr as in JPEG."""
 
+_SUBSAMPLINGS = {(1, 1): "444", (2, 1): "422", (2, 2): "420"}
 _DEFLATE_LEVEL, _ZSTD_LEVEL = 6, 3
 _FLOAT_PREDICTOR = 3
 
@@ -72,7 +75,7 @@ class ColourTiles:
         self.fill = 255
         self.blank: bytes | None = None
         self.repeats_edge = False
-        self._quality = quality
+        self.quality = quality
         # The encoder writes the same headers for every tile of one size: split once, they yield the shared tables and
         # the short header that each stored tile begins with.
         white = np.full(self.shape, self.fill, dtype=np.uint8)
@@ -100,9 +103,30 @@ class ColourTiles:
 
     def _complete(self, tile: NDArray[np.uint8]) -> bytes:
         encoded: bytes = simplejpeg.encode_jpeg(
-            tile, quality=self._quality, colorspace="RGB", colorsubsampling="420", fastdct=False
+            tile, quality=self.quality, colorspace="RGB", colorsubsampling="420", fastdct=False
         )
         return encoded
+
+
+def encode_like(stored: StoredTiles, tile: NDArray[np.uint8], *, quality: int) -> bytes:
+    """A tile as a JPEG with its own tables, in the colours and subsampling of a level's other tiles.
+
+    Args:
+        stored: JPEG tiles of three colours.
+        tile: uint8 (tile_height, tile_width, 3) RGB.
+        quality: 1 to 100.
+    """
+    is_ycbcr = stored.photometric == YCBCR
+    subsampling = _SUBSAMPLINGS.get(stored.subsampling, "444") if is_ycbcr else "444"
+    return bytes(
+        imagecodecs.jpeg8_encode(
+            tile,
+            level=quality,
+            colorspace="rgb",
+            outcolorspace="ycbcr" if is_ycbcr else "rgb",
+            subsampling=subsampling,
+        )
+    )
 
 
 class MaskTiles:
