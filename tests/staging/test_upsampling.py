@@ -82,7 +82,19 @@ def test_patches(slide: Path, tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "labels.csv").write_text("slide,label\npatient_000_node_0,negative\n")
     command = ("patches", slide, "-a", tmp_path / "annotations", "-r", tmp_path / "labels.csv", "--workers", 1)
-    options = ("-o", tmp_path / "p.parquet", "--mpp", 2, "--size", 64, "--normal", 2, "--no-contact-sheet")
+    options = (
+        "-o",
+        tmp_path / "p.parquet",
+        "--mpp",
+        2,
+        "--size",
+        64,
+        "--tumour",
+        0,
+        "--normal",
+        2,
+        "--no-contact-sheet",
+    )
     assert refused(called(*command, *options))
     (tmp_path / "annotations" / "typo.xml").touch()
     drawn = called(*command, *options, "--upsample")
