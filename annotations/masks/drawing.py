@@ -133,5 +133,5 @@ def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame, tuple[str, ...]]:
         level = recipe.level or 0
         if level >= len(slide.levels):
             last = len(slide.levels) - 1
-            raise SlideError(slide.path, f"has no level {level}", mend=f"--out-level must be 0 to {last}")
+            raise SlideError(slide.path, f"has no level {level}", mend=f"--level must be 0 to {last}")
         return (columns, rows), slide.frame_of(level), slide.warnings

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from staging.commands.notices import say
-from staging.commands.options import SOURCE, AllowEmpty, Overwrite, TileSize, Workers
+from staging.commands.options import SOURCE, AllowEmpty, Overwrite, SlideMpp, TileSize, Workers
 from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError
 from wsi.outputs import MASK_TIFF, TIFFS, FolderKind
@@ -40,18 +40,15 @@ def mask(
     slides: Annotated[
         Path | None, typer.Option(help="A folder with a slide named like each file.", show_default=False)
     ] = None,
-    size: Annotated[
+    slide_size: Annotated[
         tuple[int, int] | None,
         typer.Option(metavar="WIDTH HEIGHT", help="Size of level 0 in px, instead of a slide.", show_default=False),
     ] = None,
+    slide_mpp: SlideMpp = None,
     mpp: Annotated[
-        float | None,
-        typer.Option(help="um per level-0 px: with --size, or for slides that do not state it.", min=0.01, max=100),
-    ] = None,
-    out_mpp: Annotated[
         float | None, typer.Option(help="um per pixel of the mask.", min=0.01, max=1000, show_default="level 0")
     ] = None,
-    out_level: Annotated[int | None, typer.Option(help="Use the grid of this slide level for the mask.", min=0)] = None,
+    level: Annotated[int | None, typer.Option(help="Use the grid of this slide level for the mask.", min=0)] = None,
     values: Annotated[
         Literal["0/255", "asap", "0/1"],
         typer.Option(help="Values of background/tumour; asap: 0 background, 1 tumour, 2 cut out of it."),
@@ -87,14 +84,14 @@ def mask(
     from staging.runs.masks import draw_masks, mask_jobs  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
-    _check(slide=slide, slides=slides, size=size, mpp=mpp, out_mpp=out_mpp, out_level=out_level)
+    _check(slide=slide, slides=slides, size=slide_size, slide_mpp=slide_mpp, mpp=mpp, level=level)
     files = _named(annotations)
     processes = min(workers or usable_cores(), len(files))
     recipe = MaskRecipe(
-        size=size,
-        slide_mpp=mpp,
-        mpp=out_mpp,
-        level=out_level,
+        size=slide_size,
+        slide_mpp=slide_mpp,
+        mpp=mpp,
+        level=level,
         values=values,
         reduce=reduce,
         tile_size=tile_size,
@@ -130,9 +127,9 @@ def _check(
     slide: Path | None,
     slides: Path | None,
     size: tuple[int, int] | None,
+    slide_mpp: object,
     mpp: float | None,
-    out_mpp: float | None,
-    out_level: int | None,
+    level: int | None,
 ) -> None:
     """Refuse options that contradict one another.
 
@@ -143,20 +140,20 @@ def _check(
 
     if sum(option is not None for option in (slide, slides, size)) != 1:
         raise ConfigurationError(
-            None, "a mask needs the size of its slide", mend="give one of --slide, --slides or --size"
+            None, "a mask needs the size of its slide", mend="give one of --slide, --slides or --slide-size"
         )
     if size is not None and not (min(size) >= 1 and max(size) <= MAX_SIDE_PX):
         raise ConfigurationError(
             None,
-            f"--size {size[0]} {size[1]} is not the size of a slide",
+            f"--slide-size {size[0]} {size[1]} is not the size of a slide",
             mend=f"give WIDTH HEIGHT in px, each 1 to {MAX_SIDE_PX}",
         )
-    if size is not None and mpp is None:
-        raise ConfigurationError(None, "--size does not give the size of a pixel", mend="also give --mpp")
-    if out_mpp is not None and out_level is not None:
-        raise ConfigurationError(None, "--out-mpp and --out-level exclude each other", mend="give only one")
-    if size is not None and out_level is not None:
-        raise ConfigurationError(None, "--out-level needs a slide with levels", mend="give --slide or --out-mpp")
+    if size is not None and slide_mpp is None:
+        raise ConfigurationError(None, "--slide-size does not give the size of a pixel", mend="also give --slide-mpp")
+    if mpp is not None and level is not None:
+        raise ConfigurationError(None, "--mpp and --level exclude each other", mend="give only one")
+    if size is not None and level is not None:
+        raise ConfigurationError(None, "--level needs a slide with levels", mend="give --slide or --mpp")
 
 
 def _named(names: Sequence[str]) -> list[Path]:

@@ -66,7 +66,7 @@ def test_an_option_means_one_thing() -> None:
     forms = defaultdict(set)
     for command in commands().values():
         for one in command.params:
-            if one.param_type_name == "option" and one.opts[0] not in {*TWO_MEANINGS, "--output", "--size"}:
+            if one.param_type_name == "option" and one.opts[0] not in {*TWO_MEANINGS, "--output"}:
                 forms[one.opts[0]].add((one.metavar, *one.opts[1:]))
     assert [name for name, found in forms.items() if len(found) > 1] == []
 

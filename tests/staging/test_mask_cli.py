@@ -39,7 +39,7 @@ from wsi.errors import (
 from wsi.geometry import Frame
 from wsi.writing.pyramid import write_pyramid
 
-SIZE = ("--size", 400, 300, "--mpp", 0.5)
+SIZE = ("--slide-size", 400, 300, "--slide-mpp", 0.5)
 
 
 def run(*arguments: object) -> Result:
@@ -122,16 +122,16 @@ def test_the_grid_of_a_level_and_of_a_resolution(tmp_path: Path, reduce: Any) ->
     source, slide, target = contours(tmp_path), slide_at(tmp_path / "slide.tif", width=403), tmp_path / "mask.tif"
     drawn = [outline("Tumor", 50, 40, 100), outline("normal", 70, 60, 60)]
     painting = Painting.of([drawn[0], Annotation(**{**_fields(drawn[1]), "role": Role.CUT_OUT})])
-    (said,) = told(run(source, "--slide", slide, "--out-level", 2, "--reduce", reduce, "-o", target))
+    (said,) = told(run(source, "--slide", slide, "--level", 2, "--reduce", reduce, "-o", target))
     assert said["size"] == [101, 75]
     assert said["mpp"] == pytest.approx(2.0, rel=0.01)
     frame = Frame(x=0, y=0, downsample=said["mpp"] / 0.5, shape=(75, 101), mpp=0.5)
     np.testing.assert_array_equal(pixels(target) == 255, painting.mask(frame, reduce=reduce).array)
-    (said,) = told(run(source, "--slide", slide, "--out-mpp", 1.7, "--reduce", reduce, "-o", target, "--overwrite"))
+    (said,) = told(run(source, "--slide", slide, "--mpp", 1.7, "--reduce", reduce, "-o", target, "--overwrite"))
     assert (said["size"], said["mpp"]) == ([119, 89], 1.7)
     frame = Frame(x=0, y=0, downsample=3.4, shape=(89, 119), mpp=0.5)
     np.testing.assert_array_equal(pixels(target) == 255, painting.mask(frame, reduce=reduce).array)
-    again = (source, "--size", 403, 300, "--mpp", 0.5, "--out-mpp", 1.7, "--reduce", reduce)
+    again = (source, "--slide-size", 403, 300, "--slide-mpp", 0.5, "--mpp", 1.7, "--reduce", reduce)
     (same,) = told(run(*again, "-o", target, "--overwrite"))
     assert {**same, "mask": None} == {**said, "mask": None}
 
@@ -193,18 +193,18 @@ def test_bad_inputs_of_one_mask(tmp_path: Path) -> None:
     error_of(run(tmp_path / "none.xml", *SIZE, "-o", target), AnnotationNotFoundError)
     (tmp_path / "empty.xml").write_bytes(b" \n")
     error_of(run(tmp_path / "empty.xml", *SIZE, "-o", target), EmptyFileError)
-    small = ("--size", 60, 60, "--mpp", 0.5)
+    small = ("--slide-size", 60, 60, "--slide-mpp", 0.5)
     assert "tumor_001.xml" in error_of(run(good, *small, "-o", target), OutsideSlideError)
     slide = slide_at(tmp_path / "slide.tif", mpp=None)
-    error_of(run(good, "--slide", slide, "--out-mpp", 2, "-o", target), ResolutionError)
-    assert "0 to 2" in error_of(run(good, "--slide", slide, "--out-level", 3, "-o", target), SlideError)
+    error_of(run(good, "--slide", slide, "--mpp", 2, "-o", target), ResolutionError)
+    assert "0 to 2" in error_of(run(good, "--slide", slide, "--level", 3, "-o", target), SlideError)
     error_of(run(good, "--slide", tmp_path / "none.tif", "-o", target), SlideError)
     (tmp_path / "file").write_text("x")
     error_of(run(good, *SIZE, "-o", tmp_path / "file" / "mask.tif"), StorageError)
     assert not target.exists()
     (said,) = told(run(good, "--slide", slide, "-o", target))
     assert (said["mpp"], said["tumour_mm2"], said["tumour_px"]) == (None, None, 6400)
-    (said,) = told(run(good, "--slide", slide, "--mpp", 0.25, "-o", target, "--overwrite"))
+    (said,) = told(run(good, "--slide", slide, "--slide-mpp", 0.25, "-o", target, "--overwrite"))
     assert said["mpp"] == 0.25
     (tmp_path / "slides").mkdir()
     slide_at(tmp_path / "slides" / "other.tif")
@@ -216,11 +216,11 @@ def test_bad_inputs_of_one_mask(tmp_path: Path) -> None:
     [
         (),
         (*SIZE, "--slide", "a.tif"),
-        ("--size", 0, 10, "--mpp", 0.5),
-        ("--size", 10, 5_000_000, "--mpp", 0.5),
-        ("--size", 400, 300),
-        (*SIZE, "--out-level", 1),
-        ("--slide", "a.tif", "--out-level", 1, "--out-mpp", 1),
+        ("--slide-size", 0, 10, "--slide-mpp", 0.5),
+        ("--slide-size", 10, 5_000_000, "--slide-mpp", 0.5),
+        ("--slide-size", 400, 300),
+        (*SIZE, "--level", 1),
+        ("--slide", "a.tif", "--level", 1, "--mpp", 1),
         (*SIZE, "--tile-size", 100),
     ],
 )
@@ -247,7 +247,7 @@ def test_outputs_that_would_collide_touch_nothing(tmp_path: Path) -> None:
 
 def test_real_contours(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     source = real_data("annotations/camelyon17/patient_004_node_4.xml")
-    size = ("--size", 97_792, 221_184, "--mpp", 0.25)
+    size = ("--slide-size", 97_792, 221_184, "--slide-mpp", 0.25)
     (said,) = told(run(source, *size, "-o", tmp_path, "--values", "asap"))
     assert said["mask"].endswith("patient_004_node_4_mask.tif")
     assert said["tumour_px"] == pytest.approx(252_947, rel=1e-3)

@@ -64,7 +64,7 @@ def square(side: float = 100) -> Annotation:
 @every_kind
 def test_a_mask_of_nothing_is_an_error(tmp_path: Path, suffix: str) -> None:
     source, target = drawn_at(tmp_path / f"a{suffix}", NOTHING[suffix]), tmp_path / "mask.tif"
-    command = ("mask", source, "--size", 400, 400, "--mpp", 0.5, "-o", target)
+    command = ("mask", source, "--slide-size", 400, 400, "--slide-mpp", 0.5, "-o", target)
     assert "--allow-empty" in refused(*command)
     assert not target.exists()
     assert told(*command, "--allow-empty")[0]["tumour_px"] == 0
@@ -186,7 +186,7 @@ def test_froc_says_what_is_odd(tmp_path: Path) -> None:
 
 def test_halo_as_users_sent_it(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     source = real_data("reports/halo_polygon.annotations")
-    command = ("mask", source, "--size", 400, 400, "--mpp", 0.5, "-o", tmp_path / "mask.tif")
+    command = ("mask", source, "--slide-size", 400, 400, "--slide-mpp", 0.5, "-o", tmp_path / "mask.tif")
     assert told(*command)[0]["tumour_px"] == 10_000
 
 
