@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ KIND = "heatmap"
 """As DONE.json calls it."""
 
 _CHUNK_PX = 512
+_DIMENSIONS = ("y", "x")
 MOST_CELLS = 2**28
 """Far more than any slide has (10 gigapixels at a stride of 8 px have 1.6e8); a larger array is a bomb."""
 
@@ -33,6 +34,8 @@ def write_heatmap(
     is_own: bool = False,
 ) -> None:
     """Publish a Heatmap as a Zarr v3 group: ``probability`` and ``tissue`` (rows, columns), the frame as attributes.
+
+    Both arrays are OME-Zarr images (0.5), so that viewers show them at the slide's um.
 
     ``coverage`` is stored with them; ``is_own`` as for publish. Chunks carry a CRC32C; empty chunks are written and the
     fill value is NaN: a lost chunk never reads as no tumour.
@@ -52,6 +55,7 @@ def write_heatmap(
                 "frame": {"x": frame.x, "y": frame.y, "downsample": frame.downsample, "mpp": frame.mpp},
                 "provenance": dict(provenance),
                 "coverage": None if coverage is None else coverage.to_json(),
+                "ome": _ome(frame, ("probability", "tissue")),
             }
         )
         for name, data, fill in (
@@ -64,10 +68,31 @@ def write_heatmap(
                 dtype=data.dtype,
                 chunks=(min(_CHUNK_PX, data.shape[0]), min(_CHUNK_PX, data.shape[1])),
                 fill_value=fill,
+                dimension_names=_DIMENSIONS,
                 compressors=(ZstdCodec(level=3), Crc32cCodec()),
                 config={"write_empty_chunks": True},
             )
             array[...] = data
+
+
+def _ome(frame: Frame, names: Iterable[str]) -> dict[str, Any]:
+    """Metadata of OME-Zarr 0.5 (ngff.openmicroscopy.org/0.5): an image of one resolution each.
+
+    What a translation gives is the centre of the first cell. Without mpp the unit is the level-0 px, which has no name.
+    """
+    um = 1.0 if frame.mpp is None else frame.mpp
+    unit = {} if frame.mpp is None else {"unit": "micrometer"}
+    scale = [frame.downsample * um] * len(_DIMENSIONS)
+    first = [(frame.y + frame.downsample / 2) * um, (frame.x + frame.downsample / 2) * um]
+    transformations = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": first}]
+    axes = [{"name": name, "type": "space", **unit} for name in _DIMENSIONS]
+    return {
+        "version": "0.5",
+        "multiscales": [
+            {"name": name, "axes": axes, "datasets": [{"path": name, "coordinateTransformations": transformations}]}
+            for name in names
+        ],
+    }
 
 
 def read_coverage(path: Path) -> Coverage | None:

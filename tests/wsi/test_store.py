@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -291,6 +292,26 @@ def test_json_is_written_in_one_way() -> None:
     assert json_text({"b": 1, "a": ["é", None]}) == '{\n  "a": [\n    "é",\n    null\n  ],\n  "b": 1\n}\n'
     with pytest.raises(ValueError, match="JSON"):
         json_text({"a": float("nan")})
+
+
+def test_a_heatmap_is_an_ome_zarr_image(tmp_path: Path) -> None:
+    """By the schema of OME-Zarr 0.5; a point of the slide is where its transformations say."""
+    heatmap = a_heatmap()
+    write_heatmap(tmp_path / "h.zarr", heatmap, {})
+    group = json.loads((tmp_path / "h.zarr" / "zarr.json").read_text())["attributes"]["ome"]
+    assert (group["version"], [one["name"] for one in group["multiscales"]]) == ("0.5", ["probability", "tissue"])
+    for image in group["multiscales"]:
+        assert image["axes"] == [{"name": name, "type": "space", "unit": "micrometer"} for name in ("y", "x")]
+        (dataset,) = image["datasets"]
+        array = json.loads((tmp_path / "h.zarr" / dataset["path"] / "zarr.json").read_text())
+        assert array["dimension_names"] == ["y", "x"]
+        scale, translation = dataset["coordinateTransformations"]
+        x, y = heatmap.frame.centres(np.array(7), np.array(3))
+        um = [
+            7 * scale["scale"][0] + translation["translation"][0],
+            3 * scale["scale"][1] + translation["translation"][1],
+        ]
+        assert um == pytest.approx([float(y) * 0.243, float(x) * 0.243])
 
 
 def test_folders_above_an_artefact_are_made(tmp_path: Path) -> None:
