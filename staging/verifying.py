@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from staging.errors import CohortError, listed
+from staging.csv_rows import read_rows
+from staging.errors import CohortError, TableError, listed
 from staging.runs.config import RECORD
 from staging.runs.records import FOLDER, broken_tables, read_record
 from staging.training.storing import broken_parts, is_patch_folder
@@ -23,12 +25,12 @@ class Verified:
 
 
 def refuse_changed(run: Path) -> None:
-    """Refuse a run whose tables were changed.
+    """Refuse a run whose tables were changed, or that lost the record of a slide.
 
     Raises:
-        CohortError: some were; all are named.
+        CohortError: it is one; all are named.
     """
-    broken = broken_tables(run)
+    broken = [*broken_tables(run), *(f"{name} has no record" for name in _lost(run))]
     if broken:
         raise CohortError(run, f"was changed since it was made: {listed(broken)}", mend="call sentinode run again")
 
@@ -63,4 +65,13 @@ def _broken_run(run: Path) -> dict[str, tuple[str, ...]]:
     """Return what is wrong with each slide of a run, and with its tables; all are listed."""
     names = sorted(path.stem for path in (run / FOLDER).glob("[!.]*.json"))
     checked = map_in_order(lambda name: read_record(run, name, None, digests=True).broken, names, name="verify")
-    return {**dict(zip(names, checked, strict=True)), "tables": broken_tables(run)}
+    found = {**dict(zip(names, checked, strict=True)), "tables": broken_tables(run)}
+    return dict.fromkeys(_lost(run), ("has no record",)) | found
+
+
+def _lost(run: Path) -> list[str]:
+    """Return slides that the table of labels lists, or that have a heatmap, but of which there is no record."""
+    names = {path.stem for path in (run / "heatmaps").glob("[!.]*.zarr")}
+    with suppress(TableError):  # it is one of the tables, which are verified for themselves
+        names |= {cells[0] for _, cells in read_rows(run / "labels.csv")[1:]}
+    return sorted(name for name in names if not (run / FOLDER / f"{name}.json").is_file())

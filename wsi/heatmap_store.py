@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,12 +32,13 @@ def write_heatmap(
     *,
     coverage: Coverage | None = None,
     is_own: bool = False,
+    since: tuple[int, int] | Literal["now"] | None = "now",
 ) -> None:
     """Publish a Heatmap as a Zarr v3 group: ``probability`` and ``tissue`` (rows, columns), the frame as attributes.
 
     Both arrays are OME-Zarr images (0.5), so that viewers show them at the slide's um.
 
-    ``coverage`` is stored with them; ``is_own`` as for publish. Chunks carry a CRC32C; empty chunks are written and the
+    ``coverage`` is stored with them; ``is_own`` and ``since`` as for publish. Chunks carry a CRC32C; empty chunks are written and the
     fill value is NaN: a lost chunk never reads as no tumour.
 
     Raises:
@@ -47,7 +48,7 @@ def write_heatmap(
     from zarr.codecs import Crc32cCodec, ZstdCodec  # noqa: PLC0415
 
     frame = heatmap.frame
-    with publish(path, provenance, kind=KIND, is_own=is_own) as work:
+    with publish(path, provenance, kind=KIND, is_own=is_own, since=since) as work:
         group = zarr.open_group(work, mode="w", zarr_format=3)
         group.attrs.update(
             {

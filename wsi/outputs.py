@@ -295,7 +295,7 @@ def what_is(path: Path) -> str:
     if stat.S_ISDIR(mode):
         is_output = any((path / record).is_file() for record in RECORDS if record != DONE)
         kind = "output" if is_output else kind_of(path)
-        return "a folder" if kind is None else f"a {kind} of sentinode"
+        return "a folder" if kind is None else f"{'an' if kind == 'output' else 'a'} {kind} of sentinode"
     return "a file of another kind" if stat.S_ISREG(mode) else "not a regular file"
 
 

@@ -139,8 +139,30 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return record
 
 
+def read_named(path: Path, key: str) -> dict[str, Any]:
+    """Read the part ``key`` of a record that was ``sealed``, about the slide that its file is named after.
+
+    Paths are made from the slide's name: a record of another name could lead anywhere.
+
+    Raises:
+        OSError: it cannot be read.
+        ArtefactError: it is malformed, was changed, or is of another slide.
+    """
+    part = read_sealed(path).get(key)
+    if not isinstance(part, dict) or part.get("slide") != path.stem:
+        raise ArtefactError(path, "is not the record of the slide it is named after", mend="make it again")
+    return part
+
+
 @contextmanager
-def publish(target: Path, provenance: Mapping[str, Any], *, kind: str, is_own: bool = False) -> Iterator[Path]:
+def publish(
+    target: Path,
+    provenance: Mapping[str, Any],
+    *,
+    kind: str,
+    is_own: bool = False,
+    since: tuple[int, int] | Literal["now"] | None = "now",
+) -> Iterator[Path]:
     """Yield a hidden folder to write into; it becomes ``target`` when the block ends without an error.
 
     The hidden folder is this writer's own. If another writer has published in the meantime, this one was suspended and
@@ -151,6 +173,7 @@ def publish(target: Path, provenance: Mapping[str, Any], *, kind: str, is_own: b
         provenance: digests of the inputs and the configuration; stored in DONE.json.
         kind: what the artefact is, in a word; stored too.
         is_own: the folder around ``target`` is this command's own, and so is any folder at ``target``, however damaged.
+        since: the ``identity`` that ``target`` had before the work, if that began before this call.
 
     Raises:
         OutputExistsError: something other than an artefact of this kind is at ``target``. It is not touched.
@@ -158,6 +181,7 @@ def publish(target: Path, provenance: Mapping[str, Any], *, kind: str, is_own: b
         StorageError: the file system refuses. The hidden folder is removed.
     """
     before = _refuse_others(target, kind, is_own=is_own)
+    before = before if since == "now" else since
     work = unfinished_name(target, "work")
     with storage(target):
         work.mkdir(parents=True)
@@ -270,6 +294,14 @@ def _done(target: Path) -> dict[str, Any] | None:
     return record if is_whole and is_inside else None
 
 
+def identity(target: Path) -> tuple[int, int] | None:
+    """What distinguishes the artefact at ``target`` from a later one, None if nothing complete is there."""
+    if _done(target) is None:
+        return None
+    state = (target / DONE).stat()
+    return state.st_ino, state.st_mtime_ns
+
+
 def _refuse_others(target: Path, kind: str, *, is_own: bool) -> tuple[int, int] | None:
     """An identity that distinguishes the artefact at ``target`` from a later one, None if nothing complete is there."""
     if not target.exists() and not target.is_symlink():
@@ -279,8 +311,7 @@ def _refuse_others(target: Path, kind: str, *, is_own: bool) -> tuple[int, int] 
         return None
     if found != kind:
         raise OutputExistsError(target, f"exists but is not a {kind} of sentinode", mend="choose another output")
-    state = (target / DONE).stat()
-    return state.st_ino, state.st_mtime_ns
+    return identity(target)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from staging.lesions.detections import RADIUS_UM, detections_of, read_detections
 from staging.stages.pn import stage_patient
 from wsi.errors import ArtefactError, OutputExistsError
 from wsi.heatmap_store import read_heatmap
-from wsi.store import atomic_text, read_sealed
+from wsi.store import atomic_text, read_named
 
 _HEADERS = frozenset({"slide", "patient", "name", "image", "file", "case"})
 
@@ -250,7 +250,7 @@ def _analyses(run: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for record in records:
         try:
-            analysis = read_sealed(record)["analysis"]
+            analysis = read_named(record, "analysis")
             found[str(analysis["slide"])] = {**analysis, "probability": float(analysis["probability"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = error.reason if isinstance(error, ArtefactError) else "is not a slide record"

@@ -29,7 +29,8 @@ def _read_options(context: typer.Context, path: Path | None) -> None:
     try:
         table: Any = tomllib.loads(read_text(path.expanduser()))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(path, f"is no TOML file of options: {error}", mend="see --help") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigurationError(path, f"is no TOML file of options: {reason}", mend="see --help") from error
     for word in words:
         table = table.get(word, {})
         if not isinstance(table, dict):

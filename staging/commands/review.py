@@ -40,10 +40,12 @@ def review(
     """
     from staging.cohorts.camelyon import list_slides, read_label_table  # noqa: PLC0415  (slow import)
     from staging.runs.review import find_disagreements, write_review  # noqa: PLC0415
+    from staging.verifying import refuse_changed  # noqa: PLC0415
 
     listing = list_slides(slides) if slides else None
     files = None if listing is None else {slide.name: slide.path for slide in listing.slides}
     notices = {} if listing is None else cohort_notices(listing, mpp=slide_mpp)
+    refuse_changed(run)
     found, compared = find_disagreements(run, read_label_table(reference))
     shown = found[:most]
     write_review(output, shown, compared=compared, run=run, slides=files, slide_mpp=slide_mpp)

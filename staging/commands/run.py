@@ -173,6 +173,9 @@ def run(
         )
     if result.earlier:
         say(f"the tables also list {len(result.earlier)} slides of earlier calls")
+    partial = {one.slide: one.coverage for one in result.analyses if one.is_partial}
+    for name, coverage in partial.items():
+        say(f"{name}: seen only in part: {coverage}")
     if result.trained_on:
         say(trained_on_text("model", len(result.trained_on), len(result.analyses)))
     for line in warning_lines(result.warnings):

@@ -148,8 +148,8 @@ def measure_files(
 def write_measurements(output: Path, measured: Measurements) -> None:
     """Write lesions.csv, lesion_features.csv and lesions.json, and for each heatmap its outlines.
 
-    lesions.json has the settings, and every slide that was measured, with or without lesions, with how much of it was
-    looked at.
+    lesions.json has the settings, every slide that was measured, with or without lesions, with how much of it was
+    looked at, and those that were set aside.
 
     Raises:
         StorageError: a file cannot be written.
@@ -169,7 +169,8 @@ def write_measurements(output: Path, measured: Measurements) -> None:
     forget_outlines(output, earlier.difference(drawn))
     check_kept([output / name for name in drawn] + [output / LESION_TABLE, output / SHAPE_TABLE])
     slides = {name: one.to_json() for name, one in measured.seen.items()}
-    atomic_text(output / RECORD, json_text(record | {"slides": slides, "outlines": sorted(drawn)}))
+    about = {"slides": slides, "quarantined": dict(measured.faults), "outlines": sorted(drawn)}
+    atomic_text(output / RECORD, json_text(record | about))
 
 
 def heatmaps_among(paths: Sequence[Path]) -> list[str]:

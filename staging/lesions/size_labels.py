@@ -54,14 +54,15 @@ def label_by_size(
         StorageError: a file cannot be written.
     """
     seen = _slides_beside(table)
-    faults: dict[str, str] = {}
+    faults = _set_aside(table)
     if heatmaps is not None:
         paths = sorted(heatmaps.glob("[!.]*.zarr"))
         if not paths:
             raise CohortError(
                 heatmaps, "is no folder with heatmaps, which end in .zarr", mend="give the heatmaps of the slides"
             )
-        used, faults = look_through(paths, seen_rule or SeenRule())
+        used, unseen = look_through(paths, seen_rule or SeenRule())
+        faults |= unseen
         seen |= {path.stem: one for path, one in used.items()}
     lesions = read_lesion_table(table)
     found = {name: lesions.get(name, []) for name in (*seen, *lesions) if name not in faults}
@@ -97,6 +98,16 @@ def _slides_beside(table: Path) -> dict[str, Seen]:
             ) from error
     is_of_run = table.with_name("run.json").is_file()
     return read_seen(labels) if is_of_run and labels.is_file() else {}
+
+
+def _set_aside(table: Path) -> dict[str, str]:
+    """Read the slides that ``lesions`` set aside when it made a table, and why."""
+    try:
+        return {
+            str(name): str(reason) for name, reason in read_json(table.with_name("lesions.json"))["quarantined"].items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def _settings_beside(table: Path) -> Any:  # noqa: ANN401  (what a JSON file holds)

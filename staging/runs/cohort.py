@@ -26,7 +26,9 @@ from staging.runs.earlier import QUARANTINE, Earlier, earlier_results, earlier_s
 from staging.runs.records import (
     FOLDER,
     artefact_paths,
+    broken_tables,
     forget_tables_record,
+    heatmap_path,
     is_cheap,
     record_path,
     write_tables_record,
@@ -39,7 +41,7 @@ from staging.scores.patients import score_kappa
 from staging.stages.pn import BY_NAME, PatientStage, SlideNodes, Staging, stage_patients
 from wsi.errors import CheckpointError, OutputExistsError, StorageError, plain
 from wsi.lock import OutputLock
-from wsi.store import atomic_text, check_kept, json_text, name_fault, storage, sweep
+from wsi.store import DONE, atomic_text, check_kept, json_text, name_fault, storage, sweep
 from wsi.threads import map_in_order
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class CohortResult:
         earlier: names of those slides that this call was not given, but earlier ones were.
         skipped: what was passed over in the folders of the slides.
         trained_on: finished slides of patients that the model was trained on.
+        changed_tables: what was wrong with the tables of an earlier call.
     """
 
     analyses: tuple[SlideAnalysis, ...]
@@ -79,6 +82,7 @@ class CohortResult:
     earlier: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     trained_on: tuple[str, ...] = ()
+    changed_tables: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -103,7 +107,9 @@ class CohortResult:
             "earlier": len(self.earlier),
             "quarantined": {failure.slide: str(failure) for failure in self.failures},
             "stages": {patient: stage.value for patient, stage in self.staging.stages.items()},
-            "remade": {one.slide: list(one.remade) for one in self.analyses if one.remade},
+            "remade": {one.slide: list(one.remade) for one in self.analyses if one.remade}
+            | ({"tables": list(self.changed_tables)} if self.changed_tables else {}),
+            "partial": [one.slide for one in self.analyses if one.is_partial],
             "at_least": sorted(self.staging.at_least),
             "unscored": {one.patient: one.reason for one in self.staging.unscored},
             "warnings": self.warnings,
@@ -196,7 +202,12 @@ def run_cohort(
         )
         analyses, failures = _analyse(tasks, workers=workers, max_failures=max_failures, news=news)
         lock.check()
-        check_kept(path for one in analyses for path in artefact_paths(output, one.slide))
+        for one in analyses:
+            heatmap, record = heatmap_path(output, one.slide), record_path(output, one.slide)
+            check_kept((*artefact_paths(output, one.slide), heatmap / DONE, record))
+        changed = () if is_other else broken_tables(output)
+        for reason in changed:
+            log.warning("%s since the last call: made again", reason)
         forget_tables_record(output)
         atomic_text(output / "skipped.csv", skipped_table(skipped))
         earlier = earlier_results(output, given, digests=digests)
@@ -211,6 +222,7 @@ def run_cohort(
             skipped=tuple(skipped),
             nodes=nodes,
             known=known,
+            changed=changed,
         )
 
 
@@ -265,7 +277,7 @@ def _analyse(
     for task, outcome in chain(
         each(analyse_slide, pending, workers=workers, on_tiles=news.tiles), tried_alone(analyse_alone, suspects)
     ):
-        if isinstance(outcome, StorageError | CheckpointError | ConnectionError):
+        if isinstance(outcome, StorageError | CheckpointError | ConnectionError | OutputExistsError):
             raise outcome
         if isinstance(outcome, SlideAnalysis):
             analyses.append(outcome)
@@ -298,6 +310,7 @@ def _conclude(
     skipped: tuple[Skipped, ...],
     nodes: SlideNodes,
     known: Collection[str],
+    changed: Sequence[str],
 ) -> CohortResult:
     analyses = sorted((*analyses, *earlier.analyses), key=lambda one: one.slide)
     failures = sorted((*failures, *earlier.failures), key=lambda one: one.slide)
@@ -348,6 +361,7 @@ def _conclude(
         earlier=earlier.slides,
         skipped=skipped,
         trained_on=tuple(learnt),
+        changed_tables=tuple(changed),
     )
 
 

@@ -90,8 +90,11 @@ def read_record(output: Path, slide: str, made_from: Mapping[str, Any] | None, *
     try:
         record = read_sealed(path)
         if made_from is not None and record["made_from"] != dict(made_from):
-            return Recorded()
+            is_other = record["made_from"].get("slide") != made_from.get("slide")
+            return Recorded(broken=(f"{FOLDER}/{path.name} is of another file of this name",) if is_other else ())
         analysis = SlideAnalysis.from_json(record["analysis"])
+        if analysis.slide != slide:
+            return Recorded(broken=(f"{FOLDER}/{path.name} is of another slide",))
         files = record["files"]
         names = [str(one.relative_to(output)) for one in artefact_paths(output, slide)]
         broken = [f"{name} {why}" for name in names if (why := differs(output / name, files[name], digests=digests))]

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from staging.bars import watched
 from staging.runs.slide_task import SlideTask, read_finished
-from wsi.cnn.checkpoint import Checkpoint
 from wsi.errors import PathologyError
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Mask
 from wsi.render import overlay, save_picture, thumbnail
 from wsi.slide import Slide
 from wsi.tissue import find_tissue, tissue_area_um2
+
+if TYPE_CHECKING:
+    from wsi.cnn.checkpoint import Checkpoint
 
 _SAMPLE = 3
 _SIDE_UM = 1500.0

@@ -23,7 +23,7 @@ from wsi.geometry import Region
 from wsi.heatmap_store import read_heatmap
 from wsi.inputs import read_json
 from wsi.raster import Heatmap
-from wsi.store import atomic_bytes, atomic_text, check_kept, read_sealed, storage
+from wsi.store import atomic_bytes, atomic_text, check_kept, read_named, storage
 
 if TYPE_CHECKING:
     from wsi.readers.resolution import Mpp
@@ -83,7 +83,7 @@ def find_disagreements(run: Path, reference: Mapping[str, SlideLabel]) -> tuple[
     found, compared = [], 0
     for record in sorted((run / "slides").glob("[!.]*.json")) if (run / "slides").is_dir() else []:
         try:
-            analysis = read_sealed(record)["analysis"]
+            analysis = read_named(record, "analysis")
             slide, label = str(analysis["slide"]), SlideLabel.parse(analysis["label"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = error.reason if isinstance(error, ArtefactError) else "is not a slide record"

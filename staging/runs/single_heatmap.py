@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from filecmp import cmp
@@ -21,9 +22,11 @@ from wsi.readers.resolution import Mpp, mpp_json
 from wsi.render import overlay, save_picture, thumbnail
 from wsi.slide import Slide
 from wsi.stain_range import StainRange, stain_warnings
-from wsi.store import provenance_of
+from wsi.store import identity, provenance_of
 from wsi.tissue import find_tissue
 from wsi.writing.heatmap_file import write_heatmap_tiff
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,6 +101,7 @@ def make_heatmap(
             opened.check_detail(checkpoint.mpp)
         made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
         made_from |= _read_otherwise(slide_mpp, on_bad_tile)
+        since = identity(output)
         earlier = _earlier(output, made_from, overwrite=overwrite)
         tissue = find_tissue(opened)
         stains = stain_warnings(opened, tissue, StainRange.of_provenance(checkpoint.provenance))
@@ -110,7 +114,7 @@ def make_heatmap(
             on_tiles=lambda done, total: on_tiles(opened.name, done, total),
         )
         if earlier is None:
-            write_heatmap(output, heatmap, made_from, coverage=coverage)
+            write_heatmap(output, heatmap, made_from, coverage=coverage, since=since)
         is_kept = earlier is not None and not overwrite
         if tiff is not None:
             _write(tiff, lambda path: write_heatmap_tiff(path, heatmap), is_kept=is_kept)
@@ -175,5 +179,6 @@ def _earlier(output: Path, made_from: dict[str, Any], *, overwrite: bool) -> tup
     try:
         coverage = read_coverage(output)
         return None if coverage is None or "bad" in made_from else (read_heatmap(output), coverage)
-    except ArtefactError:  # damaged: it is made again
+    except ArtefactError as error:
+        log.warning("%s: made again", error)
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from staging.csv_rows import csv_for_people
 from staging.errors import StagingError
-from wsi.errors import CheckpointError, PathologyError, StorageError
+from wsi.errors import CheckpointError, OutputExistsError, PathologyError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def step(name: str, *, slide: str, path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except (StorageError, CheckpointError, SlideFaultError):
+    except (StorageError, CheckpointError, OutputExistsError, SlideFaultError):
         raise
     except Exception as error:
         log.debug("%s failed at %s", slide, name, exc_info=True)

@@ -146,6 +146,8 @@ def _colour_warnings(first: TiffPage) -> tuple[str, ...]:
         return (GREY,)
     if first.samples == 4 and first.extra_samples[:1] not in ((1,), (2,)):
         return ("has a fourth sample per pixel that is not said to be opacity; it is left out: check the colours",)
+    if first.samples == 4:
+        return ("has opacity: what it hides is white, and counts as looked at; make the slide again without",)
     return ()
 
 

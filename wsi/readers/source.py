@@ -8,7 +8,9 @@ import weakref
 from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import Protocol
+from urllib.parse import urlsplit
 
+from wsi.errors import SlideNotFoundError
 from wsi.inputs import open_regular
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -81,5 +83,15 @@ class FileSource:
 
 
 def is_url(location: str | PathLike[str]) -> bool:
-    """Whether a slide is named by a URL (``s3://``, ``https://`` ...) and not by a path."""
-    return isinstance(location, str) and _URL.match(location) is not None
+    """Whether a slide is named by a URL (``s3://``, ``https://`` ...) and not by a path.
+
+    Raises:
+        SlideNotFoundError: it begins like one, but is none.
+    """
+    if not isinstance(location, str) or _URL.match(location) is None:
+        return False
+    try:
+        urlsplit(location)
+    except ValueError as error:
+        raise SlideNotFoundError(location, f"is not a URL: {error}", mend="check how it is written") from error
+    return True

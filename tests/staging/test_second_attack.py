@@ -1,0 +1,145 @@
+"""What a second re-run of the inputs found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from typer.testing import CliRunner, Result
+
+from staging.cli import app
+from staging.errors import CohortError
+from staging.phantom import generate_cohort
+from wsi.cnn.checkpoint import save_checkpoint
+from wsi.errors import OutputExistsError, OutputInUseError, SlideNotFoundError
+from wsi.geometry import Frame
+from wsi.heatmap_store import write_heatmap
+from wsi.raster import Heatmap
+from wsi.slide import Slide
+from wsi.store import identity, json_text, provenance_of, read_sealed, sealed
+
+NAMES = [f"patient_000_node_{node}" for node in range(5)]
+
+
+def called(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Any]) -> Path:
+    """A cohort, a model and a run on it."""
+    folder = tmp_path_factory.mktemp("finished")
+    generate_cohort(folder / "cohort", patients=1, centres=(0,), seed=7, mpp=8.0)
+    save_checkpoint(folder / "m.safetensors", make_checkpoint(mpp=8.0))
+    done = called("run", folder / "cohort" / "images", "-o", folder / "out", "-m", folder / "m.safetensors")
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "all")
+    return tmp_path / "all"
+
+
+def again(folder: Path, *more: object) -> Result:
+    return called("run", folder / "cohort" / "images", "-o", folder / "out", "-m", folder / "m.safetensors", *more)
+
+
+@pytest.mark.parametrize("command", ["submission write lesions {} -o {}/new", "review {} {}/stages.csv -o {}/new"])
+def test_a_record_of_another_name_leads_nowhere(folder: Path, command: str) -> None:
+    record = folder / "out" / "slides" / f"{NAMES[0]}.json"
+    forged = read_sealed(record)
+    forged["analysis"]["slide"] = "../../evil"
+    record.write_text(json_text(sealed(forged)))
+    shutil.copytree(folder / "out" / "heatmaps" / f"{NAMES[0]}.zarr", folder / "evil.zarr")
+    (folder / "evil.csv").write_text("keep")
+    done = called(*command.replace("{}/new", str(folder / "new")).format(folder / "out", folder / "out").split())
+    assert isinstance(done.exception, CohortError)
+    assert (folder / "evil.csv").read_text() == "keep"
+    assert not list(folder.rglob("evil.png"))
+    assert called("verify", folder / "out").exit_code == 1
+
+
+def test_a_slide_that_a_run_lost_is_noticed(folder: Path) -> None:
+    (folder / "out" / "slides" / f"{NAMES[3]}.json").unlink()
+    found = json.loads(called("verify", folder / "out").stdout)
+    assert found["broken"] == {NAMES[3]: ["has no record"]}
+    shutil.rmtree(folder / "out" / "heatmaps" / f"{NAMES[3]}.zarr")
+    assert called("verify", folder / "out").exit_code == 1
+    for command in ("submission write slides {} -o {}/new.csv", "review {} {}/stages.csv -o {}/new"):
+        words = command.replace("{}/new", str(folder / "new")).format(folder / "out", folder / "out").split()
+        done = called(*words)
+        assert isinstance(done.exception, CohortError), words
+        assert f"{NAMES[3]} has no record" in str(done.exception)
+    assert again(folder).exit_code == 0
+    assert called("verify", folder / "out").exit_code == 0
+
+
+def test_tables_that_changed_are_said_to_be_made_again(folder: Path) -> None:
+    (folder / "out" / "labels.csv").unlink()
+    done = again(folder)
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["remade"] == {"tables": ["labels.csv is missing"]}
+
+
+def test_another_file_of_the_same_name_is_said(folder: Path) -> None:
+    images = folder / "cohort" / "images"
+    shutil.copy(images / f"{NAMES[1]}.tif", images / f"{NAMES[0]}.tif")
+    remade = json.loads(again(folder).stdout)["remade"]
+    assert remade == {NAMES[0]: [f"slides/{NAMES[0]}.json is of another file of this name"]}
+
+
+def test_a_link_in_a_runs_folder_ends_it_and_blames_no_slide(folder: Path) -> None:
+    overlay = folder / "out" / "overlays" / f"{NAMES[0]}.png"
+    overlay.unlink()
+    (folder / "target").write_text("keep")
+    overlay.symlink_to(folder / "target")
+    assert isinstance(again(folder).exception, OutputExistsError)
+    assert (folder / "target").read_text() == "keep"
+
+
+def test_a_writer_that_was_stopped_before_it_published_is_discarded(tmp_path: Path) -> None:
+    frame = Frame(x=0, y=0, downsample=8, shape=(4, 5), mpp=0.5)
+    heatmap = Heatmap(frame=frame, array=np.zeros((4, 5), np.float32), tissue=np.ones((4, 5), bool))
+    target = tmp_path / "h.zarr"
+    begun = identity(target)  # then it is stopped, and another publishes
+    write_heatmap(target, heatmap, {"model": "other"})
+    with pytest.raises(OutputInUseError, match="in the meantime"):
+        write_heatmap(target, heatmap, {"model": "mine"}, since=begun)
+    assert provenance_of(target) == {"model": "other"}
+    write_heatmap(target, heatmap, {"model": "mine"}, since=identity(target))
+    assert provenance_of(target) == {"model": "mine"}
+
+
+def test_a_heatmap_that_rotted_is_said_to_be_made_again(folder: Path) -> None:
+    command = ("heatmap", folder / "cohort" / "images" / f"{NAMES[0]}.tif", "-m", folder / "m.safetensors")
+    assert called(*command, "-o", folder / "h.zarr").exit_code == 0
+    chunk = folder / "h.zarr" / "probability" / "c" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    done = called(*command, "-o", folder / "h.zarr")
+    assert (done.exit_code, "made again" in done.stderr) == (0, True)
+
+
+def test_opacity_is_reported(tmp_path: Path) -> None:
+    image = np.full((256, 256, 4), 200, np.uint8)
+    image[..., 3] = 0
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(image, photometric="rgb", tile=(128, 128), extrasamples=["unassalpha"])
+    with Slide.open(tmp_path / "a.tif") as slide:
+        assert any("has opacity" in warning for warning in slide.warnings)
+
+
+def test_what_begins_like_a_url_but_is_none() -> None:
+    done = called("info", "http://u:secret@[::1/x.tif?sig=SIG")
+    assert done.exit_code == 1
+    assert "is not a URL" in done.stderr
+    assert "SIG" not in done.stderr + done.stdout
+    with pytest.raises(SlideNotFoundError):
+        Slide.open("http://[::1/x.tif")
