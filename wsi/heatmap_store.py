@@ -38,8 +38,8 @@ def write_heatmap(
 
     Both arrays are OME-Zarr images (0.5), so that viewers show them at the slide's um.
 
-    ``coverage`` is stored with them; ``is_own`` and ``since`` as for publish. Chunks carry a CRC32C; empty chunks are written and the
-    fill value is NaN: a lost chunk never reads as no tumour.
+    ``coverage`` is stored with them; ``is_own`` and ``since`` as for publish. Chunks carry a CRC32C; empty chunks are
+    written and the fill value is NaN: a lost chunk never reads as no tumour.
 
     Raises:
         StorageError: the file system refuses.

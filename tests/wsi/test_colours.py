@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,11 @@ from dicom_files import write_dicom
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from slide_files import through_openslide, whole
+from typer.testing import CliRunner
 
+from staging.cli import app
+from staging.cohorts.camelyon import find_slides
+from staging.cohorts.slide_warnings import find_warnings
 from wsi.errors import SlideFormatError
 from wsi.readers.colours import jpeg_colours
 from wsi.readers.tiff import TiffReader
@@ -216,3 +221,12 @@ def test_a_damaged_first_tile_leaves_the_word_to_the_next(tmp_path: Path) -> Non
     streams = iter([b"\xff\xd8 no JPEG", *[adobe_rgb(smooth(64, 64))] * 3])
     path = write_tiles(tmp_path / "a.tif", smooth(), lambda _: next(streams), "YCbCr")
     assert "say RGB" in "".join(TiffReader(path).warnings)
+
+
+def test_a_contradiction_is_said_by_commands(tmp_path: Path) -> None:
+    path = write_tiles(tmp_path / "a.tif", smooth(), adobe_rgb, "YCbCr")
+    done = CliRunner().invoke(app, ["info", str(path), "--json"])
+    said = "says that its colours are YCbCr, but its compressed tiles say RGB"
+    assert said in done.stderr
+    assert any(said in doubt for doubt in json.loads(done.stdout)["warnings"])
+    assert any(said in doubt for doubt in find_warnings(find_slides([path]))["a"])

@@ -19,7 +19,7 @@ from wsi.geometry import Frame
 from wsi.patches.passes import PassPlan
 from wsi.patches.pool import SlidePool
 from wsi.patches.reading import PatchPositions, _extents, read_patches, read_positions, source_windows
-from wsi.readers.tiff_tiles import TiffTiles
+from wsi.readers.tiff import TiffReader
 from wsi.resample import plan_axis
 from wsi.slide import Slide
 from wsi.writing.pyramid import write_pyramid
@@ -194,13 +194,13 @@ def test_a_pass_decodes_every_tile_once(slides: list[Path], monkeypatch: pytest.
     )
     distinct = set().union(*(tiles_of(positions, pool, index) for index in range(60)))
     pasted: list[tuple[int, int]] = []
-    paste = TiffTiles.paste
+    paste = TiffReader._paste
 
-    def counted(self: TiffTiles, level: int, index: int, *rest: Any, **options: Any) -> None:
+    def counted(self: TiffReader, level: int, index: int, *rest: Any, **options: Any) -> None:
         pasted.append((level, index))
         paste(self, level, index, *rest, **options)
 
-    monkeypatch.setattr(TiffTiles, "paste", counted)
+    monkeypatch.setattr(TiffReader, "_paste", counted)
     plan = PassPlan.of(positions, pool, stretch=60, block=60)
     for block in plan.blocks(seed=1, epoch=2):
         read_positions(positions, block, pool, workers=1)

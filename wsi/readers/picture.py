@@ -118,7 +118,7 @@ def unreadable(path: str, pages: Sequence[TiffPage]) -> SlideFormatError:
 def _refuse_series(path: str, first: TiffPage, pages: Sequence[TiffPage]) -> None:
     size = first.width, first.height
     images = _ome_images(pages)
-    image = next((one for one in images if one.size == size), None)
+    image = next((one for one in images if one.size == size), images[0] if len(images) == 1 else None)
     told = dict(_IMAGEJ.findall(pages[0].description)) if pages[0].description.startswith("ImageJ=") else {}
     planes = image.planes if image else int(told.get("slices", 1))
     times = image.times if image else int(told.get("frames", 1))
