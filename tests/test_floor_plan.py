@@ -41,6 +41,8 @@ PLAN = {
     "wsi.coverage": "how much of the tissue was looked at",
     "wsi.heatmap_store": "heatmaps on disk",
     "wsi.tiles": "tile plans",
+    "wsi.findings": "what was found, painted over pixels",
+    "wsi.legends": "scale bars and legends",
     "wsi.render": "pictures of slides",
     "wsi.charts": "curves and bars as pictures",
     "wsi.cnn": "networks: everything that computes with torch",

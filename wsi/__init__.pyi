@@ -1,4 +1,5 @@
 __all__ = [
+    "Findings",
     "Frame",
     "Heatmap",
     "Image",
@@ -14,11 +15,11 @@ __all__ = [
     "TilePlan",
     "Window",
     "find_tissue",
-    "overlay",
     "plan_to_dask",
     "read_attention",
     "read_heatmap",
     "save_png",
+    "slide_picture",
     "thumbnail",
     "tile_order",
     "tissue_area_um2",
@@ -28,11 +29,12 @@ __all__ = [
 from .cnn.encoders.attention import read_attention
 from .cnn.patch_loading import PatchDataset, PatchStream
 from .errors import PathologyError
+from .findings import Findings
 from .geometry import Frame, Level, Region, Window, tile_order
 from .heatmap_store import read_heatmap, write_heatmap
 from .raster import Heatmap, Image, Mask
 from .readers.resolution import OverridingMpp
-from .render import overlay, save_png, thumbnail
+from .render import save_png, slide_picture, thumbnail
 from .slide import Slide
 from .stain import StainJitter
 from .tiles import TilePlan, plan_to_dask

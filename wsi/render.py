@@ -1,10 +1,10 @@
-"""Pictures for people: thumbnails, heatmaps over the tissue, picture files."""
+"""Pictures for people: slides beside what was found on them, lesions close up, picture files."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -13,30 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from wsi.errors import OutputNameError
-from wsi.geometry import Frame
+from wsi.findings import INK, PAPER, Findings
+from wsi.geometry import Frame, Region, Window
+from wsi.legends import em_px, legend, line_px, text_font, with_scale
 from wsi.outputs import PICTURES, refuse_suffix
-from wsi.raster import Heatmap, Image, Mask
+from wsi.raster import Image
 from wsi.slide import Slide
 from wsi.store import atomic_bytes
 
-# Viridis (matplotlib, CC0) from its light end in steps of an eighth: equal steps of probability look equal, also to the
-# colour-blind. Its blue and violet half is left out, because haematoxylin has those colours.
-_RAMP = np.array([(253, 231, 37), (173, 220, 48), (94, 201, 98), (40, 174, 128), (33, 145, 140)], dtype=np.float64)
-_FAINTEST = 0.1
-_MOST_OPAQUE = 0.8
-_LINE = (20, 20, 20)
-_OUTLINE = (230, 40, 20)
-_INK = (40, 40, 40)
-_STRIP_PX = 52
-_MARGIN_PX = 14
-_FONT_PX = 15
+PICTURE_PX = 1000
+"""The longer side of a slide in its picture."""
 _NARROWEST_PX = 560
-_RAMP_PX = 160
-_CLEARANCE = 0.15
+_SMALL_SHARE = 1 / 30
+"""Of a picture's width: shorter lesions cover less than 8 px once the picture is 240 px wide."""
+_MOST_INSETS = 3
+_INSET_UM = 300.0
+_INSET_LESIONS = 2.5
+"""An inset is at least this many times as high as its lesion is long."""
 
 _PNG_TEXT = PngInfo()
 _PNG_TEXT.add_text("Software", "sentinode")
@@ -57,7 +54,7 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def thumbnail(slide: Slide, *, max_px: int = 1200) -> Image:
+def thumbnail(slide: Slide, *, max_px: int = PICTURE_PX) -> Image:
     """The whole slide, its longer side at most max_px pixels; never finer than level 0.
 
     Raises:
@@ -77,33 +74,61 @@ def thumbnail(slide: Slide, *, max_px: int = 1200) -> Image:
     )
 
 
-def overlay(image: Image, heatmap: Heatmap, *, threshold: float, outlines: Iterable[Mask] = ()) -> NDArray[np.uint8]:
-    """Draw a heatmap over a picture of its slide, with a scale bar and a legend below.
+def slide_picture(slide: Slide, findings: Findings, *, boxes: Sequence[Region] = ()) -> NDArray[np.uint8]:
+    """Draw a slide as it is and, beside it, what was found on it, with a scale bar and a legend below.
 
-    The higher the probability, the darker and more opaque the colour; below 0.1 the tissue is unchanged. A dark line
-    surrounds everything that reaches the threshold. If the picture is coarser than the heatmap, its pixels show the
-    highest probability beneath them, so that no cell is lost.
+    The second picture is grey under the colours of the probabilities; below 0.1 it has none. Full lines surround
+    lesions, dotted ones what reaches the threshold and is none. Up to three lesions too small to see, the first ones,
+    are enlarged below, in the slide's own colours, each with a scale bar and a line to its position.
 
     Args:
-        image: of the same slide, of any size and position.
-        heatmap: probabilities.
-        threshold: probability surrounded by the line.
-        outlines: lesions to outline in red, for example those that count.
+        slide: an open slide.
+        findings: on this slide.
+        boxes: regions to mark with numbers from 1 on, instead of enlarging lesions.
 
     Returns:
-        uint8 (rows + 52, columns, 3); at least 560 columns, narrower pictures padded with white.
+        uint8 (rows, columns, 3), of at least 560 columns: the two side by side, one above the other if the slide is
+        wider than high.
+
+    Raises:
+        TileError: a tile is damaged.
     """
-    probability = _on_grid(heatmap.array, heatmap.frame, image.frame)
-    picture = _blended(image.array.astype(np.float64), probability)
-    picture[_rim(probability >= threshold)] = _LINE
-    for mask in outlines:
-        cells = _on_grid(mask.array.astype(np.float32), mask.frame, image.frame) >= 0.5
-        rim = _rim(cells)
-        picture[_rim(cells | rim) | rim] = _OUTLINE
-    rows, columns = probability.shape
-    canvas = np.full((rows + _STRIP_PX, max(columns, _NARROWEST_PX), 3), 255, dtype=np.uint8)
-    canvas[:rows, :columns] = np.rint(picture)
-    return _with_legend(canvas, image.frame, threshold)
+    image = thumbnail(slide, max_px=PICTURE_PX)
+    rows, columns = image.frame.shape
+    gap = max(4, PICTURE_PX // 100)
+    is_wide = columns > rows
+    top, left = (rows + gap, 0) if is_wide else (0, columns + gap)
+    width, height = max(left + columns, _NARROWEST_PX), top + rows
+    insets = [] if boxes else _insets(slide, findings, image.frame, width=width, gap=gap)
+    rest = [inset.array for inset in insets[:1]]
+    strip = legend(image.frame, width_px=width, threshold=findings.threshold)
+    canvas = np.full((height + sum(gap + one.shape[0] for one in rest) + strip.shape[0], width, 3), 255, np.uint8)
+    canvas[:rows, :columns] = image.array
+    canvas[top:height, left : left + columns] = findings.shaded(image, line_px=line_px(width))
+    canvas[-strip.shape[0] :] = strip
+    frame = image.frame.part(Window.between(row=-top, column=-left, bottom=height - top, right=width - left))
+    if boxes:
+        return _with_boxes(canvas, frame, boxes)
+    return _with_insets(canvas, frame, insets, top=height + gap, gap=gap)
+
+
+def close_up(
+    slide: Slide, findings: Findings, *, x: float, y: float, side_um: float, side_px: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw a square around a level-0 position, as it is and with the edges of what was found, both with a scale bar.
+
+    Returns:
+        Twice uint8 (side_px, side_px, 3), whatever the slide's own resolution; white beyond the slide.
+
+    Raises:
+        ResolutionError: mpp is unknown.
+        TileError: a tile is damaged.
+    """
+    downsample = side_um / side_px / slide.frame.pixel_um
+    image = slide.read_frame(_frame_around(slide, x, y, downsample=downsample, shape=(side_px, side_px)), exact=False)
+    em = em_px(side_px)
+    drawn = image.array, findings.edged(image, line_px=2 * line_px(side_px))
+    return with_scale(drawn[0], image.frame, em=em), with_scale(drawn[1], image.frame, em=em)
 
 
 def save_png(path: str | PathLike[str], array: NDArray[np.uint8]) -> None:
@@ -136,111 +161,77 @@ def save_picture(path: str | PathLike[str], array: NDArray[np.uint8]) -> None:
     atomic_bytes(path, data.getvalue())
 
 
-def _on_grid(values: NDArray[np.float32], source: Frame, target: Frame) -> NDArray[np.float64]:
-    """Values on source's grid at target's pixels: linear between cell centres, 0 beyond source.
-
-    A pixel of target that contains cells gets at least the highest of them.
-    """
-    from scipy import ndimage  # noqa: PLC0415  (slow import)
-
-    x, _ = target.centres(0, np.arange(target.shape[1]))
-    _, y = target.centres(np.arange(target.shape[0]), 0)
-    rows, _ = source.fractions(source.x, y)
-    _, columns = source.fractions(x, source.y)
-    grid = np.meshgrid(rows - 0.5, columns - 0.5, indexing="ij")
-    result = ndimage.map_coordinates(values.astype(np.float64), grid, order=1, mode="grid-constant", cval=0.0)
-    cells = np.nonzero(values)
-    row, column = (np.floor(at).astype(np.int64) for at in target.fractions(*source.centres(*cells)))
-    within = (row >= 0) & (row < target.shape[0]) & (column >= 0) & (column < target.shape[1])
-    np.maximum.at(result, (row[within], column[within]), values[cells][within])
-    return np.asarray(result)
-
-
-def _blended(picture: NDArray[np.float64], probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., 3): the picture under the colours of its (...) probabilities; unchanged up to 0.1."""
-    share = ((probability - _FAINTEST) / (1 - _FAINTEST)).clip(0, 1)
-    opacity = share[..., np.newaxis] ** 0.7 * _MOST_OPAQUE
-    blended: NDArray[np.float64] = picture + (_colours(share) - picture) * opacity
-    return blended
+def _insets(slide: Slide, findings: Findings, frame: Frame, *, width: int, gap: int) -> list[Image]:
+    """The enlarged lesions, from left to right on the slide: together as wide as the picture, a third as high."""
+    regions = [mask.frame.region for mask in findings.lesions]
+    sides = [max(region.width, region.height) for region in regions]
+    limit = width * _SMALL_SHARE * frame.downsample
+    small = [(region, side) for region, side in zip(regions, sides, strict=True) if side < limit][:_MOST_INSETS]
+    if not small:
+        return []
+    least = 0 if frame.mpp is None else _INSET_UM / frame.mpp
+    side = max(least, _INSET_LESIONS * max(side for _, side in small))
+    shape = width // 3, (width - gap * (len(small) - 1)) // len(small)
+    insets = []
+    for region, _ in sorted(small, key=lambda one: (one[0].x, one[0].y)):
+        x, y = region.x + region.width / 2, region.y + region.height / 2
+        image = slide.read_frame(_frame_around(slide, x, y, downsample=side / min(shape), shape=shape), exact=False)
+        drawn = with_scale(findings.edged(image, line_px=2 * line_px(width)), image.frame, em=em_px(width))
+        insets.append(Image(frame=image.frame, array=drawn))
+    return insets
 
 
-def _colours(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., 3) sRGB 0..255 of the ramp at 0..1 of its length, linear between its colours."""
-    steps = np.linspace(0, 1, len(_RAMP))
-    return np.stack([np.interp(share, steps, channel) for channel in _RAMP.T], axis=-1)
+def _frame_around(slide: Slide, x: float, y: float, *, downsample: float, shape: tuple[int, int]) -> Frame:
+    rows, columns = shape
+    x, y = x - columns / 2 * downsample, y - rows / 2 * downsample
+    return Frame(x=x, y=y, downsample=downsample, shape=shape, mpp=slide.mpp)
 
 
-def _rim(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels outside ``cells`` that touch it by side or corner."""
-    padded = np.pad(cells, 1)
-    height, width = cells.shape
-    near = np.zeros_like(cells)
-    for row in range(3):
-        for column in range(3):
-            near |= padded[row : row + height, column : column + width]
-    return near & ~cells
-
-
-def _with_legend(canvas: NDArray[np.uint8], frame: Frame, threshold: float) -> NDArray[np.uint8]:
-    """The canvas with scale bar and colour ramp drawn into its bottom rows."""
+def _with_insets(
+    canvas: NDArray[np.uint8], frame: Frame, insets: Sequence[Image], *, top: int, gap: int
+) -> NDArray[np.uint8]:
+    """Paste insets below ``top``, each framed, with a box around its region and a line to it."""
     picture = Pillow.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=_FONT_PX)
-    middle = canvas.shape[0] - _STRIP_PX // 2
-    _draw_scale(draw, font, frame, middle=middle, most_px=canvas.shape[1] // 4)
-    _draw_ramp(draw, font, right=canvas.shape[1] - _MARGIN_PX, middle=middle, threshold=threshold)
+    thick = line_px(canvas.shape[1])
+    left = 0
+    for inset in insets:
+        rows, columns = inset.frame.shape
+        box = _box(frame, inset.frame.region, least=2 * thick)
+        above = (box[0] + box[2]) // 2, box[3]
+        below = left + columns // 2, top
+        for ink, wider in ((PAPER, thick), (INK, 0)):
+            draw.line((above, below), fill=ink, width=thick + wider)
+            _outline(draw, box, ink, thick + wider)
+        picture.paste(Pillow.fromarray(inset.array), (left, top))
+        draw.rectangle((left, top, left + columns - 1, top + rows - 1), outline=INK, width=thick)
+        left += columns + gap
     return np.array(picture)
 
 
-def _draw_scale(
-    draw: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    frame: Frame,
-    *,
-    middle: int,
-    most_px: int,
-) -> None:
-    """Draw a bar of 1, 2 or 5 times a power of ten um, or a note if the resolution is unknown."""
-    if frame.mpp is None:
-        draw.text((_MARGIN_PX, middle), "scale unknown", fill=_INK, font=font, anchor="lm")
-        return
-    length_um = _round_length(most_px * frame.pixel_um)
-    right = _MARGIN_PX + max(1, round(length_um / frame.pixel_um)) - 1
-    draw.rectangle((_MARGIN_PX, middle - 3, right, middle + 2), fill=_INK)
-    draw.text((right + 10, middle), _length_text(length_um), fill=_INK, font=font, anchor="lm")
+def _with_boxes(canvas: NDArray[np.uint8], frame: Frame, boxes: Sequence[Region]) -> NDArray[np.uint8]:
+    picture = Pillow.fromarray(canvas)
+    draw = ImageDraw.Draw(picture)
+    em, thick = em_px(canvas.shape[1]), line_px(canvas.shape[1])
+    for number, region in enumerate(boxes, start=1):
+        box = _box(frame, region, least=2 * thick)
+        for ink, wider in ((PAPER, thick), (INK, 0)):
+            _outline(draw, box, ink, thick + wider)
+        at = box[2] + thick, box[1]
+        draw.text(at, str(number), fill=INK, font=text_font(em), anchor="lm", stroke_width=thick, stroke_fill=PAPER)
+    return np.array(picture)
 
 
-def _round_length(most_um: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is at most most_um."""
-    power = 10.0 ** math.floor(math.log10(most_um))
-    return max(power * step for step in (1, 2, 5) if power * step <= most_um * (1 + 1e-9))
+def _box(frame: Frame, region: Region, *, least: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a region in px of a frame, at least ``least`` px from its middle."""
+    rows, columns = frame.fractions(np.array([region.x, region.right]), np.array([region.y, region.bottom]))
+    (top, bottom), (left, right) = rows.tolist(), columns.tolist()
+    across, down = max(least, (right - left) / 2), max(least, (bottom - top) / 2)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return round(x - across), round(y - down), round(x + across), round(y + down)
 
 
-def _length_text(length_um: float) -> str:
-    return f"{length_um / 1000:g} mm" if length_um >= 100 else f"{length_um:g} um"
-
-
-def _draw_ramp(
-    draw: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    *,
-    right: int,
-    middle: int,
-    threshold: float,
-) -> None:
-    """Draw the colours from 0.1 to 1 as they look on white, a mark at the threshold, and their meaning."""
-    left = right - 10 - _RAMP_PX
-    shades = np.linspace(_FAINTEST, 1, _RAMP_PX)
-    for step, colour in enumerate(np.rint(_blended(np.full((_RAMP_PX, 3), 255.0), shades)).astype(int)):
-        draw.line((left + step, middle - 12, left + step, middle), fill=tuple(colour.tolist()))
-    draw.rectangle((left, middle - 12, left + _RAMP_PX - 1, middle), outline=_INK)
-    marks = [_FAINTEST, 1.0]
-    if _FAINTEST < threshold < 1:
-        marks.append(threshold)
-    for value in marks:
-        at = left + (value - _FAINTEST) / (1 - _FAINTEST) * (_RAMP_PX - 1)
-        draw.line((at, middle - 12, at, middle + 4), fill=_INK)
-        clear = value != threshold or min(abs(value - _FAINTEST), abs(value - 1)) > _CLEARANCE
-        if clear:
-            draw.text((at, middle + 5), f"{value:.2g}", fill=_INK, font=font, anchor="mt")
-    draw.text((left - 10, middle - 6), "metastasis, probability", fill=_INK, font=font, anchor="rm")
+def _outline(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], ink: tuple[int, int, int], width: int) -> None:
+    grown = width // 2
+    left, top, right, bottom = box
+    draw.rectangle((left - grown, top - grown, right + grown, bottom + grown), outline=ink, width=width)

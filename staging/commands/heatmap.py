@@ -46,7 +46,7 @@ def heatmap(
     overlay: Annotated[
         Path | None,
         Output(kind=lambda path, _: picture(path), resumes=_is_there),
-        typer.Option(help="Also draw it over the slide: PNG, JPEG, TIFF or PDF.", show_default=False),
+        typer.Option(help="Also draw it beside the slide: PNG, JPEG, TIFF or PDF.", show_default=False),
     ] = None,
     tiff: Annotated[
         Path | None,

@@ -14,9 +14,10 @@ import numpy as np
 from staging.bars import watched
 from staging.runs.slide_task import SlideTask, read_finished
 from wsi.errors import PathologyError
+from wsi.findings import Findings
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Mask
-from wsi.render import overlay, save_picture, thumbnail
+from wsi.render import save_picture, slide_picture
 from wsi.slide import Slide
 from wsi.tissue import find_tissue, tissue_area_um2
 
@@ -152,7 +153,7 @@ def _sample(task: SlideTask, checkpoint: Checkpoint) -> Sampled:
             heatmap, _ = look(slide, checkpoint, tissue=part, device=task.device, workers=task.threads)
             seconds = time.perf_counter() - begun
         begun = time.perf_counter()
-        picture = overlay(thumbnail(slide), heatmap, threshold=checkpoint.threshold)
+        picture = slide_picture(slide, Findings(heatmap=heatmap, threshold=checkpoint.threshold))
         save_picture(Path(folder) / "a.png", picture)
         drawn = time.perf_counter() - begun
         write_heatmap(Path(folder) / "a.zarr", heatmap, {})

@@ -16,12 +16,17 @@ from staging.bars import watched
 from staging.cohorts.names import centre_name, slide_key
 from staging.csv_rows import csv_for_people
 from staging.errors import CohortError
+from staging.lesions.finding import find_lesions
 from staging.lesions.labels import SizeRule, SlideLabel
+from staging.lesions.settings import settings_of
 from staging.runs.pages import write_page
+from staging.runs.records import artefact_paths, heatmap_path
 from wsi.errors import ArtefactError
+from wsi.findings import Findings
 from wsi.geometry import Region
 from wsi.heatmap_store import read_heatmap
 from wsi.inputs import read_json
+from wsi.legends import length_text
 from wsi.raster import Heatmap
 from wsi.store import atomic_bytes, atomic_text, check_kept, read_named, storage
 
@@ -30,11 +35,20 @@ if TYPE_CHECKING:
 from wsi.slide import Slide
 
 CROP_UM = 600.0
-"""Side of the pictures of lesions: shows the architecture of the node around a 0.2 mm deposit."""
+"""Side of every close-up: shows the architecture of the node around a 0.2 mm deposit."""
 
 _CROP_PX = 600
 _CROPS = 3
 COLUMNS = ("slide", "reference", "found", "kind", "sureness", "probability", "largest_um", "centre")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What is worth viewing: the level-0 position of a lesion and its longest diameter, None where none was found."""
+
+    x: float
+    y: float
+    lesion_um: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +64,7 @@ class Disagreement:
         probability: the highest in the heatmap.
         largest_um: longest diameter of the largest lesion; 0 without lesions.
         centre: the centre, if the name gives it.
-        positions: level-0 (x, y) worth viewing, largest lesion first; on a missed slide the heatmap's highest cell.
+        sights: what is worth viewing, largest lesion first; on a missed slide the heatmap's highest cell.
     """
 
     slide: str
@@ -61,7 +75,7 @@ class Disagreement:
     probability: float
     largest_um: float
     centre: str | None
-    positions: tuple[tuple[float, float], ...]
+    sights: tuple[Sight, ...]
 
 
 def find_disagreements(run: Path, reference: Mapping[str, SlideLabel]) -> tuple[tuple[Disagreement, ...], int]:
@@ -119,7 +133,7 @@ def write_review(
         disagreements: in the order shown.
         compared: number of slides compared.
         run: the output with the heatmaps and overlays.
-        slides: slide files by id, for close-ups; without them only overlays are shown.
+        slides: slide files by id, for close-ups; without them only the run's pictures are shown.
         slide_mpp: um per level-0 px of slides that state none, or for all.
 
     Raises:
@@ -130,24 +144,15 @@ def write_review(
         (output / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
     for one in watched(disagreements, count=len(disagreements), verb="slides shown", name=lambda one: one.slide):
-        overlay = run / "overlays" / f"{one.slide}.png"
-        copied = output / "pictures" / f"{one.slide}.png"
-        if overlay.is_file():
-            with storage(overlay):
-                atomic_bytes(copied, overlay.read_bytes())
         path = (slides or {}).get(one.slide)
-        crops = [] if path is None else _draw_crops(one, path, output, run, slide_mpp)
+        pictures = _copied(one, output, run) if path is None else _drawn(one, path, output, run, slide_mpp)
         shown = {
             name: getattr(one, name) for name in ("slide", "kind", "sureness", "probability", "largest_um", "centre")
         }
-        rows.append(
-            shown
-            | {"reference": one.reference.value, "found": one.found.value, "crops": crops}
-            | {"overlay": f"pictures/{copied.name}" if overlay.is_file() else None}
-        )
+        rows.append(shown | {"reference": one.reference.value, "found": one.found.value} | pictures)
     write_page(output / "review.html", "review.html.j2", disagreements=rows, compared=compared)
     atomic_text(output / "review.csv", review_table(disagreements))
-    check_kept(output / row["overlay"] for row in rows if row["overlay"] is not None)
+    check_kept(output / row["overview"] for row in rows if row["overview"] is not None)
 
 
 def review_table(disagreements: Sequence[Disagreement]) -> str:
@@ -173,15 +178,16 @@ def _disagreement(
 ) -> Disagreement:
     probability = float(analysis["probability"])
     sizes = [float(lesion["longest_diameter_um"]) for lesion in analysis["lesions"]]
-    positions = tuple(
-        (float(lesion["centroid"][0]), float(lesion["centroid"][1])) for lesion in analysis["lesions"][:_CROPS]
+    sights = tuple(
+        Sight(x=float(lesion["centroid"][0]), y=float(lesion["centroid"][1]), lesion_um=size)
+        for lesion, size in zip(analysis["lesions"][:_CROPS], sizes, strict=False)
     )
     largest = max(sizes, default=0.0)
     if expected is SlideLabel.NEGATIVE:
         kind, sureness = "false alarm", probability
     elif label is SlideLabel.NEGATIVE:
         kind, sureness = "missed", 1 - probability
-        positions = (_highest(read_heatmap(run / "heatmaps" / f"{slide}.zarr")),)
+        sights = (_highest(read_heatmap(heatmap_path(run, slide))),)
     else:
         limit = rule.itc_max_um if SlideLabel.ITC in (expected, label) else rule.micro_max_um
         kind, sureness = "size", 1 - min(largest / limit, limit / largest)
@@ -194,7 +200,7 @@ def _disagreement(
         probability=probability,
         largest_um=largest,
         centre=centre_name(slide),
-        positions=positions,
+        sights=sights,
     )
 
 
@@ -205,30 +211,60 @@ def _rule_of(run: Path) -> SizeRule:
         raise CohortError(run, "has no valid run.json", mend="give the output of sentinode run") from error
 
 
-def _highest(heatmap: Heatmap) -> tuple[float, float]:
+def _highest(heatmap: Heatmap) -> Sight:
     row, column = np.unravel_index(int(heatmap.array.argmax()), heatmap.array.shape)
     x, y = heatmap.frame.centres(row, column)
-    return float(x), float(y)
+    return Sight(x=float(x), y=float(y), lesion_um=None)
 
 
-def _draw_crops(one: Disagreement, path: Path, output: Path, run: Path, slide_mpp: Mpp | None) -> list[dict[str, str]]:
-    from wsi.render import overlay, save_png  # noqa: PLC0415  (slow import)
-    from wsi.slide import Slide  # noqa: PLC0415
+def _copied(one: Disagreement, output: Path, run: Path) -> dict[str, Any]:
+    """The picture that the run made of a slide, if it is there."""
+    overlay, copy = artefact_paths(run, one.slide)[0], f"pictures/{one.slide}.png"
+    if not overlay.is_file():
+        return {"overview": None, "crops": []}
+    with storage(overlay):
+        atomic_bytes(output / copy, overlay.read_bytes())
+    return {"overview": copy, "crops": []}
 
-    heatmap = read_heatmap(run / "heatmaps" / f"{one.slide}.zarr")
-    crops = []
+
+def _drawn(one: Disagreement, path: Path, output: Path, run: Path, slide_mpp: Mpp | None) -> dict[str, Any]:
+    """The slide with a numbered box around each close-up, and the close-ups as they are and with edges."""
+    from wsi.render import close_up, save_png, slide_picture  # noqa: PLC0415  (slow import)
+
+    findings = _findings(heatmap_path(run, one.slide))
+    overview, crops = f"pictures/{one.slide}.png", []
     with Slide.open(path, mpp=slide_mpp, on_bad_tile="white") as slide:
-        for number, (x, y) in enumerate(one.positions, start=1):
-            image = slide.read_at(CROP_UM / _CROP_PX, _around(slide, x, y))
-            what = "its highest probability" if one.kind == "missed" else f"lesion {number}"
-            for suffix, drawn in (("", image.array), ("-heatmap", overlay(image, heatmap, threshold=0.5))):
-                picture = output / "pictures" / f"{one.slide}-{number}{suffix}.png"
-                save_png(picture, drawn)
-                text = f"{what}, {CROP_UM:g} um wide" if not suffix else f"{what} with the heatmap"
-                crops.append({"picture": f"pictures/{picture.name}", "what": text})
-    return crops
+        boxes = [_around(slide, sight) for sight in one.sights]
+        save_png(output / overview, slide_picture(slide, findings, boxes=boxes))
+        for number, sight in enumerate(one.sights, start=1):
+            drawn = close_up(slide, findings, x=sight.x, y=sight.y, side_um=CROP_UM, side_px=_CROP_PX)
+            plain, edged = (f"pictures/{one.slide}-{number}{suffix}.png" for suffix in ("", "-edges"))
+            save_png(output / plain, drawn[0])
+            save_png(output / edged, drawn[1])
+            crops.append({"plain": plain, "edged": edged, "what": _what(sight)})
+    return {"overview": overview, "crops": crops}
 
 
-def _around(slide: Slide, x: float, y: float) -> Region:
+def _what(sight: Sight) -> str:
+    if sight.lesion_um is None:
+        return "the highest probability; no lesion was found"
+    size = f"a lesion, {length_text(sight.lesion_um)} at its longest"
+    return size if sight.lesion_um <= CROP_UM else f"{size}, of which {length_text(CROP_UM)} are shown"
+
+
+def _findings(heatmap: Path) -> Findings:
+    """What the run found, by its own settings."""
+    settings, values = settings_of(heatmap, options={}), read_heatmap(heatmap)
+    _, masks = find_lesions(
+        values,
+        threshold=settings.threshold.value,
+        merge_gap_um=settings.merge_gap_um.value,
+        smallest_um=settings.smallest_um.value,
+        peak=settings.peak.value,
+    )
+    return Findings(heatmap=values, threshold=settings.threshold.value, lesions=masks)
+
+
+def _around(slide: Slide, sight: Sight) -> Region:
     side = round(CROP_UM / slide.frame.pixel_um)
-    return Region(x=round(x) - side // 2, y=round(y) - side // 2, width=side, height=side)
+    return Region(x=round(sight.x) - side // 2, y=round(sight.y) - side // 2, width=side, height=side)

@@ -8,23 +8,29 @@ from dataclasses import asdict, dataclass
 from filecmp import cmp
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from staging.cohorts.training_patients import trained_on, training_patients
+from staging.lesions.finding import find_lesions
+from staging.lesions.settings import SMALLEST_UM, peak_of
 from staging.runs.cluster import TileNews
 from staging.stages.pn import BY_NAME
 from wsi.coverage import Coverage
 from wsi.errors import ArtefactError, OutputExistsError
+from wsi.findings import Findings
 from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
 from wsi.raster import Heatmap
 from wsi.readers.base import BadTile, OnBadTile
 from wsi.readers.resolution import Mpp, mpp_json
-from wsi.render import overlay, save_picture, thumbnail
+from wsi.render import save_picture, slide_picture
 from wsi.slide import Slide
 from wsi.stain_range import StainRange, stain_warnings
 from wsi.store import identity, provenance_of
 from wsi.tissue import find_tissue
 from wsi.writing.heatmap_file import write_heatmap_tiff
+
+if TYPE_CHECKING:
+    from wsi.cnn.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +82,7 @@ def make_heatmap(
         slide: its path or URL.
         output: the heatmap, a Zarr folder.
         model: the checkpoint.
-        picture: the heatmap over the slide, as a PNG.
+        picture: the slide and what was found on it, as a run with the model's own settings draws them.
         tiff: the heatmap as a pyramidal float32 TIFF.
         device: where the network runs.
         threads: number of reading threads.
@@ -119,7 +125,7 @@ def make_heatmap(
         if tiff is not None:
             _write(tiff, lambda path: write_heatmap_tiff(path, heatmap), is_kept=is_kept)
         if picture is not None:
-            drawn = overlay(thumbnail(opened), heatmap, threshold=checkpoint.threshold)
+            drawn = slide_picture(opened, _findings(heatmap, checkpoint))
             _write(picture, lambda path: save_picture(path, drawn), is_kept=is_kept)
         return MadeHeatmap(
             path=output,
@@ -129,6 +135,17 @@ def make_heatmap(
             was_there=earlier is not None,
             warnings=(*opened.warnings, *stains, *_known(opened.name, checkpoint.provenance)),
         )
+
+
+def _findings(heatmap: Heatmap, checkpoint: Checkpoint) -> Findings:
+    """The lesions that a run with the checkpoint's own settings finds."""
+    _, masks = find_lesions(
+        heatmap,
+        threshold=checkpoint.threshold,
+        smallest_um=SMALLEST_UM,
+        peak=peak_of(checkpoint.provenance),
+    )
+    return Findings(heatmap=heatmap, threshold=checkpoint.threshold, lesions=masks)
 
 
 def _known(slide: str, provenance: Mapping[str, Any]) -> tuple[str, ...]:

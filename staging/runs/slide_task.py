@@ -21,6 +21,7 @@ from staging.runs.records import FOLDER, artefact_paths, heatmap_path, read_reco
 from staging.runs.slide_fault import SlideFaultError, step
 from wsi.coverage import Coverage
 from wsi.errors import ArtefactError, CheckpointError, SlideError
+from wsi.findings import Findings
 from wsi.heatmap_store import read_coverage, read_heatmap, write_heatmap
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
@@ -29,7 +30,6 @@ from wsi.store import provenance_of
 from wsi.tissue import find_tissue, tissue_area_um2
 
 log = logging.getLogger(__name__)
-_OVERLAY_PX = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,8 +215,8 @@ def _checkpoint(path: Path, digest: str) -> Any:  # noqa: ANN401  (Checkpoint, i
     return checkpoint
 
 
-def _draw(task: SlideTask, slide: Slide, heatmap: Heatmap, masks: Sequence[Mask]) -> None:
-    from wsi.render import overlay, save_png, thumbnail  # noqa: PLC0415  (slow import)
+def _draw(task: SlideTask, slide: Slide, heatmap: Heatmap, masks: tuple[Mask, ...]) -> None:
+    from wsi.render import save_png, slide_picture  # noqa: PLC0415  (slow import)
 
-    picture = overlay(thumbnail(slide, max_px=_OVERLAY_PX), heatmap, threshold=task.config.threshold, outlines=masks)
-    save_png(artefact_paths(task.output, task.name)[0], picture)
+    findings = Findings(heatmap=heatmap, threshold=task.config.threshold, lesions=masks)
+    save_png(artefact_paths(task.output, task.name)[0], slide_picture(slide, findings))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,16 @@ def test_a_heatmap_with_its_pictures_is_kept(folder: Path) -> None:
     (folder / "h.png").unlink()  # as if the first call had been killed before it was drawn
     assert call("heatmap", "a.tif", "-o", "h.zarr", *SHOWN).exit_code == 0
     assert contents(folder) == before
+
+
+def test_a_heatmap_has_the_picture_that_a_run_makes_of_it(folder: Path, make_checkpoint: Callable[..., Any]) -> None:
+    sure = replace(make_checkpoint(mpp=8.0), threshold=0.01, provenance={"peak": 0.01})
+    save_checkpoint(folder / "m.safetensors", sure)
+    assert call("heatmap", "a.tif", "-o", "h.zarr", *SHOWN).exit_code == 0
+    done = call("run", "a.tif", "-o", "out", "-m", "m.safetensors", "--workers", 1)
+    assert done.exit_code in (0, 3), done.output
+    assert "a,negative" not in (folder / "out" / "labels.csv").read_text()
+    assert (folder / "h.png").read_bytes() == (folder / "out" / "overlays" / "a.png").read_bytes()
 
 
 @pytest.mark.parametrize("shown", [("--overlay", "h.png"), ("--tiff", "h.tif"), ("--overlay", "h.pdf")])

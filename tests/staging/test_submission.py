@@ -20,7 +20,7 @@ from staging.lesions.detections import read_detections
 from staging.lesions.labels import SlideLabel
 from staging.runs.config import RunConfig
 from staging.runs.records import write_tables_record
-from staging.runs.review import find_disagreements, write_review
+from staging.runs.review import Sight, find_disagreements, write_review
 from staging.stages.pn import PatientStage
 from wsi.errors import OutputExistsError
 from wsi.geometry import Frame
@@ -254,26 +254,47 @@ def test_disagreements_begin_with_the_surest(run: Path) -> None:
         ("4", "size"),
     ]
     assert [one.sureness for one in found] == pytest.approx([0.95, 0.875, 0.6, 1 - 90 / 200])
-    assert found[1].positions == ((20.5 * 64, 10.5 * 64),)
-    assert found[0].positions == ((1400.0, 740.0),)
+    assert found[1].sights == (Sight(x=20.5 * 64, y=10.5 * 64, lesion_um=None),)
+    assert found[0].sights == (Sight(x=1400.0, y=740.0, lesion_um=400.0),)
     assert {one.centre for one in found} == {"CWZ"}
 
 
-def test_a_review_shows_overlays_and_close_ups(run: Path, tmp_path: Path) -> None:
-    slide = tmp_path / "patient_000_node_2.tif"
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (400.0, "a lesion, 0.4 mm at its longest<"),
+        (2500.0, "a lesion, 2.5 mm at its longest, of which 0.6 mm are shown"),
+    ],
+)
+def test_a_review_shows_close_ups_of_one_size_and_where_they_are(
+    run: Path, tmp_path: Path, size: float, said: str
+) -> None:
+    record = run / "slides" / "patient_000_node_2.json"
+    found_then = read_sealed(record)
+    found_then["analysis"]["lesions"][0]["longest_diameter_um"] = size
+    record.write_text(json_text(sealed(found_then)))
     tile = np.full((512, 512, 3), (200, 150, 190), dtype=np.uint8)
-    write_pyramid(slide, width=3200, height=2560, mpp=0.25, tiles=[tile] * 35)
+    slides = {name: tmp_path / f"{name}.tif" for name in ("patient_000_node_1", "patient_000_node_2")}
+    for slide in slides.values():
+        write_pyramid(slide, width=3200, height=2560, mpp=0.25, tiles=[tile] * 35)
     found, compared = find_disagreements(run, REFERENCE)
-    write_review(tmp_path / "review", found, compared=compared, run=run, slides={"patient_000_node_2": slide})
+    write_review(tmp_path / "review", found, compared=compared, run=run, slides=slides)
     page = (tmp_path / "review" / "review.html").read_text()
     assert page.index("patient_000_node_2") < page.index("patient_000_node_1")
     for source in [part.partition('"')[0] for part in page.split('src="')[1:]]:
         assert (tmp_path / "review" / source).is_file()
-    assert page.count("600 um wide") == 2  # one figure: its text and its caption
-    with Pillow.open(tmp_path / "review" / "pictures" / "patient_000_node_2-1.png") as picture:
-        assert picture.size == (600, 600)
+    assert page.count(said) == 1
+    assert page.count("the highest probability; no lesion was found") == 1
+    pictures = tmp_path / "review" / "pictures"
+    for name in ("node_2-1", "node_2-1-edges", "node_1-1", "node_1-1-edges"):
+        with Pillow.open(pictures / f"patient_000_{name}.png") as picture:
+            assert picture.size == (600, 600)
+    overview, overlay = (folder / "patient_000_node_2.png" for folder in (pictures, run / "overlays"))
+    assert overview.read_bytes() != overlay.read_bytes()  # drawn anew, with boxes
     table = (tmp_path / "review" / "review.csv").read_text().splitlines()
     assert table[1].startswith("patient_000_node_2,negative,micro,false alarm,0.9500,")
+    write_review(tmp_path / "without", found, compared=compared, run=run)
+    assert (tmp_path / "without" / "pictures" / overview.name).read_bytes() == overlay.read_bytes()
 
 
 def test_a_review_needs_labelled_slides(run: Path) -> None:

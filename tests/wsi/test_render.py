@@ -1,3 +1,5 @@
+"""Pictures of slides: what they show, where, and how large."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,112 +10,178 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from wsi.errors import OutputNameError, StorageError
-from wsi.geometry import Frame, Window
-from wsi.raster import Heatmap, Image, Mask
-from wsi.render import overlay, save_picture, save_png, thumbnail
+from wsi.findings import EDGE, INK, Findings
+from wsi.geometry import Frame, Region, Window
+from wsi.legends import em_px, line_px
+from wsi.raster import Heatmap, Mask
+from wsi.render import close_up, save_picture, save_png, slide_picture, thumbnail
 from wsi.slide import Slide
+from wsi.writing.pyramid import write_pyramid
 
-PINK = (200, 120, 170)
-
-
-def picture(shape: tuple[int, int], *, downsample: float, mpp: float | None = 0.25) -> Image:
-    frame = Frame(x=0, y=0, downsample=downsample, shape=shape, mpp=mpp)
-    return Image(frame=frame, array=np.full((*shape, 3), PINK, dtype=np.uint8))
+GAP = 10
 
 
-def heatmap_of(values: NDArray[np.floating], *, x: float = 0.0, y: float = 0.0) -> Heatmap:
-    frame = Frame(x=x, y=y, downsample=64.0, shape=values.shape, mpp=0.25)
-    return Heatmap(frame=frame, array=values.astype(np.float32), tissue=np.ones(values.shape, dtype=bool))
+def slide_of(path: Path, *, rows: int, columns: int, mpp: float) -> Slide:
+    """Tissue of one colour from edge to edge."""
+    tile = np.full((512, 512, 3), (190, 130, 180), dtype=np.uint8)
+    tiles = [tile] * (-(-rows // 512) * -(-columns // 512))
+    write_pyramid(path / "slide.tif", width=columns, height=rows, mpp=mpp, tiles=tiles)
+    return Slide.open(path / "slide.tif")
 
 
-def changed(drawn: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    return np.asarray((drawn[: shape[0], : shape[1]] != PINK).any(axis=2))
+def findings_of(slide: Slide, *spots: tuple[float, float, float], cell_um: float) -> Findings:
+    """Round lesions: centre x and y as shares of the slide, diameter in um."""
+    frame = slide.frame.resampled(cell_um / slide.frame.pixel_um)
+    rows, columns = (np.arange(side) + 0.5 for side in frame.shape)
+    values, masks = np.zeros(frame.shape, dtype=np.float32), []
+    for x, y, diameter_um in spots:
+        away = np.hypot.outer(rows - y * frame.shape[0], columns - x * frame.shape[1])
+        cells = away < max(diameter_um / cell_um / 2, 0.75)
+        values[cells] = 0.95
+        at = np.nonzero(cells)
+        window = Window.between(
+            row=int(at[0].min()), column=int(at[1].min()), bottom=int(at[0].max()) + 1, right=int(at[1].max()) + 1
+        )
+        masks.append(Mask(frame=frame.part(window), array=cells[window.slices]))
+    heatmap = Heatmap(frame=frame, array=values, tissue=np.ones(frame.shape, dtype=bool))
+    return Findings(heatmap=heatmap, threshold=0.5, lesions=tuple(masks))
 
 
-def test_the_picture_keeps_its_place_and_gets_a_strip() -> None:
-    drawn = overlay(picture((300, 640), downsample=32), heatmap_of(np.zeros((150, 320))), threshold=0.5)
-    assert drawn.shape == (352, 640, 3)
-    assert drawn.dtype == np.uint8
-    assert not changed(drawn, (300, 640)).any()
-    assert (drawn[300:] == 255).mean() > 0.5
-    assert (drawn[300:] < 60).any()
+def of_colour(drawn: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.bool_]:
+    return np.asarray((drawn == colour).all(axis=2))
 
 
-def test_nothing_is_painted_on_faint_cells() -> None:
-    drawn = overlay(picture((300, 640), downsample=32), heatmap_of(np.full((150, 320), 0.1)), threshold=0.5)
-    assert not changed(drawn, (300, 640)).any()
+def extent(seen: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right."""
+    rows, columns = np.nonzero(seen)
+    return int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
 
 
-def test_colour_and_opacity_grow_with_probability() -> None:
-    values = np.repeat(np.linspace(0, 1, 21), 16)[np.newaxis].repeat(150, axis=0)
-    drawn = overlay(picture((300, 672), downsample=32), heatmap_of(values), threshold=0.99)
-    centres = drawn[150, 16:672:32].astype(float)
-    distance = np.abs(centres - PINK).sum(axis=1)
-    assert (distance[:3] == 0).all()
-    assert (distance[4:] > 0).all()
-    lightness = centres[4:-1] @ [0.2126, 0.7152, 0.0722]
-    assert distance[-2] > distance[10] > distance[4]
-    assert lightness[-1] < lightness.max()
+def strip_px(width: int) -> int:
+    em = em_px(width)
+    return 2 * round(1.7 * em) + em // 2
 
 
-def test_the_line_runs_around_what_reaches_the_threshold() -> None:
-    values = np.zeros((100, 200))
-    values[40:60, 80:120] = 0.9
-    drawn = overlay(picture((100, 200), downsample=64), heatmap_of(values), threshold=0.5)[:100, :200]
-    line = (drawn == 20).all(axis=2)
-    expected = np.zeros_like(line)
-    expected[39:61, 79:121] = True
-    expected[40:60, 80:120] = False
-    np.testing.assert_array_equal(line, expected)
+@pytest.mark.parametrize(("rows", "columns"), [(1600, 800), (800, 1600)])
+def test_the_slide_is_beside_what_was_found(rows: int, columns: int, tmp_path: Path) -> None:
+    with slide_of(tmp_path, rows=rows, columns=columns, mpp=4.0) as slide:
+        small = thumbnail(slide)
+        findings = findings_of(slide, (0.5, 0.25, 1500.0), cell_um=16.0)
+        drawn = slide_picture(slide, findings)
+        assert slide_picture(slide, findings).tobytes() == drawn.tobytes()
+    height, width = small.frame.shape
+    top, left = (0, width + GAP) if rows > columns else (height + GAP, 0)
+    assert drawn.shape == (top + height + strip_px(left + width), left + width, 3)
+    np.testing.assert_array_equal(drawn[:height, :width], small.array)
+    shown = drawn[top : top + height, left : left + width]
+    upper, first, lower, last = extent(of_colour(shown, EDGE))
+    assert (upper + lower) / 2 == pytest.approx(height / 4, abs=3)
+    assert (first + last) / 2 == pytest.approx(width / 2, abs=3)
+    assert lower - upper == pytest.approx(1500 / small.frame.pixel_um + 4 * line_px(drawn.shape[1]), abs=6)
+    saturation = shown.max(axis=2) - shown.min(axis=2)
+    assert saturation[height * 3 // 4 :].max() == 0  # grey, whatever the stain
+    assert saturation[height // 4, width // 2] > 100
 
 
-@pytest.mark.parametrize(("x", "y"), [(0.0, 0.0), (640.0, 1280.0)])
-def test_probabilities_are_drawn_where_they_lie_on_the_slide(x: float, y: float) -> None:
-    values = np.zeros((50, 80))
-    values[10:20, 30:50] = 1.0
-    drawn = overlay(picture((400, 600), downsample=16), heatmap_of(values, x=x, y=y), threshold=0.5)
-    rows, columns = np.nonzero(changed(drawn, (400, 600)))
-    top, left = (y + 10 * 64) / 16, (x + 30 * 64) / 16
-    assert abs(rows.min() - top) <= 4
-    assert abs(columns.min() - left) <= 4
-    assert abs(rows.max() + 1 - (top + 40)) <= 4
-    assert abs(columns.max() + 1 - (left + 80)) <= 4
+def test_a_lesion_too_small_to_see_is_enlarged(tmp_path: Path) -> None:
+    with slide_of(tmp_path, rows=5000, columns=6250, mpp=8.0) as slide:  # 5 x 4 cm
+        drawn = slide_picture(slide, findings_of(slide, (0.3, 0.4, 100.0), cell_um=16.0))
+    width = 1000
+    inset_px = width // 3
+    below = 800 + GAP + 800 + GAP
+    assert drawn.shape == (below + inset_px + strip_px(width), width, 3)
+    inset = drawn[below : below + inset_px]
+    top, left, bottom, right = extent(of_colour(inset, EDGE))
+    um_per_px = 300.0 / inset_px
+    line = 2 * line_px(width)
+    assert (bottom - top - 3 * line) * um_per_px == pytest.approx(100, abs=20)
+    assert ((top + bottom) / 2, (left + right) / 2) == pytest.approx((inset_px / 2, width / 2), abs=12)
+    bar = of_colour(inset[inset_px - round(1.5 * em_px(width)) // 2, :300][np.newaxis], INK)[0]
+    assert np.flatnonzero(bar)[line : 200 + line].size == 200
+    overview = of_colour(drawn[:below], INK)
+    assert not overview[:810].any()
+    ends = np.flatnonzero(overview[below - 1])
+    assert abs(ends.mean() - width / 2) < 4  # the line ends above the inset's middle
+    box = extent(overview[810 : 810 + 500, :400])
+    assert box[0] == pytest.approx(0.4 * 800, abs=12)
+    assert box[1] == pytest.approx(0.3 * width, abs=20)
+    assert all(overview[row].any() for row in range(810 + box[0] + 12, below))
 
 
-def test_a_single_cell_shows_on_a_coarse_picture() -> None:
-    for where in range(20):
-        values = np.zeros((400, 400))
-        values[100 + where, 200 + 3 * where % 17] = 0.9
-        drawn = overlay(picture((40, 40), downsample=640), heatmap_of(values), threshold=0.5)
-        assert changed(drawn, (40, 40)).sum() == 9
+@pytest.mark.parametrize(
+    ("sizes", "insets"), [((3000.0,), 0), ((3000.0, 100.0), 1), ((100.0, 90.0, 80.0, 70.0, 60.0), 3)]
+)
+def test_insets_share_one_scale_and_are_three_at_most(sizes: tuple[float, ...], insets: int, tmp_path: Path) -> None:
+    spots = [(0.1 + 0.18 * number, 0.5, size) for number, size in enumerate(sizes)]
+    with slide_of(tmp_path, rows=2500, columns=3125, mpp=16.0) as slide:
+        drawn = slide_picture(slide, findings_of(slide, *spots, cell_um=32.0))
+    below = 2 * (800 + GAP)
+    assert drawn.shape[0] - strip_px(1000) == (below + 333 if insets else below - GAP)
+    if insets:
+        bars = of_colour(drawn[[below + 333 - round(1.5 * em_px(1000)) // 2]], INK)
+        assert len({int(part[0, 20:130].sum()) for part in np.array_split(bars, insets, axis=1)}) == 1
+        edges = np.array_split(of_colour(drawn[below : below + 333], EDGE), insets, axis=1)
+        assert all(part.any() for part in edges)
 
 
-def test_outlines_are_drawn_in_red() -> None:
-    heatmap = heatmap_of(np.zeros((50, 50)))
-    mask = Mask(
-        frame=heatmap.frame.part(Window(row=20, column=10, height=4, width=6)), array=np.ones((4, 6), dtype=bool)
-    )
-    drawn = overlay(picture((50, 50), downsample=64), heatmap, threshold=0.5, outlines=[mask])
-    red = changed(drawn, (50, 50))
-    assert not red[20:24, 10:16].any()
-    assert red[18:20, 8:18].all()
-    assert red.sum() == 8 * 10 - 4 * 6
+def test_boxes_are_numbered_where_they_lie(tmp_path: Path) -> None:
+    with slide_of(tmp_path, rows=1000, columns=800, mpp=4.0) as slide:
+        findings = findings_of(slide, (0.5, 0.5, 60.0), cell_um=16.0)
+        drawn = slide_picture(slide, findings, boxes=[Region(x=100, y=200, width=300, height=150)])
+        without = slide_picture(slide, findings, boxes=[Region(x=600, y=800, width=10, height=10)])
+    assert drawn.shape == (1000 + strip_px(1610), 1610, 3)
+    left = 800 + GAP
+    assert of_colour(drawn[200:350, left + 95 : left + 105], INK).any(axis=1).all()
+    assert of_colour(drawn[195:205, left + 100 : left + 400], INK).any(axis=0).all()
+    assert (drawn[150:260, left + 410 : left + 470] != without[150:260, left + 410 : left + 470]).any()  # the number
+    np.testing.assert_array_equal(drawn[:, :800], without[:, :800])
 
 
-def test_the_scale_bar_is_as_long_as_it_says() -> None:
-    drawn = overlay(picture((100, 800), downsample=64), heatmap_of(np.zeros((100, 800))), threshold=0.5)
-    middle = 100 + 52 // 2
-    bar = np.flatnonzero((drawn[middle, :400] == 40).all(axis=1))
-    run = bar[: np.flatnonzero(np.diff(bar, append=10**6) > 1)[0] + 1]
-    assert run.size == round(2000 / 16)
+def test_the_scale_bar_is_as_long_as_it_says_and_read_at_240_px(tmp_path: Path) -> None:
+    with slide_of(tmp_path, rows=1000, columns=800, mpp=4.0) as slide:
+        drawn = slide_picture(slide, findings_of(slide, (0.5, 0.5, 900.0), cell_um=16.0))
+    em = em_px(1610)
+    strip = of_colour(drawn[1000:], INK)
+    middle = em // 4 + round(1.7 * em) // 2
+    bar = np.flatnonzero(strip[middle, : 1610 // 3])
+    assert bar[: np.flatnonzero(np.diff(bar, append=10**6) > 1)[0] + 1].size == 1000 / 4
+    assert em * 240 / 1610 >= 10
+    small = Pillow.fromarray(drawn).resize((240, round(240 * drawn.shape[0] / 1610)), Pillow.Resampling.LANCZOS)
+    thick = (np.asarray(small.convert("L"))[round(1000 * 240 / 1610) :, 20] < 90).sum()
+    assert thick >= 2
 
 
-@pytest.mark.parametrize("mpp", [None, 0.25])
-def test_small_pictures_without_scale_and_odd_thresholds(mpp: float | None) -> None:
-    for threshold in (0.05, 0.5, 1.0):
-        drawn = overlay(picture((30, 20), downsample=8, mpp=mpp), heatmap_of(np.ones((4, 4))), threshold=threshold)
-        assert drawn.shape == (82, 560, 3)
-        assert (drawn[:30, 20:] == 255).all()
+@pytest.mark.parametrize("mpp", [None, 2.0])
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 1.0])
+def test_small_pictures_without_scale_and_odd_thresholds(mpp: float | None, threshold: float, tmp_path: Path) -> None:
+    Pillow.new("RGB", (20, 30), "white").save(tmp_path / "a.png")
+    with Slide.open(tmp_path / "a.png", mpp=mpp) as slide:
+        frame = Frame(x=0, y=0, downsample=8.0, shape=(3, 2), mpp=mpp)
+        heatmap = Heatmap(frame=frame, array=np.ones((3, 2), np.float32), tissue=np.ones((3, 2), bool))
+        mask = Mask(frame=frame, array=np.ones((3, 2), bool))
+        findings = Findings(heatmap=heatmap, threshold=threshold, lesions=(mask,))
+        drawn = slide_picture(slide, findings)
+        assert drawn.shape == (30 + strip_px(560), 560, 3)
+        assert (drawn[:30, 60:] == 255).all()
+        mask = Mask(frame=frame.part(Window(row=1, column=1, height=1, width=1)), array=np.ones((1, 1), bool))
+        enlarged = slide_picture(slide, Findings(heatmap=heatmap, threshold=threshold, lesions=(mask,)))
+        assert enlarged.shape == (30 + GAP + 560 // 3 + strip_px(560), 560, 3)
+
+
+def test_close_ups_have_one_size_and_a_scale_bar(tmp_path: Path) -> None:
+    with slide_of(tmp_path, rows=1000, columns=800, mpp=4.0) as slide:
+        findings = findings_of(slide, (0.5, 0.5, 200.0), cell_um=16.0)
+        plain, edged = close_up(slide, findings, x=400, y=500, side_um=600, side_px=600)
+        beyond, _ = close_up(slide, findings, x=0, y=0, side_um=600, side_px=600)
+    assert plain.shape == edged.shape == beyond.shape == (600, 600, 3)
+    assert (beyond[:300] == 255).all()
+    top, left, bottom, right = extent(of_colour(edged, EDGE))
+    assert (bottom - top, right - left) == pytest.approx((200 + 6, 200 + 6), abs=18)
+    np.testing.assert_array_equal(edged[250:350, 250:350], plain[250:350, 250:350])  # the lesion itself is not painted
+    em = em_px(600)
+    for drawn in (plain, edged):
+        bar = np.flatnonzero(of_colour(drawn, INK)[600 - round(1.5 * em) // 2, :200])
+        assert bar[:100].tolist() == list(range(em // 2, em // 2 + 100))
 
 
 def test_save_png(tmp_path: Path) -> None:
