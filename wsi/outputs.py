@@ -336,8 +336,12 @@ def weights(name: str, form: str) -> FileKind:
     return FileKind(name=name, suffixes=(".safetensors",), is_one=is_one)
 
 
+EIGHT_BIT_HEATMAP = "sentinode heatmap: probability 0 to 1 as 0 to 255"
+"""The description in a heatmap of 8 bits, which tells it from a mask."""
+
+
 def our_tiff(file: BufferedReader) -> str | None:
-    """What kind of TIFF sentinode wrote: slide, mask, heatmap or picture; None if another program wrote it."""
+    """What kind of TIFF sentinode wrote: slide, mask, (8-bit) heatmap or picture; None if another program wrote it."""
     magic = file.read(4)
     if magic not in (b"II*\0", b"II+\0"):
         return None
@@ -354,7 +358,12 @@ def our_tiff(file: BufferedReader) -> str | None:
     if 322 not in tags:  # TileWidth
         return "picture"
     samples, form = (tags.get(tag, (1, 1))[1] & 0xFFFF for tag in (277, 339))  # SamplesPerPixel, SampleFormat
-    return "slide" if samples > 1 else "heatmap" if form == 3 else "mask"
+    if samples > 1 or form == 3:
+        return "slide" if samples > 1 else "heatmap"
+    size, offset = tags.get(270, (0, 0))  # ImageDescription
+    file.seek(offset)
+    is_heatmap = size == len(EIGHT_BIT_HEATMAP) + 1 and file.read(size) == EIGHT_BIT_HEATMAP.encode() + b"\0"
+    return "8-bit heatmap" if is_heatmap else "mask"
 
 
 def _is_our_pdf(file: BufferedReader) -> bool:
@@ -374,6 +383,7 @@ def _tiff(kind: str) -> FileKind:
 
 
 SLIDE_TIFF, MASK_TIFF, HEATMAP_TIFF = _tiff("slide"), _tiff("mask"), _tiff("heatmap")
+HEATMAP_TIFF8 = _tiff("8-bit heatmap")
 _PICTURES = {
     ".png": ("a PNG written by sentinode", has(b"\x89PNG\r\n\x1a\n", _SOFTWARE)),
     ".jpg": ("a JPEG written by sentinode", has(b"\xff\xd8\xff", _SOFTWARE)),

@@ -23,7 +23,7 @@ from staging.commands.options import (
 )
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
-from wsi.outputs import HEATMAP_TIFF, ArtefactKind, picture
+from wsi.outputs import HEATMAP_TIFF, HEATMAP_TIFF8, ArtefactKind, picture
 from wsi.store import kind_of
 
 _HEATMAP = ArtefactKind(kind="heatmap", is_resumed=True)
@@ -52,6 +52,11 @@ def heatmap(
         Path | None,
         Output(kind=always(HEATMAP_TIFF), resumes=_is_there),
         typer.Option(help="Also write it as a pyramidal float32 TIFF.", show_default=False),
+    ] = None,
+    tiff8: Annotated[
+        Path | None,
+        Output(kind=always(HEATMAP_TIFF8), resumes=_is_there),
+        typer.Option(help="The same with 8 bits, 0 to 1 as 0 to 255, which OpenSlide opens.", show_default=False),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Reading threads.", min=1, show_default="one per core")] = None,
     device: Device = "auto",
@@ -82,6 +87,7 @@ def heatmap(
             model=model,
             picture=overlay,
             tiff=tiff,
+            tiff8=tiff8,
             device=device,
             threads=threads or usable_cores(),
             slide_mpp=slide_mpp,

@@ -27,7 +27,7 @@ from wsi.slide import Slide
 from wsi.stain_range import StainRange, stain_warnings
 from wsi.store import identity, provenance_of
 from wsi.tissue import find_tissue
-from wsi.writing.heatmap_file import write_heatmap_tiff
+from wsi.writing.heatmap_file import write_eight_bit_heatmap, write_heatmap_tiff
 
 if TYPE_CHECKING:
     from wsi.cnn.checkpoint import Checkpoint
@@ -68,6 +68,7 @@ def make_heatmap(
     model: Path,
     picture: Path | None = None,
     tiff: Path | None = None,
+    tiff8: Path | None = None,
     device: str = "auto",
     threads: int = 1,
     slide_mpp: Mpp | None = None,
@@ -84,6 +85,7 @@ def make_heatmap(
         model: the checkpoint.
         picture: the slide and what was found on it, as a run with the model's own settings draws them.
         tiff: the heatmap as a pyramidal float32 TIFF.
+        tiff8: the same with 8 bits.
         device: where the network runs.
         threads: number of reading threads.
         slide_mpp: um per level-0 px if the slide states none, or an OverridingMpp.
@@ -124,6 +126,8 @@ def make_heatmap(
         is_kept = earlier is not None and not overwrite
         if tiff is not None:
             _write(tiff, lambda path: write_heatmap_tiff(path, heatmap), is_kept=is_kept)
+        if tiff8 is not None:
+            _write(tiff8, lambda path: write_eight_bit_heatmap(path, heatmap), is_kept=is_kept)
         if picture is not None:
             drawn = slide_picture(opened, _findings(heatmap, checkpoint))
             _write(picture, lambda path: save_picture(path, drawn), is_kept=is_kept)

@@ -22,7 +22,7 @@ from staging.lesions.outlines import write_outlines
 from wsi.cnn.checkpoint import save_checkpoint
 from wsi.errors import OutputExistsError, PathologyError, StorageError
 from wsi.lock import OutputLock
-from wsi.outputs import HEATMAP_TIFF, MASK_TIFF, SLIDE_TIFF, check_output, picture, refuse_twins
+from wsi.outputs import HEATMAP_TIFF, HEATMAP_TIFF8, MASK_TIFF, SLIDE_TIFF, check_output, picture, refuse_twins
 from wsi.render import save_picture
 from wsi.writing.pyramid import write_pyramid
 
@@ -115,13 +115,14 @@ def test_a_slide_a_mask_a_heatmap_and_a_picture_are_four_kinds(slides: Path, tmp
     )
     assert called("mask", tmp_path / "a.xml", "--slide", slide, "-o", mask).exit_code == 0
     save_picture(drawn, np.zeros((20, 30, 3), np.uint8))
-    heat = tmp_path / "heat.tif"
+    heat, heat8 = tmp_path / "heat.tif", tmp_path / "heat8.tif"
     made = called(
         *("heatmap", slide, "-m", tmp_path / "m.safetensors", "-o", tmp_path / "h.zarr", "--tiff", heat),
-        *("--device", "cpu"),
+        *("--tiff8", heat8, "--device", "cpu"),
     )
     assert made.exit_code == 0, made.output
-    kinds = {slide: SLIDE_TIFF, mask: MASK_TIFF, heat: HEATMAP_TIFF, drawn: picture(drawn)}
+    kinds = {slide: SLIDE_TIFF, mask: MASK_TIFF, heat: HEATMAP_TIFF, heat8: HEATMAP_TIFF8}
+    kinds[drawn] = picture(drawn)
     for path in kinds:
         for other, kind in kinds.items():
             if other == path:

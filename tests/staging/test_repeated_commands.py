@@ -44,7 +44,7 @@ def folder(tmp_path: Path, make_checkpoint: Callable[..., Any], monkeypatch: pyt
     return tmp_path
 
 
-SHOWN = ("-m", "m.safetensors", "--overlay", "h.png", "--tiff", "h.tif")
+SHOWN = ("-m", "m.safetensors", "--overlay", "h.png", "--tiff", "h.tif", "--tiff8", "h8.tif")
 
 
 def test_a_heatmap_with_its_pictures_is_kept(folder: Path) -> None:
@@ -69,7 +69,9 @@ def test_a_heatmap_has_the_picture_that_a_run_makes_of_it(folder: Path, make_che
     assert (folder / "h.png").read_bytes() == (folder / "out" / "overlays" / "a.png").read_bytes()
 
 
-@pytest.mark.parametrize("shown", [("--overlay", "h.png"), ("--tiff", "h.tif"), ("--overlay", "h.pdf")])
+@pytest.mark.parametrize(
+    "shown", [("--overlay", "h.png"), ("--tiff", "h.tif"), ("--tiff8", "h.tif"), ("--overlay", "h.pdf")]
+)
 def test_a_picture_of_another_heatmap_is_not_replaced(folder: Path, shown: tuple[str, str]) -> None:
     assert call("heatmap", "a.tif", "-o", "a.zarr", "-m", "m.safetensors", *shown).exit_code == 0
     assert call("heatmap", "b.tif", "-o", "b.zarr", "-m", "m.safetensors").exit_code == 0

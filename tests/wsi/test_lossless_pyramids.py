@@ -22,7 +22,7 @@ from openslide import OpenSlide
 from wsi.geometry import Frame
 from wsi.raster import Heatmap
 from wsi.slide import Slide
-from wsi.writing.heatmap_file import write_heatmap_tiff
+from wsi.writing.heatmap_file import write_eight_bit_heatmap, write_heatmap_tiff
 from wsi.writing.pyramid import write_float, write_mask
 from wsi.writing.tile_encoding import Compression, Reduction, halve_by_majority, halve_finite
 
@@ -319,3 +319,25 @@ def test_a_heatmap_is_written_cell_by_cell(tmp_path: Path) -> None:
         write_heatmap_tiff(
             tmp_path / "b.tif", Heatmap(frame=elsewhere, array=array, tissue=np.ones(array.shape, np.bool_))
         )
+
+
+def test_a_heatmap_of_8_bits_opens_in_openslide(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((700, 1100), dtype=np.float32)
+    array[:300] = 0
+    array[17, 900] = 1  # one cell, to be seen on every level
+    frame = Frame(x=0.0, y=0.0, downsample=64.0, shape=array.shape, mpp=0.25)
+    path = tmp_path / "heat.tif"
+    write_eight_bit_heatmap(path, Heatmap(frame=frame, array=array, tissue=np.ones(array.shape, np.bool_)))
+    with OpenSlide(path) as oracle:
+        assert oracle.level_dimensions == ((1100, 700), (550, 350), (275, 175), (138, 88))
+        assert float(oracle.properties["openslide.mpp-x"]) == pytest.approx(16.0)
+        for level, size in enumerate(oracle.level_dimensions):
+            seen = np.asarray(oracle.read_region((0, 0), level, size))
+            assert (seen[..., 3] == 255).all()
+            assert (np.ptp(seen[..., :3], axis=2) == 0).all()
+            assert seen[17 >> level, 900 >> level, 0] == 255
+            if level == 0:
+                assert np.abs(seen[..., 0] / 255 - array).max() <= 0.5 / 255 + 1e-6
+    elsewhere = Heatmap(frame=replace(frame, x=64.0), array=array, tissue=np.ones(array.shape, np.bool_))
+    with pytest.raises(ValueError, match="slide's corner"):
+        write_eight_bit_heatmap(tmp_path / "b.tif", elsewhere)

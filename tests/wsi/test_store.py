@@ -3,11 +3,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +314,43 @@ def test_a_heatmap_is_an_ome_zarr_image(tmp_path: Path) -> None:
             3 * scale["scale"][1] + translation["translation"][1],
         ]
         assert um == pytest.approx([float(y) * 0.243, float(x) * 0.243])
+
+
+@pytest.mark.filterwarnings("ignore:Object at DONE.json")  # what zarr says of any file that is not its own
+def test_xarray_opens_a_heatmap(tmp_path: Path) -> None:
+    xarray = pytest.importorskip("xarray")
+    heatmap = a_heatmap()
+    write_heatmap(tmp_path / "h.zarr", heatmap, {})
+    with xarray.open_zarr(tmp_path / "h.zarr", consolidated=False) as opened:
+        assert opened.probability.dims == opened.tissue.dims == ("y", "x")
+        np.testing.assert_array_equal(opened.probability.values, heatmap.array)
+        np.testing.assert_array_equal(opened.tissue.values == 1, heatmap.tissue)
+
+
+def test_a_heatmap_without_a_resolution_has_axes_without_units(tmp_path: Path) -> None:
+    known = a_heatmap()
+    write_heatmap(tmp_path / "h.zarr", replace(known, frame=replace(known.frame, mpp=None)), {})
+    group = json.loads((tmp_path / "h.zarr" / "zarr.json").read_text())["attributes"]["ome"]
+    for image in group["multiscales"]:
+        assert image["axes"] == [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+        scale = image["datasets"][0]["coordinateTransformations"][0]["scale"]
+        assert scale == [known.frame.downsample] * 2
+
+
+def test_a_heatmap_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Without OME-Zarr's metadata and without names of dimensions."""
+    heatmap, path = a_heatmap(), tmp_path / "h.zarr"
+    write_heatmap(tmp_path / "now.zarr", heatmap, {"slide": "s"})
+    with publish(path, {"slide": "s"}, kind="heatmap") as work:
+        shutil.copytree(tmp_path / "now.zarr", work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("DONE.json"))
+        for file in work.rglob("zarr.json"):
+            record = json.loads(file.read_text())
+            record.pop("dimension_names", None)
+            record["attributes"].pop("ome", None)
+            file.write_text(json.dumps(record))
+    read = read_heatmap(path)
+    assert read.frame == heatmap.frame
+    np.testing.assert_array_equal(read.array, heatmap.array)
 
 
 def test_folders_above_an_artefact_are_made(tmp_path: Path) -> None:
