@@ -136,14 +136,34 @@ def _on_grid(values: NDArray[np.float32], source: Frame, target: Frame) -> NDArr
     """Values on source's grid at target's pixels; see Findings.probability."""
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
-    x, _ = target.centres(0, np.arange(target.shape[1]))
-    _, y = target.centres(np.arange(target.shape[0]), 0)
-    rows, _ = source.fractions(source.x, y)
-    _, columns = source.fractions(x, source.y)
+    rows, columns = _centres_on(source, target)
     grid = np.meshgrid(rows - 0.5, columns - 0.5, indexing="ij")
     result = ndimage.map_coordinates(values, grid, output=np.float64, order=1, mode="grid-constant", cval=0.0)
-    cells = np.nonzero(values)
-    row, column = (np.floor(at).astype(np.int64) for at in target.fractions(*source.centres(*cells)))
-    within = (row >= 0) & (row < target.shape[0]) & (column >= 0) & (column < target.shape[1])
-    np.maximum.at(result, (row[within], column[within]), values[cells][within])
+    rows, columns = _centres_on(target, source)
+    down, first_rows = _held(rows, target.shape[0])
+    across, first_columns = _held(columns, target.shape[1])
+    if down.size and across.size:
+        # rows first, which reads a heatmap of a hundred million cells once and copies nothing of it
+        highest = np.maximum.reduceat(values[: first_rows[-1]], first_rows[:-1], axis=0)
+        highest = np.maximum.reduceat(highest[:, : first_columns[-1]], first_columns[:-1], axis=1)
+        at = np.ix_(down, across)
+        result[at] = np.maximum(result[at], highest)
     return np.asarray(result)
+
+
+def _centres_on(grid: Frame, frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The fractional rows and columns on a grid of the centres of a frame's rows and columns."""
+    x, _ = frame.centres(0, np.arange(frame.shape[1]))
+    _, y = frame.centres(np.arange(frame.shape[0]), 0)
+    return grid.fractions(grid.x, y)[0], grid.fractions(x, grid.y)[1]
+
+
+def _held(positions: NDArray[np.float64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pixels, of ``size`` along an axis, that hold ascending positions, and the index of the first in each.
+
+    The index after the last one follows.
+    """
+    pixels = np.floor(positions).astype(np.int64)
+    first, last = np.searchsorted(pixels, [0, size])
+    held, starts = np.unique(pixels[first:last], return_index=True)
+    return held, np.append(first + starts, last)

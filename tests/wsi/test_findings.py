@@ -6,6 +6,8 @@ import colorsys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsi.findings import EDGE, INK, Findings, coloured, ramp
@@ -147,6 +149,36 @@ def test_probabilities_are_where_they_lie_on_the_slide(x: float, y: float) -> No
     part = findings.probability(picture((400, 600), downsample=16).frame.part(window))
     np.testing.assert_allclose(part, whole[window.slices], atol=1e-9)
     assert not findings.probability(Frame(x=1e5, y=0, downsample=16, shape=(4, 4), mpp=0.25)).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    corner=st.tuples(st.floats(-900, 900), st.floats(-900, 900)),
+    downsample=st.floats(5, 400),
+    seed=st.integers(0, 99),
+)
+def test_pixels_have_the_highest_of_their_cells_and_what_lies_between(
+    shape: tuple[int, int], size: tuple[int, int], corner: tuple[float, float], downsample: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    heatmap = heatmap_of((rng.random(shape) * (rng.random(shape) < 0.3)).astype(np.float32))
+    target = Frame(x=corner[0], y=corner[1], downsample=downsample, shape=size, mpp=0.25)
+    expected = np.zeros(size)
+    for row in range(size[0]):
+        for column in range(size[1]):
+            (y,), (x,) = heatmap.frame.fractions(*(np.atleast_1d(one) for one in target.centres(row, column)))
+            for cell_row in range(int(np.floor(y - 0.5)), int(np.floor(y - 0.5)) + 2):
+                for cell_column in range(int(np.floor(x - 0.5)), int(np.floor(x - 0.5)) + 2):
+                    if 0 <= cell_row < shape[0] and 0 <= cell_column < shape[1]:
+                        share = (1 - abs(y - 0.5 - cell_row)) * (1 - abs(x - 0.5 - cell_column))
+                        expected[row, column] += share * heatmap.array[cell_row, cell_column]
+    for row, column in np.argwhere(heatmap.array):
+        at, across = (int(np.floor(one)) for one in target.fractions(*heatmap.frame.centres(row, column)))
+        if 0 <= at < size[0] and 0 <= across < size[1]:
+            expected[at, across] = max(expected[at, across], heatmap.array[row, column])
+    np.testing.assert_allclose(Findings(heatmap=heatmap, threshold=0.5).probability(target), expected, atol=1e-6)
 
 
 def test_a_single_cell_shows_on_a_coarse_picture() -> None:
