@@ -233,11 +233,11 @@ def stage_patients(
             unscored.append(Unscored(patient=patient, reason="; ".join([*reasons, *([dispute] if dispute else [])])))
         else:
             stages[patient] = stage_patient(max(of_node) for of_node in of_nodes.values())
-    partly = {patient for patient, found in slides.items() if not found.keys().isdisjoint(partial)}
+    partly = {nodes.patient(name) for name in partial}  # which may be written otherwise than among the labels
     return Staging(
         stages=stages,
         unscored=(*unscored, *sorted(strangers, key=lambda one: one.patient)),
-        at_least=frozenset(partly & stages.keys()),
+        at_least=frozenset(stages.keys() & partly),
     )
 
 

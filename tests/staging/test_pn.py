@@ -210,3 +210,11 @@ def test_shares_may_miss_1_by_rounding_and_the_stages_never_do(excess: float, *,
 def test_no_share_is_above_1() -> None:
     with pytest.raises(ValueError, match="from 0 to 1"):
         stage_probabilities([[1 + 5e-7, 0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("form", ["{}", "{}.tif", "{}.TIF"])
+def test_a_partly_seen_slide_makes_a_lower_bound_however_it_is_written(form: str) -> None:
+    labels = five()
+    partial = [form.format(next(iter(labels)).upper())]
+    assert stage_patients(labels, partial=partial).at_least == {next(iter(stage_patients(labels).stages))}
+    assert stage_patients(labels, partial=["patient_199_node_0", "no name"]).at_least == frozenset()
