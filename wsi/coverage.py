@@ -14,6 +14,8 @@ from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.tissue import covers
 
+_WHITE = 255
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
@@ -84,7 +86,7 @@ def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: fl
 
 
 def stored_coverage(slide: Slide, tissue: Mask, *, downsample: float) -> Coverage:
-    """Measure how much of the tissue lies on stored tiles that can be decoded, for whatever reads all of these.
+    """Measure how much of the tissue lies on stored tiles that can be decoded and seen, for whatever reads them all.
 
     A pixel of the mask belongs to the tile under its centre. Missing tiles are known beforehand, bad ones only after
     they were read (with on_bad_tile="white").
@@ -98,7 +100,9 @@ def stored_coverage(slide: Slide, tissue: Mask, *, downsample: float) -> Coverag
         ResolutionError: mpp is unknown.
     """
     grid, bad = _stored(slide, downsample)
-    rows, columns = np.nonzero(_without_rim(tissue).array)
+    wanted = _without_rim(tissue)
+    is_hidden = hidden(slide, wanted, downsample=downsample)
+    rows, columns = np.nonzero(wanted.array & ~is_hidden)
     level_rows, level_columns = grid.frame.fractions(*tissue.frame.centres(rows, columns))
     tiles = np.stack([level_rows // grid.tile_shape[0], level_columns // grid.tile_shape[1]], axis=1).astype(np.int64)
     tiles = tiles.clip(0, np.subtract(grid.shape, 1))  # the mask's last pixels may extend beyond the level
@@ -108,7 +112,7 @@ def stored_coverage(slide: Slide, tissue: Mask, *, downsample: float) -> Coverag
     is_missing = np.array([tile not in bad and slide.is_missing(grid.tile(*tile)) for tile in indices], dtype=bool)
     pixel_mm2 = tissue.frame.pixel_um**2 / 1e6
     return Coverage(
-        tissue_mm2=round(len(rows) * pixel_mm2, 6),
+        tissue_mm2=round(int(wanted.array.sum()) * pixel_mm2, 6),
         looked_mm2=round(int(counts[~(is_bad | is_missing)].sum()) * pixel_mm2, 6),
         missing_tiles=int(is_missing.sum()),
         bad_tiles=int(is_bad.sum()),
@@ -116,8 +120,9 @@ def stored_coverage(slide: Slide, tissue: Mask, *, downsample: float) -> Coverag
 
 
 def without_unread(heatmap: Heatmap, slide: Slide, *, downsample: float) -> Heatmap:
-    """The heatmap with the cells over tiles that could not be decoded marked as not looked at."""
+    """The heatmap with the cells over tiles that could not be decoded, or that are hidden, marked as not looked at."""
     looked = heatmap.tissue & ~unread(slide, heatmap.frame, downsample=downsample)
+    looked &= ~hidden(slide, Mask(frame=heatmap.frame, array=looked), downsample=downsample)
     return Heatmap(frame=heatmap.frame, array=np.where(looked, heatmap.array, np.float32(0)), tissue=looked)
 
 
@@ -127,6 +132,31 @@ def unread(slide: Slide, cells: Frame, *, downsample: float) -> NDArray[np.bool_
     found = np.zeros(cells.shape, bool)
     for row, column in bad:
         found[_cells_over(grid, row, column, cells)] = True
+    return found
+
+
+def hidden(slide: Slide, wanted: Mask, *, downsample: float) -> NDArray[np.bool_]:
+    """The wanted pixels of a mask over which the opacity of a slide hides everything on the level that is read.
+
+    What is hidden is read as white; nothing else is told apart, as glass is white, too. False without opacity.
+    """
+    found = np.zeros(wanted.frame.shape, bool)
+    if not slide.has_opacity:
+        return found
+    level = slide.level_for(downsample)
+    frame = slide.frame_of(level)
+    grid = TileGrid(frame=frame, tile_shape=level.tile_shape)
+    shown = np.zeros(wanted.frame.shape, bool)
+    for row, column in grid:
+        if wanted.array[_cells_over(grid, row, column, wanted.frame)].any():
+            window = grid.window(row, column)
+            rows, columns = np.nonzero((slide.read_window(level.index, window) < _WHITE).any(axis=2))
+            at = wanted.frame.fractions(*frame.centres(rows + window.row, columns + window.column))
+            inside = tuple(
+                fraction.astype(np.int64).clip(0, side - 1) for fraction, side in zip(at, shown.shape, strict=True)
+            )
+            shown[inside] = True
+    found[...] = wanted.array & ~shown
     return found
 
 

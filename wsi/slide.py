@@ -125,6 +125,11 @@ class Slide:
         return reader.mpp_warnings if given is None else against_given(given, reader.mpp)
 
     @property
+    def has_opacity(self) -> bool:
+        """Whether the file may hide pixels, which are read as white."""
+        return self._open().has_opacity
+
+    @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
         """Tiles read as white because they could not be decoded, since the slide was opened in this process."""
         return self._open().bad_tiles

@@ -127,13 +127,53 @@ def test_a_heatmap_that_rotted_is_said_to_be_made_again(folder: Path) -> None:
     assert (done.exit_code, "made again" in done.stderr) == (0, True)
 
 
-def test_opacity_is_reported(tmp_path: Path) -> None:
-    image = np.full((256, 256, 4), 200, np.uint8)
-    image[..., 3] = 0
-    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-        file.write(image, photometric="rgb", tile=(128, 128), extrasamples=["unassalpha"])
-    with Slide.open(tmp_path / "a.tif") as slide:
-        assert any("has opacity" in warning for warning in slide.warnings)
+def with_opacity(source: Path, path: Path, *, shown: Callable[[int, int], slice]) -> None:
+    """A copy of a slide with opacity: of level 0 only some rows are shown, of the others all."""
+    with Slide.open(source) as slide, tifffile.TiffWriter(path) as file:
+        for number, level in enumerate(slide.levels):
+            pixels = slide.read_frame(slide.frame_of(level)).array
+            opacity = np.full((*pixels.shape[:2], 1), 0 if number == 0 else 255, np.uint8)
+            opacity[shown(number, pixels.shape[0])] = 255
+            file.write(
+                np.concatenate([pixels, opacity], axis=2),
+                photometric="rgb",
+                tile=(256, 256),
+                extrasamples=["unassalpha"],
+                subfiletype=1 if number else 0,
+                resolution=(1e4 / ((slide.mpp or 0) * level.downsample),) * 2,
+                resolutionunit="CENTIMETER",
+            )
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5])
+def test_what_opacity_hides_is_not_called_negative(folder: Path, part: float) -> None:
+    images = folder / "seen" / "images"
+    images.mkdir(parents=True)
+    for name in NAMES:
+        source = folder / "cohort" / "images" / f"{name}.tif"
+        with_opacity(source, images / f"{name}.tif", shown=lambda _, rows: slice(0, int(rows * part)))
+    run = ("run", images, "-o", folder / "hidden", "-m", folder / "m.safetensors")
+    done = called(*run)
+    assert done.exit_code == 3
+    found = json.loads(done.stdout)
+    assert (found["slides"], sorted(found["quarantined"]), found["stages"]) == (0, NAMES, {})
+    assert all("of tissue were looked at" in reason for reason in found["quarantined"].values())
+    assert "has opacity" in json.dumps(found)
+    allowed = json.loads(called(*run, "--allow-partial", "--overwrite").stdout)
+    assert (allowed["at_least"], len(allowed["partial"])) == (["patient_000"], 5)
+    told = json.loads(called("tissue", images / f"{NAMES[0]}.tif", "-o", folder / "t.png").stdout)
+    assert told["stored"]["share"] <= part + 0.45
+
+
+def test_opacity_that_hides_nothing_changes_nothing(folder: Path) -> None:
+    source, copy = folder / "cohort" / "images" / f"{NAMES[0]}.tif", folder / f"{NAMES[0]}.tif"
+    with_opacity(source, copy, shown=lambda _, rows: slice(0, rows))
+    facts = [
+        json.loads(called("heatmap", path, "-m", folder / "m.safetensors", "-o", folder / f"{number}.zarr").stdout)
+        for number, path in enumerate((source, copy))
+    ]
+    assert facts[1]["coverage"] == pytest.approx(facts[0]["coverage"], rel=1e-4)
+    assert facts[1]["coverage"]["share"] == 1.0
 
 
 def test_what_begins_like_a_url_but_is_none() -> None:

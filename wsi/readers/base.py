@@ -76,6 +76,7 @@ class Reader(ABC):
         mpp: um per level-0 px, None if the file states no plausible value.
         mpp_warnings: what is doubtful about that, and what to do about it, in one line each.
         warnings: the same of everything else in the file.
+        has_opacity: pixels may be hidden, and are white then.
         properties: plain metadata, including ``sentinode.format``; nothing that identifies a patient.
     """
 
@@ -86,6 +87,7 @@ class Reader(ABC):
     mpp: float | None
     mpp_warnings: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    has_opacity: bool = False
     properties: Mapping[str, str]
 
     @classmethod

@@ -35,6 +35,11 @@ class Pyramid:
     levels: tuple[Level, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def has_opacity(self) -> bool:
+        """Whether a fourth sample says how much of each pixel is to be seen."""
+        return _has_opacity(self.pages[0])
+
 
 def find_level_pages(pages: tuple[TiffPage, ...]) -> tuple[TiffPage, ...]:
     """The tiled pages that form the pyramid, finest first; empty if no page is tiled.
@@ -144,11 +149,15 @@ def _left_out(first: TiffPage, page: TiffPage, *, is_level: bool) -> str:
 def _colour_warnings(first: TiffPage) -> tuple[str, ...]:
     if first.samples == 1:
         return (GREY,)
-    if first.samples == 4 and first.extra_samples[:1] not in ((1,), (2,)):
-        return ("has a fourth sample per pixel that is not said to be opacity; it is left out: check the colours",)
+    if _has_opacity(first):
+        return ("has opacity: what it hides is white, and under tissue counts as not looked at",)
     if first.samples == 4:
-        return ("has opacity: what it hides is white, and counts as looked at; make the slide again without",)
+        return ("has a fourth sample per pixel that is not said to be opacity; it is left out: check the colours",)
     return ()
+
+
+def _has_opacity(page: TiffPage) -> bool:
+    return page.samples == 4 and page.extra_samples[:1] in ((1,), (2,))
 
 
 def has_shape(full: tuple[int, int], reduced: tuple[int, int]) -> bool:

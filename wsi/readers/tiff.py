@@ -75,6 +75,7 @@ class TiffReader(Reader):
             raise
         self.mpp, self.mpp_warnings = resolution.mpp, resolution.warnings
         self.levels, self.warnings = pyramid.levels, (*pyramid.warnings, *doubts)
+        self.has_opacity = pyramid.has_opacity
         self.properties: Mapping[str, str] = {
             "sentinode.format": name_format(levels[0]),
             "sentinode.compression": COMPRESSIONS[levels[0].compression],
