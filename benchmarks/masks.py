@@ -351,8 +351,8 @@ def main() -> None:
     real = Path(os.environ.get("SENTINODE_TEST_DATA", ""), "annotations/camelyon16/tumor_009.xml")
     parser.add_argument("contours", type=Path, nargs="?", default=real, help="tumor_009.xml of CAMELYON16, or another")
     parser.add_argument("--tiles", type=int, default=200, help="maximum per synthetic slide")
-    parser.add_argument("--cells", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--write", choices=("deflate", "lzw", "zstd"), help=argparse.SUPPRESS)
+    parser.add_argument("--cells", type=int, help="with --write, draw so many cells instead of the file")
+    parser.add_argument("--write", choices=("deflate", "lzw", "zstd"), help="write one mask, and print what it took")
     arguments = parser.parse_args()
     if arguments.write:
         drawn = cells(arguments.cells) if arguments.cells else read_annotations(arguments.contours)

@@ -10,6 +10,10 @@ from typing import Any
 _URL = re.compile(r"([a-z][a-z0-9+.-]+:/{1,2})(?:[^/@\s]*@)?([^\s?#]*)(?:[?#]\S*?(?=[:,.;)]*(?:\s|$)))?", re.IGNORECASE)
 
 
+_MOST_CHARACTERS = 4000
+"""Of a message: more than any list of names that ``listed`` makes."""
+
+
 def without_secrets(text: str) -> str:
     """Text whose URLs are without user, password, query (signatures) and fragment."""
     return _URL.sub(r"\1\2", text) if ":/" in text else text
@@ -54,6 +58,8 @@ class PathologyError(Exception):
     def __str__(self) -> str:
         where = ", ".join(part for part in (self.path, self.where) if part)
         text = f"{where}: {self.reason}" if where else self.reason
+        if len(text) > _MOST_CHARACTERS:  # a cell of a table may be as long as the table
+            text = f"{text[:_MOST_CHARACTERS]} …"
         return plain(without_secrets(f"{text} ({self.mend})" if self.mend else text))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -28,7 +28,18 @@ from wsi.errors import ArtefactError, OutputExistsError, OutputInUseError, Patho
 from wsi.inputs import read_json
 
 DONE = "DONE.json"
-_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _machine() -> str:
+    """Eight hex digits for where a process number means this process: the host and, in a container, its namespace."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        namespace = ""
+    return f"{zlib.crc32(f'{socket.gethostname()} {namespace}'.encode()):08x}"
+
+
+_HOST = _machine()
 _UNFINISHED = re.compile(
     r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.(work|old|partial)", re.DOTALL
 )

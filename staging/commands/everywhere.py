@@ -31,10 +31,9 @@ def _read_options(context: typer.Context, path: Path | None) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigurationError(path, f"is no TOML file of options: {reason}", mend="see --help") from error
+    _refuse_strangers(path, table, context.find_root().command)
     for word in words:
         table = table.get(word, {})
-        if not isinstance(table, dict):
-            raise ConfigurationError(path, f"[{'.'.join(words)}] is not a table", mend="put the options below it")
     names = {name.removeprefix("--"): one for one in context.command.params for name in one.opts if name[:2] == "--"}
     defaults = {}
     for key, value in table.items():
@@ -47,8 +46,26 @@ def _read_options(context: typer.Context, path: Path | None) -> None:
     context.default_map = defaults
 
 
+def _refuse_strangers(path: Path, tables: dict[str, Any], group: Any, within: str = "") -> None:  # noqa: ANN401
+    """Refuse what is in a file of options but is for no command, so that a misspelt one is not ignored.
+
+    Raises:
+        ConfigurationError: there is something.
+    """
+    for name, table in tables.items():
+        command = group.commands.get(name)
+        if command is None or not isinstance(table, dict):
+            what = f"there is no command {within}{name}" if command is None else f"[{within}{name}] is not a table"
+            raise ConfigurationError(path, what, mend="name tables like commands, as in [run] and [mil.train]")
+        if hasattr(command, "commands"):
+            _refuse_strangers(path, table, command, f"{within}{name}.")
+
+
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Also say on stderr what is tried and why.", rich_help_panel=_PANEL)
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Also log on stderr, with a traceback for what was unexpected.", rich_help_panel=_PANEL
+    ),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress; warnings and errors remain.", rich_help_panel=_PANEL)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from staging.commands.notices import cohort_notices, warnings_notice
+from staging.commands.notices import cohort_notices, say, warnings_notice
 from staging.commands.options import SOURCE, AllowEmpty, Device, Patients, SlideMpp, Upsample, Workers
 from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
@@ -242,6 +242,8 @@ def patches(
             has_contact_sheet=contact_sheet,
         )
     warnings_notice(counts["warnings"])
+    for name, reasons in counts["remade"].items():
+        say(f"{name}: made again: {'; '.join(reasons)}")
     of_slides, odd = notices["warnings"], counts["warnings"]
     warnings = {name: [*of_slides.get(name, ()), *odd.get(name, ())] for name in sorted({*of_slides, *odd})}
     typer.echo(json.dumps({"patches": str(output), **counts, **notices, "warnings": warnings}))

@@ -133,8 +133,15 @@ def _of_run(heatmap: Path, provenance: Mapping[str, Any]) -> dict[str, Setting]:
             return {}
         values = {name: float(config[name]) for name in ("threshold", "peak", "merge_gap_um")}
         values |= {name: float(config["rule"][name]) for name in ("smallest_um", "itc_max_um", "micro_max_um")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if "configuration" not in provenance:
+            return {}
+        mend = "call sentinode run again"
+        raise ConfigurationError(
+            record, "does not say the settings of the run that made the heatmap", mend=mend
+        ) from error
     return {name: Setting(value=value, source=str(record)) for name, value in values.items()}
 
 

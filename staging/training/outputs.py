@@ -29,6 +29,8 @@ PARTS = ".parts"
 NOTE = "made_from.json"
 MEASURED = "measured"
 """In a record: size and sha256 of each file, by name."""
+REMADE = "remade"
+"""In what is returned of a part: why an earlier call's was made again."""
 
 _SPARSE_QUALITY, _EXPORT_QUALITY = 90, 95
 _MARGIN = 1.4  # of disk space: coarse pixels, or a bright stain, compress less well
@@ -196,7 +198,7 @@ class Sparse(PatchFormat):
     def finish(self, output: PatchOutput, table: PatchTable, done: Mapping[str, Record]) -> None:
         """Publish the table with the records of the slides."""
         facts = {
-            name: {key: value for key, value in record.items() if key not in ("digest", "patches", MEASURED)}
+            name: {key: value for key, value in record.items() if key not in ("digest", "patches", MEASURED, REMADE)}
             for name, record in done.items()
         }
         finish_store(output.path, table, facts)

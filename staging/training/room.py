@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from staging.training.outputs import PatchOutput, SlidePart
-from staging.training.storing import stored_before
+from staging.training.storing import is_stored
 from wsi.errors import StorageError
 from wsi.store import storage
 
@@ -26,7 +26,7 @@ def expected_bytes(output: PatchOutput, parts: Sequence[SlidePart]) -> int:
 
 def room_bytes(output: PatchOutput, parts: Sequence[SlidePart]) -> int:
     """Estimate the disk space needed beyond what earlier calls have written."""
-    left = [part for part in parts if stored_before(part, digests=False) is None]
+    left = [part for part in parts if not is_stored(part)]
     return output.form.room_bytes(expected_bytes(output, left), left, parts)
 
 

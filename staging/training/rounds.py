@@ -17,13 +17,14 @@ import numpy as np
 
 from annotations.errors import FoldError
 from staging.cohorts.training_patients import PATIENTS
-from staging.errors import ConfigurationError
+from staging.errors import CohortError, ConfigurationError, listed
 from staging.lesions.settings import SMALLEST_UM, with_peak
 from staging.training.doubts import at_its_bound, near_chance
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.mining import MiningPlan
 from staging.training.peak import calibrate_peak
 from staging.training.sources import PatchRecipe
+from staging.training.storing import changed_files, is_patch_folder
 from wsi.cores import usable_cores
 from wsi.errors import OutputInUseError
 from wsi.lock import OutputLock
@@ -384,6 +385,10 @@ def _check(plan: TrainingPlan) -> None:
     twice = next((path for path, real in zip(given, resolved, strict=True) if resolved.count(real) > 1), None)
     if twice is not None:
         raise ConfigurationError(twice, "is given twice", mend="name each store once")
+    for path in given:
+        changed = changed_files(path) if is_patch_folder(path) else []
+        if changed:
+            raise CohortError(path, f"is not what was stored: {listed(changed)}", mend="call sentinode patches again")
     if plan.tensorboard is not None:
         from wsi.cnn.training_log import load_summary_writer  # noqa: PLC0415  (loads torch)
 

@@ -17,7 +17,7 @@ from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.errors import CohortError, listed
 from staging.runs.cluster import each
 from staging.training.fit import misfit
-from staging.training.outputs import PatchOutput, Record, SlidePart, form_of
+from staging.training.outputs import REMADE, PatchOutput, Record, SlidePart, form_of
 from staging.training.room import check_room, expected_bytes, room_bytes
 from staging.training.sources import PatchRecipe, PatchSource, described, draw, find_sources, read_drawn
 from staging.training.storing import check_output, claim, finish, store_part, write_contact_sheet
@@ -80,8 +80,9 @@ def sample_cohort(
     Returns:
         Counts: ``slides``, ``left_out`` (name and reason), ``short`` (slides that gave fewer patches of a class than
         were requested, with both numbers: no more positions were found), ``warnings`` (slides whose annotations are
-        odd, and how), ``count``, ``classes``, ``splits``, ``bytes`` expected, ``contact_sheet``, and for sparse slides
-        ``tiles_copied``, ``tiles_encoded``, ``not_exact`` (slides whose stored pixels differ from the original).
+        odd, and how), ``remade`` (slides whose stored files had changed, and how), ``count``, ``classes``, ``splits``,
+        ``bytes`` expected, ``contact_sheet``, and for sparse slides ``tiles_copied``, ``tiles_encoded``, ``not_exact``
+        (slides whose stored pixels differ from the original).
 
     Raises:
         CohortError: no slide is usable, or no patch was found.
@@ -129,6 +130,7 @@ def sample_cohort(
         "count": len(table),
         "classes": table.counts("class"),
         "splits": table.counts("split", "class"),
+        "remade": {name: record[REMADE] for name, record in done.items() if REMADE in record},
         "bytes": expected,
         "contact_sheet": None if sheet is None else str(sheet),
         **target.form.told(done),

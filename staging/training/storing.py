@@ -15,7 +15,7 @@ from annotations.patches.sparse_store import TABLE
 from annotations.patches.table import PatchTable
 from staging.errors import ConfigurationError
 from staging.runs.cluster import TileNews
-from staging.training.outputs import MEASURED, NOTE, PARTS, PatchOutput, Record, SlidePart
+from staging.training.outputs import MEASURED, NOTE, PARTS, REMADE, PatchOutput, Record, SlidePart
 from wsi.inputs import read_json
 from wsi.patches.pool import SlidePool
 from wsi.patches.reading import read_positions
@@ -75,27 +75,32 @@ def store_part(part: SlidePart, _: TileNews) -> Record:
     """Write one slide's part, unless an earlier call wrote it.
 
     Returns:
-        What was done, with at least ``patches``.
+        What was done, with at least ``patches``; with ``remade``, files of an earlier call had changed, and how.
 
     Raises:
         PathologyError: the slide cannot be read, or the part cannot be written.
     """
-    earlier = stored_before(part)
-    if earlier is not None:
+    earlier = _earlier(part)
+    broken = () if earlier is None else _broken(part.output.parts_folder, earlier, digests=True)
+    if earlier is not None and not broken:
         return earlier
     form, folder = part.output.form, part.output.parts_folder
     done = {"digest": _digest(part), "patches": len(part.rows), **form.write(part)}
     files = {name: measured(folder / name) for name in form.files(part, done)}
     atomic_text(_record(part), json_text({**done, MEASURED: files}))
-    return done
+    return {**done, REMADE: list(broken)} if broken else done
 
 
-def stored_before(part: SlidePart, *, digests: bool = True) -> Record | None:
-    """Return an earlier call's record of this part, if its files are unchanged: in size and, with digests, content."""
-    earlier = _read(_record(part))
-    if earlier is None or earlier.get("digest") != _digest(part):
-        return None
-    return None if _broken(part.output.parts_folder, earlier, digests=digests) else earlier
+def is_stored(part: SlidePart) -> bool:
+    """Return whether an earlier call wrote this part, by the sizes of its files alone."""
+    earlier = _earlier(part)
+    return earlier is not None and not _broken(part.output.parts_folder, earlier, digests=False)
+
+
+def _earlier(part: SlidePart) -> Record | None:
+    """Return an earlier call's record of this part, whatever became of its files."""
+    record = _read(_record(part))
+    return record if record is not None and record.get("digest") == _digest(part) else None
 
 
 def is_patch_folder(folder: Path) -> bool:
@@ -105,9 +110,19 @@ def is_patch_folder(folder: Path) -> bool:
 
 def broken_parts(folder: Path) -> dict[str, tuple[str, ...]]:
     """Return what is wrong with each slide's part of a folder of patches, and with its table; all are listed."""
-    records = sorted(path for path in (folder / PARTS).glob("[!.]*.json") if path.name != NOTE)
-    found = {path.stem: _broken(folder, _read(path) or {}, digests=True) for path in records}
-    return found | {TABLE: _broken(folder, _read(folder / PARTS / NOTE) or {}, digests=True)}
+    return {name: _broken(folder, record, digests=True) for name, record in _records(folder).items()}
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Return how files of a folder of patches changed; what earlier versions stored is not known and passed over."""
+    known = [record for record in _records(folder).values() if MEASURED in record]
+    return [reason for record in known for reason in _broken(folder, record, digests=True)]
+
+
+def _records(folder: Path) -> dict[str, Record]:
+    """Read the record of each slide's part, and that of the table; empty if it cannot be read."""
+    parts = sorted(path for path in (folder / PARTS).glob("[!.]*.json") if path.name != NOTE)
+    return {path.stem: _read(path) or {} for path in parts} | {TABLE: _read(folder / PARTS / NOTE) or {}}
 
 
 def _broken(folder: Path, record: Record, *, digests: bool) -> tuple[str, ...]:

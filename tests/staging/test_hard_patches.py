@@ -437,7 +437,7 @@ def test_one_process_feeds_a_gpu_unless_more_are_asked_for(
 
     def told(*_: Any, recipe: PatchRecipe, workers: int, **__: Any) -> dict[str, Any]:
         asked.append((workers, recipe.threads, recipe.device))
-        return {"warnings": {}}
+        return {"warnings": {}, "remade": {}}
 
     monkeypatch.setattr("staging.training.sampling.sample_cohort", told)
     monkeypatch.setattr("wsi.cnn.device.pick_device", torch.device)

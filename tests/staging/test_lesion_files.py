@@ -244,3 +244,13 @@ def test_a_name_that_is_no_text_is_left_out_and_said(tmp_path: Path) -> None:
     assert "characters that are not text" in done.stderr
     assert {row["slide"] for row in rows_of(tmp_path / "out" / "lesions.csv")} == {"a"}
     assert list(json.loads(done.stdout)["quarantined"]) == ["b\x1b[2J\n"]
+
+
+def test_settings_of_a_run_that_cannot_be_read_are_not_replaced_by_defaults(tmp_path: Path) -> None:
+    config = RunConfig(model="0" * 64, threshold=0.4, peak=0.6, rule=SizeRule(smallest_um=10.0))
+    heatmap = heatmap_of_run(tmp_path / "run", config)
+    (tmp_path / "run" / "run.json").write_text("[" * 100_000)
+    done = sentinode("lesions", heatmap, "-o", tmp_path / "out")
+    assert (done.returncode, "does not say the settings of the run" in done.stderr) == (2, True)
+    (tmp_path / "run" / "run.json").unlink()
+    assert result("lesions", heatmap, "-o", tmp_path / "out")["settings"]["threshold"]["source"] == "default"

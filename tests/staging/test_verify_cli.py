@@ -75,8 +75,12 @@ def test_patches_that_changed_are_named_and_made_again(tmp_path: Path, form: str
     done = CliRunner().invoke(app, ["verify", str(out)])
     assert done.exit_code == 1
     assert json.loads(done.stdout)["broken"] == {"s": [f"{stored.relative_to(out)} was changed"]}
-    assert CliRunner().invoke(app, patches, catch_exceptions=False).exit_code == 0
-    assert stored.read_bytes() == right
+    trained = CliRunner().invoke(app, ["train", str(out), "-o", str(tmp_path / "m.safetensors")])
+    assert "is not what was stored" in str(trained.exception)
+    again = CliRunner().invoke(app, patches, catch_exceptions=False)
+    assert (again.exit_code, stored.read_bytes()) == (0, right)
+    assert json.loads(again.stdout)["remade"] == {"s": [f"{stored.relative_to(out)} was changed"]}
+    assert "s: made again" in again.stderr
     (out / "patches.parquet").write_bytes(b"PAR1")
     broken = json.loads(CliRunner().invoke(app, ["verify", str(out)]).stdout)["broken"]
     assert broken == {"patches.parquet": ["patches.parquet has another size"]}

@@ -47,3 +47,8 @@ def test_what_is_shown_holds_no_control_character_and_plain_text_stays(text: str
 def test_a_message_cannot_forge_a_line() -> None:
     error = SlideError("a\nsentinode: all good\x1b[2J\udce9.tif", "is no slide")
     assert str(error) == r"a\nsentinode: all good\x1b[2J\udce9.tif: is no slide"
+
+
+def test_a_message_is_not_as_long_as_what_it_is_about() -> None:
+    assert len(str(PathologyError("a.csv", "x" * 10**6, mend="shorten it"))) < 5000
+    assert str(PathologyError("a.csv", "x" * 10**6, mend="shorten it")).endswith("… (shorten it)")

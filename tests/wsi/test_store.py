@@ -318,7 +318,8 @@ def test_a_heatmap_is_an_ome_zarr_image(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Object at DONE.json")  # what zarr says of any file that is not its own
 def test_xarray_opens_a_heatmap(tmp_path: Path) -> None:
-    xarray = pytest.importorskip("xarray")
+    import xarray  # noqa: PLC0415  (slow import)
+
     heatmap = a_heatmap()
     write_heatmap(tmp_path / "h.zarr", heatmap, {})
     with xarray.open_zarr(tmp_path / "h.zarr", consolidated=False) as opened:
