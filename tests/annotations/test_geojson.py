@@ -17,7 +17,6 @@ from annotations.annotation import GROUP_ROLES, HOLE_GROUP, HOLE_OF, Annotation,
 from annotations.errors import AnnotationFormatError, AnnotationNotFoundError, EmptyFileError, UnknownGroupError
 from annotations.files.geojson import PART_OF, Feature, _points, read_geojson, read_geojson_set, write_geojson
 from annotations.files.geojson_features import features_of
-from annotations.files.json_text import JsonText
 from annotations.painting import rasterize
 from annotations.polygons import to_geometry, tumour_area
 from wsi.geometry import Frame
@@ -308,39 +307,6 @@ def test_a_limit_is_about_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("annotations.files.json_text._CHUNK", 8)
     with pytest.raises(AnnotationFormatError, match=r"line 1: one object has more than 40 characters, .* memory"):
         read_geojson(path)
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
-    max_leaves=12,
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    values=st.lists(json_values, max_size=6),
-    around=st.dictionaries(st.text(max_size=4).filter(lambda name: name != "features"), json_values, max_size=3),
-    layout=st.tuples(st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans()),
-)
-def test_reading_in_pieces_takes_what_reading_at_once_does(
-    tmp_path: Path, values: list[Any], around: dict[str, Any], layout: tuple[int, int | None, bool]
-) -> None:
-    chunk, indent, is_ascii = layout
-    whole = {**around, "features": values, "after": around}
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(whole, indent=indent, ensure_ascii=is_ascii), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch, path.open("rb") as file:
-        patch.setattr("annotations.files.json_text._CHUNK", chunk)
-        text = JsonText(path, file)
-        found: dict[str, Any] = {}
-        for name in text.names():
-            found[name] = list(text.elements()) if name == "features" else text.value()
-        text.end()
-    assert found == json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(values, indent=indent))
-    with path.open("rb") as file:
-        assert JsonText(path, file).value() == values
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
