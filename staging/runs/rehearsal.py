@@ -13,7 +13,7 @@ import numpy as np
 
 from staging.bars import watched
 from staging.runs.slide_task import SlideTask, read_finished
-from wsi.errors import PathologyError
+from wsi.errors import SlideError
 from wsi.findings import Findings
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Mask
@@ -109,6 +109,7 @@ def rehearse(tasks: Sequence[SlideTask], checkpoint: Checkpoint, *, workers: int
 
     Raises:
         CheckpointError: the model cannot be used.
+        StorageError: there is no room for a sample in the folder for temporary files.
     """
     done: list[str] = []
     todo: dict[str, float] = {}
@@ -122,7 +123,7 @@ def rehearse(tasks: Sequence[SlideTask], checkpoint: Checkpoint, *, workers: int
                 if not task.upsample:
                     slide.check_detail(checkpoint.mpp)
                 todo[task.name] = float(np.prod(slide.frame.shape)) * slide.frame.pixel_um**2 / 1e6
-        except PathologyError as error:
+        except SlideError as error:
             faults[task.name] = str(error)
     left = [task for task in tasks if task.name in todo]
     chosen = left[:: max(1, len(left) // _SAMPLE)][:_SAMPLE]
@@ -130,7 +131,7 @@ def rehearse(tasks: Sequence[SlideTask], checkpoint: Checkpoint, *, workers: int
     for task in watched(chosen, count=len(chosen), verb="slides sampled", name=lambda one: one.name):
         try:
             sampled.append(_sample(task, checkpoint))
-        except PathologyError as error:
+        except SlideError as error:
             faults[task.name] = str(error)
             del todo[task.name]
     return Rehearsal(done=tuple(done), todo=todo, faults=faults, sampled=tuple(sampled), workers=workers)

@@ -20,6 +20,7 @@ from staging.cli import app
 from staging.cohorts.camelyon import find_slides, read_stage_table
 from staging.errors import ConfigurationError
 from staging.phantom import generate_cohort
+from staging.training.outputs import PARTS
 from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe
 from wsi.cnn.checkpoint import load_checkpoint
@@ -234,6 +235,7 @@ def test_a_damaged_tile_ends_training_or_is_told(folder: Path, tmp_path: Path) -
     facts = {slide: dict(fact) for slide, fact in table.about["store"].items()}
     facts[name]["fingerprint"] = Slide(store / table.files[name]).fingerprint()
     write_patch_table(store / "patches.parquet", replace(table, about={**table.about, "store": facts}))
+    shutil.rmtree(store / PARTS)  # as earlier versions left a store: without what its files were
     with pytest.raises(TileError, match="tile row"):
         everything(open_training_set([store]))
     found = open_training_set([store], on_bad_tile="white", held_bytes=0)
