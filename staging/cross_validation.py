@@ -21,8 +21,9 @@ from staging.runs.config import refuse_other_settings
 from staging.scores.patients import score_kappa
 from staging.stages.pn import PatientStage
 from staging.training.labelled_cohort import LabelledCohort
+from staging.training.plan import TrainingPlan
 from staging.training.recipe import CohortRecipe
-from staging.training.rounds import TrainingNews, TrainingPlan, run_training
+from staging.training.rounds import TrainingNews, run_training
 from wsi.store import atomic_text, json_text
 
 MODEL = "model.safetensors"

@@ -78,6 +78,10 @@ Tolerance = Annotated[
 
 
 AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Accept annotation files without tumour outlines.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Write nothing: say what would be done, and how much room and time it would take."),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an earlier output of the same kind; never anything else.")
 ]

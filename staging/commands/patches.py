@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from staging.commands.notices import cohort_notices, say, warnings_notice
-from staging.commands.options import SOURCE, AllowEmpty, Device, Patients, SlideMpp, Upsample, Workers
+from staging.commands.options import SOURCE, AllowEmpty, Device, DryRun, Patients, SlideMpp, Upsample, Workers
 from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
 from wsi.outputs import ArtefactKind, FileKind, FolderKind, OutputKind, begins, picture
@@ -160,12 +160,7 @@ def patches(
     *,
     allow_empty: AllowEmpty = False,
     upsample: Upsample = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Write nothing: say what would be done, and how much room and time it would take."
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     contact_sheet: Annotated[
         bool, typer.Option("--contact-sheet/--no-contact-sheet", help="Write a PNG with some patches of every kind.")
     ] = True,

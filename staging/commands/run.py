@@ -13,6 +13,7 @@ from staging.commands.notices import say, skipped_notice
 from staging.commands.options import (
     AllowPartial,
     Device,
+    DryRun,
     MergeGap,
     Model,
     Nodes,
@@ -72,12 +73,7 @@ def run(
     allow_partial: AllowPartial = False,
     overwrite: Overwrite = False,
     upsample: Upsample = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Write nothing: say what would be done, and how much room and time it would take."
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     verify: Annotated[
         bool | None,
         typer.Option(

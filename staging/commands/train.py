@@ -12,7 +12,7 @@ import typer
 
 from staging.commands.conditions import OnlyIf, only_with
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, OnBadTile, Patients, SlideMpp, Smallest, Workers
+from staging.commands.options import Device, DryRun, OnBadTile, Patients, SlideMpp, Smallest, Workers
 from staging.commands.outputs import Made, Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
 from wsi.outputs import FileKind, OutputKind, begins, picture, table, weights
@@ -119,6 +119,7 @@ def train(
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard events.", show_default=False)] = None,
     workers: Workers = None,
     *,
+    dry_run: DryRun = False,
     temperature: Annotated[
         bool, typer.Option(help="Calibrate the probabilities on held-out patients (temperature scaling).")
     ] = True,
@@ -139,7 +140,8 @@ def train(
     from staging.errors import ConfigurationError  # noqa: PLC0415  (keeps --help quick)
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.mining import MiningPlan  # noqa: PLC0415
-    from staging.training.rounds import TrainingPlan, run_training  # noqa: PLC0415
+    from staging.training.plan import TrainingPlan  # noqa: PLC0415
+    from staging.training.rounds import run_training  # noqa: PLC0415
     from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
     from wsi.cnn.augmentation import FULL, LIGHT  # noqa: PLC0415  (loads torch)
     from wsi.cnn.method import Method  # noqa: PLC0415
@@ -189,6 +191,13 @@ def train(
         workers=workers,
         tensorboard=tensorboard,
     )
+    if dry_run:
+        from staging.training.training_rehearsal import rehearse_training  # noqa: PLC0415
+
+        foretold = rehearse_training(plan)
+        if is_first_process():
+            typer.echo(json.dumps(foretold | notices))
+        return
     with TrainingProgress(is_silent=not is_first_process()) as progress:
         made = run_training(plan, news=progress)
     if is_first_process():

@@ -12,7 +12,7 @@ from staging.lesions.settings import SMALLEST_UM, peak_of
 from staging.runs.config import RunConfig
 from staging.training.labelled_cohort import LabelledCohort
 from staging.training.mining import HARD, MiningPlan
-from staging.training.rounds import TrainingPlan
+from staging.training.plan import TrainingPlan
 from staging.training.sources import PatchRecipe, annotation_files
 from wsi.readers.resolution import Mpp
 from wsi.stain import StainJitter

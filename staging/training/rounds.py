@@ -8,28 +8,22 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from annotations.errors import FoldError
 from staging.cohorts.training_patients import PATIENTS
-from staging.errors import CohortError, ConfigurationError, listed
-from staging.lesions.settings import SMALLEST_UM, with_peak
+from staging.lesions.settings import with_peak
 from staging.training.doubts import at_its_bound, near_chance
-from staging.training.labelled_cohort import LabelledCohort
-from staging.training.mining import MiningPlan
 from staging.training.peak import calibrate_peak
+from staging.training.plan import TrainingPlan, check_plan, network_of, open_sources, unfit
 from staging.training.sources import PatchRecipe
-from staging.training.storing import changed_files, is_patch_folder
 from wsi.cores import usable_cores
 from wsi.errors import OutputInUseError
 from wsi.lock import OutputLock
-from wsi.readers.base import OnBadTile
-from wsi.readers.resolution import Mpp
 from wsi.stain_range import PROVENANCE, measure_range
 from wsi.store import storage, sweep
 
@@ -37,62 +31,12 @@ if TYPE_CHECKING:
     from annotations.patches.training_set import TrainingSet
     from wsi.cnn.checkpoint import Checkpoint
     from wsi.cnn.method import Method
-    from wsi.cnn.network import CellGeometry
     from wsi.cnn.ranks import Ranks
     from wsi.cnn.training import Epoch, Training
     from wsi.cnn.training_log import TrainingLog
 
 _WRITTEN = r"safetensors|progress|csv|(patches\.)?parquet|learning\.png|calibration\.png"
 _MADE_FROM = "made_from"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingPlan:
-    """What a network is trained on, how it is trained, and what is written.
-
-    Attributes:
-        patches: stores and tables, joined; or the recipe by which patches are first drawn from the cohort. Patients of
-            the split ``test`` are left out, those of ``validation`` are the judges.
-        output: the checkpoint. Beside it are written ``.csv``, ``.learning.png`` and ``.calibration.png``; during
-            training ``.progress``; for each round of mining ``.round1.safetensors`` and ``.round1.parquet``; and
-            patches drawn first, ``.patches.parquet``.
-        method: how the network is trained.
-        held_out: share of the patients who are judges, unless a split names them.
-        network: a name in ``wsi.cnn.architectures.NETWORKS``; ignored if ``start`` is given.
-        start: checkpoint to start from.
-        cohort: labelled slides: patches are drawn and hard negatives mined on them, and the peak is learnt from the
-            negative ones. None to do without.
-        mining: rounds of hard-negative mining; None for none.
-        fold: the fold to leave out, if patients were split into folds.
-        on_bad_tile: whether a tile that cannot be decoded ends the training, or is read as white and reported.
-        smallest_um: shorter lesions do not count for the peak.
-        slide_mpp: um per level-0 px of slides that state none, or for all.
-        device: where the network is trained.
-        workers: number of processes that read the cohort's slides; None chooses.
-        tensorboard: folder for TensorBoard events.
-        made_from: what the checkpoint is made from, if given: an existing checkpoint that records the same is kept.
-    """
-
-    patches: tuple[Path, ...] | PatchRecipe
-    output: Path
-    method: Method
-    held_out: float
-    network: str = "small"
-    start: Path | None = None
-    cohort: LabelledCohort | None = None
-    mining: MiningPlan | None = None
-    fold: int | None = None
-    on_bad_tile: OnBadTile = "raise"
-    smallest_um: float = SMALLEST_UM
-    slide_mpp: Mpp | None = None
-    device: str = "auto"
-    workers: int | None = None
-    tensorboard: Path | None = None
-    made_from: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.cohort is None and (self.mining is not None or isinstance(self.patches, PatchRecipe)):
-            raise ValueError("patches are drawn from a cohort, and mistakes are looked for on one: none is given")
 
 
 class TrainingNews(Protocol):
@@ -124,7 +68,7 @@ def run_training(plan: TrainingPlan, *, news: TrainingNews) -> dict[str, Any]:
     """
     from wsi.cnn.ranks import joined  # noqa: PLC0415  (loads torch)
 
-    _check(plan)
+    check_plan(plan)
     with joined(plan.device) as (ranks, _), ExitStack() as held:
         ranks.first_alone(lambda: held.enter_context(_alone(plan.output)))
         if _is_made(plan):
@@ -203,20 +147,11 @@ class _Rounds:
 
     def _train(self, target: Path, *, epochs: int | None = None) -> tuple[TrainingSet, Training]:
         """Train on all sources."""
-        from annotations.patches.training_set import open_training_set  # noqa: PLC0415  (loads torch)
-        from wsi.cnn.training_log import TrainingLog  # noqa: PLC0415
+        from wsi.cnn.training_log import TrainingLog  # noqa: PLC0415  (loads torch)
 
         plan = self._plan
         log = TrainingLog(_beside(target, ".csv"), tensorboard=plan.tensorboard) if self._ranks.is_first else None
-        try:
-            found = open_training_set(
-                self._sources,
-                fold=plan.fold,
-                on_bad_tile=plan.on_bad_tile,
-                workers=max(1, usable_cores() // self._ranks.on_machine),
-            )
-        except FoldError as error:
-            raise ConfigurationError(error.path, error.reason, mend=error.mend) from error
+        found = open_sources(plan, self._sources, workers=max(1, usable_cores() // self._ranks.on_machine))
         where = "read from the slides during training" if found.is_streamed else "held in memory"
         patients = len(np.unique(found.patches.patients))
         self._news.say(f"{len(found.patches)} patches of {patients} patients, {where}")
@@ -312,7 +247,7 @@ def _fit(
         return train(
             found.patches,
             method,
-            network=_network(plan, found),
+            network=network_of(plan, found),
             judges=found.judges or drawn,
             device=plan.device,
             resume=Progress(_beside(target, ".progress")),
@@ -320,47 +255,13 @@ def _fit(
             on_step=news.step,
         )
     except UnfitPatchesError as error:
-        raise ConfigurationError(_named(plan), error.reason, mend="draw other patches") from error
-
-
-def _network(plan: TrainingPlan, found: TrainingSet) -> CellGeometry | Checkpoint:
-    """Return the architecture or checkpoint that training starts from."""
-    from wsi.cnn.architectures import NETWORKS  # noqa: PLC0415  (loads torch)
-    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415
-
-    start = None if plan.start is None else load_checkpoint(plan.start)
-    architecture = NETWORKS[plan.network] if start is None else start.architecture
-    if start is not None and start.mpp != found.patches.mpp:
-        raise ConfigurationError(
-            plan.start,
-            f"takes {start.mpp} um/px, but the patches have {found.patches.mpp}",
-            mend="draw patches with that --mpp, or import the checkpoint with theirs",
-        )
-    if architecture.classes != 2:
-        raise ConfigurationError(
-            plan.start,
-            f"has {architecture.classes} classes, but training needs two: normal and tumour",
-            mend="give a checkpoint with two classes",
-        )
-    if found.patches.size_px < architecture.receptive_field_px:
-        raise ConfigurationError(
-            _named(plan),
-            f"its patches of {found.patches.size_px} px are smaller than the {architecture.receptive_field_px} px that "
-            "one cell of the network sees",
-            mend=f"draw them with --size {-(-architecture.receptive_field_px // 64) * 64} or use a smaller network",
-        )
-    return architecture if start is None else start
+        raise unfit(plan, error) from error
 
 
 def _stains(found: TrainingSet) -> dict[str, Any]:
     """Measure the stains of the training set, as provenance."""
     measured = measure_range(found.patches)
     return {} if measured is None else {PROVENANCE: measured.to_json()}
-
-
-def _named(plan: TrainingPlan) -> Path | None:
-    """Return the patches to name in an error."""
-    return None if isinstance(plan.patches, PatchRecipe) else plan.patches[0]
 
 
 def _is_made(plan: TrainingPlan) -> bool:
@@ -370,29 +271,6 @@ def _is_made(plan: TrainingPlan) -> bool:
     if plan.made_from is None or not plan.output.is_file():
         return False
     return load_checkpoint(plan.output).provenance.get(_MADE_FROM) == plan.made_from
-
-
-def _check(plan: TrainingPlan) -> None:
-    """Refuse at once what would fail after hours of training."""
-    from wsi.cnn.checkpoint import load_checkpoint  # noqa: PLC0415  (loads torch)
-
-    if plan.start is not None:
-        load_checkpoint(plan.start)
-    if plan.output.is_dir():
-        raise ConfigurationError(plan.output, "is a folder", mend="name the checkpoint's file, model.safetensors")
-    given = () if isinstance(plan.patches, PatchRecipe) else plan.patches
-    resolved = [path.resolve() for path in given]
-    twice = next((path for path, real in zip(given, resolved, strict=True) if resolved.count(real) > 1), None)
-    if twice is not None:
-        raise ConfigurationError(twice, "is given twice", mend="name each store once")
-    for path in given:
-        changed = changed_files(path) if is_patch_folder(path) else []
-        if changed:
-            raise CohortError(path, f"is not what was stored: {listed(changed)}", mend="call sentinode patches again")
-    if plan.tensorboard is not None:
-        from wsi.cnn.training_log import load_summary_writer  # noqa: PLC0415  (loads torch)
-
-        load_summary_writer()
 
 
 def is_written(name: str, output: Path) -> bool:

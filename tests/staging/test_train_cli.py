@@ -32,8 +32,8 @@ from staging.lesions.settings import SMALLEST_UM, peak_of
 from staging.phantom import generate_cohort
 from staging.training.mining import MiningPlan
 from staging.training.peak import calibrate_peak
+from staging.training.plan import TrainingPlan
 from staging.training.recipe import CohortRecipe
-from staging.training.rounds import TrainingPlan
 from staging.training.sources import PatchRecipe
 from staging.training.training_progress import TrainingProgress
 from wsi.cnn.architectures import NETWORKS
@@ -94,6 +94,35 @@ def test_training_writes_a_checkpoint_a_log_and_pictures(folder: Path, tmp_path:
         "model.learning.png",
         "model.safetensors",
     ]
+
+
+@pytest.mark.parametrize("source", ["patches.zarr", "patches.parquet"])
+def test_a_dry_run_foretells_training(folder: Path, tmp_path: Path, source: str) -> None:
+    command = ["train", folder / source, "-o", tmp_path / "model.safetensors", "--device", "cpu", "--epochs", 2]
+    command += ["--held-out", 0.5, "--seed", 3, "--batch", 8]
+
+    def called(*more: object) -> dict[str, Any]:
+        done = CliRunner().invoke(app, [str(one) for one in (*command, *more)], catch_exceptions=False)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    foretold = called("--dry-run")
+    assert list(tmp_path.iterdir()) == []
+    assert (foretold["rounds"], foretold["patients"]) == (1, 3)
+    assert foretold["seconds"] > 0
+    real = called()
+    for name in ("patches", "held_out", "left_out", "streamed", "mpp"):
+        assert foretold[name] == real[name]
+    assert load_checkpoint(tmp_path / "model.safetensors").provenance["images"] == foretold["patches"]
+    checkpoint = (tmp_path / "model.safetensors").stat().st_size
+    assert checkpoint < foretold["bytes"] < 12 * checkpoint  # with the file to resume from
+
+
+def test_a_dry_run_refuses_what_training_would(folder: Path, tmp_path: Path) -> None:
+    command = ("train", folder / "patches.zarr", "-o", tmp_path / "m.safetensors", "--dry-run")
+    assert "one cell of the network sees" in refused(ConfigurationError, *command, "--network", "resnet34")
+    assert "no fold 3" in refused(ConfigurationError, *command, "--fold", "3")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rounds_add_false_positives_of_patients_that_are_trained_on(folder: Path, tmp_path: Path) -> None:

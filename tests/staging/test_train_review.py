@@ -23,7 +23,8 @@ from annotations.patches.batch import PatchBatch
 from annotations.patches.zarr_store import read_patches, write_patches
 from staging import cli
 from staging.errors import ConfigurationError
-from staging.training.rounds import TrainingPlan, _alone, _network
+from staging.training.plan import TrainingPlan, network_of
+from staging.training.rounds import _alone
 from wsi.charts import Curve, curve_chart
 from wsi.cnn import learner as learning
 from wsi.cnn.architectures import NETWORKS
@@ -295,7 +296,7 @@ def test_it_is_told_that_nobody_could_be_held_out(store: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("network", "expected"), [("small", 4e-3), ("resnet18", 1e-3)])
-def test_a_start_has_the_learning_rate_of_its_network(
+def test_a_start_has_the_learning_rate_of_itsnetwork_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: str, expected: float
 ) -> None:
     """Not that of ``--network``, which a start is given in place of."""
@@ -313,7 +314,7 @@ def test_a_start_has_the_learning_rate_of_its_network(
         assert CliRunner().invoke(cli.app, [*command, *options]).exit_code == 0
     found: Any = SimpleNamespace(patches=SimpleNamespace(size_px=448, mpp=8.0))
     for plan, rate in zip(plans, (expected, 0.5), strict=True):
-        begun = _network(plan, found)
+        begun = network_of(plan, found)
         assert isinstance(begun, Checkpoint)
         assert plan.method.learning_rate_of(begun.architecture) == rate
 
