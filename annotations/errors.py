@@ -33,6 +33,10 @@ class MissingRoleError(AnnotationError, ValueError):
     """No outline with an area has the required role."""
 
 
+class BlankMaskError(AnnotationError, ValueError):
+    """A mask would have no pixel of tumour."""
+
+
 class OutsideSlideError(AnnotationError, ValueError):
     """A vertex lies beyond the slide: the annotations belong to another slide or another resolution."""
 

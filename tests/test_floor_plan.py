@@ -25,6 +25,7 @@ PLAN = {
     "wsi.threads": "work on threads, results in order",
     "wsi.windows": "many windows of a level at once",
     "wsi.raster": "arrays that know where they lie",
+    "wsi.mask_rules": "what a coarse pixel of a mask stands for",
     "wsi.resample": "exact area averaging",
     "wsi.readers": "one kind of slide file each, and how files are opened",
     "wsi.lazy": "a level as a Dask array",

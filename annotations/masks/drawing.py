@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from annotations.annotation import Role
+from annotations.annotation import Annotation, Role
 from annotations.files.formats import read_annotation_set
 from annotations.groups import require_role
+from annotations.masks.lost import lost_outlines
 from annotations.masks.mask_file import write_annotation_mask
-from annotations.polygons import check_within
+from annotations.polygons import check_within, tumour_area
 from wsi.errors import SlideError, SlideNotFoundError
 from wsi.geometry import Frame
 from wsi.readers.resolution import Mpp, um_of
 from wsi.slide import Slide
+
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +68,13 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
 
     Returns:
         ``mask`` and ``annotations`` (paths), ``size`` (width, height in px) and ``mpp`` (um per px or None) of the
-        mask's finest level, ``values``, ``tumour_px`` and ``tumour_mm2`` (None without mpp): the pixels of that level
-        that are tumour and their area. ``warnings``: what is doubtful about the slide or odd about the annotations.
+        mask's finest level, ``values``, ``reduce``, ``tumour_px`` (pixels of that level that are tumour),
+        ``tumour_mm2`` (of the outlines; None without mpp). ``warnings``: what is doubtful about the slide or odd about
+        the annotations.
 
     Raises:
-        AnnotationError: the file is missing or bad, has no tumour, an unknown group, or does not fit the slide.
+        AnnotationError: the file is missing or bad, has no tumour, an unknown group, or does not fit the slide; or the
+            mask would be blank.
         SlideError: the slide is bad, or its resolution is needed and unknown.
         SlideNotFoundError: there is no slide of that name.
         StorageError: the mask cannot be written.
@@ -90,19 +95,38 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         tile_size=recipe.tile_size,
         compression=recipe.compression,
         workers=recipe.threads,
+        allows_blank=recipe.allows_empty,
         on_tiles=lambda done, total: on_tiles(job.annotation_file.stem, done, total),
     )
     pixel_um = None if frame.mpp is None else frame.pixel_um
+    lost = lost_outlines(drawn, _looked_at(frame, recipe.reduce))
     return {
         "mask": str(job.target),
         "annotations": str(job.annotation_file),
         "size": [frame.shape[1], frame.shape[0]],
         "mpp": pixel_um,
         "values": recipe.values,
+        "reduce": recipe.reduce,
         "tumour_px": done.tumour_px,
-        "tumour_mm2": None if pixel_um is None else round(done.tumour_px * pixel_um**2 / 1e6, 6),
-        "warnings": [*warnings, *(f"{job.annotation_file.name}: {warning}" for warning in whole.warnings)],
+        "tumour_mm2": None if frame.mpp is None else round(tumour_area(drawn).area * frame.mpp**2 / 1e6, 6),
+        "warnings": [
+            *warnings,
+            *(f"{job.annotation_file.name}: {warning}" for warning in (*whole.warnings, *_lost_warnings(lost))),
+        ],
     }
+
+
+def _looked_at(frame: Frame, reduce: Literal["centre", "max"]) -> Frame:
+    """The grid whose pixel centres decide what is tumour."""
+    return replace(frame, downsample=1.0) if reduce == "max" and frame.downsample > 1 else frame
+
+
+def _lost_warnings(lost: Sequence[Annotation]) -> list[str]:
+    if not lost:
+        return []
+    names = ", ".join(sorted({one.name for one in lost})[:_NAMED])
+    mend = "draw the mask finer, or with --reduce max"
+    return [f"{len(lost)} of its outlines hold no pixel's centre and are not in the mask ({names}): {mend}"]
 
 
 def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame, tuple[str, ...]]:

@@ -54,9 +54,12 @@ def mask(
         typer.Option(help="Values of background/tumour; asap: 0 background, 1 tumour, 2 cut out of it."),
     ] = "0/255",
     reduce: Annotated[
-        Literal["max", "centre"],
-        typer.Option(help="A coarse pixel is tumour if any of its level-0 px is, or if its centre is."),
-    ] = "max",
+        Literal["centre", "max"],
+        typer.Option(
+            help="A coarse pixel is tumour if its centre is (areas are right), or if any of its level-0 px is "
+            "(no lesion is lost)."
+        ),
+    ] = "centre",
     groups: Annotated[
         str | None,
         SOURCE,

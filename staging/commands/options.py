@@ -77,7 +77,7 @@ Tolerance = Annotated[
 ]
 
 
-AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Accept annotation files without tumour outlines.")]
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="Accept annotations and masks without tumour.")]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Write nothing: say what would be done, and how much room and time it would take."),

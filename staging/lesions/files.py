@@ -11,6 +11,7 @@ from annotations.files.formats import read_annotation_set
 from annotations.groups import require_role
 from annotations.measures import measure_lesions
 from staging.csv_rows import csv_text
+from staging.errors import ConfigurationError
 from staging.lesions.components import bands_of
 from staging.lesions.finding import measure_heatmap, measure_mask
 from staging.lesions.labels import SizeRule
@@ -56,12 +57,14 @@ class MeasuredFile:
         shapes: largest first.
         masks: their cells, in the same order, of a heatmap; None for other files.
         tumour_value: the value of tumour pixels of a mask; None for other files.
-        warnings: what is odd about annotations.
+        reduce: what a pixel of a mask stands for, if it says so; None for other files.
+        warnings: what is odd about annotations, or about a mask.
     """
 
     shapes: tuple[LesionShape, ...]
     masks: tuple[Mask, ...] | None = None
     tumour_value: int | None = None
+    reduce: str | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -92,10 +95,12 @@ def measure_mask_file(
     merge_gap_um: float,
     smallest_um: float,
     with_holes_filled: bool = False,
+    allows_empty: bool = False,
 ) -> MeasuredFile:
     """Find and measure the lesions of a mask pyramid or picture of any size.
 
     Raises:
+        ConfigurationError: it has no tumour and is not allowed to.
         SlideError: it cannot be opened or read, is a colour picture, or has no resolution and none was given.
         ConfigurationError: its values are ambiguous and none was given, or it has no such level.
     """
@@ -110,7 +115,15 @@ def measure_mask_file(
             smallest_um=smallest_um,
             with_holes_filled=with_holes_filled,
         )
-    return MeasuredFile(shapes=shapes, tumour_value=mask.value)
+    if not (mask.has_tumour or allows_empty):
+        reason = f"has no tumour (value {mask.value}) on level {level}"
+        raise ConfigurationError(path, reason, mend="check the file and --tumour-value, or give --allow-empty")
+    return MeasuredFile(
+        shapes=shapes,
+        tumour_value=mask.value,
+        reduce=None if mask.rule is None else mask.rule.reduce,
+        warnings=mask.warnings,
+    )
 
 
 def measure_drawing(

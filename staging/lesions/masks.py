@@ -9,6 +9,7 @@ from staging.errors import ConfigurationError
 from staging.lesions.mask_values import tumour_value_of
 from wsi.errors import SlideFormatError
 from wsi.geometry import Frame, TileGrid, Window
+from wsi.mask_rules import MASK_RULE, MaskRule, grown_warnings, rule_in
 from wsi.slide import Slide
 
 
@@ -23,6 +24,13 @@ class MaskFile:
         slide: the opened file.
         value: the value of tumour pixels; detected by default, which reads the level once more.
         level: level of the pyramid.
+
+    Attributes:
+        frame: of the level.
+        value: of tumour pixels.
+        rule: what a pixel larger than a level-0 px stands for, if the file says so.
+        warnings: that areas are too large by it.
+        has_tumour: whether any pixel read so far is tumour.
 
     Raises:
         ConfigurationError: its values are ambiguous and none was given.
@@ -42,6 +50,9 @@ class MaskFile:
         self.chunks = self._level.tile_shape
         self._grid = TileGrid(frame=self.frame, tile_shape=self.chunks)
         self.value = self._detected() if value is None else value
+        self.has_tumour = False
+        self.rule: MaskRule | None = rule_in(slide.properties.get(MASK_RULE, ""))
+        self.warnings = grown_warnings(self.rule, self._level.downsample)
 
     def __getitem__(self, slices: tuple[slice, slice]) -> NDArray[np.bool_]:
         rows, columns = (range(*one.indices(side)) for one, side in zip(slices, self.shape, strict=True))
@@ -52,7 +63,8 @@ class MaskFile:
         for tile, own, part in window.cut(self.chunks):
             values = self._tile(*tile)
             if values is not None:
-                result[own.slices] = values[part.slices] == self.value
+                result[own.slices] = inside = values[part.slices] == self.value
+                self.has_tumour |= bool(inside.any())
         return result
 
     def _tile(self, row: int, column: int) -> NDArray[np.uint8] | None:

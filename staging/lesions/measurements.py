@@ -56,6 +56,7 @@ class Measurements:
     def to_json(self) -> dict[str, Any]:
         """Return lesions per slide and the settings, as plain values for json.dumps."""
         of_heatmaps = {name: self.seen[name] for name, one in self.files.items() if one.masks is not None}
+        rules = {name: one.reduce for name, one in self.files.items() if one.tumour_value is not None}
         values = {name: one.tumour_value for name, one in self.files.items() if one.tumour_value is not None}
         return {
             "slides": len(self.files),
@@ -63,7 +64,7 @@ class Measurements:
             "settings": self.settings_json(),
             "warnings": {name: list(one.warnings) for name, one in self.files.items() if one.warnings},
             **seen_json(of_heatmaps, self.faults),
-            **({"tumour_value": values} if values else {}),
+            **({"tumour_value": values, "reduce": rules} if values else {}),
         }
 
     def settings_json(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def measure_files(
         mpp: um per level-0 px of masks and annotations that do not state it.
         with_holes_filled: count holes of heatmaps and masks as tumour.
         seen_rule: which heatmaps are set aside because too much tissue went unseen; None for SeenRule().
-        allows_empty: annotations without tumour are not an error.
+        allows_empty: masks and annotations without tumour are not an error.
 
     Raises:
         CohortError: a folder has no heatmaps.
@@ -134,6 +135,7 @@ def measure_files(
                 merge_gap_um=gap,
                 smallest_um=smallest,
                 with_holes_filled=with_holes_filled,
+                allows_empty=allows_empty,
             )
     return Measurements(
         files=found,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from staging.lesions.mask_values import tumour_value_of
 from staging.scores.froc import LEVEL, LEVEL_0_UM, EvaluationMask, evaluation_mask, grown_px
 from wsi.errors import SlideFormatError
 from wsi.geometry import Frame, Level, TileGrid
+from wsi.mask_rules import MASK_RULE, MaskRule, grown_warnings, rule_in
 from wsi.readers.resolution import UNSTATED
 from wsi.slide import Slide
 
@@ -43,13 +44,18 @@ class TrueTumour:
     Attributes:
         path: the file.
         value: of its tumour pixels; None if it has outlines, or if it has no tumour and no value was given.
-        mask: its lesions; None if nothing in it is tumour.
-        warnings: what is odd about annotations.
+        mask: its lesions as the organisers find them; None if nothing in it is tumour.
+        corrected: its lesions for the corrected score: of outlines those of pixels whose centre is inside, else the
+            same.
+        reduce: what a pixel of the mask stands for, if the file says so.
+        warnings: what is odd about annotations, or about a mask.
     """
 
     path: Path
     value: int | None
     mask: EvaluationMask | None
+    corrected: EvaluationMask | None
+    reduce: str | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -83,7 +89,9 @@ def read_true_tumour(
 
     From a pyramid it reads the level whose pixels are nearest to 0.243 um times 2**level or, if it does not state its
     pixel size, whose downsample is nearest to 2**level. A file of one level without a pixel size is taken to be that
-    level. Missing tiles are background. Outlines are painted at the level: pixels whose centre is inside.
+    level. Missing tiles are background. Outlines are painted at the level. The organisers' masks were painted on level
+    0, and their pyramids keep the upper left of 2 x 2 px: a pixel of level 5 is tumour if level-0 pixel (32 column, 32
+    row) is. So are outlines for the official score; for the corrected one a pixel's centre decides.
 
     Args:
         path: a TIFF, a PNG or annotations.
@@ -99,14 +107,17 @@ def read_true_tumour(
     """
     if path.suffix.lower() in ANNOTATIONS:
         drawn = read_annotation_set(path, groups)
-        mask = _mask_of_outlines(path, drawn.annotations, level)
-        return TrueTumour(path=path, value=None, mask=mask, warnings=drawn.warnings)
-    values = _pyramid_values(path, level) if path.suffix.lower() in PYRAMIDS else _picture_values(path)
+        mask, corrected = _masks_of_outlines(path, drawn.annotations, level)
+        return TrueTumour(path=path, value=None, mask=mask, corrected=corrected, warnings=drawn.warnings)
+    is_pyramid = path.suffix.lower() in PYRAMIDS
+    values, rule, warnings = _pyramid_values(path, level) if is_pyramid else (_picture_values(path), None, ())
     value = tumour_value
     if value is None:
         value = tumour_value_of(path, _present(values), option="--tumour-value")
     tumour = values == value
-    return TrueTumour(path=path, value=value, mask=evaluation_mask(tumour, level=level) if tumour.any() else None)
+    mask = evaluation_mask(tumour, level=level) if tumour.any() else None
+    reduce = None if rule is None else rule.reduce
+    return TrueTumour(path=path, value=value, mask=mask, corrected=mask, reduce=reduce, warnings=warnings)
 
 
 def _present(values: NDArray[np.uint8]) -> list[int]:
@@ -117,14 +128,14 @@ def _present(values: NDArray[np.uint8]) -> list[int]:
     return [int(value) for value in np.nonzero(is_present)[0]]
 
 
-def _pyramid_values(path: Path, level: int) -> NDArray[np.uint8]:
-    """uint8 (rows, columns) of the level; 0 where tiles are missing."""
+def _pyramid_values(path: Path, level: int) -> tuple[NDArray[np.uint8], MaskRule | None, tuple[str, ...]]:
+    """uint8 (rows, columns) of the level, 0 where tiles are missing; its rule, and what is odd about that."""
     try:
         slide = Slide.open(path)
     except SlideFormatError:
         # A TIFF in strips is not a slide, but it may be a picture of the level.
         try:
-            return _picture_values(path)
+            return _picture_values(path), None, ()
         except SlideFormatError:
             pass
         raise
@@ -136,7 +147,8 @@ def _pyramid_values(path: Path, level: int) -> NDArray[np.uint8]:
         for row, column in grid:
             if slide.is_missing(grid.tile(row, column)):
                 values[grid.window(row, column).slices] = 0
-    return values
+        rule = rule_in(slide.properties.get(MASK_RULE, ""))
+        return values, rule, grown_warnings(rule, stored.downsample)
 
 
 def _level_of(slide: Slide, level: int) -> Level:
@@ -187,14 +199,17 @@ def _grey(path: Path, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return grey
 
 
-def _mask_of_outlines(path: Path, annotations: tuple[Annotation, ...], level: int) -> EvaluationMask | None:
+def _masks_of_outlines(
+    path: Path, annotations: tuple[Annotation, ...], level: int
+) -> tuple[EvaluationMask | None, EvaluationMask | None]:
+    """By the level-0 pixels in the upper left corners, and by the pixels' centres."""
     outlines = [
         annotation.outline
         for annotation in annotations
         if annotation.role is Role.TUMOUR and annotation.outline is not None
     ]
     if not outlines:
-        return None
+        return None, None
     side, margin = 1 << level, math.ceil(grown_px(level)) + 1
     points = np.concatenate(outlines) / side
     left, top = (math.floor(low) - margin for low in points.min(axis=0))
@@ -206,5 +221,11 @@ def _mask_of_outlines(path: Path, annotations: tuple[Annotation, ...], level: in
             mend="correct the outline that lies far out",
         )
     frame = Frame(x=left * side, y=top * side, downsample=side, shape=(bottom - top, right - left), mpp=None)
-    painted = Painting.of(annotations).mask(frame).array
-    return evaluation_mask(painted, level=level, origin=(top, left), is_whole=False) if painted.any() else None
+    shift = (side - 1) / 2  # from the centre of a pixel to that of its first level-0 pixel
+    painting = Painting.of(annotations)
+
+    def found(grid: Frame) -> EvaluationMask | None:
+        painted = painting.mask(grid).array
+        return evaluation_mask(painted, level=level, origin=(top, left), is_whole=False) if painted.any() else None
+
+    return found(replace(frame, x=frame.x - shift, y=frame.y - shift)), found(frame)

@@ -210,6 +210,11 @@ class FrocCurve:
         # The organisers compare a float32 array with the threshold, which NumPy then converts to float32.
         self._hits = _at_least(hit, thresholds.astype(np.float32).astype(np.float64)) if official else self._exact_hits
 
+    @property
+    def lesions(self) -> int:
+        """The lesions that count."""
+        return int(self._countable.sum())
+
     def points(self, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
         """Return the curve as float64 (n, 2): false positives per slide and sensitivity, from (0, 0) on.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ class FrocScore:
         level: the share of the bootstrap distribution between low and high.
         resamples: number of bootstrap samples.
         seed: of the bootstrap's random numbers.
-        slides: hits and false positives on each slide, by name.
+        slides: hits and false positives on each slide as the organisers find them, by name.
         pyramid_level: the level at which masks were compared.
         tumour_values: number of masks by their value for tumour; ``outlines`` for annotations.
+        rules: number of masks by what a coarse pixel stands for, of those that say it.
         excluded: slides left out, and why.
         warnings: what is odd about annotations, by slide.
     """
@@ -45,6 +47,7 @@ class FrocScore:
     slides: tuple[SlideHits, ...]
     pyramid_level: int
     tumour_values: Mapping[str, int]
+    rules: Mapping[str, int]
     excluded: Mapping[str, str]
     warnings: Mapping[str, Sequence[str]]
 
@@ -68,6 +71,7 @@ class FrocScore:
             "slides": len(self.slides),
             "tumour_slides": sum(bool(slide.targets) for slide in self.slides),
             "lesions": sum(row["status"] != "itc" for row in table),
+            "lesions_corrected": self.corrected.lesions,
             "hit": sum(row["status"] == "hit" for row in table),
             "missed": sum(row["status"] == "missed" for row in table),
             "itc": sum(row["status"] == "itc" for row in table),
@@ -75,6 +79,7 @@ class FrocScore:
             "pyramid_level": self.pyramid_level,
             "pixel_um": LEVEL_0_UM * (1 << self.pyramid_level),
             "tumour_values": dict(self.tumour_values),
+            "reduce": dict(self.rules),
             "excluded": dict(self.excluded),
             "warnings": {slide: list(odd) for slide, odd in self.warnings.items()},
             "lesion_table": table,
@@ -98,11 +103,24 @@ class FrocScore:
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Scored:
+    """A slide's hits by both scores; its mask's value for tumour, its rule, and what is odd about it."""
+
+    official: SlideHits
+    corrected: SlideHits
+    kind: str | None = None
+    reduce: str | None = None
+    warnings: Sequence[str] = ()
+
+
 def score_slides(
     slides: Collection[SlideHits],
     *,
+    corrected: Collection[SlideHits] | None = None,
     pyramid_level: int = LEVEL,
     tumour_values: Mapping[str, int] | None = None,
+    rules: Mapping[str, int] | None = None,
     excluded: Mapping[str, str] | None = None,
     warnings: Mapping[str, Sequence[str]] | None = None,
     resamples: int = 1000,
@@ -113,8 +131,10 @@ def score_slides(
 
     Args:
         slides: every slide of the set, including normal ones.
+        corrected: the same for the corrected score; None if they are the same.
         pyramid_level: the level at which masks were compared.
         tumour_values: for the report only.
+        rules: for the report only.
         excluded: for the report only.
         warnings: for the report only.
         resamples: bootstrap samples of slides; 0 for no interval.
@@ -132,7 +152,7 @@ def score_slides(
     if all(target.is_itc for slide in slides for target in slide.targets):
         only = " larger than isolated tumour cells" if any(slide.targets for slide in slides) else ""
         raise CohortError(None, f"no slide has a lesion{only}: the sensitivity is undefined", mend="add tumour slides")
-    curves = FrocCurve(slides, official=True), FrocCurve(slides, official=False)
+    curves = FrocCurve(slides, official=True), FrocCurve([*(corrected or slides)], official=False)
     intervals = [percentile_interval(curve.bootstrap(resamples=resamples, seed=seed), level) for curve in curves]
     return FrocScore(
         official=curves[0],
@@ -144,6 +164,7 @@ def score_slides(
         slides=slides,
         pyramid_level=pyramid_level,
         tumour_values=dict(tumour_values or {}),
+        rules=dict(rules or {}),
         excluded=dict(excluded or {}),
         warnings=dict(warnings or {}),
     )
@@ -198,25 +219,34 @@ def score_folders(
     # All tables first, which are quick: a bad line should not be found only after all masks.
     found: dict[str, Detections] = {name: read_detections(found_on[name]) for name in names}
 
-    def work(name: str) -> tuple[SlideHits, str | None, Sequence[str]]:
-        """Return hits, the mask's value for tumour, and warnings; masks are dropped, as many do not fit in memory."""
+    def work(name: str) -> _Scored:
+        """Score a slide; masks are dropped, as many do not fit in memory."""
         path = mask_of.get(name)
         if path is None:
-            return slide_hits(name, None, found[name]), None, ()
+            normal_hits = slide_hits(name, None, found[name])
+            return _Scored(official=normal_hits, corrected=normal_hits)
         truth = read_true_tumour(path, level=pyramid_level, tumour_value=tumour_value)
         _check_truth(name, truth, is_normal=name in normal, blank_is_normal=missing_mask_is_normal)
         kind = None if truth.mask is None else "outlines" if truth.value is None else str(truth.value)
-        return slide_hits(name, truth.mask, found[name]), kind, truth.warnings
+        return _Scored(
+            official=slide_hits(name, truth.mask, found[name]),
+            corrected=slide_hits(name, truth.corrected, found[name]),
+            kind=kind,
+            reduce=truth.reduce,
+            warnings=truth.warnings,
+        )
 
     # Threads suffice: decoding and array work release the interpreter lock.
     with ThreadPoolExecutor(workers or cpu_count() or 1) as pool:
         done = list(pool.map(work, names))
     return score_slides(
-        [hits for hits, _, _ in done],
+        [one.official for one in done],
+        corrected=[one.corrected for one in done],
         pyramid_level=pyramid_level,
-        tumour_values=_tumour_values(masks, [kind for _, kind, _ in done if kind is not None]),
+        tumour_values=_tumour_values(masks, [one.kind for one in done if one.kind is not None]),
+        rules=Counter(one.reduce for one in done if one.reduce is not None),
         excluded=excluded,
-        warnings={hits.slide: odd for hits, _, odd in done if odd},
+        warnings={one.official.slide: one.warnings for one in done if one.warnings},
         resamples=resamples,
         seed=seed,
     )

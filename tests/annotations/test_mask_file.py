@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from numpy.typing import NDArray
 from openslide import OpenSlide
 
 from annotations.annotation import Annotation, Role
+from annotations.errors import BlankMaskError
 from annotations.files.asap import read_asap
+from annotations.masks.lost import lost_outlines
 from annotations.masks.mask_file import MASK_VALUES, write_annotation_mask
 from annotations.painting import Painting, polygon_mask
+from annotations.polygons import tumour_area
 from wsi.errors import StorageError
 from wsi.geometry import Frame, Window
+from wsi.mask_rules import MASK_RULE, MaskRule, grown_warnings, rule_in
 from wsi.slide import Slide
 
 Points = list[tuple[float, float]]
@@ -79,14 +84,19 @@ def levels_of(path: Path) -> list[NDArray[np.uint8]]:
 
 @pytest.mark.parametrize("values", ["0/255", "asap", "0/1"])
 @pytest.mark.parametrize("compression", ["deflate", "lzw", "zstd"])
-def test_every_level_has_the_pixels_of_the_painting(tmp_path: Path, values: Any, compression: Any) -> None:
+@pytest.mark.parametrize("reduce", ["centre", "max"])
+def test_every_level_has_the_pixels_of_the_painting(tmp_path: Path, values: Any, compression: Any, reduce: Any) -> None:
     frame = frame_of(341, 317)
     path = tmp_path / "mask.tif"
-    stats = write_annotation_mask(path, SHAPES, frame, values=values, tile_size=64, compression=compression)
+    options: dict[str, Any] = {"values": values, "compression": compression, "reduce": reduce}
+    stats = write_annotation_mask(path, SHAPES, frame, tile_size=64, **options)
     expected = painted(SHAPES, frame, values)
     found = levels_of(path)
     assert len(found) == 4
-    for level in found:
+    for index, level in enumerate(found):
+        if reduce == "centre":
+            rows, columns = -(-341 // 2**index), -(-317 // 2**index)
+            expected = painted(SHAPES, frame_of(rows, columns, downsample=2.0**index), values)
         np.testing.assert_array_equal(level, expected)
         expected = halved(expected)
     tumour = found[0] == MASK_VALUES[values][0]
@@ -122,14 +132,17 @@ def test_equals_the_painting_in_tiles_of_any_size(
     annotations = [drawn(role, points) for role, points in shapes]
     path = tmp_path_factory.mktemp("property") / "mask.tif"
     stats = write_annotation_mask(path, annotations, frame, values=values, reduce="centre", tile_size=tile_size)
-    found = levels_of(path)[0]
+    found, *coarser = levels_of(path)
     np.testing.assert_array_equal(found, painted(annotations, frame, values))
+    for index, level in enumerate(coarser, 1):
+        grid = replace(frame, downsample=frame.downsample * 2**index, shape=level.shape)
+        np.testing.assert_array_equal(level, painted(annotations, grid, values))
     assert stats.tumour_px == (found == MASK_VALUES[values][0]).sum()
 
 
 def test_coarse_masks_keep_what_is_smaller_than_a_pixel(tmp_path: Path) -> None:
     path, frame = tmp_path / "mask.tif", frame_of(341, 317).coarser(8)
-    write_annotation_mask(path, SHAPES, frame, tile_size=16)
+    write_annotation_mask(path, SHAPES, frame, tile_size=16, reduce="max")
     full = Painting.of(SHAPES).mask(frame_of(frame.shape[0] * 8, frame.shape[1] * 8)).array
     expected = np.any(full.reshape(frame.shape[0], 8, frame.shape[1], 8), axis=(1, 3))
     np.testing.assert_array_equal(levels_of(path)[0] == 255, expected)
@@ -140,7 +153,7 @@ def test_coarse_masks_keep_what_is_smaller_than_a_pixel(tmp_path: Path) -> None:
 
 def test_coarse_asap_masks_let_tumour_win(tmp_path: Path) -> None:
     path, frame = tmp_path / "mask.tif", frame_of(340, 320).coarser(4)
-    write_annotation_mask(path, SHAPES, frame, tile_size=16, values="asap")
+    write_annotation_mask(path, SHAPES, frame, tile_size=16, values="asap", reduce="max")
     expected = halved(halved(painted(SHAPES, frame_of(340, 320), "asap")))
     np.testing.assert_array_equal(levels_of(path)[0], expected)
 
@@ -155,6 +168,62 @@ def test_nothing_and_everything(tmp_path: Path) -> None:
     assert everything.tumour_px == 9000
     assert everything.painted_tiles == 3 + 4 - 1, "only those that reach beyond the lower and the right edge"
     assert all(level.all() for level in levels_of(path))
+
+
+def test_areas_are_right_on_every_level(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    middles = rng.uniform(60, 3900, (60, 2))
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    annotations = [drawn(Role.TUMOUR, [*map(tuple, middle + 40 * circle)]) for middle in middles]
+    area = tumour_area(annotations).area
+    shares = {}
+    for reduce in ("centre", "max"):
+        write_annotation_mask(tmp_path / "m.tif", annotations, frame_of(3960, 3960), tile_size=64, reduce=reduce)
+        shares[reduce] = [
+            (level > 0).sum() * 4**index / area for index, level in enumerate(levels_of(tmp_path / "m.tif"))
+        ]
+    assert shares["centre"][:5] == pytest.approx([1] * 5, abs=0.03)
+    assert shares["max"][4] > 1.3
+
+
+@pytest.mark.parametrize(("reduce", "downsample", "grown"), [("centre", 4.0, None), ("max", 1.0, 2), ("max", 4.0, 1)])
+def test_a_mask_says_what_its_coarse_pixels_stand_for(
+    tmp_path: Path, reduce: Any, downsample: float, grown: float | None
+) -> None:
+    frame = frame_of(300, 300).resampled(downsample)
+    write_annotation_mask(tmp_path / "m.tif", SHAPES, frame, tile_size=64, reduce=reduce)
+    with Slide.open(tmp_path / "m.tif") as slide:
+        rule = rule_in(slide.properties[MASK_RULE])
+    assert rule == MaskRule(reduce=reduce, downsample=downsample)
+    for level in (1, 2):
+        assert bool(grown_warnings(rule, level)) == (grown is not None and level >= grown)
+    assert rule_in("mask: 0 background, 255 tumour") is None
+    assert grown_warnings(None, 8) == ()
+
+
+def test_a_blank_mask_is_written_only_if_allowed(tmp_path: Path) -> None:
+    tiny = [drawn(Role.TUMOUR, box(9.1, 9.1, 9.4, 9.4))]
+    frame = frame_of(100, 100)
+    with pytest.raises(BlankMaskError, match="no pixel's centre"):
+        write_annotation_mask(tmp_path / "m.tif", tiny, frame, allows_blank=False)
+    assert list(tmp_path.iterdir()) == []
+    assert write_annotation_mask(tmp_path / "m.tif", tiny, frame).tumour_px == 0
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 30), st.floats(0, 30)), min_size=3, max_size=7),
+    st.sampled_from([0.7, 1.0, 4.0, 13.0]),
+    st.sampled_from([0.02, 0.1, 1.0]),
+)
+def test_lost_outlines_are_those_without_a_pixel(points: Points, downsample: float, scale: float) -> None:
+    one = drawn(Role.TUMOUR, [(7 + scale * x, 5 + scale * y) for x, y in points])
+    frame = frame_of(60, 60, downsample=downsample)
+    assert lost_outlines([one, drawn(Role.CUT_OUT, box(1, 1, 1.1, 1.1))], frame) == (
+        [] if one.outline is None or Painting.of([one]).mask(frame).array.any() else [one]
+    )
 
 
 def test_bytes_do_not_depend_on_the_threads(tmp_path: Path) -> None:
@@ -180,7 +249,9 @@ def test_other_readers_find_size_resolution_and_values(tmp_path: Path) -> None:
         assert ours.mpp == pytest.approx(0.5)
         np.testing.assert_array_equal(ours.read_frame(ours.frame).array[..., 0], expected)
     with tifffile.TiffFile(path) as tiff:
-        assert tiff.pages[0].aspage().description == "mask: 0 background, 1 tumour, 2 cut out of tumour"
+        assert tiff.pages[0].aspage().description == (
+            "mask: 0 background, 1 tumour, 2 cut out of tumour; reduce=centre, downsample=2"
+        )
     write_annotation_mask(path, SHAPES, frame_of(50, 50, mpp=None))
     with Slide.open(path) as without:
         assert without.mpp is None

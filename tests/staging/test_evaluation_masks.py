@@ -7,16 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from annotations.annotation import Annotation, Role
 from annotations.errors import UnknownGroupError
 from annotations.files.asap import write_asap
+from annotations.files.formats import read_annotations
+from annotations.painting import Painting
 from staging.errors import CohortError, ConfigurationError
 from staging.scores.evaluation_masks import find_masks, read_true_tumour
 from staging.scores.froc import EvaluationMask, evaluation_mask
 from wsi.errors import PathologyError, SlideFormatError
+from wsi.geometry import Frame
 
 Values = NDArray[np.uint8]
 
@@ -198,6 +203,28 @@ def test_outlines_equal_the_mask_they_draw(tmp_path: Path) -> None:
     assert found.mask.targets == expected.targets
     rows, columns = np.meshgrid(np.arange(-5, 400), np.arange(-5, 500), indexing="ij")
     np.testing.assert_array_equal(found.mask.at(rows, columns), expected.at(rows, columns))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(400, 1600), st.floats(400, 1600)), min_size=3, max_size=8), st.sampled_from([3, 5]))
+def test_the_official_score_samples_the_corner_of_a_pixel(
+    tmp_path_factory: pytest.TempPathFactory, corners: list[tuple[float, float]], level: int
+) -> None:
+    path = tmp_path_factory.mktemp("corner") / "a.xml"
+    write_asap(path, [outline("Tumor", *corners)])
+    found = read_true_tumour(path, level=level)
+    side = 1 << level
+    grids = {
+        "mask": Frame(x=0, y=0, downsample=1.0, shape=(2048, 2048), mpp=None),
+        "corrected": Frame(x=0, y=0, downsample=side, shape=(2048 // side, 2048 // side), mpp=None),
+    }
+    painting = Painting.of(read_annotations(path))
+    for name, grid in grids.items():
+        painted = painting.mask(grid).array
+        expected = painted[::side, ::side] if name == "mask" else painted
+        mask = getattr(found, name)
+        assert (mask is None) == (not expected.any())
+        assert mask is None or mask.targets == evaluation_mask(expected, level=level).targets
 
 
 @pytest.mark.parametrize("drawn", [[], [box("_2", 0, 0, 900, 900)], [box("_0", 1, 1, 5, 5)]])

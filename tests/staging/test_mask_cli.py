@@ -100,10 +100,35 @@ def test_a_mask_without_a_slide(tmp_path: Path) -> None:
         "size": [400, 300],
         "mpp": 0.5,
         "values": "0/255",
+        "reduce": "centre",
         "tumour_px": 6400,
         "tumour_mm2": 0.0016,
         "warnings": [],
     }
+
+
+def test_the_area_is_that_of_the_outlines_on_any_grid(tmp_path: Path) -> None:
+    for mpp in ("0.5", "7", "13"):
+        (said,) = told(run(contours(tmp_path), *SIZE, "--mpp", mpp, "-o", tmp_path / f"{mpp}.tif"))
+        assert said["tumour_mm2"] == 0.0016
+
+
+def test_outlines_that_a_grid_misses_are_named(tmp_path: Path) -> None:
+    source = tmp_path / "tumor_001.xml"
+    write_asap(source, [outline("Tumor", 50, 40, 60), outline("_0", 201, 202, 3)])
+    (said,) = told(run(source, *SIZE, "--mpp", 8, "-o", tmp_path / "a.tif"))
+    (warning,) = said["warnings"]
+    assert "1 of its outlines hold no pixel's centre" in warning
+    assert "_0" in warning
+    (said,) = told(run(source, *SIZE, "--mpp", 8, "--reduce", "max", "-o", tmp_path / "b.tif"))
+    assert (said["warnings"], said["reduce"]) == ([], "max")
+    write_asap(source, [outline("_0", 201, 202, 3)])
+    blank = run(source, *SIZE, "--mpp", 8, "-o", tmp_path / "c.tif")
+    assert blank.exit_code == 1
+    assert "would be blank" in blank.stderr
+    assert not (tmp_path / "c.tif").exists()
+    (said,) = told(run(source, *SIZE, "--mpp", 8, "--allow-empty", "-o", tmp_path / "c.tif"))
+    assert said["tumour_px"] == 0
 
 
 @pytest.mark.parametrize(("values", "found"), [("0/255", {0, 255}), ("asap", {0, 1, 2}), ("0/1", {0, 1})])

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.geometry import Level, Window
+from wsi.mask_rules import MASK_RULE, rule_in
 from wsi.readers.base import BadTile, OnBadTile, Reader, StoredTiles
 from wsi.readers.codec import COMPRESSIONS
 from wsi.readers.colours import settle_pages
@@ -79,7 +80,7 @@ class TiffReader(Reader):
         self.properties: Mapping[str, str] = {
             "sentinode.format": name_format(levels[0]),
             "sentinode.compression": COMPRESSIONS[levels[0].compression],
-        }
+        } | ({} if (rule := rule_in(levels[0].description)) is None else {MASK_RULE: str(rule)})
         self._profiles = tuple(page.profile for page in levels)
         self._tiles = TiffTiles(self._source, levels, on_bad_tile=on_bad_tile, cache_bytes=CACHE_BYTES)
 

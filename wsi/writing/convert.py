@@ -75,9 +75,10 @@ def convert_slide(
     downsample. A tile that a coarse level lacks is encoded from the finer one that has its pixels, as other readers do
     not draw it; tiles that no level has stay missing. Everything else becomes JPEG, YCbCr 4:2:0, even colours stored
     losslessly so far (``write_sparse`` keeps those), with factor-2 levels made from the finest. Slides with one
-    lossless value per pixel, such as masks, stay so: no value changes, and lower levels take the largest of 2 x 2 (see
-    ``write_mask``). The resolution is the slide's, or the one given on opening. Every level keeps its ICC profile; new
-    ones have that of the level they are made from.
+    lossless value per pixel, such as masks, stay so: no value changes, and lower levels take the upper left of 2 x 2,
+    as the organisers' pyramids do: areas are right on average, and other numbers than masks keep their meaning. The
+    resolution is the slide's, or the one given on opening. Every level keeps its ICC profile; new ones have that of the
+    level they are made from.
 
     Args:
         slide: any slide; its file is only read. Copied tiles are not decoded: only gross damage (not a JPEG at all) is
@@ -114,7 +115,7 @@ def convert_slide(
     with new_bigtiff(path) as file:
         conversion = _Conversion(slide=slide, file=file, workers=workers, on_tiles=on_tiles)
         if has_values:
-            mask = MaskTiles(tile_size=tile_size, compression="deflate", reduction="max")
+            mask = MaskTiles(tile_size=tile_size, compression="deflate", reduction="nearest")
             conversion.make_pyramid(frame, mask)
         else:
             colour = ColourTiles(tile_size=tile_size, quality=quality)
