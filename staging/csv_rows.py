@@ -19,6 +19,8 @@ from wsi.inputs import MOST_BYTES, read_text
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]{1,3})?")
 
+_SEPARATOR = re.compile(r"sep=([,;\t])")  # Excel's own first line
+
 Row = tuple[int, tuple[str, ...]]
 
 _Value = TypeVar("_Value")
@@ -27,15 +29,19 @@ _Value = TypeVar("_Value")
 def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
     """Read a CSV: (line number from 1, cells without surrounding spaces) of every row that is not blank.
 
-    LF, CRLF or CR ends a line; a byte order mark is skipped. Semicolons between cells, and then decimal commas in
-    numbers, are read as spreadsheets write them where the comma is the decimal sign.
+    LF, CRLF or CR ends a line; a byte order mark and Excel's first line ``sep=;`` are skipped. Semicolons between
+    cells, and then decimal commas in numbers, are read as spreadsheets write them where the comma is the decimal sign,
+    and tabs as they copy cells.
 
     Raises:
         TableError: missing, unreadable, not UTF-8 text or not CSV.
     """
     path = Path(path)
     lines = _text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    delimiter = ";" if _has_semicolons(lines) else ","
+    said = _SEPARATOR.fullmatch(lines[0])
+    if said:
+        lines[0] = ""
+    delimiter = said[1] if said else ";" if _has_semicolons(lines) else "\t" if _has_tabs(lines) else ","
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     # a quoted cell may be as long as the file
     csv.field_size_limit(MOST_BYTES)
@@ -46,13 +52,35 @@ def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
         raise TableError(
             path, f"is not a CSV: {error}", where=f"line {reader.line_num}", mend="save it as CSV with commas"
         ) from error
-    return found if delimiter == "," else tuple((line, tuple(map(_with_point, cells))) for line, cells in found)
+    return found if delimiter != ";" else tuple((line, tuple(map(_with_point, cells))) for line, cells in found)
+
+
+def refuse_repeated(path: Path, names: Sequence[str], line: int) -> None:
+    """Refuse a header in which a column occurs twice: which of them is meant is not known.
+
+    Raises:
+        TableError: there is one.
+    """
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise TableError(path, f"has two columns {twice[:60]!r}", where=f"line {line}", mend="keep one of them")
 
 
 def _has_semicolons(lines: Sequence[str]) -> bool:
-    """Return whether semicolons, not commas, separate cells: equally many in every line."""
-    counts = {line.count(";") for line in lines if line.strip()}
-    return len(counts) == 1 and counts != {0}
+    """Return whether semicolons, not commas, separate cells: equally many in every line, commas only in numbers."""
+    filled = [line for line in lines if line.strip()]
+    counts = {line.count(";") for line in filled}
+    if len(counts) != 1 or counts == {0}:
+        return False
+    cells = (cell.strip() for line in filled for cell in line.split(";"))
+    return all("," not in cell or _DECIMAL_COMMA.fullmatch(cell) or cell.startswith('"') for cell in cells)
+
+
+def _has_tabs(lines: Sequence[str]) -> bool:
+    """Return whether tabs separate cells: equally many in every line, and no commas."""
+    filled = [line for line in lines if line.strip()]
+    counts = {line.count("\t") for line in filled}
+    return len(counts) == 1 and counts != {0} and not any("," in line for line in filled)
 
 
 def _with_point(cell: str) -> str:
@@ -97,7 +125,7 @@ class Entries(Generic[_Value]):
         if earlier != value and not last_wins:
             raise ConflictError(
                 self._path,
-                f"{name} is {earlier} and then {value}",
+                f"{name} is {_shown(earlier)} and then {_shown(value)}",
                 where=f"lines {self._lines[name][-1]} and {line}",
                 mend="keep one of the rows",
             )
@@ -107,6 +135,10 @@ class Entries(Generic[_Value]):
     def repeated(self) -> list[tuple[str, list[int]]]:
         """Return the names with several rows, and their lines."""
         return [(name, lines) for name, lines in self._lines.items() if len(lines) > 1]
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @contextmanager
@@ -134,4 +166,5 @@ def _text_of(path: Path) -> str:
     except OSError as error:
         raise TableError(path, f"cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise TableError(path, "is not UTF-8 text", mend="save it as CSV in UTF-8") from error
+        mend = 'save it as "CSV UTF-8", not as "Unicode text" or in the code page of a country'
+        raise TableError(path, "is not UTF-8 text", mend=mend) from error

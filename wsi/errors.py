@@ -60,7 +60,8 @@ class PathologyError(Exception):
         text = f"{where}: {self.reason}" if where else self.reason
         if len(text) > _MOST_CHARACTERS:  # a cell of a table may be as long as the table
             text = f"{text[:_MOST_CHARACTERS]} …"
-        return plain(without_secrets(f"{text} ({self.mend})" if self.mend else text))
+        mend = self.mend if self.mend is None else self.mend[:_MOST_CHARACTERS]
+        return plain(without_secrets(f"{text} ({mend})" if mend else text))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.path, self.reason, self.where, self.mend)

@@ -163,8 +163,15 @@ class Slide:
             raise ResolutionError(
                 self.path,
                 f"has pixels of {own:.4g} um, coarser than the {mpp:.4g} um asked for",
-                mend="take a model or --mpp of its resolution, or repeat its pixels with --upsample",
+                mend="ask for its own (by --mpp, or with a model of it), or repeat its pixels with --upsample",
             )
+
+    def upsampled(self, mpp: float) -> tuple[str, ...]:
+        """Say that pixels of ``mpp`` um are finer than the slide's, if ``check_detail`` refuses them."""
+        own = self._known_mpp()
+        if own <= mpp * UPSAMPLING:
+            return ()
+        return (f"has pixels of {own:.4g} um, which are repeated for the {mpp:.4g} um asked for (--upsample)",)
 
     def level_for(self, downsample: float) -> Level:
         """The level that pixels of this many level-0 px are made of: the coarsest that is not coarser, or level 0."""

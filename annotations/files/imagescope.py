@@ -315,7 +315,7 @@ class _Found:
         elif shape == "PointSet" and len(vertices) == 1:
             shape = "Dot"
         role = self._role(layer, text)
-        is_hole = region.get("NegativeROA", "0").strip() == "1"
+        is_hole = region.get("NegativeROA", "0").strip().lower() in ("1", "true", "yes")
         attributes = {**_kept(region, _OF_REGION, {**_REGION_DEFAULTS, "Type": _NUMBERS[shape]}), **listed}
         group = layer
         if is_hole:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from staging.cohorts.names import slide_key, slide_name
 from staging.cohorts.skipped import Skipped
-from staging.csv_rows import Entries, csv_text, in_line, read_rows
+from staging.csv_rows import Entries, csv_text, in_line, read_rows, refuse_repeated
 from staging.errors import (
     DuplicateSlideError,
     NoSlidesError,
@@ -251,6 +251,7 @@ class _Rows:
         self.path = path
         header, *self._rows = read_rows(path) or ((0, ()),)
         self.header = [cell.lower() for cell in header[1]]
+        refuse_repeated(path, self.header, header[0])
 
     def pairs(self, *, exact: bool) -> Iterator[tuple[int, str, str]]:
         """Yield (line, first cell, second cell) of every non-blank row; ``exact`` refuses further cells."""

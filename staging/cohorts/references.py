@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from staging.cohorts.camelyon import read_label_table
 from staging.cohorts.names import slide_key
-from staging.csv_rows import Entries, Row, decimal, read_rows
+from staging.csv_rows import Entries, Row, decimal, read_rows, refuse_repeated
 from staging.errors import TableError, UnknownLabelError
 from staging.lesions.labels import SlideLabel
 
@@ -72,11 +72,13 @@ def read_predictions(path: str | PathLike[str]) -> dict[str, float]:
     """
     path = Path(path)
     rows = read_rows(path)
-    column = 1
+    column, has_header = 1, False
     if rows and (_is_header(rows[0]) or all(decimal(cell) is None for cell in rows[0][1])):
-        column, rows = _probability_column(path, rows[0]), rows[1:]
+        column, rows, has_header = _probability_column(path, rows[0]), rows[1:], True
     slides: Entries[float] = Entries(path)
     for line, cells in rows:
+        if column == 1 and len([cell for cell in cells if cell]) > 2 and not has_header:
+            raise _row_error(path, line, cells, "a slide's name and one probability, and no header names more columns")
         value = decimal(cells[column]) if len(cells) > column else None
         if value is None or not cells[0]:
             raise _row_error(path, line, cells, "a slide's name and a probability")
@@ -110,6 +112,7 @@ def _is_header(row: Row) -> bool:
 def _probability_column(path: Path, header: Row) -> int:
     line, cells = header
     names = [cell.lower() for cell in cells]
+    refuse_repeated(path, names, line)
     known = [name for name in _PROBABILITY_COLUMNS if name in names]
     if names[0] not in _NAME_COLUMNS or not known:
         raise TableError(

@@ -29,6 +29,7 @@ class StagedTable:
     Attributes:
         path: the table that was written.
         staging: stages and unscored patients.
+        without_slides: patients of the table of patients none of whose slides are labelled.
         probabilities: of each stage, by patient; None if the table has none of labels.
         tnm: full pN category by patient; None if sites were not given.
         tnm_unsupported: why the other patients have none.
@@ -36,6 +37,7 @@ class StagedTable:
 
     path: Path
     staging: Staging
+    without_slides: tuple[str, ...] = ()
     probabilities: Mapping[str, Mapping[PatientStage, float]] | None = None
     tnm: Mapping[str, TnmStage] | None = None
     tnm_unsupported: Mapping[str, str] | None = None
@@ -46,6 +48,7 @@ class StagedTable:
             "stages": str(self.path),
             "patients": len(self.staging.stages),
             "at_least": sorted(self.staging.at_least),
+            "without_slides": list(self.without_slides),
             "unscored": {one.patient: one.reason for one in self.staging.unscored},
         }
         if self.probabilities is not None:
@@ -90,6 +93,7 @@ def stage_table(
     return StagedTable(
         path=output,
         staging=staging,
+        without_slides=nodes.without(table),
         probabilities=None if shares is None else _stage_probabilities(shares, staging, nodes),
         tnm=tnm,
         tnm_unsupported=unsupported,

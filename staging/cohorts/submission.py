@@ -17,14 +17,15 @@ import numpy as np
 from staging.bars import watched
 from staging.cohorts.camelyon import read_stage_table, write_stage_table
 from staging.cohorts.names import slide_key
+from staging.cohorts.official_format import FormatFault, fault_of_detections, faults_of_stages
 from staging.cohorts.references import read_predictions
 from staging.csv_rows import read_rows
-from staging.errors import CohortError, MissingPatientError, TableError, listed
-from staging.lesions.detections import RADIUS_UM, detections_of, read_detections, write_detections
-from staging.stages.pn import stage_patient
+from staging.errors import CohortError, ConflictError, MissingPatientError, TableError, listed
+from staging.lesions.detections import RADIUS_UM, Detections, detections_of, read_detections, write_detections
+from staging.stages.pn import BY_NAME, stage_patient
 from wsi.errors import ArtefactError, OutputExistsError
 from wsi.heatmap_store import read_heatmap
-from wsi.store import atomic_text, read_named
+from wsi.store import DONE, atomic_text, read_named
 
 _HEADERS = frozenset({"slide", "patient", "name", "image", "file", "case"})
 
@@ -117,6 +118,9 @@ def write_submission(
             f"holds detections of slides that are not in this run: {listed(strangers)}",
             mend="choose a new folder",
         )
+    missing = [slide for slide in sorted(probabilities) if not (run / "heatmaps" / f"{slide}.zarr" / DONE).is_file()]
+    if missing:
+        raise CohortError(run, f"has no heatmap of {listed(missing)}", mend="call sentinode run again")
     count = 0
     for slide in watched(sorted(probabilities), count=len(probabilities), verb="slides written", name=str):
         found = detections_of(
@@ -138,7 +142,9 @@ def check_submission(task: Task, path: Path, *, expected: Collection[str] | None
         expected: names of the patients (stages) or slides that must be in it; None checks only the format.
 
     Raises:
-        TableError: a file is not in the organisers' format; names file and line.
+        ConflictError: two files are of one slide.
+        TableError: a file is not in the organisers' format, or their scripts would stop at it or read something else;
+            names file and line.
     """
     if task is Task.LESIONS:
         return _check_lesions(path, expected)
@@ -154,6 +160,8 @@ def check_submission(task: Task, path: Path, *, expected: Collection[str] | None
             f"names patients without .zip: {listed(table.unzipped)}",
             mend=f"write {table.unzipped[0]}.zip: only rows that end in .zip are compared",
         )
+    for fault in faults_of_stages(path, {f"{_bare(name)}.zip" for name in expected or ()}):
+        raise _as_error(path, fault)
     doubts = []
     for patient, stage in table.stages.items():
         labels = [label for slide, label in table.labels.items() if slide.startswith(f"{patient}_")]
@@ -162,10 +170,11 @@ def check_submission(task: Task, path: Path, *, expected: Collection[str] | None
     return _compared(task, path, table.stages, expected, doubts=doubts)
 
 
-def read_names(path: Path) -> tuple[str, ...]:
-    """Read the names of patients or slides: the first column of a CSV, or the files of a folder.
+def read_names(path: Path, task: Task = Task.STAGES) -> tuple[str, ...]:
+    """Read the names that a submission must have: the first column of a CSV, or the files of a folder.
 
-    Suffixes (.zip, .tif …) are dropped; in a stage table only the rows of patients count.
+    Suffixes (.zip, .tif …) are dropped. Of a stage table the rows of patients count for stages, those of slides for
+    other tasks; where stages are asked for and only slides are named, their patients.
 
     Raises:
         TableError: unreadable, or nothing is named.
@@ -177,8 +186,11 @@ def read_names(path: Path) -> tuple[str, ...]:
         names = [cells[0] for _, cells in rows]
         if names and names[0].lower() in _HEADERS:
             names = names[1:]
-        zipped = [name for name in names if name.lower().endswith(".zip")]
-        names = zipped or names
+    zipped = [name for name in names if name.lower().endswith(".zip")]
+    if task is Task.STAGES:
+        names = zipped or [BY_NAME.patient(name) or name for name in names]
+    elif len(zipped) < len(names):
+        names = [name for name in names if name not in zipped]
     if not names:
         raise TableError(path, "names neither patients nor slides", mend="give one name per line, a table or a folder")
     return tuple(dict.fromkeys(_bare(name) for name in names))
@@ -192,7 +204,16 @@ def _check_lesions(folder: Path, expected: Collection[str] | None) -> Submission
         raise TableError(
             folder, "contains no CSV", mend="write test_001.csv and so on, empty for slides without detections"
         )
-    found = {slide_key(file.stem): read_detections(file) for file in files}
+    found: dict[str, Detections] = {}
+    for file in files:
+        slide = slide_key(file.stem)
+        if slide in found:
+            raise ConflictError(file, f"is a second table of {slide}", mend=f"keep either this or {found[slide].path}")
+        found[slide] = read_detections(file)
+    for file in files:
+        fault = fault_of_detections(file)
+        if fault is not None:
+            raise _as_error(file, fault)
     doubts = []
     if not any(one.probability.size for one in found.values()):
         doubts.append("there are no detections on any slide")
@@ -204,6 +225,10 @@ def _check_lesions(folder: Path, expected: Collection[str] | None) -> Submission
         doubts.append("all positions are below 4,000, but must be level-0 px")
     total = int(np.sum([one.probability.size for one in found.values()]))
     return _compared(Task.LESIONS, folder, found, expected, doubts=doubts, detections=total)
+
+
+def _as_error(path: Path, fault: FormatFault) -> TableError:
+    return TableError(path, fault.reason, where=f"line {fault.line}", mend=fault.mend)
 
 
 def _compared(

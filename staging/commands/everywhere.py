@@ -28,8 +28,9 @@ def _read_options(context: typer.Context, path: Path | None) -> None:
     words = context.command_path.split()[1:]
     try:
         table: Any = tomllib.loads(read_text(path.expanduser()))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    except (OSError, ValueError, RecursionError) as error:
+        nested = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else nested
         raise ConfigurationError(path, f"is no TOML file of options: {reason}", mend="see --help") from error
     _refuse_strangers(path, table, context.find_root().command)
     for word in words:
@@ -42,8 +43,19 @@ def _read_options(context: typer.Context, path: Path | None) -> None:
             raise ConfigurationError(
                 path, f"{' '.join(words)} has no option --{key}", where=f"[{'.'.join(words)}]", mend="see its --help"
             )
+        _refuse_boolean(path, option, value, where=f"[{'.'.join(words)}] {key}")
         defaults[option.name] = value
     context.default_map = defaults
+
+
+def _refuse_boolean(path: Path, option: Any, value: object, *, where: str) -> None:  # noqa: ANN401  (of click)
+    """Refuse true and false for an option that takes a value: they would be read as 1 and 0.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    if isinstance(value, bool) and not getattr(option, "is_flag", False):
+        raise ConfigurationError(path, f"is {str(value).lower()}, but the option takes a value", where=where)
 
 
 def _refuse_strangers(path: Path, tables: dict[str, Any], group: Any, within: str = "") -> None:  # noqa: ANN401
@@ -91,6 +103,11 @@ def speak(*, verbose: bool, quiet: bool) -> None:
         if not any(isinstance(one, _Lines) for one in log.handlers):
             log.addHandler(_Lines())
     logging.getLogger("staging.progress").setLevel(logging.ERROR if quiet else logging.NOTSET)
+
+
+def is_quiet() -> bool:
+    """Return whether the command prints no progress."""
+    return not logging.getLogger("staging.progress").isEnabledFor(logging.WARNING)
 
 
 class _Lines(logging.Handler):

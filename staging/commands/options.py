@@ -95,7 +95,7 @@ Workers = Annotated[
     int | None,
     typer.Option(help="Number of processes; it does not change the results.", min=1, show_default="one per core"),
 ]
-Nodes = Annotated[int, typer.Option(help="Number of slides a patient needs to be staged.", min=1)]
+Nodes = Annotated[int, typer.Option(help="Number of slides a patient needs to be staged.", min=1, max=1000)]
 Threshold = Annotated[
     float | None,
     typer.Option(

@@ -77,7 +77,7 @@ def guarded(command: Command) -> Command:
         given = {name: _expanded(value, is_path=name in texts) for name, value in given.items()}
         if extra.get("override_mpp"):
             given["slide_mpp"] = _overriding(extra["override_mpp"], given["slide_mpp"])
-        given |= {name: path.resolve() for name in outputs if (path := given[name]) is not None and _is_dots(path)}
+        given |= {name: _without_dots(path) for name in outputs if (path := given[name]) is not None}
         overwrite = (extra | given).get("overwrite", False)
         refuse_idle(signature, hints, given)
         inputs = [path for name, value in given.items() if name not in outputs for path in _paths(value, name in texts)]
@@ -136,9 +136,14 @@ def _check(outputs: Mapping[str, Output], given: Mapping[str, Any], inputs: list
             sweep_beside(one)
 
 
-def _is_dots(path: Path) -> bool:
-    """Return whether a path ends in no name (``.`` or ``..``) that another could be derived from."""
-    return path.name in ("", "..")
+def _without_dots(path: Path) -> Path:
+    """Return a path of which every folder that is still to be made is part of the result.
+
+    ``new/../slide.tif`` is slide.tif as soon as ``new`` exists; ``.`` has no name that another could be derived from.
+    """
+    if path.name in ("", ".."):
+        return path.resolve()
+    return path.parent.resolve() / path.name if ".." in path.parts else path
 
 
 def _mark(hint: object, kind: type[Any]) -> Any:  # noqa: ANN401  (an instance of the kind)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from annotations.measures import MERGE_GAP_UM
+from staging.commands.everywhere import is_quiet
 from staging.commands.notices import say, skipped_notice
 from staging.commands.options import (
     AllowPartial,
@@ -33,6 +34,9 @@ from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE, SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
 from wsi.outputs import FolderKind
+
+if TYPE_CHECKING:
+    from staging.runs.cohort import CohortResult
 
 EXIT_QUARANTINED = 3
 
@@ -96,8 +100,7 @@ def run(
     from staging.bars import CohortProgress  # noqa: PLC0415
     from staging.cohorts.camelyon import list_slides, read_stage_table  # noqa: PLC0415  (slow import)
     from staging.cohorts.patients import nodes_of, with_patients  # noqa: PLC0415
-    from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415
-    from staging.cohorts.training_patients import trained_on_text, training_patients  # noqa: PLC0415
+    from staging.cohorts.training_patients import training_patients  # noqa: PLC0415
     from staging.lesions.labels import SizeRule  # noqa: PLC0415
     from staging.lesions.settings import peak_of  # noqa: PLC0415
     from staging.runs.cohort import cannot_be_staged, run_cohort  # noqa: PLC0415
@@ -167,8 +170,26 @@ def run(
             known=training_patients(checkpoint.provenance),
             news=progress,
         )
+    _tell(result)
+    record = {"report": str(output / "report.html"), **result.to_json()}
+    typer.echo(json.dumps(record))
+    if not result.is_complete:
+        raise typer.Exit(EXIT_QUARANTINED)
+
+
+def _tell(result: CohortResult) -> None:
+    """Say on stderr what a person should know about the results."""
+    from staging.cohorts.slide_warnings import warning_lines  # noqa: PLC0415  (slow import)
+    from staging.cohorts.training_patients import trained_on_text  # noqa: PLC0415
+
     if result.earlier:
         say(f"the tables also list {len(result.earlier)} slides of earlier calls")
+    if is_quiet():  # else it was said in passing
+        for one in result.failures:
+            say(f"{one.slide}: quarantined at {one}")
+    strangers = sorted({one.slide for one in result.analyses} & {one.patient for one in result.staging.unscored})
+    if strangers:
+        say(f"of no known patient, so not staged: {listed(strangers)} (--patients says whose they are)")
     partial = {one.slide: one.coverage for one in result.analyses if one.is_partial}
     for name, coverage in partial.items():
         say(f"{name}: seen only in part: {coverage}")
@@ -178,7 +199,3 @@ def run(
         say(line)
     for line in result.score["warnings"] if result.score else ():
         say(line)
-    record = {"report": str(output / "report.html"), **result.to_json()}
-    typer.echo(json.dumps(record))
-    if not result.is_complete:
-        raise typer.Exit(EXIT_QUARANTINED)

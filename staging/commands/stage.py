@@ -49,11 +49,14 @@ def stage(
     """
     from staging.cohorts.patients import nodes_of  # noqa: PLC0415  (slow import)
     from staging.cohorts.staged import stage_table  # noqa: PLC0415
+    from staging.errors import listed  # noqa: PLC0415
 
     staged = stage_table(labels, output, expected_nodes=nodes, sites=sites, nodes=nodes_of(patients))
     for patient in sorted(staged.staging.at_least):
         stage_at_least = staged.staging.stages[patient].value
         say(f"at least {stage_at_least}: {patient}: partly seen")
+    if staged.without_slides:
+        say(f"no slide is labelled of patients in {patients}: {listed(staged.without_slides)}")
     for one in staged.staging.unscored:
         say(f"not staged: {one.patient}: {one.reason}")
     typer.echo(json.dumps(staged.to_json()))

@@ -119,7 +119,7 @@ def check(
     """
     from staging.cohorts.submission import Task, check_submission, read_names, require_complete  # noqa: PLC0415  (slow import)
 
-    names = None if expected is None else read_names(expected)
+    names = None if expected is None else read_names(expected, Task(task))
     found = check_submission(Task(task), path, expected=names)
     require_complete(found)
     typer.echo(json.dumps(found.to_json()))

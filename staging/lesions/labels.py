@@ -55,7 +55,7 @@ class Ranked(Enum):
             if str(member.value).lower() == wanted:
                 return member
         known = ", ".join(str(member.value) for member in cls)
-        raise UnknownLabelError(None, f"unknown {cls._noun()} {text.strip()!r}", mend=f"use one of {known}")
+        raise UnknownLabelError(None, f"unknown {cls._noun()} {text.strip()[:60]!r}", mend=f"use one of {known}")
 
     @classmethod
     def _noun(cls) -> str:

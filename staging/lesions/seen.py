@@ -47,6 +47,9 @@ class Seen:
             LookupError, TypeError, ValueError: it is something else.
         """
         areas = [None if record[name] is None else float(record[name]) for name in ("tissue_mm2", "looked_mm2")]
+        for area in areas:
+            if area is not None and not 0 <= area < float("inf"):
+                raise ValueError(f"an area is {area} mm2")
         if record["seen"] not in {"whole", "partial", "unknown"}:
             raise ValueError(f"seen is {record['seen']!r:.40}")
         return cls(seen=record["seen"], tissue_mm2=areas[0], looked_mm2=areas[1])

@@ -66,6 +66,10 @@ def label_by_size(
         seen |= {path.stem: one for path, one in used.items()}
     lesions = read_lesion_table(table)
     found = {name: lesions.get(name, []) for name in (*seen, *lesions) if name not in faults}
+    if not (found or faults):
+        raise CohortError(
+            table, "has no lesions, and nothing beside it lists slides without any", mend="name their --heatmaps"
+        )
     known = {name: seen.get(name, UNKNOWN) for name in found} if seen else None
     applied = {"size": "longest diameter", **asdict(rule), "lesions": _settings_beside(table)}
     atomic_text(output.with_suffix(".rule.json"), json_text(applied))
@@ -103,11 +107,13 @@ def _slides_beside(table: Path) -> dict[str, Seen]:
 def _set_aside(table: Path) -> dict[str, str]:
     """Read the slides that ``lesions`` set aside when it made a table, and why."""
     try:
-        return {
-            str(name): str(reason) for name, reason in read_json(table.with_name("lesions.json"))["quarantined"].items()
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        found = read_json(table.with_name("lesions.json")).get("quarantined", {})
+    except (OSError, ValueError, AttributeError):  # without it, or not of lesions: said where its slides are read
         return {}
+    if not isinstance(found, dict):
+        record = table.with_name("lesions.json")
+        raise TableError(record, "does not list the slides that were set aside", mend="call lesions again")
+    return {str(name): str(reason) for name, reason in found.items()}
 
 
 def _settings_beside(table: Path) -> Any:  # noqa: ANN401  (what a JSON file holds)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from staging.csv_rows import csv_text, decimal, read_rows
+from staging.csv_rows import csv_text, decimal, read_rows, refuse_repeated
 from staging.errors import TableError
 from staging.lesions.finding import Lesion
 from staging.lesions.labels import SizeRule, slide_label
@@ -73,8 +73,9 @@ def read_seen(path: Path) -> dict[str, Seen]:
     Raises:
         TableError: it cannot be read, or a row says something else; it names the line.
     """
-    (_, header), *rows = read_rows(path) or ((0, ()),)
+    (first, header), *rows = read_rows(path) or ((0, ()),)
     names = [cell.lower() for cell in header]
+    refuse_repeated(path, names, first)
     if not {"slide", "seen"} <= set(names):
         return {}
     found: dict[str, Seen] = {}
@@ -82,7 +83,7 @@ def read_seen(path: Path) -> dict[str, Seen]:
         row = dict(zip(names, cells, strict=False))
         areas = {name: row.get(name) or None for name in ("tissue_mm2", "looked_mm2")}
         try:
-            seen = Seen.from_json({**areas, "seen": (row.get("seen") or "unknown").lower()})
+            seen = Seen.from_json({**areas, "seen": row.get("seen", "nothing").lower()})
         except ValueError as error:
             raise TableError(
                 path,

@@ -337,8 +337,9 @@ def _conclude(
     score = _score(staging, reference) if reference is not None else None
     if score is not None:
         atomic_text(output / "score.json", json_text(score))
-    else:
-        (output / "score.json").unlink(missing_ok=True)
+    elif (output / "score.json").exists():
+        log.warning("score.json of an earlier call is removed: this call has no reference")
+        (output / "score.json").unlink()
     write_report(
         output / "report.html",
         analyses=analyses,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from staging.errors import listed
 from staging.runs.analysis import SlideAnalysis
 from wsi.errors import ArtefactError
 from wsi.inputs import read_json
@@ -27,6 +28,7 @@ TABLES = (
     "score.json",
     "report.html",
 )
+_EARLY = ("run.json", "skipped.csv")
 _TABLES_RECORD = "tables.json"
 _CHEAP_BYTES = 2**30
 """Up to this size digests are compared at every resume (about a second); beyond it only sizes, unless requested."""
@@ -126,13 +128,16 @@ def forget_tables_record(output: Path) -> None:
 
 
 def broken_tables(output: Path) -> tuple[str, ...]:
-    """Return the tables that changed since the run wrote them, each with the reason; none without a record."""
+    """Return the tables that changed since the run wrote them, each with the reason; none if there are no tables."""
     path = output / _TABLES_RECORD
+    # the settings and what was skipped stand there before a first call has any table
+    written = [name for name in TABLES if name not in _EARLY and (output / name).is_file()]
     if not path.exists():
-        return ()
+        return (f"{path.name} is missing, so that {listed(written)} cannot be checked",) if written else ()
     try:
         files = read_json(path)
         found = {name: differs(output / name, files[name]) for name in TABLES if name in files}
+        found |= {name: f"is not in {path.name}" for name in written if name not in files}
     except (OSError, ValueError, LookupError, TypeError):
         return (f"{path.name} is malformed",)
     return tuple(f"{name} {reason}" for name, reason in found.items() if reason is not None)

@@ -137,7 +137,12 @@ def make_heatmap(
             coverage=coverage,
             bad_tiles=opened.bad_tiles,
             was_there=earlier is not None,
-            warnings=(*opened.warnings, *stains, *_known(opened.name, checkpoint.provenance)),
+            warnings=(
+                *opened.warnings,
+                *opened.upsampled(checkpoint.mpp),
+                *stains,
+                *_known(opened.name, checkpoint.provenance),
+            ),
         )
 
 

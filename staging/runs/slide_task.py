@@ -136,7 +136,8 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
             write_outlines(task.output / "lesions", task.name, lesions, masks, task.config.rule)
         with step("overlay", slide=task.name, path=task.path):
             _draw(task, slide, heatmap, masks)
-        analysis = replace(analysis, bad_tiles=slide.bad_tiles, warnings=(*slide.warnings, *stains))
+        repeated = slide.upsampled(_checkpoint(task.model, task.config.model).mpp)
+        analysis = replace(analysis, bad_tiles=slide.bad_tiles, warnings=(*slide.warnings, *repeated, *stains))
     write_record(task.output, analysis, made_from)
     return replace(analysis, remade=recorded.broken)
 

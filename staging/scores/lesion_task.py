@@ -12,6 +12,7 @@ from typing import Any
 
 from staging.cohorts.errata import OUT_OF_LESION_TASK
 from staging.cohorts.names import slide_key
+from staging.cohorts.official_format import fault_of_detections
 from staging.errors import CohortError, ConfigurationError, ConflictError, listed
 from staging.lesions.detections import Detections, read_detections
 from staging.scores.evaluation_masks import TrueTumour, find_masks, read_true_tumour
@@ -224,7 +225,7 @@ def score_folders(
         path = mask_of.get(name)
         if path is None:
             normal_hits = slide_hits(name, None, found[name])
-            return _Scored(official=normal_hits, corrected=normal_hits)
+            return _Scored(official=normal_hits, corrected=normal_hits, warnings=_unofficial(found_on[name]))
         truth = read_true_tumour(path, level=pyramid_level, tumour_value=tumour_value)
         _check_truth(name, truth, is_normal=name in normal, blank_is_normal=missing_mask_is_normal)
         kind = None if truth.mask is None else "outlines" if truth.value is None else str(truth.value)
@@ -233,7 +234,7 @@ def score_folders(
             corrected=slide_hits(name, truth.corrected, found[name]),
             kind=kind,
             reduce=truth.reduce,
-            warnings=truth.warnings,
+            warnings=(*truth.warnings, *_unofficial(found_on[name])),
         )
 
     # Threads suffice: decoding and array work release the interpreter lock.
@@ -250,6 +251,12 @@ def score_folders(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _unofficial(table: Path) -> tuple[str, ...]:
+    """Say that the organisers' script would stop at a table."""
+    fault = fault_of_detections(table)
+    return () if fault is None else (f"{table.name}: the organisers' script would stop: {fault}",)
 
 
 _NO_DETECTIONS = "write an empty file for each slide without detections"

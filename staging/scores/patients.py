@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from staging.cohorts.camelyon import StageTable
 from staging.cohorts.names import CENTRES, centre_of_patient
+from staging.cohorts.official_format import faults_of_stages
 from staging.errors import MissingPatientError, TableError, listed
 from staging.scores.kappa import KappaComparison, KappaScore, compare, score
 from staging.stages.pn import PatientStage
@@ -69,6 +70,7 @@ def score_stages(
         TableError: the reference has no patient.
         MissingPatientError: a submission lacks patients of the reference.
     """
+    tables = [table for table in (reference, submission, against) if table is not None]
     return StageScore(
         whole=score_kappa(reference, submission, resamples=resamples, seed=seed),
         centres=kappa_by_centre(reference, submission, resamples=resamples, seed=seed),
@@ -77,13 +79,19 @@ def score_stages(
         else compare_submissions(
             reference, submission, against, permutations=permutations, resamples=resamples, seed=seed
         ),
-        of_tables=tuple(
-            f"{table.path}: {warning}"
-            for table in (reference, submission, against)
-            if table is not None
-            for warning in table.warnings
+        of_tables=(
+            *(f"{table.path}: {warning}" for table in tables for warning in table.warnings),
+            *(warning for table in tables[1:] for warning in _unofficial(table, reference)),
         ),
     )
+
+
+def _unofficial(table: StageTable, reference: StageTable) -> Iterator[str]:
+    """Say that the organisers' script would not score a submission, and why."""
+    if table.path is not None:
+        for fault in faults_of_stages(table.path, {f"{patient}.zip" for patient in reference.stages}):
+            yield f"{table.path}: the organisers' script would give no score, or another: {fault}"
+            return
 
 
 def kappa_by_centre(

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from staging.errors import SlideNameError
+from staging.errors import SlideNameError, listed
 from staging.lesions.labels import Ranked, SlideLabel
 
 EXPECTED_NODES = 5
@@ -179,6 +179,10 @@ class SlideNodes:
         found = [f"missing {_listed(missing)}"] if missing else []
         return [*found, f"more than {count} nodes: {_listed(unexpected)}"] if unexpected else found
 
+    def without(self, slides: Iterable[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """Return patients that are known to exist but have none of these slides."""
+        return ()
+
     def disputed(self, labels: Mapping[int, set[SlideLabel]]) -> str | None:
         """Return what is wrong with the labels of each node of a patient, or None."""
         nodes = sorted(node for node, found in labels.items() if len(found) > 1)
@@ -257,4 +261,4 @@ def _node(slide: tuple[str, int]) -> tuple[int, str]:
 
 
 def _listed(nodes: Iterable[int]) -> str:
-    return ", ".join(f"node_{node}" for node in nodes)
+    return listed([f"node_{node}" for node in nodes])

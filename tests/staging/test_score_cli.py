@@ -125,8 +125,9 @@ def test_of_two_rows_of_a_patient_the_last_counts_and_is_reported(tmp_path: Path
         f"{twice}: patient_004 has rows in lines 6, 43: the last counts (pN2)",
     ]
     assert record["warnings"][:4] == told * 2
+    assert all("line 42: 'PATIENT_003.zip' is not patient_003.zip" in one for one in record["warnings"][4:6])
     assert f"sentinode: {told[0]}" in text
-    assert scored("kappa", reference, right)[0]["warnings"] == record["warnings"][4:-1]
+    assert scored("kappa", reference, right)[0]["warnings"] == record["warnings"][6:-1]
     refused(ConflictError, "lines 5 and 42", "kappa", twice, right)
 
 

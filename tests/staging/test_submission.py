@@ -215,6 +215,18 @@ def test_names_come_from_any_table(tmp_path: Path, text: str, names: tuple[str, 
     assert read_names(tmp_path / "names.csv") == names
 
 
+def test_names_are_of_what_is_submitted(tmp_path: Path) -> None:
+    table = tmp_path / "names.csv"
+    table.write_text("patient,stage\npatient_000.zip,pN0\npatient_000_node_0.tif,negative\n")
+    assert read_names(table, Task.SLIDES) == read_names(table, Task.LESIONS) == ("patient_000_node_0",)
+    table.write_text("patient_000_node_0.tif\npatient_000_node_1.tif\nother.tif\n")
+    assert read_names(table, Task.STAGES) == ("patient_000", "other")
+    for name in ("patient_003_node_0.tif", "patient_003_node_1.tif"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).touch()
+    assert read_names(tmp_path / "images", Task.STAGES) == ("patient_003",)
+
+
 def test_names_come_from_a_folder(tmp_path: Path) -> None:
     (tmp_path / "test_001.tif").touch()
     assert read_names(tmp_path) == ("test_001",)

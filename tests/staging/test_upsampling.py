@@ -23,6 +23,7 @@ from wsi.writing.pyramid import write_pyramid
 pytestmark = pytest.mark.slow  # its commands take seconds
 
 TILE = 128
+REPEATED = "has pixels of 8 um, which are repeated for the 2 um asked for"
 REFUSAL = "has pixels of 8 um, coarser than the 2 um asked for"
 
 
@@ -65,7 +66,10 @@ def test_a_heatmap(slide: Path, model: Path, tmp_path: Path) -> None:
     command = ("heatmap", slide, "-o", tmp_path / "h.zarr", "-m", model)
     assert refused(called(*command))
     assert not (tmp_path / "h.zarr").exists()
-    assert called(*command, "--upsample").exit_code == 0
+    done = called(*command, "--upsample")
+    assert done.exit_code == 0
+    assert REPEATED in done.stderr
+    assert REPEATED in str(json.loads(done.stdout)["warnings"])
 
 
 def test_a_run_quarantines_the_slide(slide: Path, model: Path, tmp_path: Path) -> None:
@@ -76,6 +80,12 @@ def test_a_run_quarantines_the_slide(slide: Path, model: Path, tmp_path: Path) -
     again = called(*command, "--upsample")  # of the same configuration
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["slides"] == 1
+    third = called(*command)  # goes on saying what was done
+    assert third.exit_code == 0
+    for done in (again, third):
+        assert REPEATED in done.stderr
+        assert REPEATED in str(json.loads(done.stdout)["warnings"])
+        assert REPEATED in (tmp_path / "out" / "warnings.csv").read_text()
 
 
 def test_patches(slide: Path, tmp_path: Path) -> None:
