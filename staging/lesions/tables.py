@@ -83,7 +83,7 @@ def read_seen(path: Path) -> dict[str, Seen]:
         row = dict(zip(names, cells, strict=False))
         areas = {name: row.get(name) or None for name in ("tissue_mm2", "looked_mm2")}
         try:
-            seen = Seen.from_json({**areas, "seen": row.get("seen", "nothing").lower()})
+            seen = Seen.from_json({**areas, "seen": row.get("seen", "nothing").lower() or "unknown"})
         except ValueError as error:
             raise TableError(
                 path,

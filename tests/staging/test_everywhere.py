@@ -92,6 +92,8 @@ def test_options_come_from_a_file_and_what_is_typed_goes_first(slide: Path, tmp_
         ("mpp = 32", "no command mpp"),
         ("mil = 3", "is not a table"),
         ("[tissue", "no TOML file"),
+        ("a=" + "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("[tissue]\nmpp = true", "is true, but the option takes a value"),
         (None, "no TOML file"),
     ],
 )

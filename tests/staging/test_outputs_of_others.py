@@ -17,6 +17,7 @@ from annotations.annotation import Annotation, Role
 from annotations.files.asap import write_asap
 from staging.cli import app
 from staging.commands.outputs import Output
+from staging.errors import ConfigurationError
 from staging.lesions.labels import SlideLabel
 from wsi.cnn.checkpoint import save_checkpoint
 from wsi.errors import OutputExistsError, OutputNameError
@@ -148,6 +149,17 @@ def test_nothing_in_the_way_of_a_file_is_touched(command: str, suffix: str, over
         done = call(command.format(target) + overwrite)
         assert isinstance(done.exception, OutputExistsError | OutputNameError), (target, done.exception, done.output)
         assert tree(folder) == before
+
+
+@pytest.mark.parametrize(("command", "suffix"), FILES)
+def test_nothing_is_reached_through_a_folder_to_come(command: str, suffix: str, folder: Path) -> None:
+    """``new/../a`` is a, as soon as ``new`` is made for it."""
+    (folder / f"text{suffix}").write_text("mine\n")
+    before = tree(folder)
+    for name in (f"text{suffix}", "slides/s.tif", "labels.csv"):
+        done = call(command.format(f"new/../{name}"))
+        assert isinstance(done.exception, OutputExistsError | OutputNameError | ConfigurationError), done.output
+    assert tree(folder) == before
 
 
 @pytest.mark.parametrize("name", ["https://host/new{}", "s3:/bucket/new{}", "a" * 212 + "{}", "b" * 256 + "/new{}"])

@@ -56,6 +56,50 @@ def test_a_table_of_patients(table: Callable[[str], Path]) -> None:
             read_patients(table(text))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "slide,patient,stain,node\ns1,P1,HE,1\ns2,P1,HE,2\ns3,p1,HE,3\n",
+        "Stain,Node,Patient,Slide\nHE,1,P1,s1\nHE,2,P1,s2\nHE,3,p1,s3\n",
+    ],
+)
+def test_columns_are_found_by_their_names(table: Callable[[str], Path], text: str) -> None:
+    found = read_patients(table(text))
+    assert [found.of(name) for name in ("s1", "s2", "s3")] == [("P1", 0), ("P1", 1), ("P1", 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("slide,node\na,1\n", "no column patient"),
+        ("patient,node\na,1\n", "no column slide"),
+        ("slide,patient,patient\na,b,c\n", "two columns 'patient'"),
+        ("a,P1,1,HE\n", "further columns need a header"),
+    ],
+)
+def test_headers_that_do_not_say_it(table: Callable[[str], Path], text: str, reason: str) -> None:
+    with pytest.raises(TableError, match=reason):
+        read_patients(table(text))
+
+
+def test_a_patient_of_camelyon_that_the_table_lists_in_part_is_not_staged(table: Callable[[str], Path]) -> None:
+    names = [f"patient_000_node_{node}" for node in range(5)]
+    labels_of = dict(zip(names, [SlideLabel.MACRO] * 4 + [SlideLabel.NEGATIVE], strict=True))
+    nodes = read_patients(table("slide,patient,node\npatient_000_node_3,Patient_000,3\n"))
+    found = stage_patients(labels_of, nodes=nodes)
+    assert found.stages == {}
+    (one,) = found.unscored
+    assert (one.patient, "lists some of its slides, but not patient_000_node_0" in one.reason) == ("patient_000", True)
+
+
+def test_patients_without_any_slide_are_named(table: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("slide,label\nA1,macro\n")
+    path = table("slide,patient\nA1,P1\nA9,P3\n")
+    done = called("stage", tmp_path / "labels.csv", "-o", tmp_path / "o.csv", "--patients", path)
+    assert (done.exit_code, json.loads(done.stdout)["without_slides"]) == (0, ["P3"])
+    assert "no slide is labelled of patients" in done.stderr
+
+
 labels = st.sampled_from(SlideLabel)
 
 

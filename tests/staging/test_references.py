@@ -141,6 +141,35 @@ def test_semicolons_and_decimal_commas_of_a_spreadsheet_are_read(table: Write) -
         read_predictions(table("a;0.5\nb,0.5\n"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nslide;probability\na;0,25\nb;0,5\n",
+        "slide\tprobability\r\na\t0.25\r\nb\t0.5\r\n",
+        "slide,patient,probability\na,P;1,0.25\nb,P;1,0.5\n",
+        "a;0.25\nb;0.5\n",
+    ],
+)
+def test_what_spreadsheets_write_is_read(table: Write, text: str) -> None:
+    assert read_predictions(table(text)) == {"a": 0.25, "b": 0.5}
+
+
+def test_a_semicolon_within_a_cell_separates_nothing(table: Write) -> None:
+    assert read_predictions(table("s;1.tif,0.25\nt;1.tif,0.5\n")) == {"s;1": 0.25, "t;1": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("slide,probability,probability\na,0.1,0.9\n", "two columns 'probability'"),
+        ("a,0.1,0.9\nb,0.2,0.8\n", "one probability, and no header names more columns"),
+    ],
+)
+def test_which_of_two_columns_is_meant_is_not_guessed(table: Write, text: str, reason: str) -> None:
+    with pytest.raises(TableError, match=reason):
+        read_predictions(table(text))
+
+
 def test_names_are_compared_without_suffix_and_case() -> None:
     assert {slide_key(name) for name in ("Test_001.tif", "test_001", "TEST_001.CSV")} == {"test_001"}
     assert slide_key("slide.v2") == "slide.v2"

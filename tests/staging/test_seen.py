@@ -18,7 +18,7 @@ from staging.learned_labels.labelling import label_heatmaps
 from staging.lesions.labels import SizeRule
 from staging.lesions.seen import Seen, SeenRule
 from staging.lesions.size_labels import label_by_size
-from staging.lesions.tables import read_lesion_table, read_seen
+from staging.lesions.tables import LESION_COLUMNS, read_lesion_table, read_seen
 from wsi.coverage import Coverage
 from wsi.geometry import Frame
 from wsi.heatmap_store import write_heatmap
@@ -183,6 +183,44 @@ def test_learned_labels_neither_learn_from_nor_label_what_was_not_seen(tmp_path:
     with pytest.raises(CohortError, match=r"no heatmap to use: only 12\.50"):
         label_heatmaps(tmp_path / "model.json", only, tmp_path / "none.csv")
     assert not (tmp_path / "none.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("slide,label,seen,seen\na,macro,partial,whole\n", "two columns 'seen'"),
+        ("slide,label,seen\na,macro\n", "does not say how much of a was seen"),
+        ("slide,label,tissue_mm2,looked_mm2,seen\na,macro,1,-1,whole\n", "an area is -1.0 mm2"),
+    ],
+)
+def test_how_much_was_seen_is_not_guessed(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(TableError, match=reason):
+        read_seen(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("area", ["NaN", "-1", "Infinity"])
+def test_areas_that_cannot_be_are_refused(tmp_path: Path, area: str) -> None:
+    (tmp_path / "lesions.csv").write_text(f"{','.join(LESION_COLUMNS)}\n")
+    one = f'{{"tissue_mm2": {area}, "looked_mm2": 1, "seen": "whole"}}'
+    (tmp_path / "lesions.json").write_text(f'{{"outlines": [], "slides": {{"a": {one}}}}}')
+    done = CliRunner().invoke(app, ["label", str(tmp_path / "lesions.csv"), "-o", str(tmp_path / "labels.csv")])
+    assert isinstance(done.exception, TableError)
+
+
+@pytest.mark.parametrize("quarantined", ["5", "[1]"])
+def test_what_was_set_aside_must_be_a_list_of_slides(tmp_path: Path, quarantined: str) -> None:
+    (tmp_path / "lesions.csv").write_text(f"{','.join(LESION_COLUMNS)}\n")
+    (tmp_path / "lesions.json").write_text(f'{{"outlines": [], "slides": {{}}, "quarantined": {quarantined}}}')
+    done = CliRunner().invoke(app, ["label", str(tmp_path / "lesions.csv"), "-o", str(tmp_path / "labels.csv")])
+    assert isinstance(done.exception, TableError)
+
+
+def test_a_table_without_any_slide_gives_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "lesions.csv").write_text(f"{','.join(LESION_COLUMNS)}\n")
+    done = CliRunner().invoke(app, ["label", str(tmp_path / "lesions.csv"), "-o", str(tmp_path / "labels.csv")])
+    assert isinstance(done.exception, CohortError)
+    assert not (tmp_path / "labels.csv").exists()
 
 
 def test_a_row_that_says_partial_counts_and_nonsense_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from staging.cli import app
 from staging.cohorts.camelyon import read_stage_table, write_stage_table
 from staging.cohorts.references import read_predictions
 from staging.cohorts.submission import Task, check_submission, read_names, require_complete, write_submission
-from staging.errors import CohortError, MissingPatientError, TableError
+from staging.errors import CohortError, ConflictError, MissingPatientError, TableError
 from staging.lesions.detections import read_detections
 from staging.lesions.labels import SlideLabel
 from staging.runs.config import RunConfig
@@ -63,6 +64,7 @@ def run(tmp_path: Path) -> Path:
     (run / "run.json").write_text(json_text(RunConfig(model="m", threshold=0.5, peak=0.5).to_json()))
     (run / "quarantine.csv").write_text("slide,path,stage,reason\n")
     (run / "unscored.csv").write_text("patient,reason\n")
+    write_tables_record(run)
     return run
 
 
@@ -91,7 +93,6 @@ def test_a_run_that_was_changed_is_not_used(
 
 
 def test_a_run_whose_tables_were_changed_is_not_submitted(run: Path, tmp_path: Path) -> None:
-    write_tables_record(run)
     (run / "stages.csv").write_text((run / "stages.csv").read_text().replace("pN1", "pN0"))
     arguments = ["submission", "write", "stages", str(run), "-o", str(tmp_path / "new.csv")]
     done = CliRunner().invoke(app, arguments)
@@ -192,6 +193,20 @@ def test_lesions_are_checked(tmp_path: Path) -> None:
         check_submission(Task.LESIONS, folder)
     with pytest.raises(TableError, match="is not a folder"):
         check_submission(Task.LESIONS, tmp_path / "nowhere")
+
+
+def test_two_tables_of_one_slide_are_not_joined(tmp_path: Path) -> None:
+    for name in ("test_001.csv", "TEST_001.csv"):
+        (tmp_path / name).write_text("0.5,1,2\n")
+    with pytest.raises(ConflictError, match="second table of test_001"):
+        check_submission(Task.LESIONS, tmp_path)
+
+
+def test_a_run_that_lost_a_heatmap_leaves_no_half_submission(run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run / "heatmaps" / "patient_000_node_3.zarr")
+    with pytest.raises(CohortError, match="no heatmap of patient_000_node_3"):
+        write_submission(Task.LESIONS, run, tmp_path / "lesions", allow_incomplete=True)
+    assert not (tmp_path / "lesions").exists()
 
 
 def test_slides_are_checked(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from annotations.annotation import Annotation, Role
 from annotations.files.asap import write_asap
 from staging.cli import app
 from staging.errors import CohortError
+from staging.runs.records import broken_tables
 from wsi.geometry import Frame
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
@@ -47,6 +48,22 @@ def test_what_changed_is_named_and_nothing_is_touched(tmp_path: Path) -> None:
     assert "was changed" in found["broken"]["1.zarr"][0]
     assert "1.zarr: probability/c/0/0 was changed" in done.stderr
     assert chunk.read_bytes() == bytes(data)
+
+
+@pytest.mark.parametrize("record", [None, "{}", "[]", '{"stages.csv": {}}'])
+def test_a_run_that_lost_the_record_of_its_tables_is_not_unchanged(tmp_path: Path, record: str | None) -> None:
+    for name in ("run.json", "stages.csv", "labels.csv"):
+        (tmp_path / name).write_text("{}" if name == "run.json" else "slide,label\n")
+    (tmp_path / "slides").mkdir()
+    assert broken_tables(tmp_path)
+    if record is not None:
+        (tmp_path / "tables.json").write_text(record)
+    done = CliRunner().invoke(app, ["verify", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "tables" in json.loads(done.stdout)["broken"]
+    for name in ("stages.csv", "labels.csv", "tables.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert broken_tables(tmp_path) == ()  # a first call that was killed before it had any
 
 
 def test_what_holds_nothing_is_refused(tmp_path: Path) -> None:
