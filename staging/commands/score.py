@@ -11,6 +11,7 @@ import typer
 from staging.commands.conditions import only_with
 from staging.commands.help_texts import Group
 from staging.commands.notices import files_notice, say, warnings_notice
+from staging.commands.options import Patients
 from staging.commands.outputs import Output, guarded
 from staging.scores.texts import froc_text, label_text, stage_text
 from wsi.outputs import picture as picture_kind
@@ -23,7 +24,7 @@ app = typer.Typer(
     cls=Group, help="Score a submission against a reference; one JSON object on stdout.", no_args_is_help=True
 )
 
-Resamples = Annotated[int, typer.Option(help="Bootstrap resamples; 0 for no interval.", min=0, metavar="N")]
+Resamples = Annotated[int, typer.Option(help="Bootstrap resamples; 0 for none.", min=0, metavar="N")]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -110,6 +111,7 @@ def labels(
         Path, typer.Argument(help="A table in either format, such as labels.csv of a run.", show_default=False)
     ],
     *,
+    patients: Patients = None,
     table: Table = False,
     picture: Picture = None,
 ) -> None:
@@ -118,9 +120,12 @@ def labels(
     Example: sentinode score labels stage_labels.csv results/labels.csv
     """
     from staging.cohorts.camelyon import read_label_table  # noqa: PLC0415  (slow import)
+    from staging.cohorts.patients import nodes_of  # noqa: PLC0415
     from staging.scores.slides import score_labels  # noqa: PLC0415
 
-    score = score_labels(read_label_table(reference), read_label_table(submission), source=submission)
+    score = score_labels(
+        read_label_table(reference), read_label_table(submission), nodes=nodes_of(patients), source=submission
+    )
     record = score.to_json()
     if table:
         typer.echo(label_text(record), err=True)
@@ -146,14 +151,16 @@ def auc(
     ],
     *,
     all_slides: AllSlides = False,
+    patients: Patients = None,
     resamples: Resamples = 10_000,
     seed: Seed = 0,
     picture: Picture = None,
 ) -> None:
-    """Area under the ROC curve of slide probabilities (CAMELYON16's slide task): two intervals, each centre.
+    """Area under the ROC curve of slide probabilities (CAMELYON16's slide task): intervals, each centre.
 
     Example: sentinode score auc reference.csv predictions.csv --picture roc.png
     """
+    from staging.cohorts.patients import nodes_of  # noqa: PLC0415
     from staging.cohorts.references import read_predictions, read_truth  # noqa: PLC0415  (slow import)
     from staging.scores.slides import score_auc  # noqa: PLC0415
 
@@ -163,13 +170,17 @@ def auc(
         with_errata=not all_slides,
         resamples=resamples,
         seed=seed,
+        nodes=nodes_of(patients),
         source=predictions,
     )
+    record = score.to_json()
+    for warning in record["warnings"]:
+        say(warning)
     if picture is not None:
         from staging.scores.pictures import roc_picture  # noqa: PLC0415
 
         _save(picture, roc_picture(score))
-    _show(score.to_json())
+    _show(record)
 
 
 @app.command()
@@ -211,6 +222,7 @@ def froc(
         int, typer.Option(help="Level of the pyramid to score at; the organisers' is 5.", min=3, max=8, metavar="N")
     ] = 5,
     all_slides: AllSlides = False,
+    patients: Patients = None,
     workers: Workers = None,
     resamples: Resamples = 1000,
     seed: Seed = 0,
@@ -221,6 +233,7 @@ def froc(
 
     Example: sentinode score froc masks detections --normal-list reference.csv --picture froc.png
     """
+    from staging.cohorts.patients import nodes_of  # noqa: PLC0415
     from staging.cohorts.references import read_normal_slides  # noqa: PLC0415
     from staging.scores.lesion_task import score_folders  # noqa: PLC0415  (slow import)
 
@@ -233,6 +246,7 @@ def froc(
         pyramid_level=level,
         with_errata=not all_slides,
         workers=workers,
+        nodes=nodes_of(patients),
         resamples=resamples,
         seed=seed,
     )

@@ -241,6 +241,15 @@ class FrocCurve:
         points = self.points(weights)
         return np.interp(RATES, points[:, 0], points[:, 1])
 
+    def left_out(self, owners: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the score without each owner's slides; nan if no slide is left, or no lesion that counts.
+
+        Args:
+            owners: number of each slide's patient, from 0.
+        """
+        kept = [(owners != owner).astype(np.int64) for owner in range(int(owners.max()) + 1)]
+        return np.array([self.sensitivities(one).mean() if one.any() else math.nan for one in kept])
+
     def bootstrap(self, *, resamples: int, seed: int) -> NDArray[np.float64]:
         """Return (resamples,) scores of bootstrap samples of slides; nan if no lesion of a sample counts."""
         slides = self._countable.size

@@ -1,4 +1,9 @@
-"""Quadratic weighted kappa with its confusion matrix and bootstrap interval; two raters compared. Uses ranks only."""
+"""Quadratic weighted kappa with its confusion matrix and interval; two raters compared. Uses ranks only.
+
+The interval is the jackknife over patients on Fisher's scale, atanh kappa. Where all agree, the lower bound takes the
+share of patients that may still differ from the exact binomial limit, (1 - level) / 2 to the power 1 / n, and puts them
+one stage off.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from staging.scores.intervals import check_bootstrap, interval_json, or_none, percentile_interval
+from staging.scores.intervals import (
+    Interval,
+    check_bootstrap,
+    interval_json,
+    jackknife_variance,
+    or_none,
+    percentile_interval,
+)
 
 CLASSES = 5
 """Number of CAMELYON17's stages."""
@@ -19,6 +31,8 @@ FEWEST_PATIENTS = 10
 MOST_SWAPS = 2**16
 """Most ways of swapping patients between two submissions for which all are computed."""
 
+METHOD = "jackknife over patients on Fisher's scale, Student's t; exact where all agree; patients are independent"
+_NEAREST = 1 - 1e-6  # to 1 on Fisher's scale, which is infinite there
 _MOST_UNDEFINED = 0.01  # of the resamples
 
 
@@ -28,8 +42,9 @@ class KappaScore:
 
     Attributes:
         kappa: quadratic weighted kappa; nan if undefined.
-        interval: (low, high), the percentile bootstrap over patients; (nan, nan) if no resample was defined.
-        level: the share of the bootstrap distribution between low and high.
+        interval: (low, high); nan if kappa is.
+        bootstrap: (low, high), the percentile bootstrap over patients; nan if no resample was defined.
+        level: of both intervals.
         confusion: counts, rows reference and columns submission, both in the order of stages.
         stages: names of the classes in rank order.
         patients: number of patients compared.
@@ -40,7 +55,8 @@ class KappaScore:
     """
 
     kappa: float
-    interval: tuple[float, float]
+    interval: Interval
+    bootstrap: Interval
     level: float
     confusion: tuple[tuple[int, ...], ...]
     stages: tuple[str, ...]
@@ -63,11 +79,12 @@ class KappaScore:
         elif len(columns) == 1:
             found.append(f"kappa is 0: every patient is {self.stages[columns[0]]} in the submission")
         elif self.patients:
-            found += _interval_warnings(self.interval, self.patients)
+            if self.patients < FEWEST_PATIENTS:
+                found.append(f"the interval is rough: there are only {self.patients} patients")
             if self.undefined > self.resamples * _MOST_UNDEFINED:
                 found.append(
                     f"{self.undefined:,} of {self.resamples:,} resamples have all patients in one class and no kappa: "
-                    "the interval leaves them out"
+                    "the bootstrap leaves them out"
                 )
         return tuple(found)
 
@@ -76,6 +93,8 @@ class KappaScore:
         return {
             "kappa": or_none(self.kappa),
             "interval": interval_json(self.interval),
+            "interval_method": METHOD,
+            "bootstrap": interval_json(self.bootstrap),
             "level": self.level,
             "confusion": [list(row) for row in self.confusion],
             "stages": list(self.stages),
@@ -189,7 +208,7 @@ def score(
     seed: int = 0,
     ignored: Sequence[str] = (),
 ) -> KappaScore:
-    """Compute kappa with its percentile bootstrap interval over patients.
+    """Compute kappa with its interval, and the percentile bootstrap over patients.
 
     A bootstrap sample of n patients enters kappa only through its confusion matrix, which is a multinomial draw of n
     from the observed matrix, so the samples are drawn as matrices, all at once.
@@ -198,8 +217,8 @@ def score(
         reference: ranks, one per patient.
         submission: ranks of the same patients in the same order.
         stages: names of the classes in rank order; their number is the number of classes.
-        resamples: bootstrap samples; 0 for no interval.
-        level: share of the bootstrap distribution within the interval.
+        resamples: bootstrap samples; 0 for none.
+        level: of the intervals.
         seed: of the random numbers; equal seeds give equal intervals.
         ignored: patients left out, for the report only.
 
@@ -211,7 +230,8 @@ def score(
     drawn = _resampled_kappas(confusion, resamples, seed)
     return KappaScore(
         kappa=float(_kappas(confusion[np.newaxis])[0]),
-        interval=percentile_interval(drawn, level),
+        interval=jackknife_interval(confusion, level=level),
+        bootstrap=percentile_interval(drawn, level),
         level=level,
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         stages=tuple(stages),
@@ -221,6 +241,44 @@ def score(
         seed=seed,
         ignored=tuple(ignored),
     )
+
+
+def jackknife_interval(confusion: NDArray[np.int64], *, level: float = 0.95) -> Interval:
+    """Return the interval of the kappa of a confusion matrix, see the top of this module; nan if kappa is undefined."""
+    from scipy.stats import t as student  # noqa: PLC0415  (slow import)
+
+    kappa = float(_kappas(confusion[np.newaxis])[0])
+    patients = int(confusion.sum())
+    if math.isnan(kappa):
+        return math.nan, math.nan
+    if kappa >= 1:
+        return _lowest_of_agreement(confusion, level), 1.0
+    if patients < 2:
+        return -1.0, 1.0
+    cells = np.flatnonzero(confusion)
+    without = np.repeat(confusion.reshape(1, -1), cells.size, axis=0)
+    without[np.arange(cells.size), cells] -= 1
+    left_out = _kappas(without.reshape(-1, *confusion.shape))
+    left_out[np.isnan(left_out)] = kappa
+    scaled = np.repeat(np.arctanh(np.clip(left_out, -_NEAREST, _NEAREST)), confusion.reshape(-1)[cells])
+    middle = math.atanh(max(-_NEAREST, kappa))
+    reach = float(student.ppf((1 + level) / 2, patients - 1)) * math.sqrt(jackknife_variance(scaled))
+    return math.tanh(middle - reach), math.tanh(middle + reach)
+
+
+def _lowest_of_agreement(confusion: NDArray[np.int64], level: float) -> float:
+    """Return the kappa with as many patients one stage off as may be although none was seen."""
+    patients, classes = int(confusion.sum()), len(confusion)
+    share = 1 - ((1 - level) / 2) ** (1 / patients)
+    classes_of = confusion.sum(axis=1) / patients
+    likely = np.diag(classes_of * (1 - share))
+    for rank in range(classes):
+        neighbours = [one for one in (rank - 1, rank + 1) if 0 <= one < classes]
+        likely[rank, neighbours] += classes_of[rank] * share / len(neighbours)
+    ranks = np.arange(classes)
+    weights = (ranks[:, np.newaxis] - ranks) ** 2
+    expected = (np.outer(likely.sum(axis=1), likely.sum(axis=0)) * weights).sum()
+    return 1 - float((likely * weights).sum() / expected)
 
 
 def compare(

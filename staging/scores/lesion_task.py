@@ -10,6 +10,9 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from staging.cohorts.errata import OUT_OF_LESION_TASK
 from staging.cohorts.names import slide_key
 from staging.cohorts.official_format import fault_of_detections
@@ -17,7 +20,17 @@ from staging.errors import CohortError, ConfigurationError, ConflictError, liste
 from staging.lesions.detections import Detections, read_detections
 from staging.scores.evaluation_masks import TrueTumour, find_masks, read_true_tumour
 from staging.scores.froc import LEVEL, LEVEL_0_UM, RATES, FrocCurve, SlideHits, slide_hits
-from staging.scores.intervals import check_bootstrap, interval_json, percentile_interval
+from staging.scores.intervals import (
+    Interval,
+    check_bootstrap,
+    effective_interval,
+    interval_json,
+    jackknife_variance,
+    percentile_interval,
+)
+from staging.stages.pn import BY_NAME, SlideNodes
+
+METHOD = "score interval, with the jackknife variance over patients; patients are independent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +40,10 @@ class FrocScore:
     Attributes:
         official: the curve as the organisers compute it; its mean sensitivity at RATES is the score.
         corrected: the curve with every threshold and in full precision.
-        intervals: (low, high) of both scores, the percentile bootstrap over slides; nan if undefined.
-        level: the share of the bootstrap distribution between low and high.
+        intervals: (low, high) of both scores: Wilson's score interval with as many trials as the jackknife variance
+            over patients amounts to, at most the lesions that count.
+        bootstraps: (low, high) of both scores, the percentile bootstrap over slides; nan if undefined.
+        level: of the intervals.
         resamples: number of bootstrap samples.
         seed: of the bootstrap's random numbers.
         slides: hits and false positives on each slide as the organisers find them, by name.
@@ -41,7 +56,8 @@ class FrocScore:
 
     official: FrocCurve
     corrected: FrocCurve
-    intervals: tuple[tuple[float, float], tuple[float, float]]
+    intervals: tuple[Interval, Interval]
+    bootstraps: tuple[Interval, Interval]
     level: float
     resamples: int
     seed: int
@@ -61,10 +77,13 @@ class FrocScore:
             "rates": list(RATES),
             "sensitivities": official.tolist(),
             "interval": interval_json(self.intervals[0]),
+            "interval_method": METHOD,
+            "bootstrap": interval_json(self.bootstraps[0]),
             "corrected": {
                 "froc_score": float(corrected.mean()),
                 "sensitivities": corrected.tolist(),
                 "interval": interval_json(self.intervals[1]),
+                "bootstrap": interval_json(self.bootstraps[1]),
             },
             "level": self.level,
             "resamples": self.resamples,
@@ -124,6 +143,7 @@ def score_slides(
     rules: Mapping[str, int] | None = None,
     excluded: Mapping[str, str] | None = None,
     warnings: Mapping[str, Sequence[str]] | None = None,
+    nodes: SlideNodes = BY_NAME,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -138,8 +158,9 @@ def score_slides(
         rules: for the report only.
         excluded: for the report only.
         warnings: for the report only.
-        resamples: bootstrap samples of slides; 0 for no interval.
-        level: share of the bootstrap distribution within the interval.
+        nodes: which patient each slide is of; a slide of an unknown patient is its own.
+        resamples: bootstrap samples of slides; 0 for none.
+        level: of the intervals.
         seed: of the random numbers.
 
     Raises:
@@ -154,11 +175,14 @@ def score_slides(
         only = " larger than isolated tumour cells" if any(slide.targets for slide in slides) else ""
         raise CohortError(None, f"no slide has a lesion{only}: the sensitivity is undefined", mend="add tumour slides")
     curves = FrocCurve(slides, official=True), FrocCurve([*(corrected or slides)], official=False)
-    intervals = [percentile_interval(curve.bootstrap(resamples=resamples, seed=seed), level) for curve in curves]
+    _, owners = np.unique([nodes.patient(one.slide) or one.slide for one in slides], return_inverse=True)
+    intervals = [_interval(curve, slides, owners, level) for curve in curves]
+    drawn = [percentile_interval(curve.bootstrap(resamples=resamples, seed=seed), level) for curve in curves]
     return FrocScore(
         official=curves[0],
         corrected=curves[1],
         intervals=(intervals[0], intervals[1]),
+        bootstraps=(drawn[0], drawn[1]),
         level=level,
         resamples=resamples,
         seed=seed,
@@ -168,6 +192,17 @@ def score_slides(
         rules=dict(rules or {}),
         excluded=dict(excluded or {}),
         warnings=dict(warnings or {}),
+    )
+
+
+def _interval(curve: FrocCurve, slides: Sequence[SlideHits], owners: NDArray[np.int64], level: float) -> Interval:
+    with_lesions = {int(owner) for owner, one in zip(owners, slides, strict=True) if one.targets}
+    return effective_interval(
+        float(curve.sensitivities().mean()),
+        jackknife_variance(curve.left_out(owners)),
+        count=curve.lesions,
+        fewest=max(1, len(with_lesions)),
+        level=level,
     )
 
 
@@ -181,6 +216,7 @@ def score_folders(
     pyramid_level: int = LEVEL,
     with_errata: bool = True,
     workers: int | None = None,
+    nodes: SlideNodes = BY_NAME,
     resamples: int = 1000,
     seed: int = 0,
 ) -> FrocScore:
@@ -197,6 +233,7 @@ def score_folders(
         pyramid_level: the level at which masks are compared.
         with_errata: leave out the slides that the organisers leave out.
         workers: slides read at a time; one per core by default. It does not change the result.
+        nodes: which patient each slide is of.
         resamples: bootstrap samples of slides.
         seed: of the bootstrap.
 
@@ -247,6 +284,7 @@ def score_folders(
         tumour_values=_tumour_values(masks, [one.kind for one in done if one.kind is not None]),
         rules=Counter(one.reduce for one in done if one.reduce is not None),
         excluded=excluded,
+        nodes=nodes,
         warnings={one.official.slide: one.warnings for one in done if one.warnings},
         resamples=resamples,
         seed=seed,

@@ -10,7 +10,8 @@ from staging.cohorts.camelyon import StageTable
 from staging.cohorts.names import CENTRES, centre_of_patient
 from staging.cohorts.official_format import faults_of_stages
 from staging.errors import MissingPatientError, TableError, listed
-from staging.scores.kappa import KappaComparison, KappaScore, compare, score
+from staging.scores.intervals import FEW, heterogeneity
+from staging.scores.kappa import FEWEST_PATIENTS, KappaComparison, KappaScore, compare, score
 from staging.stages.pn import PatientStage
 
 
@@ -42,6 +43,7 @@ class StageScore:
             *self.of_tables,
             *self.whole.warnings,
             *(f"{', '.join(names)}: {warning}" for warning, names in centres.items()),
+            *_few(self.centres),
             *(f"difference: {warning}" for warning in (self.against.warnings if self.against else ())),
         )
 
@@ -52,7 +54,16 @@ class StageScore:
             name: {key: one.to_json()[key] for key in ("kappa", "interval", "patients", "confusion", "warnings")}
             for name, one in self.centres.items()
         }
+        between = heterogeneity({name: (one.kappa, one.interval) for name, one in self.centres.items()})
+        record["heterogeneity"] = None if between is None else between.to_json()
         return record if self.against is None else record | {"against": self.against.to_json()}
+
+
+def _few(centres: Mapping[str, KappaScore]) -> Iterator[str]:
+    """Caution against centres with few patients."""
+    few = [name for name, one in centres.items() if FEWEST_PATIENTS <= one.patients < FEW]
+    if few:
+        yield f"{', '.join(few)}: fewer than {FEW} patients say little about a centre"
 
 
 def score_stages(

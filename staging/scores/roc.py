@@ -1,12 +1,16 @@
-"""Area under the ROC curve of a score per slide, with two intervals. Uses numbers and bools, never texts.
+"""Area under the ROC curve of a score per slide, with three intervals. Uses numbers and bools, never texts.
 
-DeLong's interval follows DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845, by midranks as in Sun and
-Xu, IEEE Signal Processing Letters 21 (2014) 1389-1393; the other is the percentile bootstrap over slides.
+The default is Wilson's score interval with as many trials as the variance of the area amounts to: DeLong's, over
+patients where slides belong to patients (Obuchowski, Biometrics 53 (1997) 567-578), or that of Hanley and McNeil
+(Radiology 143 (1982) 29-36) where it is larger, as it is near 1, where DeLong's tends to 0. DeLong's own interval
+follows DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845, by midranks as in Sun and Xu, IEEE Signal
+Processing Letters 21 (2014) 1389-1393; the third is the percentile bootstrap over patients.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -14,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from staging.scores.intervals import check_bootstrap, or_none, percentile_interval
+from staging.scores.intervals import Interval, check_bootstrap, or_none, percentile_interval, wilson
 
+METHOD = "score interval, the larger of DeLong's and Hanley and McNeil's variance; patients are independent"
 _CELLS_AT_ONCE = 4_000_000
 
 
@@ -26,8 +31,9 @@ class RocScore:
     Attributes:
         auc: the share of pairs (positive, negative) in which the positive scores higher, ties counting 1/2.
         standard_error: of auc, by DeLong; nan with only one positive or only one negative slide.
+        interval: (low, high), the default, see the top of this module.
         delong: (low, high), auc -/+ the normal quantile times standard_error, clipped to 0..1; nan if that is.
-        bootstrap: (low, high), percentiles over resamples of slides; nan if no resample had both kinds.
+        bootstrap: (low, high), percentiles over resamples of patients; nan if no resample had both kinds.
         level: the share of the distribution between low and high.
         positives: number of positive slides.
         negatives: number of negative slides.
@@ -39,6 +45,7 @@ class RocScore:
 
     auc: float
     standard_error: float
+    interval: Interval
     delong: tuple[float, float]
     bootstrap: tuple[float, float]
     level: float
@@ -54,6 +61,8 @@ class RocScore:
         return {
             "auc": self.auc,
             "standard_error": or_none(self.standard_error),
+            "interval": list(self.interval),
+            "interval_method": METHOD,
             "delong": [or_none(bound) for bound in self.delong],
             "bootstrap": [or_none(bound) for bound in self.bootstrap],
             "level": self.level,
@@ -96,13 +105,20 @@ def roc_curve(truth: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
 
 
 def score(
-    truth: ArrayLike, scores: ArrayLike, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+    truth: ArrayLike,
+    scores: ArrayLike,
+    *,
+    groups: Sequence[str] | None = None,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> RocScore:
     """Compute the area under the curve with its intervals.
 
     Args:
         truth: bool, one per slide.
         scores: one per slide, the higher the more likely positive.
+        groups: the patient of each slide; None if each is its own.
         resamples: bootstrap samples; 0 for no bootstrap interval.
         level: share of the distribution within the intervals.
         seed: of the random numbers; equal seeds give equal intervals.
@@ -113,13 +129,20 @@ def score(
     check_bootstrap(resamples, level)
     truth, scores = _checked(truth, scores)
     auc = area_under_curve(truth, scores)
-    error = delong_error(truth, scores)
+    _, owners = np.unique(np.arange(truth.size) if groups is None else np.asarray(groups), return_inverse=True)
+    error = delong_error(truth, scores, owners=owners)
     reach = NormalDist().inv_cdf((1 + level) / 2) * error
-    drawn = _resampled(truth, scores, resamples, seed)
+    is_alone = owners.max() + 1 == truth.size
+    drawn = (
+        _resampled(truth, scores, resamples, seed)
+        if is_alone
+        else _resampled_groups(truth, scores, owners, resamples, seed)
+    )
     undefined = math.isnan(error)
     return RocScore(
         auc=auc,
         standard_error=error,
+        interval=score_interval(auc, error, positives=int(truth.sum()), negatives=int((~truth).sum()), level=level),
         delong=(math.nan, math.nan) if undefined else (max(0.0, auc - reach), min(1.0, auc + reach)),
         bootstrap=percentile_interval(drawn, level),
         level=level,
@@ -132,8 +155,32 @@ def score(
     )
 
 
-def delong_error(truth: ArrayLike, scores: ArrayLike) -> float:
+def score_interval(auc: float, error: float, *, positives: int, negatives: int, level: float = 0.95) -> Interval:
+    """Compute the default interval of an area, see the top of this module.
+
+    Args:
+        auc: the area.
+        error: its standard error by DeLong; nan if unknown.
+        positives: number of slides with tumour.
+        negatives: number of those without.
+        level: of the interval.
+    """
+    pairs = positives * negatives
+    shrunk = (auc * pairs + 0.5) / (pairs + 1)
+    squares = [share / (2 - share) - share * share for share in (shrunk, 1 - shrunk)]
+    theirs = (shrunk * (1 - shrunk) + (positives - 1) * squares[0] + (negatives - 1) * squares[1]) / pairs
+    variance = theirs if math.isnan(error) else max(theirs, error * error)
+    return wilson(auc, shrunk * (1 - shrunk) / variance, level=level)
+
+
+def delong_error(truth: ArrayLike, scores: ArrayLike, *, owners: NDArray[np.int64] | None = None) -> float:
     """Compute DeLong's standard error of the area; nan with only one positive or only one negative slide.
+
+    Args:
+        truth: bool, one per slide.
+        scores: one per slide.
+        owners: number of each slide's patient; None if each slide is its own. Slides of one patient are summed first
+            (Obuchowski 1997).
 
     Raises:
         ValueError: as for area_under_curve.
@@ -147,8 +194,33 @@ def delong_error(truth: ArrayLike, scores: ArrayLike) -> float:
     whole = _midranks(scores)
     of_positive = (whole[truth] - _midranks(positive)) / negative.size
     of_negative = 1 - (whole[~truth] - _midranks(negative)) / positive.size
+    if owners is not None and owners.max() + 1 < truth.size:
+        return _clustered_error(truth, of_positive, of_negative, owners)
     variance = of_positive.var(ddof=1) / positive.size + of_negative.var(ddof=1) / negative.size
     return float(np.sqrt(variance))
+
+
+def _clustered_error(
+    truth: NDArray[np.bool_],
+    of_positive: NDArray[np.float64],
+    of_negative: NDArray[np.float64],
+    owners: NDArray[np.int64],
+) -> float:
+    count = int(owners.max()) + 1
+    area = of_positive.mean()
+    above, below = (
+        np.bincount(owners[which], weights=values - area, minlength=count)
+        for which, values in ((truth, of_positive), (~truth, of_negative))
+    )
+    with_positive, with_negative = len(np.unique(owners[truth])), len(np.unique(owners[~truth]))
+    if min(with_positive, with_negative) < 2:
+        return math.nan
+    variance = (
+        with_positive / (with_positive - 1) * (above**2).sum() / of_positive.size**2
+        + with_negative / (with_negative - 1) * (below**2).sum() / of_negative.size**2
+        + 2 * count / (count - 1) * (above * below).sum() / (of_positive.size * of_negative.size)
+    )
+    return math.sqrt(max(0.0, variance))
 
 
 def _checked(truth: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -195,4 +267,28 @@ def _resampled(truth: NDArray[np.bool_], scores: NDArray[np.float64], resamples:
         won = (hit * (2 * below + alarm)).sum(axis=1)
         pairs = 2 * hit.sum(axis=1) * alarm.sum(axis=1)
         areas.append(np.divide(won, pairs, out=np.full(won.size, np.nan), where=pairs > 0))
+    return np.concatenate(areas)
+
+
+def _resampled_groups(
+    truth: NDArray[np.bool_], scores: NDArray[np.float64], owners: NDArray[np.int64], resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Return (resamples,) areas of bootstrap samples of patients; nan if a sample has slides of one kind only."""
+    values, rank = np.unique(-scores, return_inverse=True)
+    count = int(owners.max()) + 1
+    # slides of each patient by kind and rank: a sample's are a sum over its patients
+    tables = np.zeros((count, 2, values.size))
+    np.add.at(tables, (owners, truth.astype(int), rank), 1)
+    flat = tables.reshape(count, -1)
+    random = np.random.default_rng(seed)
+    areas = [np.empty(0)]
+    at_once = max(1, _CELLS_AT_ONCE // flat.shape[1])
+    for start in range(0, resamples, at_once):
+        drawn = random.multinomial(count, np.full(count, 1 / count), size=min(at_once, resamples - start))
+        found = (drawn @ flat).reshape(len(drawn), 2, values.size)
+        alarm, hit = found[:, 0], found[:, 1]
+        below = alarm.sum(axis=1, keepdims=True) - np.cumsum(alarm, axis=1)
+        pairs = 2 * hit.sum(axis=1) * alarm.sum(axis=1)
+        won = (hit * (2 * below + alarm)).sum(axis=1)
+        areas.append(np.divide(won, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0))
     return np.concatenate(areas)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,12 @@ from staging.cohorts.errata import OUT_OF_SLIDE_TASK
 from staging.cohorts.names import CENTRES, centre_name, slide_key
 from staging.errors import CohortError, listed
 from staging.lesions.labels import SlideLabel
+from staging.scores.intervals import FEW, Interval, clustered_interval, heterogeneity, mean_of_shares
 from staging.scores.roc import RocScore
 from staging.scores.roc import score as score_roc
+from staging.stages.pn import BY_NAME, SlideNodes
+
+LABEL_METHOD = "score interval, with the variance over patients; patients are independent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +41,14 @@ class SlideRocScore:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps, without nan."""
+        scored = {name: one for name, one in self.centres.items() if one is not None}
+        few = [name for name, one in scored.items() if one.positives + one.negatives < FEW]
+        between = heterogeneity({name: (one.auc, one.interval) for name, one in scored.items()}, level=self.whole.level)
         return self.whole.to_json() | {
             "slides": self.whole.positives + self.whole.negatives,
             "centres": {name: None if score is None else score.to_json() for name, score in self.centres.items()},
+            "heterogeneity": None if between is None else between.to_json(),
+            "warnings": [f"{', '.join(few)}: fewer than {FEW} slides say little about a centre"] if few else [],
             "excluded": dict(self.excluded),
             "ignored": list(self.ignored),
         }
@@ -52,12 +60,14 @@ class LabelScore:
 
     Attributes:
         confusion: int64 counts, rows reference and columns submission, both in the order of SlideLabel.
+        by_patient: int64 (patients, 4, 4), the same of each patient; slides of unknown patients are their own.
         level: confidence level of the intervals.
         centres: the confusion of each centre that slide names give.
         ignored: slides of the submission that the reference lacks.
     """
 
     confusion: tuple[tuple[int, ...], ...]
+    by_patient: NDArray[np.int64]
     level: float = 0.95
     centres: Mapping[str, LabelScore] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
@@ -68,51 +78,57 @@ class LabelScore:
         ``recall`` is the share of a class's slides that get its label, ``detected`` the share not labelled negative;
         ``accuracy_without_itc`` leaves out the slides that the reference labels ITC.
         """
-        counts = np.array(self.confusion)
+        counts, each = np.array(self.confusion), self.by_patient
         others = np.array([label is not SlideLabel.ITC for label in SlideLabel])
-        rows = {label.value: counts[label.rank] for label in SlideLabel}
-        recall = {name: self._share(row[rank], row.sum()) for rank, (name, row) in enumerate(rows.items())}
-        detected = {name: self._share(row[1:].sum(), row.sum()) for name, row in list(rows.items())[1:]}
-        accuracy = self._share(np.trace(counts), counts.sum())
-        without_itc = self._share(np.diag(counts)[others].sum(), counts[others].sum())
+        names = {label.value: label.rank for label in SlideLabel}
+        right = np.diagonal(each, axis1=1, axis2=2)
+        recall = {name: self._share(right[:, row], each[:, row].sum(axis=1)) for name, row in names.items()}
+        detected = {
+            name: self._share(each[:, row, 1:].sum(axis=1), each[:, row].sum(axis=1))
+            for name, row in names.items()
+            if row > 0
+        }
+        accuracy = self._share(right.sum(axis=1), each.sum(axis=(1, 2)))
+        without_itc = self._share(right[:, others].sum(axis=1), each[:, others].sum(axis=(1, 2)))
+        known = [(share, interval) for share, interval in recall.values() if share is not None]
+        balanced = mean_of_shares(known) if known else (None, (None, None))  # type: ignore[arg-type]  # of known shares
+        between = heterogeneity({name: one.accuracy for name, one in self.centres.items()}, level=self.level)
         record: dict[str, Any] = {
             "slides": int(counts.sum()),
+            "patients": len(each),
             "accuracy": accuracy[0],
             "accuracy_interval": list(accuracy[1]),
             "accuracy_without_itc": without_itc[0],
             "accuracy_without_itc_interval": list(without_itc[1]),
+            "balanced_accuracy": balanced[0],
+            "balanced_accuracy_interval": list(balanced[1]),
+            "interval_method": LABEL_METHOD,
             "recall": {name: share for name, (share, _) in recall.items()},
             "recall_intervals": {name: list(interval) for name, (_, interval) in recall.items()},
             "detected": {name: share for name, (share, _) in detected.items()},
             "detected_intervals": {name: list(interval) for name, (_, interval) in detected.items()},
             "level": self.level,
-            "labels": list(rows),
+            "labels": list(names),
             "confusion": [list(row) for row in self.confusion],
         }
         if self.centres:
             record["centres"] = {name: score.to_json() for name, score in self.centres.items()}
+            record["heterogeneity"] = None if between is None else between.to_json()
         return record | {"ignored": list(self.ignored)}
 
+    @property
+    def accuracy(self) -> tuple[float, Interval]:
+        """The share of slides with the right label, and its interval; nan without slides."""
+        share, interval = self._share(
+            np.diagonal(self.by_patient, axis1=1, axis2=2).sum(axis=1), self.by_patient.sum(axis=(1, 2))
+        )
+        known = share is not None and interval[0] is not None and interval[1] is not None
+        return (share, (interval[0], interval[1])) if known else (math.nan, (math.nan, math.nan))  # type: ignore[return-value]  # known
+
     def _share(
-        self, part: np.integer[Any], whole: np.integer[Any]
-    ) -> tuple[float | None, tuple[float, float] | tuple[None, None]]:
-        return wilson_interval(int(part), int(whole), level=self.level)
-
-
-def wilson_interval(
-    part: int, whole: int, *, level: float = 0.95
-) -> tuple[float | None, tuple[float, float] | tuple[None, None]]:
-    """Compute a share and its score interval (Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212); None for 0 of 0."""
-    if whole == 0:
-        return None, (None, None)
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = part / whole
-    middle = share + z * z / (2 * whole)
-    reach = z * math.sqrt(share * (1 - share) / whole + z * z / (4 * whole * whole))
-    scale = 1 + z * z / whole
-    low = 0.0 if part == 0 else (middle - reach) / scale
-    high = 1.0 if part == whole else (middle + reach) / scale
-    return share, (low, high)
+        self, parts: NDArray[np.int64], wholes: NDArray[np.int64]
+    ) -> tuple[float | None, Interval | tuple[None, None]]:
+        return clustered_interval(parts.astype(np.float64), wholes.astype(np.float64), level=self.level)
 
 
 def score_auc(
@@ -122,6 +138,7 @@ def score_auc(
     with_errata: bool = True,
     resamples: int = 10_000,
     seed: int = 0,
+    nodes: SlideNodes = BY_NAME,
     source: Path | None = None,
 ) -> SlideRocScore:
     """Score a probability per slide as CAMELYON16 does: the area under the ROC curve over the slides of the reference.
@@ -130,8 +147,9 @@ def score_auc(
         truth: whether each slide has a metastasis, by slide_key.
         predictions: the probability that it does; other slides are ignored and listed in the result.
         with_errata: leave out the slides that the organisers leave out.
-        resamples: bootstrap samples of slides.
+        resamples: bootstrap samples of patients.
         seed: of the bootstrap.
+        nodes: which patient each slide is of; a slide of an unknown patient is its own.
         source: the file to name in errors about the predictions.
 
     Raises:
@@ -150,7 +168,11 @@ def score_auc(
     def score(part: Iterable[str]) -> RocScore:
         part = list(part)
         return score_roc(
-            [truth[slide] for slide in part], [predictions[slide] for slide in part], resamples=resamples, seed=seed
+            [truth[slide] for slide in part],
+            [predictions[slide] for slide in part],
+            groups=[nodes.patient(slide) or slide for slide in part],
+            resamples=resamples,
+            seed=seed,
         )
 
     centres = _centres(slides)
@@ -165,13 +187,18 @@ def score_auc(
 
 
 def score_labels(
-    reference: Mapping[str, SlideLabel], submission: Mapping[str, SlideLabel], *, source: Path | None = None
+    reference: Mapping[str, SlideLabel],
+    submission: Mapping[str, SlideLabel],
+    *,
+    nodes: SlideNodes = BY_NAME,
+    source: Path | None = None,
 ) -> LabelScore:
     """Score labels of slides over the slides of the reference.
 
     Args:
         reference: the true labels.
         submission: the labels to score; its other slides are ignored and listed in the result.
+        nodes: which patient each slide is of; a slide of an unknown patient is its own.
         source: the file to name in errors about the submission.
 
     Raises:
@@ -181,17 +208,20 @@ def score_labels(
     claimed = {slide_key(slide): label for slide, label in submission.items()}
     _refuse_missing(source, "label", truth, claimed)
 
-    def confusion(slides: Iterable[str]) -> tuple[tuple[int, ...], ...]:
-        counts: NDArray[np.int64] = np.zeros((len(SlideLabel), len(SlideLabel)), dtype=np.int64)
-        for slide in slides:
-            counts[truth[slide].rank, claimed[slide].rank] += 1
-        return tuple(tuple(int(count) for count in row) for row in counts)
+    def score(slides: Iterable[str], centres: Mapping[str, LabelScore] | None = None) -> LabelScore:
+        slides = list(slides)
+        owners, of_slide = np.unique([nodes.patient(slide) or slide for slide in slides], return_inverse=True)
+        counts = np.zeros((len(owners), len(SlideLabel), len(SlideLabel)), dtype=np.int64)
+        for owner, slide in zip(of_slide.tolist(), slides, strict=True):
+            counts[owner, truth[slide].rank, claimed[slide].rank] += 1
+        return LabelScore(
+            confusion=tuple(tuple(row) for row in counts.sum(axis=0).tolist()),
+            by_patient=counts,
+            centres=centres or {},
+            ignored=() if centres is None else tuple(sorted(claimed.keys() - truth.keys())),
+        )
 
-    return LabelScore(
-        confusion=confusion(truth),
-        centres={name: LabelScore(confusion=confusion(part)) for name, part in _centres(truth).items()},
-        ignored=tuple(sorted(claimed.keys() - truth.keys())),
-    )
+    return score(truth, {name: score(part) for name, part in _centres(truth).items()})
 
 
 def _centres(slides: Iterable[str]) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ def label_line(record: Mapping[str, Any]) -> str:
 def roc_line(record: Mapping[str, Any]) -> str:
     """Format the area under a ROC curve, its interval and the numbers of slides."""
     return (
-        f"area {with_interval(record['auc'], record['delong'])} (DeLong), {record['positives']} positive and "
+        f"area {with_interval(record['auc'], record['interval'])}, {record['positives']} positive and "
         f"{record['negatives']} negative slides"
     )
 

@@ -20,8 +20,8 @@ from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe, described
 from wsi.store import json_text
 
-NEGATIVES = 24
-"""Maximum number of negative slides used: each costs an inference."""
+MOST = 24
+"""Maximum number of slides of a kind that are used: each costs an inference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +45,21 @@ class LabelledCohort:
         return replace(self, slides=[slide for slide in self.slides if (slide.patient or slide.name) in patients])
 
     def negatives(self) -> Self:
-        """Select at most NEGATIVES slides labelled negative, spread over the patients.
+        """Select at most MOST slides labelled negative, spread over the patients.
 
         Slides known to be wrong are left out.
         """
+        return self._labelled({SlideLabel.NEGATIVE})
+
+    def positives(self) -> Self:
+        """Select at most MOST slides labelled with tumour, spread over the patients; as negatives."""
+        return self._labelled({*SlideLabel} - {SlideLabel.NEGATIVE})
+
+    def _labelled(self, wanted: Collection[SlideLabel]) -> Self:
         labels = {slide_key(name): label for name, label in self.reference.labels.items()}
         known = [slide for slide in self.slides if slide_key(slide.name) not in EXCLUDED]
-        found = [slide for slide in known if labels.get(slide_key(slide.name)) is SlideLabel.NEGATIVE]
-        return replace(self, slides=found[:: max(1, len(found) // NEGATIVES)][:NEGATIVES])
+        found = [slide for slide in known if labels.get(slide_key(slide.name)) in wanted]
+        return replace(self, slides=found[:: max(1, len(found) // MOST)][:MOST])
 
     def draw(self, output: Path, recipe: PatchRecipe, *, workers: int, verb: str) -> None:
         """Draw patches as a table; an existing table drawn with the same recipe is kept.

@@ -183,14 +183,15 @@ class _Rounds:
             )
 
     def _peak(self, found: TrainingSet, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Learn the peak from negative slides of the training set's patients; return its provenance."""
+        """Learn the peak from labelled slides of the training set's patients; return its provenance."""
         from wsi.cnn.checkpoint import save_checkpoint  # noqa: PLC0415  (loads torch)
         from wsi.cnn.device import shared_out  # noqa: PLC0415
 
         plan = self._plan
         if plan.cohort is None:
             return {}
-        negatives = plan.cohort.of({*found.patches.patients.tolist()}).negatives().slides
+        cohort = plan.cohort.of({*found.patches.patients.tolist()})
+        negatives = cohort.negatives().slides
         if not negatives:
             self._news.say("no slide of these patients is labelled negative: the peak is not learnt")
             return {}
@@ -200,15 +201,15 @@ class _Rounds:
         peak = calibrate_peak(
             negatives,
             model,
+            positives=cohort.positives().slides,
             smallest_um=plan.smallest_um,
             slide_mpp=plan.slide_mpp,
             device=plan.device,
             workers=workers,
             threads=threads,
         )
-        reached = "nothing on" if peak < 1 else "something as certain is on one of"
-        self._news.say(f"a lesion must reach {peak:.4f}: {reached} {len(negatives)} negative slides")
-        return with_peak({}, peak)
+        self._news.say(str(peak))
+        return with_peak({}, peak.value)
 
     def _write(self, target: Path, result: Training, about: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint and its pictures."""

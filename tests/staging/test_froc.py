@@ -381,11 +381,35 @@ def test_interval_is_seeded_and_brackets_the_score() -> None:
         (painted(BIG, SMALL), [at(50, 60, float(random.random()))] if random.random() < 0.7 else []) for _ in range(20)
     ]
     one = scored(case, resamples=200, seed=3)
-    assert one.intervals == scored(case, resamples=200, seed=3).intervals
-    assert one.intervals != scored(case, resamples=200, seed=4).intervals
-    low, high = one.intervals[0]
-    assert 0 < low < one.to_json()["froc_score"] < high < 1
-    assert scored(case).to_json()["interval"] == [None, None]
+    assert one.bootstraps == scored(case, resamples=200, seed=3).bootstraps
+    assert one.bootstraps != scored(case, resamples=200, seed=4).bootstraps
+    assert one.intervals == scored(case, resamples=0).intervals
+    for low, high in (one.bootstraps[0], one.intervals[0]):
+        assert 0 < low < one.to_json()["froc_score"] < high < 1
+    assert scored(case).to_json()["bootstrap"] == [None, None]
+
+
+def test_everything_found_on_few_slides_is_not_certain() -> None:
+    found = [scored([(painted(BIG), [at(50, 60, 0.9)])] * count).intervals[1] for count in (2, 10, 40)]
+    assert all(high == 1 for _, high in found)
+    lows = [low for low, _ in found]
+    assert lows == sorted(lows)
+    assert lows[0] < 0.5
+    assert lows[-1] > 0.9
+
+
+def test_the_score_without_a_patient_is_that_of_the_others() -> None:
+    random = np.random.default_rng(2)
+    case: Case = [
+        (painted(BIG, SMALL), [at(50, 60, float(random.random())), at(9, 9, float(random.random()))]) for _ in range(6)
+    ]
+    hits = [hits_of(number, *slide) for number, slide in enumerate(case)]
+    owners = np.array([0, 0, 1, 2, 2, 2])
+    for official in (True, False):
+        left = FrocCurve(hits, official=official).left_out(owners)
+        for owner in range(3):
+            kept = [one for one, of in zip(hits, owners, strict=True) if of != owner]
+            assert left[owner] == pytest.approx(FrocCurve(kept, official=official).sensitivities().mean())
 
 
 def test_curve_begins_at_nothing_and_never_falls() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 from sklearn.metrics import cohen_kappa_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
@@ -86,7 +87,7 @@ def test_interval_agrees_with_a_plain_bootstrap_of_patients(seed: int) -> None:
     rng = np.random.default_rng(seed)
     reference = rng.integers(0, 5, 30)
     submission = np.where(rng.random(30) < 0.6, reference, rng.integers(0, 5, 30))
-    ours = score(reference, submission, stages=STAGES, seed=seed).interval
+    ours = score(reference, submission, stages=STAGES, seed=seed).bootstrap
     drawn = []
     for _ in range(1500):
         chosen = rng.integers(0, 30, 30)
@@ -94,9 +95,38 @@ def test_interval_agrees_with_a_plain_bootstrap_of_patients(seed: int) -> None:
     assert ours == pytest.approx(np.nanquantile(drawn, [0.025, 0.975]), abs=0.06)
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=25))
+def test_the_interval_is_the_jackknife_patient_by_patient(patients: list[tuple[int, int]]) -> None:
+    reference, submission = np.array(patients).T
+    kappa = quadratic_kappa(reference, submission)
+    low, high = score(reference, submission, stages=STAGES, resamples=0).interval
+    if math.isnan(kappa):
+        assert math.isnan(low)
+        assert math.isnan(high)
+    elif kappa == 1:
+        assert low < high == 1
+    else:
+        count = len(patients)
+        left = [quadratic_kappa(np.delete(reference, at), np.delete(submission, at)) for at in range(count)]
+        scaled = np.arctanh(np.clip([kappa if math.isnan(one) else one for one in left], -1 + 1e-6, 1 - 1e-6))
+        reach = student.ppf(0.975, count - 1) * math.sqrt((count - 1) / count * ((scaled - scaled.mean()) ** 2).sum())
+        middle = math.atanh(max(kappa, -1 + 1e-6))
+        assert (low, high) == pytest.approx((math.tanh(middle - reach), math.tanh(middle + reach)), abs=1e-9)
+        assert low <= kappa + 1e-5
+        assert kappa <= high + 1e-5
+
+
+def test_perfect_agreement_of_few_is_less_certain_than_that_of_many() -> None:
+    ranks = [0, 1, 2, 3, 4]
+    lows = [score(ranks * times, ranks * times, stages=STAGES, resamples=0).interval[0] for times in (1, 4, 20, 100)]
+    assert lows == sorted(lows)
+    assert lows[0] < 0.9
+    assert 0.99 < lows[-1] < 1
+
+
 def test_undefined_resamples_are_counted_and_left_out() -> None:
     result = score([0, 0, 0, 4], [0, 0, 0, 4], stages=STAGES)
-    assert result.interval == (1.0, 1.0)
+    assert result.bootstrap == (1.0, 1.0)
     assert result.undefined / result.resamples == pytest.approx(0.75**4 + 0.25**4, abs=0.02)
 
 
@@ -262,7 +292,7 @@ def test_one_permutation_and_one_resample_are_enough() -> None:
     assert result.p_value in (0.5, 1.0)
     assert result.interval[0] == result.interval[1]
     one = score(*raters(1)[:2], stages=STAGES, resamples=1)
-    assert one.interval[0] == one.interval[1]
+    assert one.bootstrap[0] == one.bootstrap[1]
 
 
 def test_without_patients_nothing_is_defined() -> None:

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_run import MPP, configuration, run
 
 from staging.cohorts.camelyon import SlideFile, find_slides
 from staging.lesions.finding import find_lesions
 from staging.lesions.settings import peak_of, settings_of, with_peak
 from staging.phantom import generate_cohort
-from staging.training.peak import calibrate_peak
+from staging.training.peak import best_peak, calibrate_peak
 from wsi.cnn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi.cnn.inference import infer
 from wsi.raster import Heatmap, Mask
@@ -55,7 +57,7 @@ def test_at_the_learnt_peak_no_lesion_of_the_negative_slide_survives(cohort: Pat
     """Each slide on its own: a peak that were rounded would keep its lesion on every second one."""
     slides = find_slides([cohort / "images"])
     for slide in slides:
-        peak, heatmap = calibrate_peak([slide], model, smallest_um=0.0), heatmap_of(slide, model)
+        peak, heatmap = calibrate_peak([slide], model, smallest_um=0.0).value, heatmap_of(slide, model)
         assert 0.5 < peak < 1
         assert find_lesions(heatmap, threshold=0.5, peak=peak)[0] == ()
         assert find_lesions(heatmap, threshold=0.5, peak=just_below(peak))[0] != ()
@@ -68,8 +70,8 @@ def test_the_learnt_peak_is_the_same_in_the_checkpoint_the_configuration_and_the
     cohort: Path, model: Path, tmp_path: Path
 ) -> None:
     slides = find_slides([cohort / "images"])[:4]
-    peak = calibrate_peak(slides, model, smallest_um=60.0, workers=2)
-    assert peak == max(calibrate_peak([slide], model, smallest_um=60.0) for slide in slides)
+    peak = calibrate_peak(slides, model, smallest_um=60.0, workers=2).value
+    assert peak == max(calibrate_peak([slide], model, smallest_um=60.0).value for slide in slides)
     checkpoint = load_checkpoint(model)
     learnt = tmp_path / "learnt.safetensors"
     save_checkpoint(learnt, replace(checkpoint, provenance=with_peak(checkpoint.provenance, peak)))
@@ -80,6 +82,28 @@ def test_the_learnt_peak_is_the_same_in_the_checkpoint_the_configuration_and_the
         assert json.loads((tmp_path / name / "run.json").read_text())["peak"] == limit
         heatmap = next((tmp_path / name / "heatmaps").iterdir())
         assert settings_of(heatmap, options={}).peak.value == limit
+
+
+highest = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12).map(np.array)
+
+
+@given(highest, highest)
+def test_no_other_peak_tells_the_slides_apart_better(negatives: Any, positives: Any) -> None:
+    def balance(peak: float) -> float:
+        return float((negatives < peak).mean() + (positives >= peak).mean())
+
+    peak = best_peak(negatives, positives)
+    assert 0.5 <= peak <= 1
+    others = [0.5, 1.0, *(float(np.nextafter(np.float32(one), np.float32(2))) for one in (*negatives, *positives))]
+    assert balance(peak) >= max(balance(one) for one in others if 0.5 <= one <= 1) - 1e-12
+    if negatives.max() < min(1, positives.min()):
+        assert peak == max(0.5, float(np.nextafter(np.float32(negatives.max()), np.float32(2))))
+
+
+def test_one_certain_mistake_does_not_hide_every_metastasis() -> None:
+    negatives, positives = np.array([0.999, *np.linspace(0.3, 0.8, 30)]), np.array([0.99, 0.95, 0.9, 0.85])
+    assert best_peak(negatives, positives) == pytest.approx(0.8)
+    assert best_peak(negatives, np.array([])) == pytest.approx(0.999)
 
 
 @pytest.mark.parametrize(("highest", "expected"), [(0.0, 0.5), (0.3, 0.5), (1.0, 1.0)])
@@ -93,4 +117,4 @@ def test_the_learnt_peak_lets_some_tumour_through(
         return Heatmap(frame=tissue.frame, array=values, tissue=tissue.array)
 
     monkeypatch.setattr("wsi.cnn.inference.infer", certain)
-    assert calibrate_peak(find_slides([cohort / "images"])[:1], model, smallest_um=0.0) == expected
+    assert calibrate_peak(find_slides([cohort / "images"])[:1], model, smallest_um=0.0).value == expected

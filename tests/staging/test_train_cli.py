@@ -164,15 +164,15 @@ def test_the_peak_is_learnt_where_the_slides_are_given(folder: Path, tmp_path: P
     told = CliRunner().invoke(app, [*map(str, again)], catch_exceptions=False)
     found = load_checkpoint(model)
     reference = read_stage_table(folder / "stage_labels.csv")
-    negative = [
-        slide
-        for slide in find_slides([folder / "images"])
-        if reference.labels[slide.name] is SlideLabel.NEGATIVE and slide.patient != "patient_042"
-    ]
+    trained_on = [slide for slide in find_slides([folder / "images"]) if slide.patient != "patient_042"]
+    negative = [slide for slide in trained_on if reference.labels[slide.name] is SlideLabel.NEGATIVE]
+    positive = [slide for slide in trained_on if reference.labels[slide.name] is not SlideLabel.NEGATIVE]
     assert {slide.patient for slide in negative} == {"patient_040", "patient_041"}
-    peak = calibrate_peak(negative, model, smallest_um=SMALLEST_UM)
+    learnt = calibrate_peak(negative, model, positives=positive, smallest_um=SMALLEST_UM)
+    peak = learnt.value
+    assert (learnt.negatives, learnt.positives) == (len(negative), len(positive))
     assert json.loads(told.stdout)["peak"] == found.provenance["peak"] == peak_of(found.provenance) == peak
-    assert f"a lesion must reach {peak:.4f}: nothing on {len(negative)} negative slides" in told.stderr
+    assert f"a lesion must reach {peak:.4f}: {learnt.alarms} of {len(negative)} negative slides" in told.stderr
     for name, weights in without.network.weights().items():
         np.testing.assert_array_equal(weights, found.network.weights()[name])
     assert {**without.provenance, "peak": peak} == found.provenance
