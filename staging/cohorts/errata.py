@@ -1,7 +1,4 @@
-"""Slides of the public cohorts that are known to be wrong.
-
-Source: the readme files of CAMELYON16 and CAMELYON17 and the CAMELYON data paper (Litjens et al., GigaScience 2018).
-"""
+"""Slides of the public cohorts that are known to be wrong, each list with its source."""
 
 from __future__ import annotations
 
@@ -16,18 +13,40 @@ PARTLY_ANNOTATED = frozenset(
         "test_114",
     }
 )
-"""CAMELYON16 slides with unannotated tumour: tissue outside their outlines is not known to be normal."""
+"""CAMELYON16 slides with unannotated tumour: tissue outside their outlines is not known to be normal.
+
+Source: CAMELYON16's readme, and Litjens et al., GigaScience 7 (2018) giy065.
+"""
 
 OUT_OF_SLIDE_TASK = MappingProxyType({"test_049": "it is a duplicate of another slide"})
-"""CAMELYON16 slides that the organisers leave out of the slide task (ROC), and why."""
+"""CAMELYON16 slides that the organisers leave out of the slide task (ROC), and why. Source: CAMELYON16's readme."""
 
 OUT_OF_LESION_TASK = MappingProxyType({**OUT_OF_SLIDE_TASK, "test_114": "not all of its tumour is annotated"})
-"""CAMELYON16 slides that the organisers leave out of the lesion task (FROC), and why."""
+"""CAMELYON16 slides that the organisers leave out of the lesion task (FROC), and why. Source: CAMELYON16's readme."""
+
+ANNOTATED_NEGATIVES = MappingProxyType(
+    dict.fromkeys(
+        ("patient_022_node_4", "patient_038_node_2", "patient_086_node_0", "patient_086_node_4"),
+        "its tumour is annotated, but stage_labels.csv calls it negative",
+    )
+)
+"""CAMELYON17 slides of which either the annotations or the label are wrong.
+
+Source: the organisers' stage_labels.csv beside the 50 files of their lesion_annotations.zip.
+"""
 
 EXCLUDED = MappingProxyType(
-    {**OUT_OF_SLIDE_TASK, "normal_086": "it is tumor_111", "normal_144": "its label is doubtful"}
+    {
+        **OUT_OF_SLIDE_TASK,
+        **ANNOTATED_NEGATIVES,
+        "normal_086": "it is tumor_111",
+        "normal_144": "its label is doubtful",
+    }
 )
-"""CAMELYON16 slides not used for training, and why: from the organisers' readme; normal_144 from several teams."""
+"""Slides that nothing is learnt from, neither as tumour nor as normal, and why.
+
+Source: CAMELYON16's readme; ANNOTATED_NEGATIVES; normal_144: left out by several teams of the challenge.
+"""
 
 
 def is_partly_annotated(slide: str) -> bool:

@@ -70,7 +70,7 @@ def _probabilities(path: Path, line: int, texts: list[str]) -> tuple[float, ...]
 
 
 def read_node_sites(path: str | PathLike[str]) -> dict[str, NodeSite]:
-    """Read node sites from a table ``slide,site,detection``: axillary or internal mammary; sentinel, clinical or none.
+    """Read node sites from a table ``slide,site,detection``: a Site; sentinel, clinical or none.
 
     Raises:
         TableError: unreadable, or another header.
@@ -136,4 +136,6 @@ def _tnm_stage(labels: Mapping[str, SlideLabel], sites: Mapping[str, NodeSite]) 
         NodeCounts.of(of_site[Site.AXILLARY]),
         NodeCounts.of(of_site[Site.INTERNAL_MAMMARY]),
         detection=detection,
+        infraclavicular=NodeCounts.of(of_site[Site.INFRACLAVICULAR]),
+        supraclavicular=NodeCounts.of(of_site[Site.SUPRACLAVICULAR]),
     )

@@ -35,8 +35,8 @@ def stage(
     sites: Annotated[
         Path | None,
         typer.Option(
-            help="CSV slide,site,detection (axillary or internal mammary; sentinel or clinical): adds the full pN "
-            "category (pN1a, pN2b, ...) of AJCC's TNM to the result.",
+            help="CSV slide,site,detection (axillary, internal mammary, infraclavicular or supraclavicular; "
+            "sentinel or clinical): adds the full pN category (pN1a, pN2b, ...) of AJCC's TNM to the result.",
             show_default=False,
         ),
     ] = None,

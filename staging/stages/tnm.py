@@ -3,7 +3,7 @@
 Source: S. B. Edge et al. (eds.), AJCC Cancer Staging Manual, 7th edition, 2010, chapter 32 (Breast), and M. B. Amin
 et al. (eds.), 8th edition, 2017, chapter 48 (Breast), section "Pathological (pN)". Both editions agree on every
 combination that is staged here. Where they differ, or neither names the combination, an error is raised instead of
-guessing; level III axillary (infraclavicular) and supraclavicular nodes and molecular findings are not supported.
+guessing; molecular findings are not supported. docs/tnm.md has a row for every combination.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class TnmStage(Ranked):
     PN2B = "pN2b"
     PN3A = "pN3a"
     PN3B = "pN3b"
+    PN3C = "pN3c"
 
     @classmethod
     def _noun(cls) -> str:
@@ -41,6 +42,8 @@ class Site(Ranked):
 
     AXILLARY = "axillary"
     INTERNAL_MAMMARY = "internal mammary"
+    INFRACLAVICULAR = "infraclavicular"
+    SUPRACLAVICULAR = "supraclavicular"
 
     @classmethod
     def _noun(cls) -> str:
@@ -111,27 +114,40 @@ def stage_nodes(
     internal_mammary: NodeCounts | None = None,
     *,
     detection: Detection | None = None,
+    infraclavicular: NodeCounts | None = None,
+    supraclavicular: NodeCounts | None = None,
 ) -> TnmStage:
     """Return the pN category of a patient.
 
     Axillary nodes alone: a macro-metastasis and 1-3 positive nodes are pN1a, 4-9 pN2a, 10 or more pN3a;
     micro-metastases alone pN1mi, isolated tumour cells alone pN0(i+), else pN0. Internal mammary nodes with a micro-
     or macro-metastasis that only the sentinel biopsy found: pN1b without positive axillary nodes, pN1c with pN1a, pN3b
-    with pN2a. Clinically detected: pN2b without positive axillary nodes, pN3b with pN1a or pN2a.
+    with pN2a. Clinically detected: pN2b without positive axillary nodes, pN3b with pN1a or pN2a. A macro-metastasis in
+    a supraclavicular node is pN3c whatever else there is, one in an infraclavicular node (axillary level III) pN3a.
 
     Args:
         axillary: nodes of levels I and II, including sentinel nodes.
         internal_mammary: nodes beside the sternum, if any were examined.
         detection: of their metastases; needed where they have any.
+        infraclavicular: axillary nodes of level III, if any were examined.
+        supraclavicular: nodes above the clavicle, if any were examined.
 
     Raises:
         UnsupportedStageError: the manuals name no category, two of them, or different ones; or the way of detection is
             missing or contradicts the counts.
         ValueError: no node was examined.
     """
-    inner = internal_mammary or NodeCounts()
-    if axillary.examined + inner.examined == 0:
+    inner, below, above = (one or NodeCounts() for one in (internal_mammary, infraclavicular, supraclavicular))
+    if axillary.examined + inner.examined + below.examined + above.examined == 0:
         raise ValueError("a patient without examined nodes has no stage")
+    if above.macro:
+        return TnmStage.PN3C
+    for site, one in ((Site.SUPRACLAVICULAR, above), (Site.INFRACLAVICULAR, below)):
+        if one.positive and not one.macro:
+            reason = f"micro-metastases alone in {site.value} nodes are named by neither edition"
+            raise UnsupportedStageError(None, reason, mend="stage this patient by hand")
+    if below.macro:
+        return _below_the_clavicle(axillary, inner)
     if not inner.positive:
         if detection is Detection.CLINICAL:
             raise UnsupportedStageError(
@@ -139,7 +155,7 @@ def stage_nodes(
                 "internal mammary metastases were detected clinically, but no examined node has one",
                 mend="give the labels of the internal mammary nodes",
             )
-        return _axillary_stage(axillary, has_itc=axillary.itc + inner.itc > 0)
+        return _axillary_stage(axillary, has_itc=axillary.itc + inner.itc + below.itc + above.itc > 0)
     if detection is None:
         raise UnsupportedStageError(
             None,
@@ -163,6 +179,17 @@ def stage_nodes(
         )
         raise UnsupportedStageError(None, why, mend="stage this patient by hand")
     return stage
+
+
+def _below_the_clavicle(axillary: NodeCounts, inner: NodeCounts) -> TnmStage:
+    """Return pN3a, which infraclavicular metastases are, unless pN3b may be meant, too."""
+    if inner.positive and axillary.positive:
+        raise UnsupportedStageError(
+            None,
+            "infraclavicular beside axillary and internal mammary metastases are both pN3a and pN3b",
+            mend="stage this patient by hand",
+        )
+    return TnmStage.PN3A
 
 
 def _axilla(nodes: NodeCounts) -> _Axilla:

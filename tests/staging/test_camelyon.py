@@ -15,6 +15,7 @@ from staging.cohorts.camelyon import (
     read_stage_table,
     write_stage_table,
 )
+from staging.cohorts.errata import ANNOTATED_NEGATIVES, EXCLUDED
 from staging.cohorts.names import centre_of
 from staging.cohorts.skipped import skipped_files, skipped_json, skipped_table, skipped_text
 from staging.errors import (
@@ -372,3 +373,13 @@ def test_the_files_of_a_dicom_series_are_one_slide(real_data: Callable[[str], Pa
     (tmp_path / "stump.dcm").write_bytes(b"nothing")
     assert [slide.name for slide in find_slides([tmp_path])] == ["boxes_0", "other", "stump"]
     assert len(find_slides([tmp_path / "boxes_0.dcm", tmp_path / "boxes_1.dcm"])) == 2
+
+
+def test_annotated_slides_that_are_called_negative_are_known(real_data: Callable[[str], Path]) -> None:
+    labels = read_label_table(real_data("tables/camelyon17_stage_labels.csv"))
+    annotated = real_data("tables/camelyon17_annotated_slides.txt").read_text().split()
+    contradictory = {name.removesuffix(".tif") for name in annotated} & {
+        name for name, label in labels.items() if label is SlideLabel.NEGATIVE
+    }
+    assert set(ANNOTATED_NEGATIVES) == contradictory
+    assert set(EXCLUDED) >= contradictory

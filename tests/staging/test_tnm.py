@@ -162,3 +162,53 @@ def test_the_command(tmp_path: Path) -> None:
     assert shares["pN0"] == pytest.approx(0.1**5)
     assert shares["pN2"] == pytest.approx(0.9**5 + 5 * 0.9**4 * 0.1)
     assert shares["pN1"] == pytest.approx(1 - shares["pN0"] - shares["pN2"])
+
+
+AXILLA = {
+    "negative": nodes(negative=2),
+    "isolated tumour cells": nodes(itc=2),
+    "micro-metastases alone": nodes(micro=2),
+    "1 to 3 positive": nodes(macro=1, micro=2),
+    "4 to 9 positive": nodes(macro=4),
+    "10 or more positive": nodes(macro=10),
+}
+INNER = {
+    "none": (None, None),
+    "by sentinel biopsy": (nodes(macro=1), Detection.SENTINEL),
+    "clinically": (nodes(macro=1), Detection.CLINICAL),
+}
+BELOW = {"none": None, "isolated tumour cells": nodes(itc=1), "micro": nodes(micro=1), "macro": nodes(macro=1)}
+
+
+def named(*sites: NodeCounts | None, detection: Detection | None) -> str:
+    axillary, inner, below, above = sites
+    assert axillary is not None
+    try:
+        return stage_nodes(axillary, inner, detection=detection, infraclavicular=below, supraclavicular=above).value
+    except UnsupportedStageError:
+        return "open"
+
+
+def test_the_table_in_the_documentation_is_what_is_staged() -> None:
+    rows = []
+    for axilla, counts in AXILLA.items():
+        for inner, (found, detection) in INNER.items():
+            stages = [named(counts, found, below, None, detection=detection) for below in BELOW.values()]
+            rows.append(f"| {axilla} | {inner} | {' | '.join(stages)} |")
+    text = (Path(__file__).parents[2] / "docs" / "tnm.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("| ") and "---" not in line][1:] == rows
+
+
+@pytest.mark.parametrize("axillary", AXILLA.values())
+@pytest.mark.parametrize("inner", INNER.values())
+@pytest.mark.parametrize("below", BELOW.values())
+def test_supraclavicular_metastases_count_most(
+    axillary: NodeCounts, inner: tuple[NodeCounts | None, Detection | None], below: NodeCounts | None
+) -> None:
+    found, detection = inner
+    assert named(axillary, found, below, nodes(macro=1, micro=3), detection=detection) == "pN3c"
+    assert named(axillary, found, below, nodes(micro=1), detection=detection) == "open"
+    without = named(axillary, found, below, None, detection=detection)
+    assert named(axillary, found, below, nodes(itc=1), detection=detection) == (
+        "pN0(i+)" if without == "pN0" else without
+    )
