@@ -33,6 +33,8 @@ def _is_lost(outline: NDArray[np.float64], frame: Frame) -> bool:
     columns, rows = ((outline - (frame.x, frame.y)) / frame.downsample).T
     if _is_wide(columns, rows):
         return False
+    if any(math.ceil(along.min() - 0.5) > along.max() - 0.5 for along in (columns, rows)):
+        return True  # no centre is even within its bounds
     top, left = math.floor(rows.min()), math.floor(columns.min())
     part = Frame(
         x=frame.x + left * frame.downsample,
