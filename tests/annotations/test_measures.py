@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,9 @@ def test_a_gap_of_75_um_still_joins(gap_um: float, count: int) -> None:
 
 
 def test_drawn_twice_counts_once() -> None:
-    once, twice = (measure_lesions([drawn(box(0, 0, 40, 20))] * times, mpp=1) for times in (1, 2))
-    assert once == twice
-    assert (once[0].area_um2, once[0].parts, once[0].centroid) == (800, 1, (20, 10))
+    (once,), (twice,) = (measure_lesions([drawn(box(0, 0, 40, 20))] * times, mpp=1) for times in (1, 2))
+    assert replace(once, geometry=once.geometry.normalize()) == replace(twice, geometry=twice.geometry.normalize())
+    assert (once.area_um2, once.parts, once.centroid) == (800, 1, (20, 10))
 
 
 def test_cut_outs_and_islands_count() -> None:

@@ -92,7 +92,7 @@ def test_interval_agrees_with_a_plain_bootstrap_of_patients(seed: int) -> None:
     for _ in range(1500):
         chosen = rng.integers(0, 30, 30)
         drawn.append(quadratic_kappa(reference[chosen], submission[chosen]))
-    assert ours == pytest.approx(np.nanquantile(drawn, [0.025, 0.975]), abs=0.06)
+    assert ours == pytest.approx(np.nanquantile(drawn, [0.025, 0.975]), abs=0.1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=25))
