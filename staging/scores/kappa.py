@@ -260,9 +260,11 @@ def jackknife_interval(confusion: NDArray[np.int64], *, level: float = 0.95) -> 
     without[np.arange(cells.size), cells] -= 1
     left_out = _kappas(without.reshape(-1, *confusion.shape))
     left_out[np.isnan(left_out)] = kappa
-    scaled = np.repeat(np.arctanh(np.clip(left_out, -_NEAREST, _NEAREST)), confusion.reshape(-1)[cells])
-    middle = math.atanh(max(-_NEAREST, kappa))
-    reach = float(student.ppf((1 + level) / 2, patients - 1)) * math.sqrt(jackknife_variance(scaled))
+    error = math.sqrt(jackknife_variance(np.repeat(left_out, confusion.reshape(-1)[cells])))
+    middle = max(-_NEAREST, kappa)
+    # the error on Fisher's scale by its slope: left out, a single error would leave kappa at 1, which is infinite there
+    reach = float(student.ppf((1 + level) / 2, patients - 1)) * error / (1 - middle**2)
+    middle = math.atanh(middle)
     return math.tanh(middle - reach), math.tanh(middle + reach)
 
 

@@ -108,12 +108,19 @@ def test_the_interval_is_the_jackknife_patient_by_patient(patients: list[tuple[i
     else:
         count = len(patients)
         left = [quadratic_kappa(np.delete(reference, at), np.delete(submission, at)) for at in range(count)]
-        scaled = np.arctanh(np.clip([kappa if math.isnan(one) else one for one in left], -1 + 1e-6, 1 - 1e-6))
-        reach = student.ppf(0.975, count - 1) * math.sqrt((count - 1) / count * ((scaled - scaled.mean()) ** 2).sum())
+        known = np.array([kappa if math.isnan(one) else one for one in left])
+        reach = student.ppf(0.975, count - 1) * math.sqrt((count - 1) / count * ((known - known.mean()) ** 2).sum())
+        reach /= 1 - max(kappa, -1 + 1e-6) ** 2
         middle = math.atanh(max(kappa, -1 + 1e-6))
         assert (low, high) == pytest.approx((math.tanh(middle - reach), math.tanh(middle + reach)), abs=1e-9)
         assert low <= kappa + 1e-5
         assert kappa <= high + 1e-5
+
+
+def test_one_error_of_ten_is_no_reason_to_know_nothing() -> None:
+    low, high = score([0, 0, 1, 2, 2, 3, 3, 4, 4, 4], [0, 0, 1, 2, 2, 3, 3, 4, 4, 3], stages=STAGES).interval
+    assert 0.7 < low < 0.95
+    assert 0.99 < high < 1
 
 
 def test_perfect_agreement_of_few_is_less_certain_than_that_of_many() -> None:
