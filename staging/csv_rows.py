@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -13,7 +14,7 @@ from typing import Generic, TypeVar
 
 from staging.errors import ConflictError, TableError, UnknownLabelError
 from wsi.errors import plain
-from wsi.inputs import MOST_BYTES, read_text
+from wsi.inputs import MOST_BYTES, read_bytes
 
 # float() takes '1_00', Arabic digits, 'nan' and 'infinity'; a table means plain decimals.
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
@@ -34,7 +35,7 @@ def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
     and tabs as they copy cells.
 
     Raises:
-        TableError: missing, unreadable, not UTF-8 text or not CSV.
+        TableError: missing, unreadable, not UTF-8 text (nor UTF-16 with its mark) or not CSV.
     """
     path = Path(path)
     lines = _text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -160,11 +161,14 @@ def decimal(text: str) -> float | None:
 
 def _text_of(path: Path) -> str:
     try:
-        return read_text(path)
+        content = read_bytes(path)
+        # Excel's "Unicode text"
+        is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if is_wide else "utf-8-sig")
     except FileNotFoundError as error:
         raise TableError(path, "there is no such file", mend="check the path of the table") from error
     except OSError as error:
         raise TableError(path, f"cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        mend = 'save it as "CSV UTF-8", not as "Unicode text" or in the code page of a country'
-        raise TableError(path, "is not UTF-8 text", mend=mend) from error
+        mend = 'save it as "CSV UTF-8", not in the code page of a country'
+        raise TableError(path, f"is not {error.encoding.upper()} text", mend=mend) from error

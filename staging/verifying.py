@@ -46,6 +46,8 @@ def verify_output(output: Path) -> Verified:
         broken = {name: reasons for name, reasons in found.items() if reasons}
         return Verified(artefacts=len(found) - 1, broken=broken)  # besides the tables
     artefacts = [output] if (output / DONE).is_file() else sorted(path.parent for path in output.glob(f"*/{DONE}"))
+    if not output.exists():
+        raise CohortError(output, "does not exist", mend="name the output of a command")
     if not artefacts:
         raise CohortError(output, "has no sentinode artefacts", mend="name the output of a command")
     broken = {}

@@ -38,9 +38,10 @@ _OF_GROUP = frozenset({"Name", "PartOfGroup", "Color"})
 def read_asap(path: str | Path, groups: Mapping[str, Role] | None = None) -> tuple[Annotation, ...]:
     """Read the annotations of an ASAP XML file.
 
-    Vertices are sorted by their ``Order``. Outlines with fewer than three vertices occur in real files and are kept,
-    but have no area. An unknown group takes the role of its nearest known ancestor. A decimal comma is accepted where
-    it can be nothing else (see xml.position).
+    Vertices are sorted by their ``Order``; where several have the same one, the file must have them in order.
+
+    Outlines with fewer than three vertices occur in real files and are kept, but have no area. An unknown group takes
+    the role of its nearest known ancestor. A decimal comma is accepted where it can be nothing else (see xml.position).
 
     Args:
         path: the XML file.
@@ -264,7 +265,18 @@ class _Found:
             raise AnnotationFormatError(
                 self._path, "some vertices have an Order, others do not", where=f"annotation {self._name!r}"
             )
-        return vertices[np.argsort(orders, kind="stable")]
+        if (np.diff(orders) >= 0).all():
+            return vertices
+        sequence = np.argsort(orders, kind="stable")
+        repeated = orders[sequence][1:][np.diff(orders[sequence]) == 0]
+        if len(repeated):  # two rings in one, or edited: nothing says which vertex comes first
+            raise AnnotationFormatError(
+                self._path,
+                f"several vertices have the Order {repeated[0]}, and the file has them in another sequence",
+                where=f"annotation {self._name!r}",
+                mend="number them anew",
+            )
+        return vertices[sequence]
 
     def _group(self, element: Any) -> None:  # noqa: ANN401
         parent = _group_named(element, "PartOfGroup")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,7 @@ from annotations.annotation import (
 )
 from annotations.errors import AnnotationFormatError, UnknownGroupError
 from annotations.files.geojson_stream import features_in
-from annotations.files.xml import FARTHEST_PX
+from annotations.files.xml import FARTHEST_PX, shortened
 from wsi.store import atomic_text
 
 UNCLASSIFIED = "Unclassified"  # QuPath's word for an object without a class
@@ -143,6 +143,7 @@ def read_geojson_set(
         if isinstance(classification, dict):
             classes[group] = classes.get(group) or _colour(classification)
         attributes = _attributes(path, where, feature, properties)
+        _refuse_half_characters(path, where, (name, group, *attributes, *attributes.values()))
         outlines = list(_outlines(path, where, feature["geometry"], role))
         if not outlines:
             bare.add(str(number))
@@ -264,6 +265,18 @@ def _colour(holder: Mapping[str, Any]) -> Colour | None:
 
 def _is_byte(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _refuse_half_characters(path: Path, where: str, texts: Iterable[str]) -> None:
+    """Refuse text that JSON can escape, but no file can hold: half of a surrogate pair.
+
+    Raises:
+        AnnotationFormatError: there is one.
+    """
+    for text in texts:
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            fault = f"the text {shortened(text)!r} has half of a character (a lone surrogate)"
+            raise AnnotationFormatError(path, fault, where=where, mend="correct it, or export it again")
 
 
 def _refuse(constant: str) -> NoReturn:

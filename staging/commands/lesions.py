@@ -13,6 +13,7 @@ from annotations.measures import MERGE_GAP_UM
 from staging.commands.notices import heatmaps_notice, unseen_notice, warnings_notice
 from staging.commands.options import AllowEmpty, AllowPartial, Overwrite, SlideMpp, Tolerance
 from staging.commands.outputs import Output, guarded
+from staging.lesions.labels import ITC_MAX_UM
 from staging.lesions.settings import COVERAGE_TOLERANCE, PEAK, SMALLEST_UM, THRESHOLD
 from wsi.outputs import OutputKind
 
@@ -73,7 +74,10 @@ def lesions(
     smallest_um: Annotated[
         float | None,
         typer.Option(
-            help="Lesions shorter than this many um count as noise.", min=0, show_default=f"{_ELSE} {SMALLEST_UM:g}"
+            help="Lesions shorter than this many um count as noise.",
+            min=0,
+            max=ITC_MAX_UM,
+            show_default=f"{_ELSE} {SMALLEST_UM:g}",
         ),
     ] = None,
     model: Annotated[

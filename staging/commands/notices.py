@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,20 @@ def files_notice(kind: str, folders: Iterable[Path], suffixes: Collection[str]) 
     if skipped:
         say(f"of the {kind} {skipped_text(skipped)}")
     return {"skipped": skipped_json(skipped)}
+
+
+def foretold_notice(foretold: Mapping[str, Any], *, what: str) -> None:
+    """Say what a rehearsal's JSON says of the time and the room that the work would take.
+
+    Args:
+        foretold: with ``seconds`` and ``bytes``, None where nothing could be measured.
+        what: the work, as in "3 slides to analyse".
+    """
+    if foretold["seconds"] is None:
+        say(f"{what}: none could be sampled, so time and room are not known")
+        return
+    time, megabytes = timedelta(seconds=round(foretold["seconds"])), foretold["bytes"] / 1e6
+    say(f"{what}: would take about {time} (h:mm:ss) and {megabytes:,.3g} MB; nothing was written")
 
 
 def unseen_notice(record: Mapping[str, Any]) -> None:

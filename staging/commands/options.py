@@ -95,7 +95,14 @@ Workers = Annotated[
     int | None,
     typer.Option(help="Number of processes; it does not change the results.", min=1, show_default="one per core"),
 ]
-Nodes = Annotated[int, typer.Option(help="Number of slides a patient needs to be staged.", min=1, max=1000)]
+Nodes = Annotated[
+    int,
+    typer.Option(
+        help="Number of slides a patient needs to be staged; one in a table of --patients needs those listed there.",
+        min=1,
+        max=1000,
+    ),
+]
 Threshold = Annotated[
     float | None,
     typer.Option(

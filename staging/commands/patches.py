@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from staging.commands.notices import cohort_notices, say, warnings_notice
+from staging.commands.notices import cohort_notices, foretold_notice, say, warnings_notice
 from staging.commands.options import SOURCE, AllowEmpty, Device, DryRun, Patients, SlideMpp, Upsample, Workers
 from staging.commands.outputs import Made, Output, guarded
 from staging.errors import ConfigurationError
@@ -221,6 +221,7 @@ def patches(
         foretold = rehearse_patches(
             found, drawn, table, output, recipe=recipe, workers=processes, form=form, quality=quality
         )
+        foretold_notice(foretold, what=f"about {foretold['count']} patches of {foretold['slides']} slides")
         typer.echo(json.dumps(foretold | notices))
         return
     with PatchProgress(len(found)) as progress:

@@ -10,7 +10,7 @@ import typer
 
 from annotations.measures import MERGE_GAP_UM
 from staging.commands.everywhere import is_quiet
-from staging.commands.notices import say, skipped_notice
+from staging.commands.notices import EXIT_QUARANTINED, foretold_notice, say, skipped_notice
 from staging.commands.options import (
     AllowPartial,
     Device,
@@ -37,8 +37,6 @@ from wsi.outputs import FolderKind
 
 if TYPE_CHECKING:
     from staging.runs.cohort import CohortResult
-
-EXIT_QUARANTINED = 3
 
 
 @guarded
@@ -149,7 +147,10 @@ def run(
         found = rehearse(tasks, checkpoint, workers=processes)
         for name, reason in found.faults.items():
             say(f"{name}: would be quarantined: {reason}")
+        foretold_notice(found.to_json(), what=f"{len(found.todo)} slides to analyse, {len(found.done)} are finished")
         typer.echo(json.dumps(found.to_json()))
+        if found.faults:
+            raise typer.Exit(EXIT_QUARANTINED)
         return
     with CohortProgress(len(listing.slides)) as progress:
         result = run_cohort(

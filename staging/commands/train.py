@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from staging.commands.conditions import OnlyIf, only_with
-from staging.commands.notices import cohort_notices
+from staging.commands.notices import cohort_notices, foretold_notice
 from staging.commands.options import Device, DryRun, OnBadTile, Patients, SlideMpp, Smallest, Workers
 from staging.commands.outputs import Made, Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
@@ -196,6 +196,7 @@ def train(
 
         foretold = rehearse_training(plan)
         if is_first_process():
+            foretold_notice(foretold, what=f"{foretold['learnt']} patches to learn from")
             typer.echo(json.dumps(foretold | notices))
         return
     with TrainingProgress(is_silent=not is_first_process()) as progress:

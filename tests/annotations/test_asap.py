@@ -193,6 +193,20 @@ def test_what_is_no_asap_file_is_refused(tmp_path: Path, text: bytes) -> None:
     assert "root:" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("orders", "vertices"), [("0012", "0123"), ("0000", "0123"), ("0132", "0132")])
+def test_a_repeated_order_is_read_where_the_file_is_in_order(tmp_path: Path, orders: str, vertices: str) -> None:
+    points = "".join(f'<Coordinate Order="{order}" X="{x}" Y="1"/>' for x, order in enumerate(orders))
+    (annotation,) = read_asap(file_of(tmp_path, document(points)))
+    assert annotation.vertices[:, 0].tolist() == [int(x) for x in vertices]
+
+
+@pytest.mark.parametrize("orders", ["0101", "2110", "0100"])
+def test_a_repeated_order_is_refused_where_it_leaves_open_who_is_first(tmp_path: Path, orders: str) -> None:
+    points = "".join(f'<Coordinate Order="{order}" X="{x}" Y="1"/>' for x, order in enumerate(orders))
+    with pytest.raises(AnnotationFormatError, match=r"several vertices have the Order [01]"):
+        read_asap(file_of(tmp_path, document(points)))
+
+
 def test_attribute_bombs_end_quickly(tmp_path: Path) -> None:
     entities = '<!ENTITY e0 "0123456789">' + "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     with pytest.raises(AnnotationFormatError):

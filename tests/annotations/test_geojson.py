@@ -416,3 +416,11 @@ def test_what_is_no_geojson_is_refused(tmp_path: Path, content: Any) -> None:
 def test_a_missing_file_is_not_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(AnnotationNotFoundError):
         read_geojson(tmp_path / "none.geojson")
+
+
+@pytest.mark.parametrize("properties", [{"name": "\ud800"}, {"note": "x\udfff"}, {"\udc00": "a"}])
+def test_half_a_character_is_refused_where_it_stands(tmp_path: Path, properties: dict[str, Any]) -> None:
+    whole = feature(polygon(SQUARE), classification={"name": "Tumor"}, name="\U0001f600")
+    half = feature(polygon(SQUARE), classification={"name": "Tumor"}, **properties)
+    with pytest.raises(AnnotationFormatError, match=r"feature 1.*half of a character"):
+        read_geojson(file_of(tmp_path, {"type": "FeatureCollection", "features": [whole, half]}))

@@ -154,6 +154,16 @@ def test_what_spreadsheets_write_is_read(table: Write, text: str) -> None:
     assert read_predictions(table(text)) == {"a": 0.25, "b": 0.5}
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+def test_the_unicode_text_of_a_spreadsheet_is_read(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    (tmp_path / "t.csv").write_bytes(f"{mark}slide\tprobability\r\nh\u00e9\t0.25\r\n".encode(encoding))
+    assert read_predictions(tmp_path / "t.csv") == {"h\u00e9": 0.25}
+    (tmp_path / "t.csv").write_bytes("slide,probability\nh\u00e9,0.25\n".encode("latin-1"))
+    with pytest.raises(TableError, match="is not UTF-8 text"):
+        read_predictions(tmp_path / "t.csv")
+
+
 def test_a_semicolon_within_a_cell_separates_nothing(table: Write) -> None:
     assert read_predictions(table("s;1.tif,0.25\nt;1.tif,0.5\n")) == {"s;1": 0.25, "t;1": 0.5}
 

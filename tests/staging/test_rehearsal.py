@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ def test_a_dry_run_foretells_the_run(tmp_path: Path) -> None:
         return done.exit_code, json.loads(done.stdout), done.stderr
 
     code, foretold, told = called("--dry-run")
-    assert (code, foretold["done"], foretold["todo"], foretold["sampled"]) == (0, 0, 5, 3)
+    assert (code, foretold["done"], foretold["todo"], foretold["sampled"]) == (3, 0, 5, 3)
     assert list(foretold["quarantined"]) == ["patient_001_node_0"]
     assert "patient_001_node_0: would be quarantined" in told
+    assert re.search(r"5 slides to analyse, 0 are finished: would take about 0:\d\d:\d\d .* and .* MB", told)
     assert not (tmp_path / "out").exists()
     code, real, _ = called()
     assert (code, real["slides"], list(real["quarantined"])) == (3, 5, ["patient_001_node_0"])

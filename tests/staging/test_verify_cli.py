@@ -72,6 +72,11 @@ def test_what_holds_nothing_is_refused(tmp_path: Path) -> None:
         CliRunner().invoke(app, ["verify", str(tmp_path)], catch_exceptions=False)
 
 
+def test_what_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="does not exist"):
+        CliRunner().invoke(app, ["verify", str(tmp_path / "x")], catch_exceptions=False)
+
+
 @pytest.mark.parametrize("form", ["sparse", "png"])
 def test_patches_that_changed_are_named_and_made_again(tmp_path: Path, form: str) -> None:
     image = np.full((256, 256, 3), 244, np.uint8)
