@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
@@ -30,10 +30,12 @@ class PatientTable(SlideNodes):
     Attributes:
         nodes: (patient, node) by slide_key.
         path: the file it was read from.
+        spelling: each slide_key as the file writes it.
     """
 
     nodes: Mapping[str, tuple[str, int]]
     path: Path
+    spelling: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, slide: str) -> tuple[str, int]:
         """Return (patient, node) of a slide.
@@ -56,7 +58,8 @@ class PatientTable(SlideNodes):
         if not wanted:
             return SlideNodes.obstacles(self, patient, slides, count)
         given = {slide_key(name) for name in slides}
-        missing, beyond = sorted(wanted - given), sorted(given - wanted)
+        missing = [self.spelling.get(name, name) for name in sorted(wanted - given)]
+        beyond = sorted(name for name in slides if slide_key(name) not in wanted)
         found = [f"missing {listed(missing)}"] if missing else []
         return [*found, f"the table lists some of its slides, but not {listed(beyond)}"] if beyond else found
 
@@ -94,9 +97,11 @@ def read_patients(path: str | PathLike[str]) -> PatientTable:
     columns = _columns(path, rows[0]) if rows else None
     slides: Entries[tuple[str, str]] = Entries(path)
     spelling: dict[str, str] = {}
+    slide_spelling: dict[str, str] = {}
     for line, cells in rows if columns is None else rows[1:]:
         slide, patient, node = _cells(path, line, cells, columns)
         name = slide_key(slide)
+        slide_spelling.setdefault(name, slide)
         patient = unicodedata.normalize("NFC", patient)
         if _OF_CAMELYON.fullmatch(patient):
             patient = patient.lower()
@@ -107,7 +112,7 @@ def read_patients(path: str | PathLike[str]) -> PatientTable:
     nodes = {}
     for name, (patient, node) in slides.values.items():
         nodes[name] = patient, number[patient].setdefault(node, len(number[patient]))
-    return PatientTable(nodes=nodes, path=path)
+    return PatientTable(nodes=nodes, path=path, spelling=slide_spelling)
 
 
 def _columns(path: Path, first: Row) -> tuple[int, int, int | None] | None:

@@ -44,6 +44,12 @@ def _read_options(context: typer.Context, path: Path | None) -> None:
                 path, f"{' '.join(words)} has no option --{key}", where=f"[{'.'.join(words)}]", mend="see its --help"
             )
         _refuse_boolean(path, option, value, where=f"[{'.'.join(words)}] {key}")
+        try:
+            option.process_value(context, value)
+        except typer.BadParameter as error:
+            reason = error.message.removeprefix("Value error, ").partition(" for <class")[0].rstrip(".")
+            where = f"[{'.'.join(words)}] {key}"
+            raise ConfigurationError(path, f"is {str(value)[:60]!r}: {reason}", where=where) from error
         defaults[option.name] = value
     context.default_map = defaults
 
@@ -68,7 +74,8 @@ def _refuse_strangers(path: Path, tables: dict[str, Any], group: Any, within: st
         command = group.commands.get(name)
         if command is None or not isinstance(table, dict):
             what = f"there is no command {within}{name}" if command is None else f"[{within}{name}] is not a table"
-            raise ConfigurationError(path, what, mend="name tables like commands, as in [run] and [mil.train]")
+            mend = f"write [{name}] without quotes" if "." in name else "name tables like commands, as in [run]"
+            raise ConfigurationError(path, what, mend=mend)
         if hasattr(command, "commands"):
             _refuse_strangers(path, table, command, f"{within}{name}.")
 

@@ -20,7 +20,7 @@ def phantom(
         Output(kind=always(FolderKind())),
         typer.Argument(help="A new or empty directory, or an earlier cohort with --overwrite.", show_default=False),
     ],
-    patients: Annotated[int, typer.Option(help="Number of patients, each with five slides.", min=1, max=200)] = 5,
+    patient_count: Annotated[int, typer.Option(help="Number of patients, each with five slides.", min=1, max=200)] = 5,
     first_patient: Annotated[
         int, typer.Option(help="How many patients to pass over: other patients of an equal cohort.", min=0)
     ] = 0,
@@ -37,7 +37,7 @@ def phantom(
 ) -> None:
     """Make a synthetic cohort: slides, ASAP XML, stage_labels.csv and the exact truth.
 
-    Example: sentinode phantom cohort --patients 10 --centres 0,1,2,3,4 --seed 7 --mpp 1.0
+    Example: sentinode phantom cohort --patient-count 10 --centres 0,1,2,3,4 --seed 7 --mpp 1.0
     """
     import json  # noqa: PLC0415
 
@@ -52,17 +52,19 @@ def phantom(
         mend = "name a new one, or give --overwrite" if is_cohort else "name a new one"
         raise ConfigurationError(output, "is not an empty directory", mend=f"{mend}; nothing was touched")
     try:
-        plan_cohort(patients=patients, centres=chosen, seed=seed, mpp=mpp, size_um=size_um, first_patient=first_patient)
+        plan_cohort(
+            patients=patient_count, centres=chosen, seed=seed, mpp=mpp, size_um=size_um, first_patient=first_patient
+        )
     except ValueError as error:
         raise ConfigurationError(
-            None, str(error), mend="change --patients, --first-patient, --centres or --size-um"
+            None, str(error), mend="change --patient-count, --first-patient, --centres or --size-um"
         ) from error
     with OutputLock(output):
         forget_cohort(output)
-        with CohortProgress(patients * 5, verb="slides drawn", tiles=False) as progress:
+        with CohortProgress(patient_count * 5, verb="slides drawn", tiles=False) as progress:
             truth = generate_cohort(
                 output,
-                patients=patients,
+                patients=patient_count,
                 centres=chosen,
                 seed=seed,
                 mpp=mpp,
@@ -71,7 +73,7 @@ def phantom(
                 workers=workers or usable_cores(),
                 on_slide=progress.slide,
             )
-    typer.echo(json.dumps({"cohort": str(output), "slides": len(truth.slides), "patients": patients}))
+    typer.echo(json.dumps({"cohort": str(output), "slides": len(truth.slides), "patients": patient_count}))
 
 
 def parse_centres(text: str) -> tuple[int, ...]:

@@ -25,6 +25,11 @@ def share_on(annotations: Iterable[Annotation], tissue: Mask) -> float | None:
     return float((tumour & tissue.array).sum() / tumour.sum()) if tumour.any() else None
 
 
+def is_fit(share: float | None) -> bool:
+    """Whether as much of the outlined tumour lies on tissue as an outline drawn a little generously leaves there."""
+    return share is None or share >= _GOOD
+
+
 def misfit(
     annotations: Sequence[Annotation], share: float | None, others: Iterable[Path], *, mpp: Mpp | None = None
 ) -> str | None:
@@ -36,7 +41,7 @@ def misfit(
         others: slides that they may have been swapped with.
         mpp: um per level-0 px of slides that state none, or for all.
     """
-    if share is None or share >= _GOOD:
+    if share is None or is_fit(share):
         return None
     best, where = share + _BETTER, None
     for path in others:

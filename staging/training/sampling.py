@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,7 +16,7 @@ from annotations.patches.table import NO_CENTRE, PatchTable, join_tables
 from staging.cohorts.camelyon import SlideFile, StageTable
 from staging.errors import CohortError, listed
 from staging.runs.cluster import each
-from staging.training.fit import misfit
+from staging.training.fit import is_fit, misfit
 from staging.training.outputs import REMADE, PatchOutput, Record, SlidePart, form_of
 from staging.training.room import check_room, expected_bytes, room_bytes
 from staging.training.sources import PatchRecipe, PatchSource, described, draw, find_sources, read_drawn
@@ -193,20 +193,24 @@ def _warnings(
 ) -> dict[str, list[str]]:
     """Return what is odd about the annotations of each slide."""
     found = {}
+    unfit = {name for name, table in tables.items() if not is_fit(table.about.get("on_tissue"))}
     for source in sources:
         about = tables[source.slide.name].about
         found[source.slide.name] = list(about.get("warnings") or ())
         if source.annotation_file is not None and (about.get("on_tissue") or 0) < 1:
-            others = [one.slide.path for one in sources if one.slide.patient and _are_swappable(one, source)]
+            others = [one.slide.path for one in sources if _are_swappable(one, source, unfit)]
             drawn = read_drawn(source, source.annotation_file, recipe.groups).annotations
             odd = misfit(drawn, about.get("on_tissue"), others, mpp=recipe.slide_mpp)
             found[source.slide.name] += [] if odd is None else [odd]
     return found
 
 
-def _are_swappable(one: PatchSource, other: PatchSource) -> bool:
-    """Whether annotations of one may have been saved as those of the other: two slides of a patient."""
-    return one is not other and one.slide.patient == other.slide.patient
+def _are_swappable(one: PatchSource, other: PatchSource, unfit: Collection[str]) -> bool:
+    """Whether annotations of one may have been saved as those of the other: two slides of a patient, or both unfit."""
+    if one is other:
+        return False
+    is_of_patient = one.slide.patient is not None and one.slide.patient == other.slide.patient
+    return is_of_patient or {one.slide.name, other.slide.name} <= set(unfit)
 
 
 def _left_out_text(left_out: Mapping[str, str], count: int) -> str:

@@ -200,7 +200,7 @@ def test_a_run_beside_bad_slides_ends_with_three(real_data: Callable[[str], Path
 def test_the_steps_give_what_the_run_gives(tmp_path: Path) -> None:
     cohort = tmp_path / "cohort"
     made = json.loads(
-        sentinode("phantom", cohort, "--patients", "1", "--centres", "4", "--seed", "5", "--mpp", "8").stdout
+        sentinode("phantom", cohort, "--patient-count", "1", "--centres", "4", "--seed", "5", "--mpp", "8").stdout
     )
     assert made["slides"] == 5
     assert "not an empty directory" in refused(2, "phantom", cohort)

@@ -87,7 +87,7 @@ def test_a_cohort_of_others_is_never_removed(tmp_path: Path, truth: str) -> None
     for path in (folder / "images" / "patient_017_node_1.tif", folder / "stage_labels.csv", victim):
         path.write_text("real")
     (folder / "truth.json").write_text(truth)
-    command = ["phantom", str(folder), "--patients", "1", "--centres", "0", "--mpp", "8", "--overwrite"]
+    command = ["phantom", str(folder), "--patient-count", "1", "--centres", "0", "--mpp", "8", "--overwrite"]
     with pytest.raises(ConfigurationError, match="is not an empty directory"):
         CliRunner().invoke(app, command, catch_exceptions=False)
     assert (folder / "images" / "patient_017_node_1.tif").read_text() == victim.read_text() == "real"
@@ -96,7 +96,19 @@ def test_a_cohort_of_others_is_never_removed(tmp_path: Path, truth: str) -> None
 
 @pytest.mark.slow
 def test_an_earlier_cohort_is_replaced_only_if_asked(tmp_path: Path) -> None:
-    command = ["phantom", str(tmp_path), "--patients", "1", "--centres", "0", "--mpp", "8", "--workers", "1", "--seed"]
+    command = [
+        "phantom",
+        str(tmp_path),
+        "--patient-count",
+        "1",
+        "--centres",
+        "0",
+        "--mpp",
+        "8",
+        "--workers",
+        "1",
+        "--seed",
+    ]
     assert CliRunner().invoke(app, [*command, "7"], catch_exceptions=False).exit_code == 0
     (tmp_path / "images" / "mine.tif").write_text("mine")
     before = {path: path.read_bytes() for path in tmp_path.rglob("[!.]*.*")}

@@ -23,7 +23,7 @@ from staging.cli import app
 from staging.errors import ConfigurationError
 from wsi.writing.pyramid import write_pyramid
 
-TWO_MEANINGS = {"--patients": "a number of phantoms, else a table", "--stride": "three values in model import"}
+TWO_MEANINGS = {"--stride": "three values in model import"}
 
 
 def commands() -> dict[str, Any]:
@@ -86,6 +86,10 @@ def test_options_come_from_a_file_and_what_is_typed_goes_first(slide: Path, tmp_
     [
         ("[tissue]\nmppp = 32", "no option --mppp"),
         ("[tissue]\nconfig = 'o.toml'", "no option --config"),
+        ("[tissue]\nmpp = 'x'", "o.toml, [tissue] mpp: is 'x'"),
+        ("[tissue]\nmpp = 1e9", "o.toml, [tissue] mpp: is '1000000000.0'"),
+        ("[tissue]\noutput = 3", "o.toml, [tissue] output: is '3': Input is not a valid path"),
+        ('["mil.train"]\nseed = 1', "write [mil.train] without quotes"),
         ("tissue = 3", "is not a table"),
         ("[tisue]\nmpp = 32", "no command tisue"),
         ("[mil.trian]\nseed = 1", "no command mil.trian"),

@@ -70,6 +70,20 @@ def test_swapped_annotations_are_said(cohort: Path) -> None:
     assert warnings[first][0] in done.stderr
 
 
+def test_annotations_swapped_between_patients_are_said(cohort: Path) -> None:
+    first, second = CORNERS
+    other = "patient_001_node_0"
+    (cohort / "images" / f"{second}.tif").rename(cohort / "images" / f"{other}.tif")
+    write_asap(cohort / "drawn" / f"{first}.xml", [square(CORNERS[second] + 20, 80)])
+    write_asap(cohort / "drawn" / f"{other}.xml", [square(CORNERS[second] + 20, 80)])
+    (text,) = json.loads(patches(cohort).stdout)["warnings"][first]
+    assert text.endswith("may be of another slide")  # the other's fit it, so that there was no swap
+    write_asap(cohort / "drawn" / f"{other}.xml", [square(CORNERS[first] + 20, 80)])
+    warnings = json.loads(patches(cohort, "--overwrite").stdout)["warnings"]
+    there = "only 0% of the outlined tumour lies on tissue, but 100% on that of {}.tif: the annotations may be swapped"
+    assert warnings == {first: [there.format(other)], other: [there.format(first)]}
+
+
 def test_contours_off_the_tissue_are_said(cohort: Path) -> None:
     name = next(iter(CORNERS))
     path = cohort / "images" / f"{name}.tif"

@@ -92,6 +92,12 @@ def test_a_patient_of_camelyon_that_the_table_lists_in_part_is_not_staged(table:
     assert (one.patient, "lists some of its slides, but not patient_000_node_0" in one.reason) == ("patient_000", True)
 
 
+def test_a_missing_slide_is_named_as_the_table_does(table: Callable[[str], Path]) -> None:
+    nodes = read_patients(table("S21_A1.tif,P1\nS21_B9.TIF,P1\n"))
+    (one,) = stage_patients({"s21_a1": SlideLabel.MACRO}, nodes=nodes).unscored
+    assert one.reason == "missing S21_B9.TIF"
+
+
 def test_patients_without_any_slide_are_named(table: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("slide,label\nA1,macro\n")
     path = table("slide,patient\nA1,P1\nA9,P3\n")

@@ -102,7 +102,7 @@ def test_lesions_that_were_killed_while_being_written_are_written_again(
     assert isinstance(call("lesions", "a.zarr", "-o", "whole").exception, OutputExistsError)  # a finished one is kept
 
 
-@pytest.mark.parametrize("command", ["lesions a.zarr -o out", "phantom out --patients 1"])
+@pytest.mark.parametrize("command", ["lesions a.zarr -o out", "phantom out --patient-count 1"])
 def test_one_writer_at_a_time(folder: Path, command: str) -> None:
     assert call("heatmap", "a.tif", "-o", "a.zarr", "-m", "m.safetensors").exit_code == 0
     with OutputLock(folder / "out"):
