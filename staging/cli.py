@@ -28,6 +28,7 @@ from staging.commands import (
     submission,
     tissue,
     train,
+    tune,
     verify,
 )
 from staging.commands.help_texts import Group
@@ -62,6 +63,7 @@ app.command("demo", rich_help_panel=RUNNING)(demo.demo)
 app.add_typer(score.app, name="score", rich_help_panel=SCORING)
 app.add_typer(submission.app, name="submission", rich_help_panel=SCORING)
 app.command("review", rich_help_panel=SCORING)(review.review)
+app.command("tune", rich_help_panel=SCORING)(tune.tune)
 app.command("cross-validate", rich_help_panel=SCORING)(cross_validate.cross_validate)
 app.command("info", rich_help_panel=SLIDES)(info.info)
 app.command("tissue", rich_help_panel=SLIDES)(tissue.tissue)

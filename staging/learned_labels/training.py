@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from staging.bars import watched
-from staging.cohorts.names import centre_name, patient_of, slide_key
+from staging.cohorts.folds import HeldOut, deal_folds, groups_of
+from staging.cohorts.names import slide_key
 from staging.errors import CohortError, listed
 from staging.learned_labels.predictors import PREDICTOR_NAMES, slide_predictors
 from staging.learned_labels.trees import Floats, Kind, SlideClassifier, Whole, fit, ranks_of
@@ -24,7 +24,6 @@ from staging.scores.intervals import or_none
 from staging.scores.kappa import confusion_matrix, quadratic_kappa
 from wsi.heatmap_store import read_heatmap
 
-Split = Literal["patients", "centres"]
 _GRID = tuple(step / 20 for step in range(1, 20))
 _ROUNDS = 4
 
@@ -73,7 +72,7 @@ class Recipe:
     kind: Kind = "forest"
     trees: int = 300
     folds: int = 5
-    split: Split = "patients"
+    split: HeldOut = "patients"
     seed: int = 0
 
 
@@ -81,7 +80,7 @@ def gather(
     heatmaps: Sequence[Path],
     labels: Mapping[str, SlideLabel],
     *,
-    split: Split = "patients",
+    split: HeldOut = "patients",
     reference: Path | None = None,
 ) -> LabelledSlides:
     """Compute the predictors of heatmaps and match them with labels.
@@ -102,15 +101,13 @@ def gather(
     _refuse(reference, by_name.keys() - truth.keys(), "label", "label every slide, or leave its heatmap out")
     _refuse(reference, truth.keys() - by_name.keys(), "heatmap", "make its heatmap, or leave its row out")
     names = tuple(sorted(by_name))
-    if split == "centres":
-        strangers = [name for name in names if centre_name(name) is None]
-        _refuse(reference, strangers, "centre in the name", "split by patients instead")
+    groups = groups_of(names, split, source=reference)
     looked_at = watched(names, count=len(names), verb="heatmaps measured", name=str)
     return LabelledSlides(
         names=names,
         predictors=np.array([slide_predictors(read_heatmap(by_name[name])) for name in looked_at]),
         ranks=np.array([truth[name].rank for name in names], dtype=np.int64),
-        groups=tuple((centre_name(name) or "") if split == "centres" else (patient_of(name) or name) for name in names),
+        groups=groups,
     )
 
 
@@ -213,23 +210,9 @@ def _grown(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
 
 
 def _folds(slides: LabelledSlides, recipe: Recipe) -> list[NDArray[np.intp]]:
-    """Choose the held-out slides of each fold: whole groups, dealt so that the worst labels spread evenly."""
-    groups = sorted(set(slides.groups))
-    count = len(groups) if recipe.split == "centres" else recipe.folds
-    if count < 2 or len(groups) < count:
-        raise CohortError(
-            None,
-            f"{len(groups)} {recipe.split} cannot be split into {max(2, count)} folds",
-            mend="give more, or ask for fewer folds",
-        )
-    order = np.random.default_rng(recipe.seed).permutation(len(groups))
-    worst = dict.fromkeys(groups, 0)
-    for group, rank in zip(slides.groups, slides.ranks.tolist(), strict=True):
-        worst[group] = max(worst[group], rank)
-    dealt = sorted((groups[at] for at in order), key=lambda group: worst[group])
-    fold = {group: number % count for number, group in enumerate(dealt)}
-    of_slide = np.array([fold[group] for group in slides.groups])
-    return [np.flatnonzero(of_slide == number) for number in range(count)]
+    """Choose the held-out slides of each fold."""
+    of_slide = deal_folds(slides.groups, slides.ranks, count=recipe.folds, held_out=recipe.split, seed=recipe.seed)
+    return [np.flatnonzero(of_slide == number) for number in range(int(of_slide.max()) + 1)]
 
 
 def _refuse(path: Path | None, names: Iterable[str], noun: str, mend: str) -> None:

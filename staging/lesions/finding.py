@@ -139,6 +139,36 @@ def measure_heatmap(
     return tuple(found.shapes[number] for number in kept), found.masks(kept)
 
 
+def lesion_sizes(
+    heatmap: Heatmap, *, threshold: float, merge_gaps_um: Iterable[float]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Find the lesions of a heatmap with several gaps at once, by the rules of find_lesions.
+
+    Args:
+        heatmap: its frame must know its mpp.
+        threshold: a cell is tumour from this probability on, above 0 and at most 1.
+        merge_gaps_um: largest gaps within a lesion.
+
+    Returns:
+        For each gap (longest diameters in um, highest probabilities), float64 (lesions,) each, longest first.
+
+    Raises:
+        ResolutionError: mpp is unknown.
+        ValueError: the threshold or a gap is out of range.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"a threshold must be above 0 and at most 1, got {threshold}")
+    spans = trace([heatmap.array], threshold=threshold)
+    found = (_found(spans, heatmap.frame, gap).shapes for gap in merge_gaps_um)
+    return [
+        (
+            np.array([one.longest_diameter_um for one in shapes], dtype=np.float64),
+            np.array([one.probability_max for one in shapes], dtype=np.float64),
+        )
+        for shapes in found
+    ]
+
+
 def measure_mask(
     bands: Iterable[NDArray[np.bool_]],
     frame: Frame,

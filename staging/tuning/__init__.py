@@ -1,0 +1,1 @@
+"""The settings of lesions, learnt from labelled slides."""
