@@ -40,6 +40,7 @@ class TrainingSet:
 
     Attributes:
         patches: with their pixels, mpp and patients.
+        slides: text (n,), the slide of each patch.
         judges: patients in the split ``validation``.
         left_out: patients whose patches were left out: those of the split ``test``, or of the fold left out.
         pixels: where the pixels are read from.
@@ -47,6 +48,7 @@ class TrainingSet:
     """
 
     patches: TrainingPatches
+    slides: NDArray[np.str_]
     judges: frozenset[str]
     left_out: frozenset[str]
     pixels: PatchPixels
@@ -72,6 +74,7 @@ class _Source:
     pixels: PatchPixels
     targets: PatchTargets
     patients: NDArray[np.str_]
+    slides: NDArray[np.str_]
     splits: NDArray[np.str_]
     left_out: frozenset[str]
     digest: str
@@ -124,6 +127,7 @@ def open_training_set(
     targets = PatchTargets.joined(source.targets for source in sources)
     return TrainingSet(
         patches=_patches(pixels, targets, sources, HELD_BYTES if held_bytes is None else held_bytes, workers),
+        slides=np.concatenate([source.slides for source in sources]),
         judges=judges,
         left_out=left_out,
         pixels=pixels,
@@ -179,6 +183,7 @@ def _of_table(path: Path, fold: int | None, on_bad_tile: OnBadTile) -> _Source:
         pixels=SlidePixels(rows.positions(folder), on_bad_tile=on_bad_tile),
         targets=targets,
         patients=rows["patient"].astype(str),
+        slides=names,
         splits=splits[kept],
         left_out=frozenset(table["patient"][~kept].tolist()),
         digest=digest.hexdigest(),
@@ -200,6 +205,7 @@ def _of_zarr(path: Path, fold: int | None) -> _Source:
         pixels=store.pixels(rows),
         targets=targets,
         patients=store.table["patient"][rows],
+        slides=store.table["slide"][rows],
         splits=splits[rows],
         left_out=frozenset(store.table["patient"][~kept].tolist()),
         digest=hashlib.sha256((path / DONE).read_bytes()).hexdigest(),

@@ -19,6 +19,7 @@ from wsi.outputs import FileKind, OutputKind, begins, picture, table, weights
 
 _CHECKPOINT = weights("a checkpoint", "sentinode checkpoint")
 _LOG = table("epoch", "loss", name="a log of training")
+_HELD_OUT = table("slide", "centre", "patches", name="a table of held-out slides")
 _PATCHES = FileKind(name="a table of patches", suffixes=(".parquet",), is_one=begins(b"PAR1"))
 
 
@@ -31,6 +32,7 @@ def _beside(path: Path, given: Mapping[str, Any]) -> Made:
         for curve in ("learning", "calibration"):
             drawn = path.with_name(f"{one}.{curve}.png")
             kinds[drawn.name] = picture(drawn)
+    kinds[f"{name}.held_out.csv"] = _HELD_OUT
     kinds |= {f"{one}.safetensors": _CHECKPOINT for one in rounds} | {f"{one}.parquet": _PATCHES for one in rounds}
     return [(path.with_name(one), kind) for one, kind in kinds.items()]
 
@@ -131,7 +133,8 @@ def train(
 
     Patients of the test split are left out. Sets too large for memory are read from the slides during training. A
     killed call resumes when it is repeated. On several GPUs: torchrun --nproc-per-node 4 -m staging train ... A log
-    (.csv) and learning and calibration curves (.png) are written beside the checkpoint.
+    (.csv), the held-out slides one by one (.held_out.csv), and learning and calibration curves (.png) are written
+    beside the checkpoint.
 
     Example: sentinode train patches -o model.safetensors --epochs 12
     """

@@ -120,15 +120,7 @@ def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
     if len(np.unique(slides.ranks)) < 2:
         one = list(SlideLabel)[int(slides.ranks[0])].value if len(slides.ranks) else "none"
         raise CohortError(None, f"all slides have one label: {one}", mend="train on slides of several labels")
-    folds = _folds(slides, recipe)
-    seen: Floats = np.zeros((len(slides.ranks), len(SlideLabel)))
-    claimed: Whole = np.zeros(len(slides.ranks), dtype=np.int64)
-    limits = []
-    for held_out in folds:
-        rest = np.setdiff1d(np.arange(len(slides.ranks)), held_out)
-        seen[held_out], inner = _nested(slides.part(rest), slides.predictors[held_out], recipe)
-        claimed[held_out] = ranks_of(seen[held_out], inner)
-        limits.append(inner)
+    seen, claimed, limits = nested(slides, recipe, _folds(slides, recipe))
     final = _grown(slides, recipe)
     return replace(
         final,
@@ -148,6 +140,33 @@ def train_classifier(slides: LabelledSlides, recipe: Recipe) -> SlideClassifier:
             },
         },
     )
+
+
+def nested(
+    slides: LabelledSlides, recipe: Recipe, folds: Sequence[NDArray[np.intp]]
+) -> tuple[Floats, Whole, list[tuple[float, ...]]]:
+    """Label each slide by a classifier that was trained, and whose limits were tuned, without its fold.
+
+    Args:
+        slides: the slides.
+        recipe: of each classifier; its folds are those within a training side.
+        folds: the slides of each, as indices.
+
+    Returns:
+        float64 (n, 4) probabilities, int64 (n,) ranks, and the limits of each fold.
+
+    Raises:
+        CohortError: without one fold all other slides have one label.
+    """
+    seen: Floats = np.zeros((len(slides.ranks), len(SlideLabel)))
+    claimed: Whole = np.zeros(len(slides.ranks), dtype=np.int64)
+    limits = []
+    for held_out in folds:
+        rest = np.setdiff1d(np.arange(len(slides.ranks)), held_out)
+        seen[held_out], inner = _nested(slides.part(rest), slides.predictors[held_out], recipe)
+        claimed[held_out] = ranks_of(seen[held_out], inner)
+        limits.append(inner)
+    return seen, claimed, limits
 
 
 def tune_limits(ranks: Whole, probabilities: Floats) -> tuple[float, ...]:

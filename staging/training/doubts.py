@@ -19,3 +19,8 @@ def at_its_bound(temperature: float) -> tuple[str, ...]:
     if temperature not in TEMPERATURES:
         return ()
     return (f"calibration ended at its bound ({temperature:g}): the probabilities do not say how often they hold",)
+
+
+def best_at_the_end(best: int, passes: int) -> tuple[str, ...]:
+    """Say that the best pass (its index) is the last, if it is: the network was still learning."""
+    return ("the best pass is the last: more --epochs may do better",) if passes > 1 and best == passes - 1 else ()

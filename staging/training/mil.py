@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from staging.cohorts.camelyon import read_label_table
 from staging.cohorts.errata import OUT_OF_SLIDE_TASK
 from staging.cohorts.names import slide_key
@@ -191,6 +194,64 @@ def train_mil(
         seen=seen,
         quarantined=quarantined,
     )
+
+
+def usable_features(features: Path, seen_rule: SeenRule | None = None) -> frozenset[str]:
+    """Return the slides, by slide_key, of whose features a directory has some that can be used.
+
+    Raises:
+        NoSlidesError: there are no features.
+        DuplicateSlideError: a slide has features twice.
+    """
+    return frozenset(slide_key(slide.name) for slide in _opened([features], seen_rule or SeenRule())[0])
+
+
+def judge_held_out(
+    features: Path,
+    labels: Mapping[str, SlideLabel],
+    fold: Mapping[str, int],
+    *,
+    nodes: SlideNodes = BY_NAME,
+    options: MilTraining,
+    device: str = "auto",
+    seen_rule: SeenRule | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Classify every slide with a head that was trained without its fold.
+
+    Args:
+        features: a directory of features.
+        labels: by slide name.
+        fold: of each slide, by the same names; a patient is never divided.
+        nodes: which patient each slide is of.
+        options: of the training.
+        device: auto, cpu or cuda.
+        seen_rule: which features are set aside because they show too little of the tissue; None for SeenRule().
+
+    Returns:
+        By slide name float64 (4,), the probability of each SlideLabel; slides without features are left out.
+
+    Raises:
+        NoSlidesError: there are no features of these slides.
+        ArtefactError: features were not all made alike, or cannot be read.
+        PathologyError: the device is missing, or the training yields NaN.
+    """
+    from wsi.cnn.encoders.mil_training import train_head  # noqa: PLC0415  (loads torch)
+
+    found, _ = _opened([features], seen_rule or SeenRule())
+    names = {slide_key(name): name for name in labels}
+    used = [slide for slide in found if slide_key(slide.name) in names]
+    if not used:
+        raise NoSlidesError(features, "has no features of the slides", mend="make them with sentinode features")
+    bags = _bags(used, {key: labels[name].rank for key, name in names.items()}, nodes)
+    result = train_head(
+        bags,
+        class_names=tuple(label.value for label in SlideLabel),
+        recipe=_recipe(used),
+        options=options,
+        dealt={bag.patient: fold[names[slide_key(bag.slide)]] for bag in bags},
+        device=device,
+    )
+    return {names[slide_key(slide)]: shares for slide, shares in result.unseen.items()}
 
 
 def judge_slides(

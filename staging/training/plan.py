@@ -32,9 +32,9 @@ class TrainingPlan:
     Attributes:
         patches: stores and tables, joined; or the recipe by which patches are first drawn from the cohort. Patients of
             the split ``test`` are left out, those of ``validation`` are the judges.
-        output: the checkpoint. Beside it are written ``.csv``, ``.learning.png`` and ``.calibration.png``; during
-            training ``.progress``; for each round of mining ``.round1.safetensors`` and ``.round1.parquet``; and
-            patches drawn first, ``.patches.parquet``.
+        output: the checkpoint. Beside it are written ``.csv``, ``.held_out.csv``, ``.learning.png`` and
+            ``.calibration.png``; during training ``.progress``; for each round of mining ``.round1.safetensors`` and
+            ``.round1.parquet``; and patches drawn first, ``.patches.parquet``.
         method: how the network is trained.
         held_out: share of the patients who are judges, unless a split names them.
         network: a name in ``wsi.cnn.architectures.NETWORKS``; ignored if ``start`` is given.

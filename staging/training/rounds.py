@@ -17,7 +17,8 @@ import numpy as np
 
 from staging.cohorts.training_patients import PATIENTS
 from staging.lesions.settings import with_peak
-from staging.training.doubts import at_its_bound, near_chance
+from staging.training.doubts import at_its_bound, best_at_the_end, near_chance
+from staging.training.held_out import HeldOutReport
 from staging.training.peak import calibrate_peak
 from staging.training.plan import TrainingPlan, check_plan, network_of, open_sources, unfit
 from staging.training.sources import PatchRecipe
@@ -25,7 +26,7 @@ from wsi.cores import usable_cores
 from wsi.errors import OutputInUseError
 from wsi.lock import OutputLock
 from wsi.stain_range import PROVENANCE, measure_range
-from wsi.store import storage, sweep
+from wsi.store import atomic_text, storage, sweep
 
 if TYPE_CHECKING:
     from annotations.patches.training_set import TrainingSet
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from wsi.cnn.training import Epoch, Training
     from wsi.cnn.training_log import TrainingLog
 
-_WRITTEN = r"safetensors|progress|csv|(patches\.)?parquet|learning\.png|calibration\.png"
+_WRITTEN = r"safetensors|progress|(held_out\.)?csv|(patches\.)?parquet|learning\.png|calibration\.png"
 _MADE_FROM = "made_from"
 
 
@@ -110,10 +111,18 @@ class _Rounds:
         self._ranks.first_alone(lambda: measured.update(_stains(found)))
         self._write(plan.output, result, about | measured)
         area = result.history[result.best].judges_auc
-        doubts = (*near_chance(area), *at_its_bound(result.checkpoint.temperature))
-        for doubt in doubts:
-            self._news.say(doubt)
+        report = HeldOutReport.of(result, found.slides)
+        doubts = (
+            *near_chance(area),
+            *at_its_bound(result.checkpoint.temperature),
+            *(best_at_the_end(result.best, len(result.history)) if result.judges else ()),
+            *report.doubts(),
+        )
+        for text in (*report.lines(), *doubts):
+            self._news.say(text)
         if self._ranks.is_first:
+            if report.slides:
+                atomic_text(_beside(plan.output, ".held_out.csv"), report.table())
             for target in targets:
                 _beside(target, ".progress").unlink(missing_ok=True)
         return {
@@ -126,6 +135,8 @@ class _Rounds:
             "left_out": sorted(found.left_out),
             "bad_tiles": len(found.bad_tiles),
             "held_out_auc": area,
+            "held_out_slides": {one.name: one.to_json() for one in report.slides},
+            "held_out_centres": {one.name: one.to_json() for one in report.centres},
             "temperature": result.checkpoint.temperature,
             "doubts": list(doubts),
             **about,

@@ -62,6 +62,7 @@ def gather_heatmaps(
     nodes: SlideNodes = BY_NAME,
     expected_nodes: int = EXPECTED_NODES,
     seen_rule: SeenRule | None = None,
+    with_features: Collection[str] | None = None,
 ) -> LabelledHeatmaps:
     """Match heatmaps with labels; leave out what says nothing about unseen patients.
 
@@ -75,6 +76,7 @@ def gather_heatmaps(
         nodes: which patient and node each slide is of.
         expected_nodes: slides per patient, where names give the node.
         seen_rule: None for SeenRule().
+        with_features: slides that have features, by slide_key, where slides without are left out, too.
 
     Raises:
         ArtefactError: there are no heatmaps, or one cannot be read.
@@ -89,6 +91,8 @@ def gather_heatmaps(
     used: dict[str, Path] = {}
     for path in sorted(seen, key=lambda one: one.stem):
         reason = _obstacle(path.stem, labels.keys(), learnt, nodes)
+        if reason is None and with_features is not None and slide_key(path.stem) not in with_features:
+            reason = "it has no features"
         if reason is None:
             used[path.stem] = path
         else:

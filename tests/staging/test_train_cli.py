@@ -91,9 +91,18 @@ def test_training_writes_a_checkpoint_a_log_and_pictures(folder: Path, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "model.calibration.png",
         "model.csv",
+        "model.held_out.csv",
         "model.learning.png",
         "model.safetensors",
     ]
+    rows = list(csv.DictReader((tmp_path / "model.held_out.csv").open()))
+    assert [row["slide"] for row in rows] == list(told["held_out_slides"])
+    assert {row["slide"].rpartition("_node_")[0] for row in rows} == set(told["held_out"])
+    assert {row["centre"] for row in rows} == set(told["held_out_centres"])
+    whole = next(iter(told["held_out_centres"].values()))
+    assert whole["auc"] == pytest.approx(told["held_out_auc"])
+    assert whole["cells"] == sum(int(row["cells"]) for row in rows)
+    assert f"the held-out patients have {len(rows)} slides" in done.stderr
 
 
 @pytest.mark.parametrize("source", ["patches.zarr", "patches.parquet"])

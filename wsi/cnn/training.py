@@ -66,6 +66,7 @@ class Training:
         margins: float64 (m,), of the judges' cells with a class, by the best pass, before any temperature: logit of
             tumour minus logit of normal.
         truth: bool (m,), whether those cells are tumour.
+        patches: int64 (m,), the index of each cell's patch.
         class_weights: float64 (2,), of a normal and a tumour cell in the loss.
     """
 
@@ -75,6 +76,7 @@ class Training:
     judges: tuple[str, ...]
     margins: NDArray[np.float64]
     truth: NDArray[np.bool_]
+    patches: NDArray[np.int64]
     class_weights: NDArray[np.float64]
 
 
@@ -174,6 +176,7 @@ def train(
     cells = data.cells[data.shown]
     looked_at = cells != IGNORE
     margins, truth = margins.reshape(cells.shape)[looked_at], cells[looked_at] == 1
+    of_cell = np.broadcast_to(data.shown[:, np.newaxis, np.newaxis], cells.shape)[looked_at]
     if method.temperature:
         kept.temperature = best_temperature(truth, margins, data.class_weights)
     best = course.history[course.best]
@@ -191,6 +194,7 @@ def train(
         judges=data.judges,
         margins=margins,
         truth=truth,
+        patches=of_cell,
         class_weights=data.class_weights,
     )
 

@@ -131,6 +131,7 @@ def train_head(
     class_names: Sequence[str],
     recipe: Mapping[str, Any],
     options: MilTraining | None = None,
+    dealt: Mapping[str, int] | None = None,
     device: str = "auto",
     workers: int | None = None,
     on_round: Callable[[int, int], None] | None = None,
@@ -144,6 +145,7 @@ def train_head(
         class_names: "negative" first; labels are indices of these.
         recipe: how the features were made.
         options: how to train.
+        dealt: the fold of each patient, 0 to folds - 1; None for patient_folds.
         device: auto, cpu or cuda; the returned head is on the CPU.
         workers: folds trained at a time, without influence on the result; None uses the usable cores, or 1 on a GPU.
         on_round: called with (rounds done, rounds in all), from several threads.
@@ -160,7 +162,7 @@ def train_head(
     if not all(0 <= bag.label < len(class_names) for bag in bags):
         raise ValueError(f"labels must be 0 to {len(class_names) - 1}")
     ordered = sorted(bags, key=lambda bag: bag.slide)
-    dealt = patient_folds(ordered, folds=options.folds, seed=options.seed)
+    dealt = dealt or patient_folds(ordered, folds=options.folds, seed=options.seed)
     store = _Store(options.cache_bytes)
     shape = HeadShape(
         width=store.features(ordered[0]).shape[1],

@@ -1,0 +1,1 @@
+"""Ways to label slides, compared by the same folds."""
