@@ -221,6 +221,16 @@ def froc(
     level: Annotated[
         int, typer.Option(help="Level of the pyramid to score at; the organisers' is 5.", min=3, max=8, metavar="N")
     ] = 5,
+    of_slides_um: Annotated[
+        float | None,
+        typer.Option(
+            "--slide-mpp",
+            help="um per pixel of the slides' finest level, in which detections and annotations are.",
+            min=0.01,
+            max=100,
+            show_default="what a mask says, else 0.243",
+        ),
+    ] = None,
     all_slides: AllSlides = False,
     patients: Patients = None,
     workers: Workers = None,
@@ -244,6 +254,7 @@ def froc(
         missing_mask_is_normal=missing_mask_is_normal,
         tumour_value=tumour_value,
         pyramid_level=level,
+        slide_mpp=of_slides_um,
         with_errata=not all_slides,
         workers=workers,
         nodes=nodes_of(patients),
@@ -252,6 +263,8 @@ def froc(
     )
     record = score.to_json()
     warnings_notice(record["warnings"])
+    if of_slides_um is None and "outlines" in record["tumour_values"]:
+        say("the slides of the annotations are taken to have 0.243 um/px, as CAMELYON16's; --slide-mpp says otherwise")
     skipped = files_notice("detections", [detections], {".csv"})
     if table:
         typer.echo(froc_text(record), err=True)

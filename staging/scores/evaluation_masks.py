@@ -34,6 +34,8 @@ PYRAMIDS = frozenset({".tif", ".tiff"})
 SUFFIXES = PYRAMIDS | ANNOTATIONS | {".png"}
 
 _FARTHEST_RATIO = 1.25  # of the pixel sizes of the stored and the requested level; CAMELYON16's own differ by 1.08
+_COARSEST_SLIDE_UM = 1.3  # a mask of other programs with larger pixels is a reduced one
+_ROUNDING = 0.01  # of a level's size, in the measured downsample
 _MOST_PIXELS = 400_000_000
 
 
@@ -83,41 +85,91 @@ def find_masks(folder: Path) -> dict[str, Path]:
 
 
 def read_true_tumour(
-    path: Path, *, level: int = LEVEL, tumour_value: int | None = None, groups: Mapping[str, Role] | None = None
+    path: Path,
+    *,
+    level: int = LEVEL,
+    tumour_value: int | None = None,
+    slide_mpp: float | None = None,
+    groups: Mapping[str, Role] | None = None,
 ) -> TrueTumour:
     """Read a mask and make its evaluation mask.
 
     From a pyramid it reads the level whose pixels are nearest to 0.243 um times 2**level or, if it does not state its
     pixel size, whose downsample is nearest to 2**level. A file of one level without a pixel size is taken to be that
-    level. Missing tiles are background. Outlines are painted at the level. The organisers' masks were painted on level
-    0, and their pyramids keep the upper left of 2 x 2 px: a pixel of level 5 is tumour if level-0 pixel (32 column, 32
-    row) is. So are outlines for the official score; for the corrected one a pixel's centre decides.
+    level. Lesions are compared in level-0 px of the slide: sentinode's masks say how many of these a pixel is, the
+    organisers' are 2**level wide, and of others ``slide_mpp`` says it. Missing tiles are background. Outlines are
+    painted at the level. The organisers' masks were painted on level 0, and their pyramids keep the upper left of 2 x 2
+    px: a pixel of level 5 is tumour if level-0 pixel (32 column, 32 row) is. So are outlines for the official score;
+    for the corrected one a pixel's centre decides.
 
     Args:
         path: a TIFF, a PNG or annotations.
         level: the pyramid level that is scored.
         tumour_value: value of the mask's tumour pixels; detected by default.
+        slide_mpp: um per level-0 px of the slide; None for what the mask says, else CAMELYON16's 0.243.
         groups: roles of additional groups of annotations.
 
     Raises:
         SlideFormatError: it is damaged, a colour picture, or lacks the level; or it is of one level, and the pixel size
-            that it states cannot be believed.
+            that it states cannot be believed; or the slide's pixel size is needed and unknown.
         ConfigurationError: its values are ambiguous, and none was given.
         AnnotationError: annotations are damaged or have an unknown group.
     """
     if path.suffix.lower() in ANNOTATIONS:
         drawn = read_annotation_set(path, groups)
-        mask, corrected = _masks_of_outlines(path, drawn.annotations, level)
+        mask, corrected = _masks_of_outlines(path, drawn.annotations, level, _side_px(level, slide_mpp))
         return TrueTumour(path=path, value=None, mask=mask, corrected=corrected, warnings=drawn.warnings)
     is_pyramid = path.suffix.lower() in PYRAMIDS
-    values, rule, warnings = _pyramid_values(path, level) if is_pyramid else (_picture_values(path), None, ())
+    read = _pyramid(path, level, slide_mpp) if is_pyramid else _level_picture(path, level, slide_mpp)
+    values, rule = read.values, read.rule
     value = tumour_value
     if value is None:
         value = tumour_value_of(path, _present(values), option="--tumour-value")
     tumour = values == value
-    mask = evaluation_mask(tumour, level=level) if tumour.any() else None
+    mask = evaluation_mask(tumour, level=level, downsample=read.downsample) if tumour.any() else None
     reduce = None if rule is None else rule.reduce
-    return TrueTumour(path=path, value=value, mask=mask, corrected=mask, reduce=reduce, warnings=warnings)
+    return TrueTumour(path=path, value=value, mask=mask, corrected=mask, reduce=reduce, warnings=read.warnings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Level:
+    """A level of a mask.
+
+    Attributes:
+        values: uint8 (rows, columns), 0 where tiles are missing.
+        downsample: level-0 px of the slide per pixel.
+        rule: what a pixel stands for, if the file says so.
+        warnings: what is odd about that.
+    """
+
+    values: NDArray[np.uint8]
+    downsample: float
+    rule: MaskRule | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def _side_px(level: int, slide_mpp: float | None) -> float:
+    """Return how many level-0 px of the slide a pixel of the level is; 2**level on slides like CAMELYON16's."""
+    exact = float(1 << level)
+    if slide_mpp is None or _are_near(slide_mpp, LEVEL_0_UM):
+        return exact
+    return LEVEL_0_UM * exact / slide_mpp
+
+
+def _are_near(one: float, other: float) -> bool:
+    return max(one / other, other / one) <= _FARTHEST_RATIO
+
+
+def _level_picture(path: Path, level: int, slide_mpp: float | None) -> _Level:
+    """A picture of the level, which does not say how large its pixels are.
+
+    Raises:
+        SlideFormatError: as _picture_values, or the slide is not like CAMELYON16's.
+    """
+    if slide_mpp is not None and not _are_near(slide_mpp, LEVEL_0_UM):
+        mend = "give masks as TIFF, or annotations"
+        raise SlideFormatError(path, "does not say how large its pixels are", mend=mend)
+    return _Level(values=_picture_values(path), downsample=float(1 << level))
 
 
 def _present(values: NDArray[np.uint8]) -> list[int]:
@@ -128,36 +180,67 @@ def _present(values: NDArray[np.uint8]) -> list[int]:
     return [int(value) for value in np.nonzero(is_present)[0]]
 
 
-def _pyramid_values(path: Path, level: int) -> tuple[NDArray[np.uint8], MaskRule | None, tuple[str, ...]]:
-    """uint8 (rows, columns) of the level, 0 where tiles are missing; its rule, and what is odd about that."""
+def _pyramid(path: Path, level: int, slide_mpp: float | None) -> _Level:
     try:
         slide = Slide.open(path)
     except SlideFormatError:
         # A TIFF in strips is not a slide, but it may be a picture of the level.
         try:
-            return _picture_values(path), None, ()
+            return _level_picture(path, level, slide_mpp)
         except SlideFormatError:
             pass
         raise
     with slide:
-        frame = slide.frame_of(_level_of(slide, level))
+        rule = rule_in(slide.properties.get(MASK_RULE, ""))
+        frame = slide.frame_of(_level_of(slide, level, rule))
         stored = min(slide.levels, key=lambda one: abs(one.downsample - frame.downsample))
         values = _grey(path, slide.read_frame(frame).array).copy()
         grid = TileGrid(frame=frame, tile_shape=stored.tile_shape)
         for row, column in grid:
             if slide.is_missing(grid.tile(row, column)):
                 values[grid.window(row, column).slices] = 0
-        rule = rule_in(slide.properties.get(MASK_RULE, ""))
-        return values, rule, grown_warnings(rule, stored.downsample)
+        return _Level(
+            values=values,
+            downsample=_downsample(slide, stored, rule, level, slide_mpp),
+            rule=rule,
+            warnings=grown_warnings(rule, stored.downsample),
+        )
 
 
-def _level_of(slide: Slide, level: int) -> Level:
+def _downsample(slide: Slide, stored: Level, rule: MaskRule | None, level: int, slide_mpp: float | None) -> float:
+    """Return how many level-0 px of the slide a pixel of a mask's level is.
+
+    Raises:
+        SlideFormatError: the mask does not say it, nor can it be told.
+    """
+    if rule is not None:
+        return rule.downsample * _halved(stored.downsample)
+    if slide_mpp is not None and slide.mpp is not None and not _are_near(slide_mpp, LEVEL_0_UM):
+        return slide.mpp * stored.downsample / slide_mpp
+    is_known = slide_mpp is not None or slide.mpp is None or len(slide.levels) == 1 or _are_near(slide.mpp, LEVEL_0_UM)
+    if not is_known and slide.mpp is not None and slide.mpp < _COARSEST_SLIDE_UM:
+        raise SlideFormatError(
+            slide.path,
+            f"has pixels of {slide.mpp:.4g} um, and does not say whether the slide's are as large",
+            mend="give --slide-mpp, the um per px of the slide's finest level",
+        )
+    return _side_px(level, slide_mpp)
+
+
+def _halved(downsample: float) -> float:
+    """The power of two that a measured downsample is, up to the rounding of a level's size."""
+    power = float(2 ** round(math.log2(downsample)))
+    return power if abs(power / downsample - 1) < _ROUNDING else downsample
+
+
+def _level_of(slide: Slide, level: int, rule: MaskRule | None) -> Level:
     if slide.mpp is None and len(slide.levels) == 1:
         doubts = [doubt for doubt in slide.mpp_warnings if doubt not in UNSTATED.warnings]
         if doubts:
             raise SlideFormatError(slide.path, "; ".join(doubts), mend="save the mask with the right pixel size")
         return slide.levels[0]
-    unit, wanted = (slide.mpp, LEVEL_0_UM * (1 << level)) if slide.mpp is not None else (1.0, float(1 << level))
+    finest = 1.0 if rule is None else rule.downsample
+    unit, wanted = (slide.mpp, LEVEL_0_UM * (1 << level)) if slide.mpp is not None else (finest, float(1 << level))
     sizes = {stored: unit * stored.downsample / wanted for stored in slide.levels}
     nearest = min(sizes, key=lambda stored: abs(math.log(sizes[stored])))
     if max(sizes[nearest], 1 / sizes[nearest]) > _FARTHEST_RATIO:
@@ -200,7 +283,7 @@ def _grey(path: Path, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _masks_of_outlines(
-    path: Path, annotations: tuple[Annotation, ...], level: int
+    path: Path, annotations: tuple[Annotation, ...], level: int, side: float
 ) -> tuple[EvaluationMask | None, EvaluationMask | None]:
     """By the level-0 pixels in the upper left corners, and by the pixels' centres."""
     outlines = [
@@ -210,14 +293,15 @@ def _masks_of_outlines(
     ]
     if not outlines:
         return None, None
-    side, margin = 1 << level, math.ceil(grown_px(level)) + 1
+    margin = math.ceil(grown_px(level)) + 1
     points = np.concatenate(outlines) / side
     left, top = (math.floor(low) - margin for low in points.min(axis=0))
     right, bottom = (math.ceil(high) + margin for high in points.max(axis=0))
     if (right - left) * (bottom - top) > _MOST_PIXELS:
+        spanned = f"{(right - left) * side:.0f} x {(bottom - top) * side:.0f} level-0 px"
         raise SlideFormatError(
             path,
-            f"its outlines span {(right - left) * side} x {(bottom - top) * side} level-0 px, more than a slide",
+            f"its outlines span {spanned}, more than a slide",
             mend="correct the outline that lies far out",
         )
     frame = Frame(x=left * side, y=top * side, downsample=side, shape=(bottom - top, right - left), mpp=None)
@@ -226,6 +310,8 @@ def _masks_of_outlines(
 
     def found(grid: Frame) -> EvaluationMask | None:
         painted = painting.mask(grid).array
-        return evaluation_mask(painted, level=level, origin=(top, left), is_whole=False) if painted.any() else None
+        if not painted.any():
+            return None
+        return evaluation_mask(painted, level=level, downsample=side, origin=(top, left), is_whole=False)
 
     return found(replace(frame, x=frame.x - shift, y=frame.y - shift)), found(frame)

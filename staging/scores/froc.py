@@ -55,7 +55,8 @@ class EvaluationMask:
     """The lesions of one slide, as used by the score.
 
     Attributes:
-        level: of the pyramid; a pixel is 2**level level-0 px wide.
+        level: of the pyramid; a pixel is 0.243 um times 2**level wide.
+        downsample: level-0 px of the slide per pixel; 2**level on CAMELYON16's slides.
         shape: (rows, columns) of the slide at that level; None if unknown.
         labels: int32, the lesion's number or 0, of the window that contains all lesions.
         row, column: start of the window.
@@ -63,6 +64,7 @@ class EvaluationMask:
     """
 
     level: int
+    downsample: float
     shape: tuple[int, int] | None
     labels: NDArray[np.int32]
     row: int
@@ -107,7 +109,12 @@ def itc_px(level: int) -> float:
 
 
 def evaluation_mask(
-    tumour: NDArray[np.bool_], *, level: int = LEVEL, origin: tuple[int, int] = (0, 0), is_whole: bool = True
+    tumour: NDArray[np.bool_],
+    *,
+    level: int = LEVEL,
+    downsample: float | None = None,
+    origin: tuple[int, int] = (0, 0),
+    is_whole: bool = True,
 ) -> EvaluationMask:
     """Find the lesions of a slide: tumour grown by less than 37.5 um, holes filled, 8-connected components.
 
@@ -116,6 +123,7 @@ def evaluation_mask(
     Args:
         tumour: bool (rows, columns) at the level, with at least one pixel set.
         level: pyramid level, within LEVELS.
+        downsample: level-0 px of the slide per pixel; None for 2**level.
         origin: (row, column) of the slide at which the array begins.
         is_whole: the array is the whole slide; otherwise it is the part with all tumour, with a margin of grown_px
             around it, and positions outside it are background.
@@ -130,6 +138,7 @@ def evaluation_mask(
     rows, columns = np.nonzero(tumour.any(axis=1))[0], np.nonzero(tumour.any(axis=0))[0]
     if not rows.size:
         raise ValueError("an evaluation mask needs tumour")
+    downsample = float(1 << level) if downsample is None else downsample
     reach = math.ceil(grown_px(level))
     top, left = max(0, int(rows[0]) - reach), max(0, int(columns[0]) - reach)
     window = tumour[top : int(rows[-1]) + reach + 1, left : int(columns[-1]) + reach + 1]
@@ -138,12 +147,15 @@ def evaluation_mask(
     top, left = top + origin[0], left + origin[1]
     return EvaluationMask(
         level=level,
+        downsample=downsample,
         shape=(tumour.shape[0], tumour.shape[1]) if is_whole else None,
         labels=labels,
         row=top,
         column=left,
         targets=tuple(
-            _target(number, labels[slices] == number, (top + slices[0].start, left + slices[1].start), level)
+            _target(
+                number, labels[slices] == number, (top + slices[0].start, left + slices[1].start), level, downsample
+            )
             for number, slices in enumerate(ndimage.find_objects(labels), start=1)
         ),
     )
@@ -152,8 +164,8 @@ def evaluation_mask(
 def slide_hits(slide: str, mask: EvaluationMask | None, detections: Detections) -> SlideHits:
     """Sort the detections on a slide into hits and false positives.
 
-    Positions are truncated to whole level-0 px and divided by 2**level, as the organisers do. Several detections on one
-    lesion are one hit, with the highest probability.
+    Positions are truncated to whole level-0 px and divided by the mask's downsample, as the organisers do. Several
+    detections on one lesion are one hit, with the highest probability.
 
     Args:
         slide: name of the slide.
@@ -165,16 +177,18 @@ def slide_hits(slide: str, mask: EvaluationMask | None, detections: Detections) 
     """
     if mask is None:
         return SlideHits(slide=slide, targets=(), hits=(), false_positives=detections.probability)
-    rows = np.trunc(detections.y).astype(np.int64) >> mask.level
-    columns = np.trunc(detections.x).astype(np.int64) >> mask.level
+    rows, columns = (
+        np.floor(np.trunc(along) / mask.downsample).astype(np.int64) for along in (detections.y, detections.x)
+    )
     if mask.shape is not None:
         outside = (rows < 0) | (columns < 0) | (rows >= mask.shape[0]) | (columns >= mask.shape[1])
         if outside.any():
             first = int(np.argmax(outside))
+            bottom, right = (size * mask.downsample for size in mask.shape)
             raise TableError(
                 detections.path,
                 f"the detection at x {detections.x[first]:g}, y {detections.y[first]:g} lies outside the mask of "
-                f"{slide}, which ends at x {mask.shape[1] << mask.level}, y {mask.shape[0] << mask.level}",
+                f"{slide}, which ends at x {right:.0f}, y {bottom:.0f}",
                 where=detections.where(first),
                 mend="give positions in px of the slide's finest level",
             )
@@ -315,11 +329,11 @@ def _filled(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.asarray(numbers[labels])
 
 
-def _target(number: int, inside: NDArray[np.bool_], corner: tuple[int, int], level: int) -> Target:
+def _target(number: int, inside: NDArray[np.bool_], corner: tuple[int, int], level: int, downsample: float) -> Target:
     rows, columns = np.nonzero(inside)
     axis = major_axis(rows, columns)
     x, y = (
-        (start + float(along.mean()) + 0.5) * 2**level for start, along in ((corner[1], columns), (corner[0], rows))
+        (start + float(along.mean()) + 0.5) * downsample for start, along in ((corner[1], columns), (corner[0], rows))
     )
     return Target(
         number=number,

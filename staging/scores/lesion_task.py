@@ -214,6 +214,7 @@ def score_folders(
     missing_mask_is_normal: bool = False,
     tumour_value: int | None = None,
     pyramid_level: int = LEVEL,
+    slide_mpp: float | None = None,
     with_errata: bool = True,
     workers: int | None = None,
     nodes: SlideNodes = BY_NAME,
@@ -231,6 +232,7 @@ def score_folders(
         missing_mask_is_normal: treat slides without a mask, or with a blank one, as normal.
         tumour_value: value of the masks' tumour pixels; detected by default.
         pyramid_level: the level at which masks are compared.
+        slide_mpp: um per level-0 px of the slides; None for what masks say, else CAMELYON16's 0.243.
         with_errata: leave out the slides that the organisers leave out.
         workers: slides read at a time; one per core by default. It does not change the result.
         nodes: which patient each slide is of.
@@ -263,7 +265,7 @@ def score_folders(
         if path is None:
             normal_hits = slide_hits(name, None, found[name])
             return _Scored(official=normal_hits, corrected=normal_hits, warnings=_unofficial(found_on[name]))
-        truth = read_true_tumour(path, level=pyramid_level, tumour_value=tumour_value)
+        truth = read_true_tumour(path, level=pyramid_level, tumour_value=tumour_value, slide_mpp=slide_mpp)
         _check_truth(name, truth, is_normal=name in normal, blank_is_normal=missing_mask_is_normal)
         kind = None if truth.mask is None else "outlines" if truth.value is None else str(truth.value)
         return _Scored(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,10 +17,12 @@ from annotations.annotation import Annotation, Role
 from annotations.errors import UnknownGroupError
 from annotations.files.asap import write_asap
 from annotations.files.formats import read_annotations
+from annotations.masks.mask_file import write_annotation_mask
 from annotations.painting import Painting
 from staging.errors import CohortError, ConfigurationError
+from staging.lesions.detections import Detections
 from staging.scores.evaluation_masks import find_masks, read_true_tumour
-from staging.scores.froc import EvaluationMask, evaluation_mask
+from staging.scores.froc import EvaluationMask, evaluation_mask, slide_hits
 from wsi.errors import PathologyError, SlideFormatError
 from wsi.geometry import Frame
 
@@ -225,6 +228,48 @@ def test_the_official_score_samples_the_corner_of_a_pixel(
         mask = getattr(found, name)
         assert (mask is None) == (not expected.any())
         assert mask is None or mask.targets == evaluation_mask(expected, level=level).targets
+
+
+@pytest.mark.parametrize("mpp", [0.2431, 0.5, 1.0])
+@pytest.mark.parametrize("out_mpp", [None, 2.0])
+def test_lesions_are_where_they_are_on_slides_of_any_resolution(
+    tmp_path: Path, mpp: float, out_mpp: float | None
+) -> None:
+    corners = [(1500.0, 900.0), (3200.0, 1000.0), (3000.0, 2600.0), (1400.0, 2500.0)]  # um
+    outline_px = outline("Tumor", *((x / mpp, y / mpp) for x, y in corners))
+    write_asap(tmp_path / "a.xml", [outline_px])
+    shape = round(4000 / mpp), round(5000 / mpp)
+    frame = Frame(x=0.0, y=0.0, downsample=1.0, shape=shape, mpp=mpp)
+    if out_mpp is not None:
+        frame = frame.resampled(out_mpp / mpp)
+    write_annotation_mask(tmp_path / "a.tif", read_annotations(tmp_path / "a.xml"), frame)
+    centre = shapely.Polygon(corners).centroid
+    for name, slide_mpp in (("a.tif", None), ("a.tif", mpp), ("a.xml", mpp)):
+        found = read_true_tumour(tmp_path / name, slide_mpp=slide_mpp)
+        for mask in (found.mask, found.corrected):
+            assert mask is not None
+            (target,) = mask.targets
+            assert target.centroid == pytest.approx((centre.x / mpp, centre.y / mpp), abs=12 / mpp)
+            assert target.major_axis_px * 7.776 == pytest.approx(1980, rel=0.08)
+            x, y = (np.array([along / mpp]) for along in (1700, 1200))
+            inside = Detections(path=None, probability=np.array([0.9]), x=x, y=y, lines=(1,))
+            assert slide_hits("a", mask, inside).hits == (0.9,)
+
+
+def test_whose_pixels_those_of_a_mask_are_is_not_guessed(tmp_path: Path) -> None:
+    levels = pyramid(tumour().astype(np.uint8), above=4)
+    write_levels(tmp_path / "a.tif", levels, um=0.5)
+    with pytest.raises(SlideFormatError, match=r"pixels of 0\.5 um, .* \(give --slide-mpp"):
+        read_true_tumour(tmp_path / "a.tif")
+    for slide_mpp, side in ((0.5, 16), (0.25, 32)):
+        mask = read_true_tumour(tmp_path / "a.tif", slide_mpp=slide_mpp).mask
+        assert mask is not None
+        assert mask.downsample == side
+        assert mask.targets[0].major_axis_px == evaluation_mask(tumour()).targets[0].major_axis_px
+    Pillow.fromarray(tumour().astype(np.uint8)).save(tmp_path / "b.png")
+    with pytest.raises(SlideFormatError, match="does not say how large its pixels are"):
+        read_true_tumour(tmp_path / "b.png", slide_mpp=0.5)
+    same(read_true_tumour(tmp_path / "b.png", slide_mpp=0.25).mask, tumour())
 
 
 @pytest.mark.parametrize("drawn", [[], [box("_2", 0, 0, 900, 900)], [box("_0", 1, 1, 5, 5)]])
