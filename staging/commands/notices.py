@@ -73,7 +73,10 @@ def warnings_notice(warnings: Mapping[str, Sequence[str]]) -> None:
 
 def heatmaps_notice(paths: Iterable[Path]) -> dict[str, Any]:
     """Say what was passed over in folders of heatmaps, and return it for the command's JSON."""
-    return files_notice("heatmaps", [path for path in paths if path.suffix.lower() != ".zarr"], {".zarr"})
+    from staging.lesions.seen import heatmaps_folder  # noqa: PLC0415  (slow import)
+
+    folders = [heatmaps_folder(path) for path in paths if path.suffix.lower() != ".zarr"]
+    return files_notice("heatmaps", folders, {".zarr"})
 
 
 def files_notice(kind: str, folders: Iterable[Path], suffixes: Collection[str]) -> dict[str, Any]:

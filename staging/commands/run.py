@@ -90,8 +90,8 @@ def run(
     Slides of earlier calls with the same settings stay in the tables. With --overwrite, what was made with other
     settings is made anew.
 
-    Exit code 0: all slides good; 3: some are quarantined, a patient is not staged, or there is a reference and
-    none could be compared; 2: wrong usage; 74: storage failed; 75: output in use.
+    Exit code 0: all slides good; 3: some are quarantined, a patient is not staged, --patients lacks a slide, or there
+    is a reference and none could be compared; 2: wrong usage; 74: storage failed; 75: output in use.
 
     Example: sentinode run CAMELYON17/training -o results --model model.safetensors -r stage_labels.csv
     """
@@ -174,7 +174,7 @@ def run(
     _tell(result)
     record = {"report": str(output / "report.html"), **result.to_json()}
     typer.echo(json.dumps(record))
-    if not result.is_complete:
+    if not result.is_complete or (patients is not None and _strangers(result)):
         raise typer.Exit(EXIT_QUARANTINED)
 
 
@@ -188,8 +188,7 @@ def _tell(result: CohortResult) -> None:
     if is_quiet():  # else it was said in passing
         for one in result.failures:
             say(f"{one.slide}: quarantined at {one}")
-    strangers = sorted({one.slide for one in result.analyses} & {one.patient for one in result.staging.unscored})
-    if strangers:
+    if strangers := _strangers(result):
         say(f"of no known patient, so not staged: {listed(strangers)} (--patients says whose they are)")
     partial = {one.slide: one.coverage for one in result.analyses if one.is_partial}
     for name, coverage in partial.items():
@@ -200,3 +199,8 @@ def _tell(result: CohortResult) -> None:
         say(line)
     for line in result.score["warnings"] if result.score else ():
         say(line)
+
+
+def _strangers(result: CohortResult) -> list[str]:
+    """Return the finished slides of no known patient."""
+    return sorted({one.slide for one in result.analyses} & {one.patient for one in result.staging.unscored})

@@ -71,12 +71,12 @@ def tune(
     from staging.cohorts.patients import nodes_of  # noqa: PLC0415  (slow import)
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
     from staging.scores.texts import label_line, stage_line  # noqa: PLC0415
-    from staging.tuning.slides import gather_heatmaps, heatmaps_folder  # noqa: PLC0415
+    from staging.tuning.slides import gather_heatmaps  # noqa: PLC0415
     from staging.tuning.tuning import SETTINGS, TuningRecipe, tune_heatmaps  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
     of_slides = nodes_of(patients)
-    skipped = heatmaps_notice([heatmaps_folder(heatmaps)])
+    skipped = heatmaps_notice([heatmaps])
     slides = gather_heatmaps(
         heatmaps,
         reference,

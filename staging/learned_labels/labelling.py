@@ -18,7 +18,7 @@ from staging.learned_labels.predictors import PREDICTOR_NAMES, slide_predictors
 from staging.learned_labels.training import Recipe, gather, train_classifier
 from staging.learned_labels.trees import SlideClassifier, read_classifier, write_classifier
 from staging.lesions.labels import SlideLabel
-from staging.lesions.seen import SEEN_COLUMNS, Seen, SeenRule, look_through, seen_json
+from staging.lesions.seen import SEEN_COLUMNS, Seen, SeenRule, heatmaps_folder, look_through, seen_json
 from wsi.errors import ArtefactError, CheckpointError
 from wsi.heatmap_store import read_heatmap
 from wsi.render import save_png
@@ -84,12 +84,12 @@ def _look_through(folder: Path, rule: SeenRule | None) -> tuple[dict[Path, Seen]
 
 
 def find_heatmaps(folder: Path) -> list[Path]:
-    """Find the heatmaps in a folder, by name.
+    """Find the heatmaps in a folder or in the output of a run, by name.
 
     Raises:
         ArtefactError: there are none.
     """
-    found = sorted(folder.glob("[!.]*.zarr"))
+    found = sorted(heatmaps_folder(folder).glob("[!.]*.zarr"))
     if not found:
         raise ArtefactError(folder, "contains no heatmaps", mend="name the heatmaps folder of a run")
     return found

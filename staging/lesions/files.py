@@ -16,7 +16,7 @@ from staging.lesions.components import bands_of
 from staging.lesions.finding import measure_heatmap, measure_mask
 from staging.lesions.labels import SizeRule
 from staging.lesions.masks import MaskFile
-from staging.lesions.settings import LesionSettings
+from staging.lesions.settings import LesionSettings, unknown_settings
 from staging.lesions.shape import LesionShape, measure_polygons
 from wsi.errors import ResolutionError
 from wsi.heatmap_store import read_heatmap
@@ -58,7 +58,7 @@ class MeasuredFile:
         masks: their cells, in the same order, of a heatmap; None for other files.
         tumour_value: the value of tumour pixels of a mask; None for other files.
         reduce: what a pixel of a mask stands for, if it says so; None for other files.
-        warnings: what is odd about annotations, or about a mask.
+        warnings: what is odd about annotations, a mask, or the settings of a heatmap.
     """
 
     shapes: tuple[LesionShape, ...]
@@ -83,7 +83,7 @@ def measure_heatmap_file(path: Path, settings: LesionSettings, *, with_holes_fil
         peak=settings.peak.value,
         with_holes_filled=with_holes_filled,
     )
-    return MeasuredFile(shapes=shapes, masks=masks)
+    return MeasuredFile(shapes=shapes, masks=masks, warnings=unknown_settings(path, settings))
 
 
 def measure_mask_file(

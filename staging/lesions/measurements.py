@@ -26,7 +26,7 @@ from staging.lesions.measured_folder import (
     own_outlines,
 )
 from staging.lesions.outlines import write_outlines
-from staging.lesions.seen import UNKNOWN, Seen, SeenRule, look_through, seen_json
+from staging.lesions.seen import UNKNOWN, Seen, SeenRule, heatmaps_folder, look_through, seen_json
 from staging.lesions.settings import LesionSettings, refuse_different, settings_of
 from staging.lesions.tables import lesion_table
 from wsi.readers.resolution import Mpp
@@ -177,7 +177,8 @@ def write_measurements(output: Path, measured: Measurements) -> None:
 
 def heatmaps_among(paths: Sequence[Path]) -> list[str]:
     """Return the names of the slides whose heatmaps are given, alone or in folders."""
-    within = [path for given in paths for path in (given.glob("[!.]*.zarr") if given.is_dir() else ())]
+    folders = [heatmaps_folder(path) for path in paths if path.is_dir()]
+    within = [path for folder in folders for path in folder.glob("[!.]*.zarr")]
     return [path.stem for path in (*paths, *within) if _is_heatmap(path)]
 
 
@@ -189,7 +190,7 @@ def _within(path: Path) -> list[Path]:
     """Return a path itself, or the heatmaps in a folder."""
     if not path.is_dir() or _is_heatmap(path):
         return [path]
-    heatmaps = sorted(path.glob("[!.]*.zarr"))
+    heatmaps = sorted(heatmaps_folder(path).glob("[!.]*.zarr"))
     if not heatmaps:
         raise CohortError(
             path, "is a folder without heatmaps, which end in .zarr", mend="give heatmaps, masks or annotations"

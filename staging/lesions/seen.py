@@ -87,6 +87,11 @@ class SeenRule:
         return f"only {coverage}; --allow-partial uses what was seen"
 
 
+def heatmaps_folder(path: Path) -> Path:
+    """Return the folder of the heatmaps in the output of a run; any other path is itself."""
+    return path / "heatmaps" if (path / "run.json").is_file() and (path / "heatmaps").is_dir() else path
+
+
 def look_through(heatmaps: Iterable[Path], rule: SeenRule) -> tuple[dict[Path, Seen], dict[str, str]]:
     """Split heatmaps into those that are used, with how much of the slide they saw, and those set aside.
 

@@ -107,6 +107,7 @@ def settings_of(heatmap: Path, *, options: Mapping[str, float | None], model: Pa
     }
     known = {name: Setting(value=value, source="default") for name, value in defaults.items()}
     provenance = provenance_of(heatmap) or {}
+    known |= _of_heatmap(heatmap, provenance)
     known |= _of_run(heatmap, provenance)
     if model is not None:
         known |= _of_model(heatmap, provenance, model)
@@ -122,6 +123,28 @@ def peak_of(provenance: Mapping[str, Any]) -> float:
 def with_peak(provenance: Mapping[str, Any], peak: float) -> dict[str, Any]:
     """Return the provenance with a peak added."""
     return {**provenance, _KEY: peak}
+
+
+def unknown_settings(heatmap: Path, settings: LesionSettings) -> tuple[str, ...]:
+    """Say that a network's heatmap is measured by defaults, as neither its run nor its checkpoint is at hand."""
+    guessed = [
+        f"{name} {one.value:g}"
+        for name in ("threshold", "peak")
+        if (one := getattr(settings, name)).source == "default"
+    ]
+    if not guessed or not provenance_of(heatmap):
+        return ()
+    return (f"is measured with {' and '.join(guessed)}, defaults: give --model, the checkpoint that made it",)
+
+
+def _of_heatmap(heatmap: Path, provenance: Mapping[str, Any]) -> dict[str, Setting]:
+    """Return the threshold and peak of its checkpoint, if ``sentinode heatmap`` made it."""
+    found = {name: provenance.get(name) for name in ("threshold", "peak")}
+    return {
+        name: Setting(value=float(value), source=str(heatmap))
+        for name, value in found.items()
+        if isinstance(value, int | float) and 0 <= value <= 1
+    }
 
 
 def _of_run(heatmap: Path, provenance: Mapping[str, Any]) -> dict[str, Setting]:

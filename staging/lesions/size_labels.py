@@ -10,7 +10,7 @@ from typing import Any
 from staging.errors import CohortError, TableError
 from staging.lesions.cell_counts import count_cells
 from staging.lesions.labels import SizeRule
-from staging.lesions.seen import UNKNOWN, Seen, SeenRule, look_through, seen_json
+from staging.lesions.seen import UNKNOWN, Seen, SeenRule, heatmaps_folder, look_through, seen_json
 from staging.lesions.settings import NUCLEUS_UM
 from staging.lesions.tables import label_table, read_lesion_table, read_seen
 from wsi.inputs import read_json
@@ -56,7 +56,7 @@ def label_by_size(
     seen = _slides_beside(table)
     faults = _set_aside(table)
     if heatmaps is not None:
-        paths = sorted(heatmaps.glob("[!.]*.zarr"))
+        paths = sorted(heatmaps_folder(heatmaps).glob("[!.]*.zarr"))
         if not paths:
             raise CohortError(
                 heatmaps, "is no folder with heatmaps, which end in .zarr", mend="give the heatmaps of the slides"

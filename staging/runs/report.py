@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from staging.cohorts.camelyon import StageTable
-from staging.cohorts.names import centre_of_patient
+from staging.cohorts.names import CENTRES, centre_of_patient
 from staging.runs.analysis import SlideAnalysis
 from staging.runs.config import RunConfig
 from staging.runs.pages import write_page
@@ -47,6 +47,7 @@ def write_report(
     Raises:
         StorageError: the page cannot be written.
     """
+    names = [analysis.slide for analysis in analyses] + [failure.slide for failure in failures]
     write_page(
         path,
         "report.html.j2",
@@ -56,6 +57,8 @@ def write_report(
         warnings=[(analysis.slide, warning) for analysis in analyses for warning in analysis.warnings],
         skipped=skipped,
         known=known,
+        peak=config.peak,
+        strangers=sorted(name for name in names if nodes.patient(name) is None),
         patients=_patients(analyses, failures, staging, reference, nodes),
         score=score,
         largest=max((count for row in score["confusion"] for count in row), default=1) or 1 if score else 1,
@@ -71,6 +74,7 @@ def _slide(analysis: SlideAnalysis) -> dict[str, Any]:
         "lesions": len(analysis.lesions),
         "largest_um": analysis.largest_um,
         "tissue_mm2": analysis.coverage.tissue_mm2,
+        "doubts": len(analysis.warnings),
         "partial": str(analysis.coverage) if analysis.is_partial else None,
     }
 
@@ -101,7 +105,7 @@ def _patients(
         rows.append(
             {
                 "name": patient,
-                "centre": centre_of_patient(patient),
+                "centre": None if (centre := centre_of_patient(patient)) is None else CENTRES[centre],
                 "stage": stage.value if stage else None,
                 "at_least": patient in staging.at_least,
                 "reason": reasons.get(patient, ""),

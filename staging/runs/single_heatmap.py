@@ -107,7 +107,9 @@ def make_heatmap(
     with Slide.open(slide, mpp=slide_mpp, on_bad_tile=on_bad_tile) as opened:
         if not upsample:
             opened.check_detail(checkpoint.mpp)
-        made_from = {"slide": opened.fingerprint(), "model": checkpoint.digest}
+        made_from: dict[str, Any] = {"slide": opened.fingerprint(), "model": checkpoint.digest}
+        # lesions measured without the checkpoint are those that it finds
+        made_from |= {"threshold": checkpoint.threshold, "peak": peak_of(checkpoint.provenance)}
         made_from |= _read_otherwise(slide_mpp, on_bad_tile)
         since = identity(output)
         earlier = _earlier(output, made_from, overwrite=overwrite)

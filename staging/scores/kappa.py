@@ -33,6 +33,7 @@ MOST_SWAPS = 2**16
 
 METHOD = "jackknife over patients on Fisher's scale, Student's t; exact where all agree; patients are independent"
 _NEAREST = 1 - 1e-6  # to 1 on Fisher's scale, which is infinite there
+_ROUNDING = 1e-12
 _MOST_UNDEFINED = 0.01  # of the resamples
 
 
@@ -244,7 +245,11 @@ def score(
 
 
 def jackknife_interval(confusion: NDArray[np.int64], *, level: float = 0.95) -> Interval:
-    """Return the interval of the kappa of a confusion matrix, see the top of this module; nan if kappa is undefined."""
+    """Return the interval of the kappa of a confusion matrix, see the top of this module.
+
+    It is nan if kappa is undefined, and where leaving out any patient changes nothing: kappa is 0 whatever a table says
+    whose every patient has one stage, which is no certainty.
+    """
     from scipy.stats import t as student  # noqa: PLC0415  (slow import)
 
     kappa = float(_kappas(confusion[np.newaxis])[0])
@@ -262,6 +267,8 @@ def jackknife_interval(confusion: NDArray[np.int64], *, level: float = 0.95) -> 
     left_out[np.isnan(left_out)] = kappa
     error = math.sqrt(jackknife_variance(np.repeat(left_out, confusion.reshape(-1)[cells])))
     middle = max(-_NEAREST, kappa)
+    if error < _ROUNDING:
+        return math.nan, math.nan
     # the error on Fisher's scale by its slope: left out, a single error would leave kappa at 1, which is infinite there
     reach = float(student.ppf((1 + level) / 2, patients - 1)) * error / (1 - middle**2)
     middle = math.atanh(middle)

@@ -49,11 +49,6 @@ class LabelledHeatmaps:
         return tuple(self.heatmaps)
 
 
-def heatmaps_folder(run: Path) -> Path:
-    """Return the folder of a run's heatmaps, or the folder itself if it is no output of a run."""
-    return run / "heatmaps" if (run / "heatmaps").is_dir() else run
-
-
 def gather_heatmaps(
     run: Path,
     reference: Path,
@@ -85,7 +80,7 @@ def gather_heatmaps(
         ConfigurationError: the heatmaps are of runs with different settings, or were not made by the model.
     """
     labels = {slide_key(name): label for name, label in read_label_table(reference).items()}
-    seen, faults = look_through(find_heatmaps(heatmaps_folder(run)), seen_rule or SeenRule())
+    seen, faults = look_through(find_heatmaps(run), seen_rule or SeenRule())
     learnt = _training_patients(model)
     left_out = dict(faults)
     used: dict[str, Path] = {}

@@ -109,12 +109,26 @@ def test_the_interval_is_the_jackknife_patient_by_patient(patients: list[tuple[i
         count = len(patients)
         left = [quadratic_kappa(np.delete(reference, at), np.delete(submission, at)) for at in range(count)]
         known = np.array([kappa if math.isnan(one) else one for one in left])
-        reach = student.ppf(0.975, count - 1) * math.sqrt((count - 1) / count * ((known - known.mean()) ** 2).sum())
+        error = math.sqrt((count - 1) / count * ((known - known.mean()) ** 2).sum())
+        if error < 1e-12:
+            assert math.isnan(low)
+            assert math.isnan(high)
+            return
+        reach = student.ppf(0.975, count - 1) * error
         reach /= 1 - max(kappa, -1 + 1e-6) ** 2
         middle = math.atanh(max(kappa, -1 + 1e-6))
         assert (low, high) == pytest.approx((math.tanh(middle - reach), math.tanh(middle + reach)), abs=1e-9)
         assert low <= kappa + 1e-5
         assert kappa <= high + 1e-5
+
+
+@pytest.mark.parametrize(("reference", "submission"), [([0, 2], [2, 2]), ([1, 1, 1, 1], [0, 1, 2, 3]), ([3], [1])])
+def test_a_kappa_that_no_patient_changes_is_no_certainty(reference: list[int], submission: list[int]) -> None:
+    found = score(reference, submission, stages=STAGES)
+    assert found.kappa == 0
+    low, high = found.to_json()["interval"]
+    assert (low, high) == ((-1.0, 1.0) if len(reference) == 1 else (None, None))
+    assert any("kappa is 0" in warning for warning in found.warnings)
 
 
 def test_one_error_of_ten_is_no_reason_to_know_nothing() -> None:
