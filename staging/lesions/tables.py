@@ -13,7 +13,7 @@ from staging.lesions.labels import SizeRule, slide_label
 from staging.lesions.seen import SEEN_COLUMNS, Seen
 
 LESION_COLUMNS = ("slide", "lesion", "class", "longest_diameter_um", "area_um2", "x", "y", "probability")
-LABEL_COLUMNS = ("slide", "label", "largest_um", "lesions", "probability")
+LABEL_COLUMNS = ("slide", "label", "largest_um", "lesions", "lesion_probability")
 
 
 def lesion_table(lesions: Mapping[str, Sequence[Lesion]], rule: SizeRule) -> str:
@@ -41,14 +41,17 @@ def label_table(
     *,
     cell_counts: Mapping[str, Sequence[int | None]] | None = None,
     seen: Mapping[str, Seen] | None = None,
+    probabilities: Mapping[str, float] | None = None,
 ) -> str:
-    """Format one row per slide: its label, and the largest lesion, which decided it.
+    """Format one row per slide: its label, the length of the largest lesion, which decided it, how many there are, and
+    the highest probability in one, 0 without.
 
     If cells were counted, one more column has the most in a lesion, empty for slides without a count. With ``seen``
-    (of each slide) the SEEN_COLUMNS follow.
-    """
+    (of each slide) the SEEN_COLUMNS follow; with ``probabilities``, the maximum of each heatmap, ``probability``.
+    """  # noqa: D205  (one sentence)
     header = (*LABEL_COLUMNS, *(("most_cells",) if cell_counts is not None else ()))
     header += SEEN_COLUMNS if seen is not None else ()
+    header += ("probability",) if probabilities is not None else ()
     rows = []
     for slide, found in lesions.items():
         counts = None if cell_counts is None else cell_counts[slide]
@@ -63,6 +66,8 @@ def label_table(
             row += (max((count for count in counts if count is not None), default=""),)
         if seen is not None:
             row += seen[slide].cells
+        if probabilities is not None:
+            row += (f"{probabilities[slide]:.6f}",)
         rows.append(row)
     return csv_text(header, rows)
 

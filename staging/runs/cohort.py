@@ -323,7 +323,8 @@ def _conclude(
     atomic_text(output / "lesions.csv", lesion_table(lesions, config.rule))
     rule = SeenRule(tolerance=config.coverage_tolerance, allow_partial=config.allow_partial)
     seen = {analysis.slide: rule.judge(analysis.coverage) for analysis in analyses}
-    atomic_text(output / "labels.csv", label_table(lesions, config.rule, seen=seen))
+    highest = {analysis.slide: analysis.probability for analysis in analyses}
+    atomic_text(output / "labels.csv", label_table(lesions, config.rule, seen=seen, probabilities=highest))
     atomic_text(output / QUARANTINE, quarantine_table(failures))
     bad = ((one.slide, tile.level, tile.row, tile.column, tile.reason) for one in analyses for tile in one.bad_tiles)
     atomic_text(output / "bad_tiles.csv", csv_for_people(("slide", "level", "tile_row", "tile_column", "reason"), bad))

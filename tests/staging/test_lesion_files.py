@@ -21,7 +21,7 @@ from staging.lesions.components import bands_of
 from staging.lesions.files import SHAPE_COLUMNS
 from staging.lesions.labels import SizeRule
 from staging.lesions.masks import MaskFile
-from staging.lesions.settings import settings_of
+from staging.lesions.settings import settings_of, unknown_settings
 from staging.runs.config import RunConfig
 from wsi.geometry import Frame, Window
 from wsi.heatmap_store import write_heatmap
@@ -47,7 +47,7 @@ def rows_of(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def stored(path: Path, values: NDArray[np.float32], provenance: dict[str, str] | None = None) -> Path:
+def stored(path: Path, values: NDArray[np.float32], provenance: dict[str, Any] | None = None) -> Path:
     frame = Frame(x=0.0, y=0.0, downsample=64.0, shape=values.shape, mpp=0.25)
     heatmap = Heatmap(frame=frame, array=values, tissue=np.ones(values.shape, dtype=np.bool_))
     write_heatmap(path, heatmap, provenance or {"slide": "0"})
@@ -88,9 +88,29 @@ def test_settings_come_from_the_option_the_run_or_the_default(tmp_path: Path) ->
     record = result("lesions", lone, "-o", tmp_path / "out", "--overwrite")
     assert record["settings"]["peak"] == {"value": 0.9, "source": "default"}
     assert record["lesions"] == {"b": 1}
+    assert "is measured with threshold 0.5 and peak 0.9, defaults" in record["warnings"]["b"][0]
     done = sentinode("lesions", path, lone, "-o", tmp_path / "both")
     assert done.returncode == 2
     assert "different settings" in done.stderr
+
+
+def test_a_single_heatmap_is_measured_with_its_checkpoints_settings(tmp_path: Path) -> None:
+    made_from = {"slide": "0", "model": "1", "threshold": 0.4, "peak": 0.98}
+    path = stored(tmp_path / "a.zarr", spotted(), made_from)
+    found = settings_of(path, options=NOTHING)
+    assert (found.threshold.value, found.peak.value, found.peak.source) == (0.4, 0.98, str(path))
+    assert unknown_settings(path, found) == ()
+    odd = stored(tmp_path / "b.zarr", spotted(), {**made_from, "peak": "high", "threshold": 7})
+    found = settings_of(odd, options=NOTHING)
+    assert (found.threshold.source, found.peak.source) == ("default", "default")
+
+
+@pytest.mark.slow
+def test_the_output_of_a_run_stands_for_its_heatmaps(tmp_path: Path) -> None:
+    config = RunConfig(model="0" * 64, threshold=0.4, peak=0.6, rule=SizeRule(smallest_um=10.0))
+    heatmap_of_run(tmp_path / "run", config)
+    record = result("lesions", tmp_path / "run", "-o", tmp_path / "out")
+    assert (record["lesions"], record["skipped"], record["warnings"]) == ({"a": 2}, {}, {})
 
 
 @pytest.mark.slow

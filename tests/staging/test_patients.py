@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from staging.cli import app
 from staging.cohorts.patients import PatientTable, read_patients
+from staging.cohorts.references import read_predictions
 from staging.errors import ConflictError, SlideNameError, TableError
 from staging.lesions.labels import SlideLabel
 from staging.phantom import generate_cohort
@@ -155,12 +156,19 @@ def test_a_clinics_slides_become_what_camelyons_do(tmp_path: Path, make_checkpoi
         expected = expected.replace(f"{patient}_node_{node}.tif", name)
     assert (tmp_path / "ours" / "stages.csv").read_text() == expected
     assert "S21-1234" in (tmp_path / "ours" / "report.html").read_text()
+    called("submission", "write", "slides", tmp_path / "ours", "-o", tmp_path / "predictions.csv")
+    assert read_predictions(tmp_path / "ours" / "labels.csv") == read_predictions(tmp_path / "predictions.csv")
     staged = called("stage", tmp_path / "ours" / "labels.csv", "-o", tmp_path / "s.csv", "--patients", table)
     assert staged.exit_code == 0
     assert (tmp_path / "s.csv").read_text() == expected
     assert called("score", "kappa", reference, tmp_path / "s.csv", "--resamples", 0).exit_code == 0
     alone = called("run", tmp_path / "clinic", "-o", tmp_path / "alone", *model)
     assert sorted(json.loads(alone.stdout)["unscored"]) == NAMES
+    assert alone.exit_code == 0  # nothing says that they should be
+    assert f"not staged: {', '.join(sorted(NAMES))}" in (tmp_path / "alone" / "report.html").read_text()
+    table.write_text(f"slide,patient\n{NAMES[0]},S21-1234\n")
+    some = called("run", tmp_path / "clinic", "-o", tmp_path / "alone", *model, "--patients", table)
+    assert (some.exit_code, list(json.loads(some.stdout)["stages"])) == (3, ["S21-1234"])
 
 
 def test_without_a_table_it_is_said_what_to_do(tmp_path: Path) -> None:
