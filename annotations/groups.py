@@ -116,7 +116,7 @@ def require_role(
         path,
         f"no outline with an area is {role.value}",
         where=None,
-        mend=f"set the right roles in groups=, or {unless}; the file has {listed or 'no annotations'}",
+        mend=f"set the right roles with --groups, or {unless}; the file has {listed or 'no annotations'}",
     )
 
 

@@ -29,7 +29,7 @@ def open_regular(path: str | PathLike[str]) -> BufferedReader:
         return os.fdopen(handle, "rb")
     os.close(handle)
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), fspath(path))
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, and a file is wanted", fspath(path))
     raise OSError(errno.EINVAL, "it is not a regular file", fspath(path))
 
 

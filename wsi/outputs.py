@@ -56,6 +56,11 @@ _KNOWN = frozenset({*PICTURES, *TIFFS}) | frozenset(
         ".onnx",
         ".toml",
         ".txt",
+        ".tsv",
+        ".xlsx",
+        ".xls",
+        ".ods",
+        ".docx",
     ]
 )
 _SOFTWARE = b"sentinode"

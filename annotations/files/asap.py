@@ -310,7 +310,7 @@ class _Found:
                     self._path,
                     f"the group {shortened(group)!r} has no known meaning",
                     where=f"annotation {name!r}",
-                    mend=f"rename it, or add its role to groups=; known groups: {', '.join(sorted(roles))}",
+                    mend=f"rename it, or say its role with --groups; known groups: {', '.join(sorted(roles))}",
                 )
         return role
 

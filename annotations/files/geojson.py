@@ -302,7 +302,7 @@ def _meaning(
         path,
         f"the group {candidates[0]!r} has no known meaning",
         where=where,
-        mend=f"rename it, or add its role to groups=; known groups: {', '.join(sorted(roles))}",
+        mend=f"rename it, or say its role with --groups; known groups: {', '.join(sorted(roles))}",
     )
 
 

@@ -338,7 +338,7 @@ class _Found:
                 self._path,
                 f"the layer {shortened(layer)!r} has no known meaning",
                 where=f"region {text!r}",
-                mend=f"rename it, or add its role to groups=; known groups: {', '.join(sorted(self._roles))}",
+                mend=f"rename it, or say its role with --groups; known groups: {', '.join(sorted(self._roles))}",
             )
         return role
 

@@ -148,7 +148,7 @@ def _grid(job: MaskJob) -> tuple[tuple[int, int], Frame, tuple[str, ...]]:
         raise SlideNotFoundError(
             job.annotation_file,
             f"there is no slide {job.annotation_file.stem} in {job.slides}",
-            mend="name its folder with --slides",
+            mend="rename either, or name the slide with --slide",
         )
     with Slide.open(job.slide, mpp=recipe.slide_mpp) as slide:
         rows, columns = slide.frame.shape

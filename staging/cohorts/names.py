@@ -14,6 +14,7 @@ CENTRES = ("CWZ", "RST", "UMCU", "RUMC", "LPON")
 """Names of the centres, by the number from centre_of."""
 
 _OF_RESULTS = frozenset({".csv", ".xml", ".zarr", ".geojson", ".json", ".annotations"})
+_OF_ANNOTATIONS = frozenset({".xml", ".geojson", ".json", ".annotations"})
 _PATIENTS = 200
 
 # Training slides of CAMELYON16 by number (Litjens et al., GigaScience 2018: 170 of RUMC and 100 of UMCU); the names of
@@ -39,13 +40,18 @@ def slide_key(name: str) -> str:
 def bare_name(name: str) -> str:
     """Return the name of a slide that a file's name gives: without suffix, in Unicode's form NFC.
 
-    An accented letter has one code point or two: macOS writes file names with two, most tables have one.
+    An accented letter has one code point or two: macOS writes file names with two, most tables have one. Annotations
+    may be named after the slide's file, ``a.tif.xml``, as QuPath does: ``a.tif - Series 0.geojson``.
     """
     suffix = PurePosixPath(name).suffix
     is_known = suffix.lower() in slide_suffixes() | photograph_suffixes() | _OF_RESULTS
     bare = name[: -len(suffix)] if is_known else name
     # sentinode's own name for annotations in the format of ImageScope
     bare = bare.removesuffix(".imagescope") if suffix.lower() == ".xml" else bare
+    if suffix.lower() in _OF_ANNOTATIONS:
+        of_slide = bare.removesuffix(" - Series 0")
+        inner = PurePosixPath(of_slide).suffix
+        bare = of_slide[: -len(inner)] if inner.lower() in slide_suffixes() else bare
     return unicodedata.normalize("NFC", bare.strip())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,14 @@ class StagedTable:
     probabilities: Mapping[str, Mapping[PatientStage, float]] | None = None
     tnm: Mapping[str, TnmStage] | None = None
     tnm_unsupported: Mapping[str, str] | None = None
+
+    def contradictions(self) -> Iterator[tuple[str, PatientStage, PatientStage, float]]:
+        """Yield the patients of whom another stage is likelier than theirs: stage, likelier one and its probability."""
+        for patient, shares in (self.probabilities or {}).items():
+            stage = self.staging.stages[patient]
+            likeliest = max(shares, key=shares.__getitem__)
+            if shares[likeliest] > shares[stage]:
+                yield patient, stage, likeliest, shares[likeliest]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps."""

@@ -160,7 +160,8 @@ def check_submission(task: Task, path: Path, *, expected: Collection[str] | None
             f"names patients without .zip: {listed(table.unzipped)}",
             mend=f"write {table.unzipped[0]}.zip: only rows that end in .zip are compared",
         )
-    for fault in faults_of_stages(path, {f"{_bare(name)}.zip" for name in expected or ()}):
+    spelling = {name.lower(): name for name in table.stages}  # of patients that are not CAMELYON's
+    for fault in faults_of_stages(path, {f"{spelling.get(_bare(name), _bare(name))}.zip" for name in expected or ()}):
         raise _as_error(path, fault)
     doubts = []
     for patient, stage in table.stages.items():

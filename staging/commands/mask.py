@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,13 +27,13 @@ def mask(
         SOURCE,
         typer.Argument(
             metavar="XML...",
-            help="ASAP XML, ImageScope XML, HALO or GeoJSON files, or quoted patterns.",
+            help="ASAP XML, ImageScope XML, HALO or GeoJSON files, folders of them, or quoted patterns.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
-        Output(kind=lambda path, _: MASK_TIFF if is_one_mask(path) else FolderKind()),
+        Output(kind=lambda path, given: MASK_TIFF if _is_one(path, given) else FolderKind()),
         typer.Option("--output", "-o", metavar="MASK.tif|FOLDER", help="The mask, or a folder.", show_default=False),
     ],
     slide: Annotated[Path | None, typer.Option(help="The slide that was annotated.", show_default=False)] = None,
@@ -84,6 +84,7 @@ def mask(
     from annotations.groups import group_map  # noqa: PLC0415  (slow import)
     from annotations.masks.drawing import MaskRecipe  # noqa: PLC0415
     from staging.bars import CohortProgress  # noqa: PLC0415
+    from staging.cohorts.names import slide_key  # noqa: PLC0415
     from staging.runs.masks import draw_masks, mask_jobs  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
@@ -104,6 +105,8 @@ def mask(
         threads=max(1, usable_cores() // processes),
     )
     jobs = mask_jobs(files, output, slide=slide, slides=slides, recipe=recipe, overwrite=overwrite)
+    if slide is not None and slide_key(files[0].name) != slide_key(slide.name):
+        say(f"{files[0].name} is drawn for {slide.name}, which is named otherwise: check that it is of this slide")
     failures = 0
     with CohortProgress(len(jobs), verb="masks") as progress:
         for job, outcome in draw_masks(jobs, workers=processes, on_tiles=progress.tiles):
@@ -118,6 +121,11 @@ def mask(
                 typer.echo(json.dumps(outcome))
     if failures:
         raise typer.Exit(EXIT_FATAL if failures == len(jobs) else EXIT_SOME_FAILED)
+
+
+def _is_one(output: Path, given: Mapping[str, Any]) -> bool:
+    """Return whether a single mask is meant: also by a name that no mask can have."""
+    return is_one_mask(output) or bool(output.suffix and given["slides"] is None and not output.is_dir())
 
 
 def is_one_mask(output: Path) -> bool:
@@ -160,13 +168,22 @@ def _check(
 
 
 def _named(names: Sequence[str]) -> list[Path]:
-    """List the named files, each once; a pattern stands for the files it matches.
+    """List the named files, each once; a folder stands for its annotations, a pattern for the files it matches.
 
     Raises:
-        ConfigurationError: a pattern matches nothing.
+        ConfigurationError: a pattern matches nothing, or a folder has no annotations.
     """
+    from annotations.files.formats import SUFFIXES  # noqa: PLC0415  (slow import)
+
     files: dict[Path, None] = {}
     for name in names:
+        if Path(name).is_dir():
+            within = sorted(Path(name).iterdir())
+            drawn = [one for one in within if one.suffix.lower() in SUFFIXES and one.name[0] != "." and one.is_file()]
+            if not drawn:
+                raise ConfigurationError(name, "is a folder without annotations", mend="name their files")
+            files |= dict.fromkeys(drawn)
+            continue
         if Path(name).exists() or not has_magic(name):
             files[Path(name)] = None
             continue

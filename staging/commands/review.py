@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from staging.commands.conditions import only_with
-from staging.commands.notices import cohort_notices
+from staging.commands.notices import cohort_notices, say
 from staging.commands.options import SlideMpp
 from staging.commands.outputs import Output, always, guarded
 from wsi.outputs import FileKind, FolderKind, begins, table
@@ -48,6 +48,8 @@ def review(
     refuse_changed(run)
     found, compared = find_disagreements(run, read_label_table(reference))
     shown = found[:most]
+    if files is not None and shown and not any(one.slide in files for one in shown):
+        say(f"none of the slides that differ is in {', '.join(map(str, slides or ()))}: there are no close-ups")
     write_review(output, shown, compared=compared, run=run, slides=files, slide_mpp=slide_mpp)
     typer.echo(
         json.dumps(

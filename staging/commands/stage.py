@@ -43,7 +43,8 @@ def stage(
 ) -> None:
     """Stage every patient whose slides are all labelled; list the others with the reason.
 
-    If the table has the probability of each label, the result has the probability of each stage.
+    If the table has the probability of each label, the result has the probability of each stage, taking the nodes of
+    a patient as independent. The stage is that of the labels: where another is likelier, this is said.
 
     Example: sentinode stage labels.csv -o stages.csv
     """
@@ -57,6 +58,8 @@ def stage(
         say(f"at least {stage_at_least}: {patient}: partly seen")
     if staged.without_slides:
         say(f"no slide is labelled of patients in {patients}: {listed(staged.without_slides)}")
+    for patient, stage, likelier, share in staged.contradictions():
+        say(f"{patient}: {stage.value} by its labels, but {likelier.value} is likelier ({share:.2f}) by probabilities")
     for one in staged.staging.unscored:
         say(f"not staged: {one.patient}: {one.reason}")
     typer.echo(json.dumps(staged.to_json()))

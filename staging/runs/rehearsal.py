@@ -13,6 +13,7 @@ import numpy as np
 
 from staging.bars import watched
 from staging.runs.slide_task import SlideTask, read_finished
+from wsi.cores import usable_cores
 from wsi.errors import SlideError
 from wsi.findings import Findings
 from wsi.heatmap_store import write_heatmap
@@ -75,7 +76,9 @@ class Rehearsal:
     def seconds(self) -> float:
         """The time to do it."""
         once, per_mm2 = (_mean([getattr(one, name) for one in self.sampled]) for name in ("once_s", "per_mm2_s"))
-        return (len(self.todo) * once + self.tissue_mm2 * per_mm2) / max(1, min(self.workers, len(self.todo)))
+        return (len(self.todo) * once + self.tissue_mm2 * per_mm2) / max(
+            1, min(self.workers, usable_cores(), len(self.todo))
+        )
 
     @property
     def bytes(self) -> float:

@@ -24,3 +24,11 @@ def at_its_bound(temperature: float) -> tuple[str, ...]:
 def best_at_the_end(best: int, passes: int) -> tuple[str, ...]:
     """Say that the best pass (its index) is the last, if it is: the network was still learning."""
     return ("the best pass is the last: more --epochs may do better",) if passes > 1 and best == passes - 1 else ()
+
+
+def worse_than_begun(begun: float | None, loss: float | None) -> tuple[str, ...]:
+    """Say that training made held-out patients worse, by the losses of the network it started from and of the best."""
+    if begun is None or loss is None or loss <= begun:
+        return ()
+    losses = f"loss {begun:.4f}, now {loss:.4f}; it may have learnt from them"
+    return (f"the network that it started from does better on the held-out patients ({losses})",)

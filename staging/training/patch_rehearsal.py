@@ -50,12 +50,13 @@ def rehearse_patches(
         rows, spent, stored = _tried(source, recipe, target)
         count, seconds, size = count + rows, seconds + spent, size + stored
     scale = len(sources) / len(chosen)
+    wanted = {kind: sum(getattr(one, kind) for one in sources) for kind in ("tumour", "normal", "hard")}
     return {
         "slides": len(sources),
         "left_out": left_out,
-        "wanted": {kind: sum(getattr(one, kind) for one in sources) for kind in ("tumour", "normal", "hard")},
+        "wanted": wanted,
         "sampled": len(chosen),
-        "count": round(count * scale),
+        "count": min(round(count * scale), sum(wanted.values())),
         "seconds": round(seconds * scale / max(1, min(workers, len(sources))), 1),
         "bytes": round(size * scale) + expected_bytes(target, []),
     }

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from staging.cohorts.training_patients import PATIENTS
-from staging.lesions.settings import with_peak
-from staging.training.doubts import at_its_bound, best_at_the_end, near_chance
+from staging.lesions.settings import PEAK, with_peak
+from staging.training.doubts import at_its_bound, best_at_the_end, near_chance, worse_than_begun
 from staging.training.held_out import HeldOutReport
 from staging.training.peak import calibrate_peak
 from staging.training.plan import TrainingPlan, check_plan, network_of, open_sources, unfit
@@ -115,6 +115,7 @@ class _Rounds:
         doubts = (
             *near_chance(area),
             *at_its_bound(result.checkpoint.temperature),
+            *worse_than_begun(result.begun_loss, result.history[result.best].judges_loss),
             *(best_at_the_end(result.best, len(result.history)) if result.judges else ()),
             *report.doubts(),
         )
@@ -200,6 +201,7 @@ class _Rounds:
 
         plan = self._plan
         if plan.cohort is None:
+            self._news.say(f"without --slides and -r the peak is not learnt: commands take {PEAK:g}")
             return {}
         cohort = plan.cohort.of({*found.patches.patients.tolist()})
         negatives = cohort.negatives().slides

@@ -183,6 +183,11 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path, workers: int) -> 
     assert len(failures) == 2
     assert any("tumor_002.xml" in line and "empty" in line for line in failures)
     assert any("tumor_003.xml" in line and "no slide" in line for line in failures)
+    (tmp_path / "xml" / ".DS_Store").write_bytes(b"x")
+    whole = ("--slides", tmp_path / "slides", "-o", tmp_path / "masks", "--workers", workers, "--overwrite")
+    again = run(tmp_path / "xml", *whole)
+    assert (again.exit_code, again.stdout) == (3, result.stdout)
+    assert "is a folder without annotations" in str(run(tmp_path / "slides", *whole).exception)
 
 
 def test_when_all_files_are_bad_the_exit_code_says_so(tmp_path: Path) -> None:

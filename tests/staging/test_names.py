@@ -60,6 +60,13 @@ def test_annotations_in_the_format_of_imagescope_have_the_key_of_their_slide() -
     assert slide_key("a.imagescope.tif") == "a.imagescope"
 
 
+@pytest.mark.parametrize("name", ["A.xml", "a.tif.xml", "a.tif.geojson", "A.tif - Series 0.geojson", "a.ndpi.json"])
+def test_annotations_named_after_the_file_of_a_slide_have_its_key(name: str) -> None:
+    assert slide_key(name) == "a"
+    assert slide_key("a.v2.xml") == "a.v2"
+    assert slide_key("a.tif - Series 1.geojson") == "a.tif - series 1"
+
+
 @both_ways
 def test_a_file_finds_its_slide(tmp_path: Path, first: str, second: str) -> None:
     slide = slide_at(tmp_path / "slides" / f"{first}.tif")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from staging.cli import app
 from staging.cohorts.training_patients import PATIENTS, trained_on, training_patients
 from staging.stages.pn import BY_NAME
-from staging.training.doubts import at_its_bound, best_at_the_end, near_chance
+from staging.training.doubts import at_its_bound, best_at_the_end, near_chance, worse_than_begun
 from wsi.cnn.checkpoint import save_checkpoint
 from wsi.writing.pyramid import write_pyramid
 
@@ -56,5 +56,7 @@ def test_what_learnt_nothing_is_doubted() -> None:
     assert "its bound (0.25)" in at_its_bound(0.25)[0]
     assert "its bound (10)" in at_its_bound(10.0)[0]
     assert at_its_bound(1.0) == ()
+    assert "does better on the held-out patients (loss 0.2000, now 0.3000" in worse_than_begun(0.2, 0.3)[0]
+    assert worse_than_begun(0.3, 0.3) == worse_than_begun(None, 0.3) == worse_than_begun(0.3, None) == ()
     assert "the best pass is the last" in best_at_the_end(4, 5)[0]
     assert best_at_the_end(3, 5) == best_at_the_end(0, 1) == ()

@@ -70,6 +70,9 @@ def test_training_goes_on_from_a_checkpoint(trained: Training) -> None:
     further = fit(network=trained.checkpoint, epochs=1, learning_rate=1e-5)
     assert further.history[0].loss < 0.5 * trained.history[0].loss
     assert further.checkpoint.provenance["start"] == trained.checkpoint.digest
+    assert further.judges == trained.judges
+    assert trained.begun_loss is None
+    assert further.begun_loss == pytest.approx(trained.history[trained.best].judges_loss, rel=1e-4)
     assert further.checkpoint.network.mean == trained.checkpoint.network.mean
     with pytest.raises(ValueError, match=r"expects 2.0 um/px, the patches have 1.0"):
         fit(network=trained.checkpoint, mpp=1.0)

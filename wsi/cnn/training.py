@@ -68,6 +68,7 @@ class Training:
         truth: bool (m,), whether those cells are tumour.
         patches: int64 (m,), the index of each cell's patch.
         class_weights: float64 (2,), of a normal and a tumour cell in the loss.
+        begun_loss: the judges' loss of the checkpoint that training started from; None without one, or judges.
     """
 
     checkpoint: Checkpoint
@@ -78,6 +79,7 @@ class Training:
     truth: NDArray[np.bool_]
     patches: NDArray[np.int64]
     class_weights: NDArray[np.float64]
+    begun_loss: float | None = None
 
 
 def train(
@@ -158,6 +160,7 @@ def train(
             "processes": ranks.world,
             "device": target.type,
         }
+        begun_loss = None if start is None else _judged(learner, data)[0]
         course = _Course(learner, data, rng, epochs=method.epochs, size=size, rank=ranks.rank)
         progress = _OwnProgress(file=resume, asked=asked, ranks=ranks)
         try:
@@ -196,7 +199,21 @@ def train(
         truth=truth,
         patches=of_cell,
         class_weights=data.class_weights,
+        begun_loss=begun_loss,
     )
+
+
+def _judged(learner: Learner, data: TrainingData) -> tuple[float | None, float | None]:
+    """Return loss and AUC on the cells of the judges, see Epoch."""
+    cells, margins = data.cells[data.shown], learner.margins(data.shown)
+    looked_at = cells != IGNORE
+    if not looked_at.any():
+        return None, None
+    truth = cells[looked_at] == 1
+    if not np.isfinite(margins[looked_at]).all():
+        return math.inf, None
+    loss = balanced_loss(truth, margins[looked_at], data.class_weights)
+    return loss, area_under_curve(truth, margins[looked_at])
 
 
 def _begun(data: TrainingData, start: Checkpoint | None, *, seed: int) -> DenseNetwork:
@@ -291,16 +308,7 @@ class _Course:
         self._learner.settle()
 
     def _judge(self) -> Epoch:
-        cells = self._data.cells[self._data.shown]
-        margins = self._learner.margins(self._data.shown)
-        looked_at = cells != IGNORE
-        loss: float | None = None
-        area: float | None = None
-        if looked_at.any():
-            truth, loss = cells[looked_at] == 1, math.inf
-            if np.isfinite(margins[looked_at]).all():
-                loss = balanced_loss(truth, margins[looked_at], self._data.class_weights)
-                area = area_under_curve(truth, margins[looked_at])
+        loss, area = _judged(self._learner, self._data)
         return Epoch(
             number=len(self.history) + 1,
             epochs=self._epochs,

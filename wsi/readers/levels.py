@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from wsi.geometry import Level
+from wsi.mask_rules import rule_in
 from wsi.readers.base import measure_downsample
 from wsi.readers.codec import can_decode
 from wsi.readers.ome import is_ome
@@ -148,7 +149,8 @@ def _left_out(first: TiffPage, page: TiffPage, *, is_level: bool) -> str:
 
 def _colour_warnings(first: TiffPage) -> tuple[str, ...]:
     if first.samples == 1:
-        return (GREY,)
+        rule = rule_in(first.description)
+        return (GREY if rule is None else f"is a mask of sentinode ({rule}), no slide",)
     if _has_opacity(first):
         return ("has opacity: what it hides is white, and under tissue counts as not looked at",)
     if first.samples == 4:
