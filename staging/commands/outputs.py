@@ -6,6 +6,8 @@ A parameter says in its annotation that it is an output, and of what kind; every
 from __future__ import annotations
 
 import inspect
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -85,6 +87,7 @@ def guarded(command: Command) -> Command:
         try:
             command(**given)
         except KeyboardInterrupt:
+            _hush()
             say("interrupted; a command that resumes goes on from here when it is called again")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -105,6 +108,12 @@ def guarded(command: Command) -> Command:
     checked.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
     del checked.__wrapped__  # typer would read the parameters there
     return checked  # type: ignore[return-value]
+
+
+def _hush() -> None:
+    """Say no more: what was left in the middle complains for pages while the interpreter ends."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
 
 
 def _overriding(um: float, other: object) -> object:
