@@ -8,6 +8,7 @@ import sys
 import typer
 
 from staging.commands import (
+    compare,
     convert,
     cross_validate,
     demo,
@@ -63,6 +64,7 @@ app.command("demo", rich_help_panel=RUNNING)(demo.demo)
 app.add_typer(score.app, name="score", rich_help_panel=SCORING)
 app.add_typer(submission.app, name="submission", rich_help_panel=SCORING)
 app.command("review", rich_help_panel=SCORING)(review.review)
+app.command("compare", rich_help_panel=SCORING)(compare.compare)
 app.command("tune", rich_help_panel=SCORING)(tune.tune)
 app.command("cross-validate", rich_help_panel=SCORING)(cross_validate.cross_validate)
 app.command("info", rich_help_panel=SLIDES)(info.info)

@@ -72,6 +72,7 @@ PLAN = {
     "staging.runs": "slides in, artefacts out, resumable",
     "staging.training": "patches of a cohort and networks made of them",
     "staging.tuning": "the settings of lesions, learnt by folds",
+    "staging.comparison": "ways to label slides, by the same folds",
     "staging.verifying": "whether what was published is unchanged",
     "staging.cross_validation": "training, running and scoring by folds",
     "staging.demo": "the main job on synthetic slides",

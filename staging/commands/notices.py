@@ -89,6 +89,20 @@ def files_notice(kind: str, folders: Iterable[Path], suffixes: Collection[str]) 
     return {"skipped": skipped_json(skipped)}
 
 
+def left_out_notice(left_out: Mapping[str, str], *, faults: Mapping[str, str], model: Path | None) -> None:
+    """Say which labelled heatmaps say nothing about unseen patients.
+
+    Args:
+        left_out: slides that are not used, and why.
+        faults: those among them that are told one by one.
+        model: the checkpoint that made the heatmaps, if it is known.
+    """
+    if model is None:
+        say("without --model it is not known whether the network saw these patients: if so, the result says nothing")
+    for reason in sorted(set(left_out.values()) - set(faults.values())):
+        say(f"left out: {sum(one == reason for one in left_out.values())} slides, because {reason}")
+
+
 def foretold_notice(foretold: Mapping[str, Any], *, what: str) -> None:
     """Say what a rehearsal's JSON says of the time and the room that the work would take.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from staging.commands.notices import heatmaps_notice, say, unseen_notice
+from staging.commands.notices import heatmaps_notice, left_out_notice, say, unseen_notice
 from staging.commands.options import AllowPartial, Nodes, Patients, Tolerance, Workers
 from staging.commands.outputs import Output, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
@@ -85,10 +85,7 @@ def tune(
         expected_nodes=nodes,
         seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
     )
-    if model is None:
-        say("without --model it is not known whether the network saw these patients: if so, the result says nothing")
-    for reason in sorted(set(slides.left_out.values()) - set(slides.faults.values())):
-        say(f"left out: {sum(one == reason for one in slides.left_out.values())} slides, because {reason}")
+    left_out_notice(slides.left_out, faults=slides.faults, model=model)
     recipe = TuningRecipe(loss=loss, folds=folds, held_out=hold_out, seed=seed)
     record = tune_heatmaps(slides, output, recipe, nodes=of_slides, workers=workers or usable_cores())
     found = record["out_of_fold"]

@@ -107,3 +107,21 @@ def froc_text(record: Mapping[str, Any]) -> str:
 
 def _fractions(values: Sequence[float]) -> str:
     return "".join(f"{value:>8.4f}" for value in values)
+
+
+def method_lines(record: Mapping[str, Any]) -> list[str]:
+    """Format a line for each method of a comparison, then one for each difference whose adjusted p is below 0.05."""
+    lines = []
+    for name, scores in record["methods"].items():
+        parts = [] if scores["stages"] is None else [stage_line(scores["stages"])]
+        parts += [label_line(scores["labels"])]
+        parts += [] if scores["auc"] is None else [roc_line(scores["auc"])]
+        lines.append(f"{name}: {'; '.join(parts)}")
+    sure = [one for one in record["differences"] if one["p_adjusted"] is not None and one["p_adjusted"] < 0.05]
+    lines += [
+        f"{one['score']}: {one['of']} minus {one['minus']} {with_interval(one['difference'], one['interval'])}, "
+        f"p {one['p_adjusted']:.3g}"
+        for one in sure
+    ]
+    count = len(record["differences"])
+    return [*lines, f"{len(sure)} of {count} differences have p below 0.05, adjusted for their number (Holm)"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from heatmap_files import heatmap_of, labelled_cohort
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -32,9 +33,7 @@ from staging.tuning.losses import PatientSlides, kappas, label_costs, stage_rank
 from wsi.cnn.checkpoint import Checkpoint, save_checkpoint
 from wsi.coverage import Coverage
 from wsi.errors import OutputExistsError
-from wsi.geometry import Frame
 from wsi.heatmap_store import write_heatmap
-from wsi.raster import Heatmap
 
 START = {"threshold": 0.5, "merge_gap_um": 75.0, "peak": 0.9, "smallest_um": 60.0}
 SMALL = SettingGrid(
@@ -47,11 +46,6 @@ SMALL = SettingGrid(
     start=START,
 )
 LABELS = list(SlideLabel)
-
-
-def heatmap_of(values: NDArray[Any]) -> Heatmap:
-    frame = Frame(x=0.0, y=0.0, downsample=64.0, shape=values.shape, mpp=0.5)
-    return Heatmap(frame=frame, array=values.astype(np.float32), tissue=np.ones(values.shape, dtype=np.bool_))
 
 
 @settings(max_examples=25, deadline=None)
@@ -150,23 +144,6 @@ def test_folds_never_divide_a_group_and_are_of_equal_size(slides: list[tuple[int
     assert sizes.max() - sizes.min() <= 1
 
 
-def cohort(folder: Path, *, patients: int = 6, false_peak: float = 0.96) -> Path:
-    """Patients of whom every third is pN0, pN1mi, pN1; every negative slide has a false lesion of 300 um."""
-    rows = ["patient,stage"]
-    for patient in range(patients):
-        for node in range(5):
-            label = (SlideLabel.NEGATIVE, SlideLabel.MICRO, SlideLabel.MACRO)[patient % 3 if node == 0 else 0]
-            values = np.zeros((100, 120))
-            side = {SlideLabel.NEGATIVE: 10, SlideLabel.MICRO: 30, SlideLabel.MACRO: 80}[label]
-            values[5 : 5 + side, 5 : 5 + side] = false_peak if label is SlideLabel.NEGATIVE else 0.999
-            name = f"patient_{patient:03d}_node_{node}"
-            coverage = Coverage(tissue_mm2=9.0, looked_mm2=9.0)
-            write_heatmap(folder / "heatmaps" / f"{name}.zarr", heatmap_of(values), {}, coverage=coverage)
-            rows.append(f"{name}.tif,{label.value}")
-    (folder / "reference.csv").write_text("\n".join(rows))
-    return folder
-
-
 def tune(folder: Path, *more: object) -> Result:
     command = ["tune", folder / "heatmaps", folder / "reference.csv", "-o", folder / "tuned", "--folds", 3]
     return CliRunner().invoke(app, [str(one) for one in (*command, "--workers", 1, *more)])
@@ -175,7 +152,7 @@ def tune(folder: Path, *more: object) -> Result:
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kappa", "labels"])
 def test_a_peak_above_the_false_lesions_is_learnt(tmp_path: Path, loss: str) -> None:
-    cohort(tmp_path)
+    labelled_cohort(tmp_path)
     done = tune(tmp_path, "--loss", loss)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -214,7 +191,7 @@ def test_a_peak_above_the_false_lesions_is_learnt(tmp_path: Path, loss: str) -> 
 def test_what_says_nothing_about_unseen_patients_is_left_out(
     tmp_path: Path, make_checkpoint: Callable[..., Checkpoint]
 ) -> None:
-    cohort(tmp_path, patients=9)
+    labelled_cohort(tmp_path, patients=9)
     model = tmp_path / "m.safetensors"
     save_checkpoint(model, replace(make_checkpoint(mpp=8.0), provenance={"patients": ["patient_001"]}))
     reference = (tmp_path / "reference.csv").read_text().splitlines()
@@ -247,7 +224,7 @@ def test_what_says_nothing_about_unseen_patients_is_left_out(
     ],
 )
 def test_too_little_to_learn_from_is_said(tmp_path: Path, patients: int, more: tuple[object, ...], reason: str) -> None:
-    cohort(tmp_path, patients=patients)
+    labelled_cohort(tmp_path, patients=patients)
     done = tune(tmp_path, *more)
     assert isinstance(done.exception, CohortError)
     assert reason in str(done.exception)
