@@ -63,7 +63,10 @@ def storage(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         mend = _MENDS.get(error.errno or 0, "choose another output")
-        raise StorageError(error.filename or path, f"cannot be written: {reason}", mend=mend) from error
+        # an unfinished file has a name that nobody knows
+        is_work = isinstance(error.filename, str) and _UNFINISHED.fullmatch(Path(error.filename).name) is not None
+        named = path if is_work else error.filename or path
+        raise StorageError(named, f"cannot be written: {reason}", mend=mend) from error
 
 
 def check_target(path: Path) -> None:

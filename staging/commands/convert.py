@@ -74,6 +74,7 @@ def convert(
 
     from staging.bars import CohortProgress  # noqa: PLC0415  (slow import)
     from wsi.slide import Slide  # noqa: PLC0415
+    from wsi.store import storage  # noqa: PLC0415
     from wsi.tissue import find_tissue  # noqa: PLC0415
     from wsi.writing.convert import convert_slide  # noqa: PLC0415
     from wsi.writing.sparse import tissue_windows, write_sparse  # noqa: PLC0415
@@ -86,6 +87,8 @@ def convert(
         if mpp is not None and not upsample:
             slide.check_detail(mpp)
         news = partial(progress.tiles, slide.name)
+        with storage(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         if tissue_only:
             windows = tissue_windows(slide, find_tissue(slide))
             done = asdict(write_sparse(slide, target, windows, quality=quality, on_tiles=news))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from staging.scores.differences import Judged
 from staging.scores.intervals import Interval, check_bootstrap, or_none, percentile_interval, wilson
 
 METHOD = "score interval, the larger of DeLong's and Hanley and McNeil's variance; patients are independent"
@@ -186,18 +187,54 @@ def delong_error(truth: ArrayLike, scores: ArrayLike, *, owners: NDArray[np.int6
         ValueError: as for area_under_curve.
     """
     truth, scores = _checked(truth, scores)
-    positive, negative = scores[truth], scores[~truth]
-    if positive.size < 2 or negative.size < 2:
+    of_positive, of_negative = _placements(truth, scores)
+    if of_positive.size < 2 or of_negative.size < 2:
         return math.nan
-    # DeLong's placement value of a slide: the share of its pairs in which the positive wins. Its rank among all minus
-    # its rank within its kind counts the slides of the other kind below it, ties 1/2.
+    if owners is not None and owners.max() + 1 < truth.size:
+        return _clustered_error(truth, of_positive, of_negative, owners)
+    variance = of_positive.var(ddof=1) / of_positive.size + of_negative.var(ddof=1) / of_negative.size
+    return float(np.sqrt(variance))
+
+
+def judged(truth: ArrayLike, scores: ArrayLike, *, groups: Sequence[str]) -> Judged:
+    """Compute the area as paired_difference needs it: what each patient's slides add to it is their placement values.
+
+    Args:
+        truth: bool, one per slide.
+        scores: one per slide.
+        groups: the patient of each slide.
+
+    Raises:
+        ValueError: as for area_under_curve.
+    """
+    truth, scores = _checked(truth, scores)
+    auc = area_under_curve(truth, scores)
+    _, owners = np.unique(np.asarray(groups), return_inverse=True)
+    added = np.zeros(int(owners.max()) + 1)
+    for which, values in zip((truth, ~truth), _placements(truth, scores), strict=True):
+        added += np.bincount(owners[which], weights=(values - auc) / values.size, minlength=added.size)
+    error = delong_error(truth, scores, owners=owners)
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    return Judged(
+        value=auc,
+        added=added,
+        interval=lambda level: score_interval(auc, error, positives=positives, negatives=negatives, level=level),
+    )
+
+
+def _placements(
+    truth: NDArray[np.bool_], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return DeLong's placement value of each positive and of each negative slide: the share of its pairs won by the
+    positive.
+
+    Its rank among all minus its rank within its kind counts the slides of the other kind below it, ties 1/2.
+    """  # noqa: D205  (one sentence)
+    positive, negative = scores[truth], scores[~truth]
     whole = _midranks(scores)
     of_positive = (whole[truth] - _midranks(positive)) / negative.size
     of_negative = 1 - (whole[~truth] - _midranks(negative)) / positive.size
-    if owners is not None and owners.max() + 1 < truth.size:
-        return _clustered_error(truth, of_positive, of_negative, owners)
-    variance = of_positive.var(ddof=1) / positive.size + of_negative.var(ddof=1) / negative.size
-    return float(np.sqrt(variance))
+    return of_positive, of_negative
 
 
 def _clustered_error(

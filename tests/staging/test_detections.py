@@ -152,7 +152,7 @@ def test_other_headers_are_refused(tmp_path: Path, header: str) -> None:
         read_detections(tmp_path / "d.csv")
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe0\x00", None])
+@pytest.mark.parametrize("data", [b"\xff0\x00", None])
 def test_unreadable_tables_are_refused(tmp_path: Path, data: bytes | None) -> None:
     if data is not None:
         (tmp_path / "d.csv").write_bytes(data)

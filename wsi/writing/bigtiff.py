@@ -98,13 +98,12 @@ def new_bigtiff(path: str | PathLike[str]) -> Iterator[BigTiff]:
 
     Raises:
         OutputExistsError: a folder, a link or a device is there.
-        StorageError: the file system refuses (disk full, a folder that may not be made).
+        StorageError: the file system refuses (disk full, no such folder).
     """
     path = Path(path)
     check_target(path)
     work = unfinished_name(path, "partial")
     with storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         file = work.open("xb")
     try:
         try:
