@@ -4,7 +4,7 @@ Sets are drawn again and again from populations of known kappa, area, FROC score
 interval of 95 % is asked whether it holds that value. A row is one population and size; the lines at the end are what
 counts: the lowest, mean and highest coverage over all rows from 20 patients or slides on.
 
-Run: python benchmarks/coverage.py [--sets N] [kappa|auc|froc|labels ...]
+Run: python benchmarks/coverage.py [--sets N] [kappa|auc|froc|labels|differences ...]
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import beta, norm
 
 from staging.lesions.labels import SlideLabel
+from staging.scores.differences import Judged, paired_difference
 from staging.scores.froc import FrocCurve, SlideHits, Target
 from staging.scores.intervals import (
     Interval,
@@ -29,6 +30,7 @@ from staging.scores.intervals import (
 )
 from staging.scores.kappa import jackknife_interval, quadratic_kappa
 from staging.scores.kappa import score as score_kappa
+from staging.scores.roc import judged as area
 from staging.scores.roc import score as score_roc
 from staging.stages.pn import PatientStage
 
@@ -194,11 +196,91 @@ def label_rows(sets: int) -> Iterator[Row]:
             yield f"balanced accuracy, {len(SlideLabel)} labels", size, float(recalls.mean()), intervals
 
 
+def difference_rows(sets: int) -> Iterator[Row]:
+    """Two readers of the same slides, whose scores, or what they find, go together (correlation one half or more)."""
+    random = np.random.default_rng(0)
+    for first, second in ((0.7, 0.7), (0.85, 0.75), (0.95, 0.95), (0.983, 0.95), (0.995, 0.995), (0.995, 0.95)):
+        shifts = np.array([norm.ppf(first), norm.ppf(second)]) * math.sqrt(2)
+        for positives, negatives in ((10, 15), (14, 36), (49, 80)):
+            truth = np.arange(positives + negatives) < positives
+            groups = [str(number) for number in range(truth.size)]
+            found: list[tuple[Judged, Judged]] = []
+            for _ in range(sets):
+                both = random.multivariate_normal((0, 0), ((1, 0.5), (0.5, 1)), truth.size) + truth[:, None] * shifts
+                found.append((area(truth, both[:, 0], groups=groups), area(truth, both[:, 1], groups=groups)))
+            yield f"AUC, {positives} + {negatives}", truth.size, first - second, of_pairs(found)
+    for right, other in ((0.9, 0.9), (0.9, 0.8), (0.97, 0.97), (0.97, 0.9)):
+        for of_patient, patients in ((1, 20), (1, 100), (5, 20), (5, 100)):
+            found = [accuracies(random, right, other, patients, of_patient) for _ in range(sets)]
+            yield f"accuracy, {of_patient} of a patient", patients, right - other, of_pairs(found)
+    for hit, other in ((0.8, 0.78), (0.95, 0.8)):
+        whole = [
+            FrocCurve(slides(np.random.default_rng(seed), 20_000, one, 2.0), official=False)
+            for seed, one in enumerate((hit, other))
+        ]
+        true = float(whole[0].sensitivities().mean() - whole[1].sensitivities().mean())
+        for size in (20, 50, 129):
+            found = []
+            for _ in range(max(1, sets // 2)):
+                seed = int(random.integers(2**32))
+                # the same seed draws the same lesions, and ease and false positives that go together
+                drawn = [slides(np.random.default_rng(seed), size, one, 2.0) for one in (hit, other)]
+                if all(any(one.targets for one in every) for every in drawn):
+                    found.append((froc(drawn[0]), froc(drawn[1])))
+            yield f"FROC, {hit:.0%} and {other:.0%} found", size, true, of_pairs(found)
+
+
+def of_pairs(found: list[tuple[Judged, Judged]]) -> dict[str, list[Interval]]:
+    """The default interval of each difference, and the normal one of its variance over units."""
+    normal = []
+    for one, other in found:
+        reach = norm.ppf(0.975) * math.sqrt(float(((one.added - other.added) ** 2).sum()))
+        normal.append((one.value - other.value - reach, one.value - other.value + reach))
+    return {"default": [paired_difference(*pair).interval for pair in found], "normal": normal}
+
+
+def accuracies(
+    random: np.random.Generator, right: float, other: float, patients: int, of_patient: int
+) -> tuple[Judged, Judged]:
+    """Two readers of whom a half of the slides gets the same luck; patients of several slides differ in ease."""
+    ease = random.random(patients)
+    luck = random.random((2, patients, of_patient))
+    luck[1] = np.where(random.random((patients, of_patient)) < 0.5, luck[0], luck[1])
+    made = []
+    for share, lucks in zip((right, other), luck, strict=True):
+        of_patients = np.full(patients, share) if of_patient == 1 else beta.ppf(ease, 6 * share, 6 * (1 - share))
+        parts = (lucks < of_patients[:, None]).sum(axis=1).astype(np.float64)
+        wholes = np.full(patients, float(of_patient))
+        value = float(parts.sum() / wholes.sum())
+
+        def interval(
+            level: float, parts: NDArray[np.float64] = parts, wholes: NDArray[np.float64] = wholes
+        ) -> Interval:
+            return clustered_interval(parts, wholes, level=level)[1]  # type: ignore[return-value]  # there are slides
+
+        made.append(Judged(value=value, added=(parts - value * wholes) / wholes.sum(), interval=interval))
+    return made[0], made[1]
+
+
+def froc(drawn: list[SlideHits]) -> Judged:
+    """The corrected score of slides that are patients of their own."""
+    curve = FrocCurve(drawn, official=False)
+    left_out = curve.left_out(np.arange(len(drawn)))
+    value, variance = float(curve.sensitivities().mean()), jackknife_variance(left_out)
+    fewest = sum(bool(one.targets) for one in drawn)
+    return Judged(
+        value=value,
+        added=left_out.mean() - left_out,
+        interval=lambda level: effective_interval(value, variance, count=curve.lesions, fewest=fewest, level=level),
+    )
+
+
 STUDIES: dict[str, Callable[[int], Iterator[Row]]] = {
     "kappa": kappa_rows,
     "auc": auc_rows,
     "froc": froc_rows,
     "labels": label_rows,
+    "differences": difference_rows,
 }
 
 

@@ -85,6 +85,11 @@ def centre_of_patient(patient: str) -> int | None:
     return centre_of(int(number)) if is_number and int(number) < _PATIENTS else None
 
 
+def is_camelyon16(slide: str) -> bool:
+    """Return whether a slide is named as CAMELYON16's are, which are of different patients."""
+    return re.fullmatch(r"(normal|tumor|test)_[0-9]{3}", slide_key(slide)) is not None
+
+
 def centre_name(slide: str) -> str | None:
     """Return the centre that a CAMELYON slide comes from, or None if its name does not give it."""
     patient = patient_of(slide)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +15,15 @@ from staging.commands.help_texts import Group
 from staging.commands.notices import files_notice, say, warnings_notice
 from staging.commands.options import Patients
 from staging.commands.outputs import Output, guarded
-from staging.scores.texts import froc_text, label_text, stage_text
+from staging.errors import listed
+from staging.scores.texts import difference_lines, froc_text, label_text, stage_text
 from wsi.outputs import picture as picture_kind
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from staging.scores.differences import Difference
 
 app = typer.Typer(
     cls=Group, help="Score a submission against a reference; one JSON object on stdout.", no_args_is_help=True
@@ -40,6 +45,14 @@ Picture = Annotated[
     Output(kind=lambda path, _: picture_kind(path)),
     typer.Option(help="Also draw it: PNG, JPEG, TIFF or PDF.", show_default=False),
 ]
+Against = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--against",
+        help="Another submission: adds the paired difference. Several adjust the p-values for their number.",
+        show_default=False,
+    ),
+]
 Table = Annotated[bool, typer.Option("--table", help="Also print it as text, on stderr.")]
 AllSlides = Annotated[
     bool,
@@ -58,10 +71,7 @@ def kappa(
     reference: Annotated[Path, typer.Argument(help="The organisers' stage_labels.csv.", show_default=False)],
     submission: Annotated[Path, typer.Argument(help="A table in the same format.", show_default=False)],
     *,
-    against: Annotated[
-        Path | None,
-        typer.Option(help="Another submission: adds the p-value of the difference.", show_default=False),
-    ] = None,
+    against: Against = None,
     permutations: Annotated[
         int,
         only_with("against"),
@@ -84,7 +94,7 @@ def kappa(
     score = score_stages(
         read_stage_table(reference),
         read_stage_table(submission, submission=True),
-        against=None if against is None else read_stage_table(against, submission=True),
+        against=[read_stage_table(other, submission=True) for other in against or ()],
         permutations=permutations,
         resamples=resamples,
         seed=seed,
@@ -93,7 +103,8 @@ def kappa(
     for warning in record["warnings"]:
         say(warning)
     if table:
-        typer.echo(stage_text(record, against="" if against is None else against.name), err=True)
+        typer.echo(stage_text(record), err=True)
+    _tell_differences(record)
     if picture is not None:
         from staging.scores.pictures import stage_picture  # noqa: PLC0415
 
@@ -111,6 +122,7 @@ def labels(
         Path, typer.Argument(help="A table in either format, such as labels.csv of a run.", show_default=False)
     ],
     *,
+    against: Against = None,
     patients: Patients = None,
     table: Table = False,
     picture: Picture = None,
@@ -121,12 +133,17 @@ def labels(
     """
     from staging.cohorts.camelyon import read_label_table  # noqa: PLC0415  (slow import)
     from staging.cohorts.patients import nodes_of  # noqa: PLC0415
-    from staging.scores.slides import score_labels  # noqa: PLC0415
+    from staging.scores.slides import compare_labels, score_labels  # noqa: PLC0415
 
-    score = score_labels(
-        read_label_table(reference), read_label_table(submission), nodes=nodes_of(patients), source=submission
-    )
-    record = score.to_json()
+    truth, nodes = read_label_table(reference), nodes_of(patients)
+    _tell_swapped(reference)
+    score = score_labels(truth, read_label_table(submission), nodes=nodes, source=submission)
+    others = {
+        str(other): score_labels(truth, read_label_table(other), nodes=nodes, source=other) for other in against or ()
+    }
+    record = score.to_json() | _against({name: compare_labels(score, one) for name, one in others.items()})
+    _tell_differences(record)
+    _tell_strangers(score.without_patient)
     if table:
         typer.echo(label_text(record), err=True)
     if picture is not None:
@@ -150,6 +167,7 @@ def auc(
         ),
     ],
     *,
+    against: Against = None,
     all_slides: AllSlides = False,
     patients: Patients = None,
     resamples: Resamples = 10_000,
@@ -162,18 +180,30 @@ def auc(
     """
     from staging.cohorts.patients import nodes_of  # noqa: PLC0415
     from staging.cohorts.references import read_predictions, read_truth  # noqa: PLC0415  (slow import)
-    from staging.scores.slides import score_auc  # noqa: PLC0415
+    from staging.scores.slides import compare_areas, score_auc  # noqa: PLC0415
 
+    truth, found, nodes = read_truth(reference), read_predictions(predictions), nodes_of(patients)
+    _tell_swapped(reference)
     score = score_auc(
-        read_truth(reference),
-        read_predictions(predictions),
+        truth,
+        found,
         with_errata=not all_slides,
         resamples=resamples,
         seed=seed,
-        nodes=nodes_of(patients),
+        nodes=nodes,
         source=predictions,
     )
-    record = score.to_json()
+    differences = {
+        str(other): {
+            "auc": compare_areas(
+                truth, found, read_predictions(other), with_errata=not all_slides, nodes=nodes, source=other
+            )
+        }
+        for other in against or ()
+    }
+    record = score.to_json() | _against(differences)
+    _tell_differences(record)
+    _tell_strangers(score.without_patient)
     for warning in record["warnings"]:
         say(warning)
     if picture is not None:
@@ -198,6 +228,7 @@ def froc(
         ),
     ],
     *,
+    against: Against = None,
     normal_list: Annotated[
         Path | None,
         typer.Option(
@@ -245,11 +276,12 @@ def froc(
     """
     from staging.cohorts.patients import nodes_of  # noqa: PLC0415
     from staging.cohorts.references import read_normal_slides  # noqa: PLC0415
-    from staging.scores.lesion_task import score_folders  # noqa: PLC0415  (slow import)
+    from staging.scores.lesion_task import compare_scores, score_folders  # noqa: PLC0415  (slow import)
 
-    score = score_folders(
+    nodes = nodes_of(patients)
+    scored = partial(
+        score_folders,
         masks,
-        detections,
         normal_slides=frozenset() if normal_list is None else read_normal_slides(normal_list),
         missing_mask_is_normal=missing_mask_is_normal,
         tumour_value=tumour_value,
@@ -257,11 +289,13 @@ def froc(
         slide_mpp=of_slides_um,
         with_errata=not all_slides,
         workers=workers,
-        nodes=nodes_of(patients),
-        resamples=resamples,
+        nodes=nodes,
         seed=seed,
     )
-    record = score.to_json()
+    score = scored(detections, resamples=resamples)
+    others = {str(other): compare_scores(score, scored(other, resamples=0), nodes=nodes) for other in against or ()}
+    record = score.to_json() | _against(others)
+    _tell_differences(record)
     warnings_notice(record["warnings"])
     if of_slides_um is None and "outlines" in record["tumour_values"]:
         say("the slides of the annotations are taken to have 0.243 um/px, as CAMELYON16's; --slide-mpp says otherwise")
@@ -279,6 +313,41 @@ def _save(path: Path, drawn: NDArray[np.uint8]) -> None:
     from wsi.render import save_picture  # noqa: PLC0415  (slow import)
 
     save_picture(path, drawn)
+
+
+def _against(differences: Mapping[str, Mapping[str, Difference]]) -> dict[str, Any]:
+    """Return the comparisons with other submissions for the command's JSON; nothing without any."""
+    from staging.scores.several import with_adjusted  # noqa: PLC0415  (slow import)
+
+    found = [
+        {"submission": name, "score": score, **one.to_json()}
+        for name, of_scores in differences.items()
+        for score, one in of_scores.items()
+    ]
+    return {"against": with_adjusted(found)} if found else {}
+
+
+def _tell_differences(record: Mapping[str, Any]) -> None:
+    """Say how the submission differs from others."""
+    for line in difference_lines(record.get("against", ())):
+        say(line)
+
+
+def _tell_swapped(reference: Path) -> None:
+    """Say that the reference is what a network found, if it is."""
+    from staging.lesions.tables import read_seen  # noqa: PLC0415  (slow import)
+
+    if read_seen(reference):
+        say(f"{reference} says how much was looked at, as the table of a run does: is it the reference?")
+
+
+def _tell_strangers(slides: Sequence[str]) -> None:
+    """Say which slides count as patients of their own although they may not be; CAMELYON16's are."""
+    from staging.cohorts.names import is_camelyon16  # noqa: PLC0415  (slow import)
+
+    others = [slide for slide in slides if not is_camelyon16(slide)]
+    if others:
+        say(f"{len(others)} slides of no known patient count as independent ({listed(others)}): give --patients")
 
 
 def _show(record: dict[str, Any]) -> None:

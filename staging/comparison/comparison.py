@@ -21,8 +21,8 @@ from staging.lesions.labels import SlideLabel
 from staging.lesions.seen import SeenRule, seen_json
 from staging.scores.kappa import compare as compare_kappas
 from staging.scores.patients import score_kappa
-from staging.scores.several import ADJUSTED, holm
-from staging.scores.slides import score_auc, score_labels
+from staging.scores.several import ADJUSTED, with_adjusted
+from staging.scores.slides import compare_areas, score_auc, score_labels
 from staging.stages.pn import BY_NAME, PatientStage, SlideNodes
 from staging.training.mil import judge_held_out
 from staging.tuning.losses import stage_ranks
@@ -83,7 +83,7 @@ def compare_methods(
 
     Returns:
         The contents of compare.json: ``methods`` (the scores of each), ``differences`` (each pair of methods: kappa of
-        stages and of labels, p-values adjusted by Holm), ``left_out``.
+        stages, kappa of labels, AUC; p-values adjusted by Holm), ``left_out``.
 
     Raises:
         CohortError: too few patients for the folds, or one label without a fold.
@@ -116,7 +116,7 @@ def compare_methods(
         methods.append(by_attention(slides, shares))
     record = {
         "methods": {one.name: _scored(slides, labels, one, nodes) for one in methods},
-        "differences": _differences(slides, methods),
+        "differences": _differences(slides, labels, methods, nodes),
         "adjusted": f"p-values are adjusted for their number: {ADJUSTED}",
         "held_out": recipe.held_out,
         "folds": int(fold.max()) + 1,
@@ -155,25 +155,26 @@ def _stages(slides: LabelledHeatmaps, method: Labelled) -> NDArray[np.int64]:
     return stage_ranks(method.ranks.astype(np.int8)[:, np.newaxis], slides.patients)[:, 0]
 
 
-def _differences(slides: LabelledHeatmaps, methods: Sequence[Labelled]) -> list[dict[str, Any]]:
+def _differences(
+    slides: LabelledHeatmaps, labels: Mapping[str, SlideLabel], methods: Sequence[Labelled], nodes: SlideNodes
+) -> list[dict[str, Any]]:
     """Compare every two methods; the p-values of all are adjusted together."""
     found: list[dict[str, Any]] = []
+    has_tumour = {name: label is not SlideLabel.NEGATIVE for name, label in labels.items()}
+    areas = [dict(zip(slides.names, one.probabilities.tolist(), strict=True)) for one in methods]
     staged = np.array([one.stage for one in slides.patients], dtype=np.int64)
     for number, one in enumerate(methods):
-        for other in methods[:number]:
-            pairs = [("kappa of labels", slides.truth, one.ranks, other.ranks, len(SlideLabel))]
+        for before, other in enumerate(methods[:number]):
+            pair = {"of": one.name, "minus": other.name}
             if len(staged):
-                stages = _stages(slides, one), _stages(slides, other)
-                pairs.insert(0, ("kappa of stages", staged, *stages, len(PatientStage)))
-            for name, truth, first, second, classes in pairs:
-                result = compare_kappas(truth, first, second, classes=classes).to_json()
-                kept = {key: result[key] for key in ("kappas", "difference", "interval", "p_value", "differing")}
-                found.append({"of": one.name, "minus": other.name, "score": name, **kept})
-    known = [np.nan if difference["p_value"] is None else difference["p_value"] for difference in found]
-    return [
-        {**difference, "p_adjusted": None if np.isnan(adjusted) else adjusted}
-        for difference, adjusted in zip(found, holm(known), strict=True)
-    ]
+                stages = compare_kappas(staged, _stages(slides, one), _stages(slides, other), classes=len(PatientStage))
+                found.append({**pair, "score": "kappa of stages", **stages.to_json()})
+            ranks = compare_kappas(slides.truth, one.ranks, other.ranks, classes=len(SlideLabel))
+            found.append({**pair, "score": "kappa of labels", **ranks.to_json()})
+            if len(set(has_tumour.values())) == 2:
+                area = compare_areas(has_tumour, areas[number], areas[before], with_errata=False, nodes=nodes)
+                found.append({**pair, "score": "auc", **area.to_json()})
+    return with_adjusted(found)
 
 
 def _label_table(labels: Mapping[str, SlideLabel], fold: NDArray[np.int64], methods: Sequence[Labelled]) -> str:

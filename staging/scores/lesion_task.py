@@ -18,6 +18,7 @@ from staging.cohorts.names import slide_key
 from staging.cohorts.official_format import fault_of_detections
 from staging.errors import CohortError, ConfigurationError, ConflictError, listed
 from staging.lesions.detections import Detections, read_detections
+from staging.scores.differences import Difference, Judged, paired_difference
 from staging.scores.evaluation_masks import TrueTumour, find_masks, read_true_tumour
 from staging.scores.froc import LEVEL, LEVEL_0_UM, RATES, FrocCurve, SlideHits, slide_hits
 from staging.scores.intervals import (
@@ -196,14 +197,57 @@ def score_slides(
 
 
 def _interval(curve: FrocCurve, slides: Sequence[SlideHits], owners: NDArray[np.int64], level: float) -> Interval:
+    return _interval_of(curve, curve.left_out(owners), slides, owners, level)
+
+
+def _interval_of(
+    curve: FrocCurve,
+    left_out: NDArray[np.float64],
+    slides: Sequence[SlideHits],
+    owners: NDArray[np.int64],
+    level: float,
+) -> Interval:
     with_lesions = {int(owner) for owner, one in zip(owners, slides, strict=True) if one.targets}
     return effective_interval(
         float(curve.sensitivities().mean()),
-        jackknife_variance(curve.left_out(owners)),
+        jackknife_variance(left_out),
         count=curve.lesions,
         fewest=max(1, len(with_lesions)),
         level=level,
     )
+
+
+def compare_scores(score: FrocScore, other: FrocScore, *, nodes: SlideNodes = BY_NAME) -> dict[str, Difference]:
+    """Return the official and the corrected score of one submission minus those of another, on the same masks.
+
+    What a patient adds to a score is told by the score without that patient.
+
+    Args:
+        score: of the one.
+        other: of the other, on the same slides.
+        nodes: which patient each slide is of.
+    """
+    _, owners = np.unique([nodes.patient(one.slide) or one.slide for one in score.slides], return_inverse=True)
+    is_same = all(
+        one.hits == two.hits and np.array_equal(one.false_positives, two.false_positives)
+        for one, two in zip(score.slides, other.slides, strict=True)
+    )
+
+    def judged(curve: FrocCurve, slides: Sequence[SlideHits]) -> Judged:
+        left_out = curve.left_out(owners)
+        return Judged(
+            value=float(curve.sensitivities().mean()),
+            added=-left_out,
+            interval=lambda level: _interval_of(curve, left_out, slides, owners, level),
+        )
+
+    return {
+        name: paired_difference(judged(one, score.slides), judged(two, other.slides), is_same=is_same)
+        for name, one, two in (
+            ("official", score.official, other.official),
+            ("corrected", score.corrected, other.corrected),
+        )
+    }
 
 
 def score_folders(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from staging.cohorts.camelyon import StageTable
@@ -12,6 +12,7 @@ from staging.cohorts.official_format import faults_of_stages
 from staging.errors import MissingPatientError, TableError, listed
 from staging.scores.intervals import FEW, heterogeneity
 from staging.scores.kappa import FEWEST_PATIENTS, KappaComparison, KappaScore, compare, score
+from staging.scores.several import with_adjusted
 from staging.stages.pn import PatientStage
 
 
@@ -22,13 +23,13 @@ class StageScore:
     Attributes:
         whole: the score of all patients.
         centres: the score of each centre's patients.
-        against: the comparison with another submission, if given.
+        against: the comparison with each other submission, by its name.
         of_tables: what is odd about the tables.
     """
 
     whole: KappaScore
     centres: Mapping[str, KappaScore]
-    against: KappaComparison | None = None
+    against: Mapping[str, KappaComparison] = field(default_factory=dict)
     of_tables: tuple[str, ...] = ()
 
     @property
@@ -44,7 +45,7 @@ class StageScore:
             *self.whole.warnings,
             *(f"{', '.join(names)}: {warning}" for warning, names in centres.items()),
             *_few(self.centres),
-            *(f"difference: {warning}" for warning in (self.against.warnings if self.against else ())),
+            *(f"minus {name}: {warning}" for name, one in self.against.items() for warning in one.warnings),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -56,7 +57,10 @@ class StageScore:
         }
         between = heterogeneity({name: (one.kappa, one.interval) for name, one in self.centres.items()})
         record["heterogeneity"] = None if between is None else between.to_json()
-        return record if self.against is None else record | {"against": self.against.to_json()}
+        if self.against:
+            found = [{"submission": name, "score": "kappa", **one.to_json()} for name, one in self.against.items()]
+            record["against"] = with_adjusted(found)
+        return record
 
 
 def _few(centres: Mapping[str, KappaScore]) -> Iterator[str]:
@@ -70,26 +74,27 @@ def score_stages(
     reference: StageTable,
     submission: StageTable,
     *,
-    against: StageTable | None = None,
+    against: Sequence[StageTable] = (),
     permutations: int = 10_000,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> StageScore:
-    """Score stages as a whole and centre by centre, and compare them with another submission.
+    """Score stages as a whole and centre by centre, and compare them with other submissions.
 
     Raises:
         TableError: the reference has no patient.
         MissingPatientError: a submission lacks patients of the reference.
     """
-    tables = [table for table in (reference, submission, against) if table is not None]
+    tables = [reference, submission, *against]
     return StageScore(
         whole=score_kappa(reference, submission, resamples=resamples, seed=seed),
         centres=kappa_by_centre(reference, submission, resamples=resamples, seed=seed),
-        against=None
-        if against is None
-        else compare_submissions(
-            reference, submission, against, permutations=permutations, resamples=resamples, seed=seed
-        ),
+        against={
+            str(other.path): compare_submissions(
+                reference, submission, other, permutations=permutations, resamples=resamples, seed=seed
+            )
+            for other in against
+        },
         of_tables=(
             *(f"{table.path}: {warning}" for table in tables for warning in table.warnings),
             *(warning for table in tables[1:] for warning in _unofficial(table, reference)),

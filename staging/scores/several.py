@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 ADJUSTED = "Holm"
 """Source: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65-70."""
@@ -22,3 +23,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(known) - done) * p_values[at]))
         adjusted[at] = highest
     return adjusted
+
+
+def with_adjusted(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add ``p_adjusted`` and ``comparisons``, their number, to records of comparisons with a ``p_value`` each."""
+    known = [math.nan if one["p_value"] is None else float(one["p_value"]) for one in comparisons]
+    return [
+        {**one, "p_adjusted": None if math.isnan(adjusted) else adjusted, "comparisons": len(known)}
+        for one, adjusted in zip(comparisons, holm(known), strict=True)
+    ]

@@ -15,8 +15,10 @@ from staging.cohorts.errata import OUT_OF_SLIDE_TASK
 from staging.cohorts.names import CENTRES, centre_name, slide_key
 from staging.errors import CohortError, listed
 from staging.lesions.labels import SlideLabel
+from staging.scores.differences import Difference, Judged, paired_difference
 from staging.scores.intervals import FEW, Interval, clustered_interval, heterogeneity, mean_of_shares
 from staging.scores.roc import RocScore
+from staging.scores.roc import judged as judged_area
 from staging.scores.roc import score as score_roc
 from staging.stages.pn import BY_NAME, SlideNodes
 
@@ -32,12 +34,14 @@ class SlideRocScore:
         centres: the score of each centre that slide names give; None if a centre's slides are of one kind only.
         excluded: slides left out, and why.
         ignored: slides of the predictions that the reference lacks.
+        without_patient: slides whose patient is not known: each counts as independent.
     """
 
     whole: RocScore
     centres: Mapping[str, RocScore | None] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    without_patient: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps, without nan."""
@@ -50,6 +54,7 @@ class SlideRocScore:
             "heterogeneity": None if between is None else between.to_json(),
             "warnings": [f"{', '.join(few)}: fewer than {FEW} slides say little about a centre"] if few else [],
             "excluded": dict(self.excluded),
+            "slides_without_patient": len(self.without_patient),
             "ignored": list(self.ignored),
         }
 
@@ -64,6 +69,7 @@ class LabelScore:
         level: confidence level of the intervals.
         centres: the confusion of each centre that slide names give.
         ignored: slides of the submission that the reference lacks.
+        without_patient: slides whose patient is not known: each counts as independent.
     """
 
     confusion: tuple[tuple[int, ...], ...]
@@ -71,6 +77,7 @@ class LabelScore:
     level: float = 0.95
     centres: Mapping[str, LabelScore] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    without_patient: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for json.dumps, without nan.
@@ -114,7 +121,7 @@ class LabelScore:
         if self.centres:
             record["centres"] = {name: score.to_json() for name, score in self.centres.items()}
             record["heterogeneity"] = None if between is None else between.to_json()
-        return record | {"ignored": list(self.ignored)}
+        return record | {"slides_without_patient": len(self.without_patient), "ignored": list(self.ignored)}
 
     @property
     def accuracy(self) -> tuple[float, Interval]:
@@ -124,6 +131,35 @@ class LabelScore:
         )
         known = share is not None and interval[0] is not None and interval[1] is not None
         return (share, (interval[0], interval[1])) if known else (math.nan, (math.nan, math.nan))  # type: ignore[return-value]  # known
+
+    def judged(self) -> dict[str, Judged]:
+        """The accuracy and the balanced accuracy as paired_difference needs them, patient by patient."""
+        each = self.by_patient.astype(np.float64)
+        right, wholes = np.diagonal(each, axis1=1, axis2=2), each.sum(axis=2)
+        known = np.flatnonzero(wholes.sum(axis=0))
+        accuracy = right.sum() / wholes.sum()
+        of_class = wholes.sum(axis=0)[known]
+        recall = right.sum(axis=0)[known] / of_class
+
+        def balanced(level: float) -> Interval:
+            shares = [clustered_interval(right[:, row], wholes[:, row], level=level) for row in known]
+            return mean_of_shares(shares)[1]  # type: ignore[arg-type]  # no class without slides
+
+        def plain(level: float) -> Interval:
+            return clustered_interval(right.sum(axis=1), wholes.sum(axis=1), level=level)[1]  # type: ignore[return-value]  # there are slides
+
+        return {
+            "accuracy": Judged(
+                value=float(accuracy),
+                added=(right.sum(axis=1) - accuracy * wholes.sum(axis=1)) / wholes.sum(),
+                interval=plain,
+            ),
+            "balanced_accuracy": Judged(
+                value=float(recall.mean()),
+                added=((right[:, known] - recall * wholes[:, known]) / of_class).mean(axis=1),
+                interval=balanced,
+            ),
+        }
 
     def _share(
         self, parts: NDArray[np.int64], wholes: NDArray[np.int64]
@@ -183,7 +219,47 @@ def score_auc(
         },
         excluded=excluded,
         ignored=tuple(sorted(predictions.keys() - truth.keys())),
+        without_patient=tuple(slide for slide in slides if nodes.patient(slide) is None),
     )
+
+
+def compare_areas(
+    truth: Mapping[str, bool],
+    predictions: Mapping[str, float],
+    other: Mapping[str, float],
+    *,
+    with_errata: bool = True,
+    nodes: SlideNodes = BY_NAME,
+    source: Path | None = None,
+) -> Difference:
+    """Return the area of one table of probabilities minus that of another, on the slides of score_auc.
+
+    Args:
+        truth: as for score_auc.
+        predictions: of the one; score_auc has accepted them.
+        other: of the other.
+        with_errata: as for score_auc.
+        nodes: as for score_auc.
+        source: the file to name in errors about the other.
+
+    Raises:
+        CohortError: slides of the reference have no prediction in the other table.
+    """
+    slides = [slide for slide in truth if not (with_errata and slide in OUT_OF_SLIDE_TASK)]
+    _refuse_missing(source, "prediction", slides, other)
+    tumour, groups = [truth[slide] for slide in slides], [nodes.patient(slide) or slide for slide in slides]
+    scores = [[table[slide] for slide in slides] for table in (predictions, other)]
+    # the area knows nothing but the order
+    orders = [np.unique(values, return_inverse=True)[1].tolist() for values in scores]
+    one, two = (judged_area(tumour, values, groups=groups) for values in scores)
+    return paired_difference(one, two, is_same=orders[0] == orders[1])
+
+
+def compare_labels(score: LabelScore, other: LabelScore) -> dict[str, Difference]:
+    """Return accuracy and balanced accuracy of one table of labels minus those of another, of the same slides."""
+    one, two = score.judged(), other.judged()
+    is_same = np.array_equal(score.by_patient, other.by_patient)
+    return {name: paired_difference(one[name], two[name], is_same=is_same) for name in one}
 
 
 def score_labels(
@@ -219,6 +295,7 @@ def score_labels(
             by_patient=counts,
             centres=centres or {},
             ignored=() if centres is None else tuple(sorted(claimed.keys() - truth.keys())),
+            without_patient=tuple(slide for slide in slides if nodes.patient(slide) is None),
         )
 
     return score(truth, {name: score(part) for name, part in _centres(truth).items()})

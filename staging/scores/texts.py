@@ -50,18 +50,15 @@ def froc_line(record: Mapping[str, Any]) -> str:
     )
 
 
-def stage_text(record: Mapping[str, Any], *, against: str = "") -> str:
-    """Format the confusion matrix of stages and their kappa; if scored, also each centre's and the comparison.
+def stage_text(record: Mapping[str, Any]) -> str:
+    """Format the confusion matrix of stages and their kappa; if scored, also each centre's.
 
     Args:
         record: the result of a score's to_json.
-        against: the name of the other submission.
     """
     lines = [confusion_text(record["stages"], record["confusion"]), "", stage_line(record)]
     if "centres" in record:
         lines.append(centre_text(record["centres"]))
-    if "against" in record:
-        lines.append(comparison_text(record["against"], against))
     return "\n".join(lines)
 
 
@@ -78,11 +75,16 @@ def centre_text(kappas: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def comparison_text(comparison: Mapping[str, Any], name: str) -> str:
-    """Format the comparison of two submissions as one line."""
-    p_value = comparison["p_value"]
-    shown = "undefined" if p_value is None else f"{p_value:.4g}"
-    return f"minus the kappa of {name}: {with_interval(comparison['difference'], comparison['interval'])}, p {shown}"
+def difference_lines(against: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Format a line for each comparison with another submission."""
+    lines = []
+    for one in against:
+        shown = "undefined" if one["p_value"] is None else f"{one['p_value']:.4g}"
+        if one["comparisons"] > 1 and one["p_adjusted"] is not None:
+            shown += f", adjusted for {one['comparisons']} comparisons {one['p_adjusted']:.4g} (Holm)"
+        difference = with_interval(one["difference"], one["interval"])
+        lines.append(f"minus {one['submission']}: {one['score'].replace('_', ' ')} {difference}, p {shown}")
+    return lines
 
 
 def froc_text(record: Mapping[str, Any]) -> str:

@@ -77,11 +77,13 @@ def test_kappa(tmp_path: Path, reference: Path) -> None:
     assert 0.9 < record["kappa"] < 1
     assert list(record["centres"]) == ["CWZ", "RST"]
     assert record["centres"]["RST"]["kappa"] == 1.0
-    assert record["against"]["difference"] == pytest.approx(record["kappa"] - record["against"]["kappas"][1])
-    assert record["against"]["p_value"] < 0.05
+    (against,) = record["against"]
+    assert (against["submission"], against["comparisons"]) == (str(poor), 1)
+    assert against["difference"] == pytest.approx(record["kappa"] - against["kappas"][1])
+    assert against["p_value"] == against["p_adjusted"] < 0.05
     assert "pN0(i+)" in text
     assert "quadratic kappa 0.9" in text
-    assert "minus the kappa of poor.csv" in text
+    assert f"minus {poor}: kappa " in text
     assert is_picture(picture)
 
 
@@ -166,15 +168,15 @@ def test_centres_and_differences_say_so_too(tmp_path: Path) -> None:
     assert record["warnings"] == [
         "RST: kappa is undefined: every patient is pN0 in both tables",
         "CWZ: fewer than 30 patients say little about a centre",
-        "difference: both submissions stage every patient alike",
+        f"minus {found}: both submissions stage every patient alike",
     ]
-    assert record["against"]["warnings"] == ["both submissions stage every patient alike"]
+    assert record["against"][0]["warnings"] == ["both submissions stage every patient alike"]
 
 
 def test_undefined_kappa_is_null(tmp_path: Path) -> None:
     truth = stage_table(tmp_path / "reference.csv", ["pN1", "pN1"])
     record, text = scored("kappa", truth, truth, "--against", truth, "--table", "--picture", tmp_path / "k.png")
-    assert (record["kappa"], record["against"]["p_value"]) == (None, None)
+    assert (record["kappa"], record["against"][0]["p_value"]) == (None, None)
     assert "undefined" in text
 
 
