@@ -2,8 +2,8 @@
 
 Two studies: synthetic patients with one centre left out at a time, and real patches of two slides of CAMELYON16 with
 one slide left out at a time, learnt from alone or together with synthetic patches. Patches are turned; besides, their
-stain is moved (jitter), or normalised by Macenko's method in training and in use, or both. Nothing is chosen on what is left
-out: every network makes the same number of passes, and cells count as tumour from probability 0.5 on.
+stain is moved (jitter), or normalised by Macenko's method in training and in use, or both. Nothing is chosen on what
+is left out: every network makes the same number of passes, and cells count as tumour from probability 0.5 on.
 
 Run: python benchmarks/domain_shift.py [--patches FOLDER] [--seeds 3]
 

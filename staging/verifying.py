@@ -8,8 +8,9 @@ from pathlib import Path
 
 from staging.csv_rows import read_rows
 from staging.errors import CohortError, TableError, listed
+from staging.lesions.measured_folder import broken_files
 from staging.runs.config import RECORD
-from staging.runs.records import FOLDER, broken_tables, read_record
+from staging.runs.records import FOLDER, TABLES, broken_tables, read_record
 from staging.training.storing import broken_parts, is_patch_folder
 from wsi.errors import ArtefactError
 from wsi.store import DONE, verify
@@ -35,16 +36,29 @@ def refuse_changed(run: Path) -> None:
         raise CohortError(run, f"was changed since it was made: {listed(broken)}", mend="call sentinode run again")
 
 
-def verify_output(output: Path) -> Verified:
-    """Compare size and sha256 of every file of a run, of patches, or of all artefacts (heatmaps, features) in a folder.
+def refuse_changed_run(table: Path) -> None:
+    """Refuse a table of a run that was changed; tables elsewhere are not looked at.
 
     Raises:
-        CohortError: the folder has neither.
+        CohortError: it is one.
+    """
+    if _is_run(table.parent) and table.name in TABLES:
+        refuse_changed(table.parent)
+
+
+def verify_output(output: Path) -> Verified:
+    """Compare size and sha256 of every file of a run, of patches, of measured lesions, or of all artefacts in a folder.
+
+    Raises:
+        CohortError: the folder has none of these.
     """
     if _is_run(output) or is_patch_folder(output):
         found = _broken_run(output) if _is_run(output) else broken_parts(output)
         broken = {name: reasons for name, reasons in found.items() if reasons}
         return Verified(artefacts=len(found) - 1, broken=broken)  # besides the tables
+    measured = broken_files(output)
+    if measured is not None:
+        return Verified(artefacts=len(measured), broken={name: faults for name, faults in measured.items() if faults})
     artefacts = [output] if (output / DONE).is_file() else sorted(path.parent for path in output.glob(f"*/{DONE}"))
     if not output.exists():
         raise CohortError(output, "does not exist", mend="name the output of a command")

@@ -148,7 +148,9 @@ def label(
     else:
         from staging.cohorts.camelyon import list_slides  # noqa: PLC0415  (slow import)
         from staging.lesions.size_labels import label_by_size  # noqa: PLC0415
+        from staging.verifying import refuse_changed_run  # noqa: PLC0415
 
+        refuse_changed_run(inputs[0])
         if cells is not None:
             listing = list_slides(cells)
             skipped_notice(listing)

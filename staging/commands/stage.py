@@ -51,7 +51,9 @@ def stage(
     from staging.cohorts.patients import nodes_of  # noqa: PLC0415  (slow import)
     from staging.cohorts.staged import stage_table  # noqa: PLC0415
     from staging.errors import listed  # noqa: PLC0415
+    from staging.verifying import refuse_changed_run  # noqa: PLC0415
 
+    refuse_changed_run(labels)
     staged = stage_table(labels, output, expected_nodes=nodes, sites=sites, nodes=nodes_of(patients))
     for patient in sorted(staged.staging.at_least):
         stage_at_least = staged.staging.stages[patient].value

@@ -14,7 +14,9 @@ from staging.commands.outputs import guarded
 
 @guarded
 def verify(
-    output: Annotated[Path, typer.Argument(help="An output of run, features, patches or heatmap.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(help="An output of run, features, patches, lesions or heatmap.", show_default=False)
+    ],
 ) -> None:
     """Compare every file of an output with the size and sha256 recorded when it was made; changes nothing.
 

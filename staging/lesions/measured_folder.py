@@ -11,7 +11,7 @@ from staging.lesions.tables import LESION_COLUMNS
 from wsi.errors import OutputExistsError
 from wsi.inputs import read_json
 from wsi.outputs import FileKind, FolderKind, json_file, table
-from wsi.store import storage
+from wsi.store import differs, storage
 
 LESION_TABLE, SHAPE_TABLE, RECORD = "lesions.csv", "lesion_features.csv", "lesions.json"
 
@@ -65,6 +65,18 @@ def is_unfinished(folder: Path) -> bool:
         return _FILES[RECORD].is_at(folder / RECORD) and "slides" not in record
     except (OSError, ValueError, TypeError):
         return False
+
+
+def broken_files(folder: Path) -> dict[str, tuple[str, ...]] | None:
+    """Return how each file of a folder differs from what was written; None if it is no such folder."""
+    if not _FILES[RECORD].is_at(folder / RECORD):
+        return None
+    try:
+        files = read_json(folder / RECORD)["files"]
+        found = {str(name): differs(folder / Path(name).name, facts) for name, facts in files.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {RECORD: ("lists no files: lesions did not finish",)}
+    return {name: () if fault is None else (fault,) for name, fault in found.items()}
 
 
 def forget_outlines(folder: Path, names: Iterable[str]) -> None:

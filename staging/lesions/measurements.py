@@ -31,6 +31,7 @@ from staging.lesions.settings import LesionSettings, refuse_different, settings_
 from staging.lesions.tables import lesion_table
 from wsi.readers.resolution import Mpp
 from wsi.store import atomic_text, check_kept, json_text, name_fault
+from wsi.store import measured as facts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -172,6 +173,7 @@ def write_measurements(output: Path, measured: Measurements) -> None:
     check_kept([output / name for name in drawn] + [output / LESION_TABLE, output / SHAPE_TABLE])
     slides = {name: one.to_json() for name, one in measured.seen.items()}
     about = {"slides": slides, "quarantined": dict(measured.faults), "outlines": sorted(drawn)}
+    about["files"] = {name: facts_of(output / name) for name in (LESION_TABLE, SHAPE_TABLE, *sorted(drawn))}
     atomic_text(output / RECORD, json_text(record | about))
 
 

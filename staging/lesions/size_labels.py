@@ -15,7 +15,7 @@ from staging.lesions.settings import NUCLEUS_UM
 from staging.lesions.tables import label_table, read_lesion_table, read_seen
 from wsi.inputs import read_json
 from wsi.readers.resolution import Mpp
-from wsi.store import atomic_text, json_text
+from wsi.store import atomic_text, differs, json_text
 
 
 def label_by_size(
@@ -53,6 +53,7 @@ def label_by_size(
         PathologyError: as for count_cells.
         StorageError: a file cannot be written.
     """
+    _refuse_changed(table)
     seen = _slides_beside(table)
     faults = _set_aside(table)
     if heatmaps is not None:
@@ -102,6 +103,22 @@ def _slides_beside(table: Path) -> dict[str, Seen]:
             ) from error
     is_of_run = table.with_name("run.json").is_file()
     return read_seen(labels) if is_of_run and labels.is_file() else {}
+
+
+def _refuse_changed(table: Path) -> None:
+    """Refuse a table that is not as ``lesions`` wrote it: a slide whose rows were lost would be negative.
+
+    Raises:
+        TableError: it is one.
+    """
+    record = table.with_name("lesions.json")
+    try:
+        expected = read_json(record)["files"][table.name]
+        fault = differs(table, expected)
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # without a record, or of another version, or a table of another name
+    if fault is not None:
+        raise TableError(table, f"{fault} since {record.name} was written", mend="call lesions again")
 
 
 def _set_aside(table: Path) -> dict[str, str]:

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from annotations.annotation import Annotation, Role
 from annotations.files.asap import write_asap
 from staging.cli import app
-from staging.errors import CohortError
-from staging.runs.records import broken_tables
+from staging.errors import CohortError, TableError
+from staging.lesions.tables import LESION_COLUMNS
+from staging.runs.records import broken_tables, write_tables_record
 from wsi.geometry import Frame
 from wsi.heatmap_store import write_heatmap
 from wsi.raster import Heatmap
@@ -70,6 +71,45 @@ def test_what_holds_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     with pytest.raises(CohortError, match="no sentinode artefacts"):
         CliRunner().invoke(app, ["verify", str(tmp_path)], catch_exceptions=False)
+
+
+def test_a_table_that_lost_its_rows_is_not_read(tmp_path: Path) -> None:
+    values = np.zeros((40, 40), dtype=np.float32)
+    values[5:35, 5:35] = 0.99
+    frame = Frame(x=0.0, y=0.0, downsample=64.0, shape=(40, 40), mpp=1.0)
+    write_heatmap(tmp_path / "a.zarr", Heatmap(frame=frame, array=values, tissue=values > -1), {})
+    called = CliRunner().invoke
+    assert called(app, ["lesions", str(tmp_path / "a.zarr"), "-o", str(tmp_path / "out")]).exit_code == 0
+    table = tmp_path / "out" / "lesions.csv"
+    label = ["label", str(table), "-o", str(tmp_path / "labels.csv"), "--overwrite"]
+    assert called(app, label).exit_code == 0
+    assert "a,macro" in (tmp_path / "labels.csv").read_text()
+    assert json.loads(called(app, ["verify", str(tmp_path / "out")]).stdout) == {"artefacts": 4, "broken": {}}
+    table.write_text(table.read_text().splitlines()[0] + "\n")
+    refused = called(app, label)
+    assert isinstance(refused.exception, TableError)
+    assert "has another size since lesions.json was written (call lesions again)" in str(refused.exception)
+    broken = called(app, ["verify", str(tmp_path / "out")])
+    assert (broken.exit_code, json.loads(broken.stdout)["broken"]) == (1, {"lesions.csv": ["has another size"]})
+
+
+def test_the_tables_of_a_run_are_read_as_it_wrote_them(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "slides").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    labels, lesions = run / "labels.csv", run / "lesions.csv"
+    labels.write_text("slide,label\n")
+    lesions.write_text(",".join(LESION_COLUMNS) + "\n")
+    write_tables_record(run)
+    labels.write_text("slide,label\nx,micro\n")
+    for command in (["stage", str(labels)], ["label", str(lesions)]):
+        done = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "o.csv")])
+        assert isinstance(done.exception, CohortError)
+        assert "labels.csv" in str(done.exception)
+        assert not (tmp_path / "o.csv").exists()
+    # a corrected copy is the user's own
+    (tmp_path / "mine.csv").write_text(labels.read_text())
+    assert CliRunner().invoke(app, ["stage", str(tmp_path / "mine.csv"), "-o", str(tmp_path / "o.csv")]).exit_code == 3
 
 
 def test_what_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
