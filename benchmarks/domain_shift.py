@@ -76,7 +76,7 @@ def main() -> None:
     asked = parser.parse_args()
     begun = time.perf_counter()
     with TemporaryDirectory() as work:
-        cohort = phantom(Path(work), mpp=PHANTOM_MPP, patients=5, centres=(0, 1, 2, 3, 4), each=20)
+        cohort = phantom(Path(work), mpp=PHANTOM_MPP, patients=10, centres=(0, 1, 2, 3, 4), each=20)
     study("synthetic, a centre left out", cohort, None, passes=PHANTOM_PASSES, seeds=range(asked.seeds))
     if asked.patches is not None:
         with TemporaryDirectory() as work:
@@ -145,7 +145,7 @@ def judge(network: torch.nn.Module, pixels: NDArray[np.uint8], *, is_normalised:
     found = []
     with torch.inference_mode():
         for start in range(0, len(pixels), 64):
-            batch = torch.from_numpy(pixels[start : start + 64]).permute(0, 3, 1, 2)
+            batch = torch.from_numpy(pixels[start : start + 64]).permute(0, 3, 1, 2).float()
             if is_normalised:
                 batch = Macenko(share=1.0)(batch, np.zeros((len(batch), 1)))
             found.append(network(batch).softmax(dim=1)[:, 1].mean(dim=(1, 2)).double().numpy())

@@ -129,6 +129,14 @@ class Slide:
         """Whether the file may hide pixels, which are read as white."""
         return self._open().has_opacity
 
+    def seen_through(self) -> Slide:
+        """The same slide with the colours that its opacity hides; tiles that cannot be decoded are white."""
+        other = Slide(self.path, mpp=self._given_mpp, on_bad_tile="white")
+        found = self._open().seen_through()
+        if found is not self._open():
+            other._reader = found
+        return other
+
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
         """Tiles read as white because they could not be decoded, since the slide was opened in this process."""

@@ -23,6 +23,7 @@ PROVENANCE = "stain_range"
 """Where a checkpoint's provenance keeps the range of its training set."""
 
 _STAIN_UM = 16.0  # densities are compared between pixels of this size: finer ones differ with focus and cell type
+_MOST_BLACK, _LEAST_COLOUR = 0.005, 2
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _CHANNELS = ("red", "green", "blue")
 _FAINTEST = 0.15  # mean density of the channels: glass and empty tissue are no stain
@@ -91,16 +92,28 @@ def measure_range(patches: TrainingPatches) -> StainRange | None:
 
 
 def stain_warnings(slide: Slide, tissue: Mask, trained: StainRange | None) -> tuple[str, ...]:
-    """A warning if the stain of a slide lies beyond that of the training set.
+    """Say that the stain of a slide lies beyond that of the training set, that it has no colours, or is partly black.
+
+    Black is neither glass nor tissue: other programs write it where a slide was not scanned, or was cut out.
 
     Args:
         slide: its resolution must be known.
         tissue: from find_tissue, on whose grid the slide is read.
         trained: None if the checkpoint does not say.
     """
-    densities = None if trained is None else _densities(slide.read_frame(tissue.frame).array[tissue.array])
+    image = slide.read_frame(tissue.frame).array
+    stained = image[tissue.array]
+    found = []
+    black = float((image.max(axis=2) == 0).mean())
+    if black > _MOST_BLACK:
+        found.append(f"is exactly black on {black:.0%} of its area: what was there is not known, and counts as glass")
+    if len(stained) and np.ptp(stained, axis=1).max() <= _LEAST_COLOUR:
+        found.append("has no colours where its tissue is: stains and heatmaps need them, so trust nothing found on it")
+    densities = None if trained is None else _densities(stained)
     what = None if trained is None or densities is None else trained.beyond(densities)
-    return () if what is None else (f"is stained unlike the training set: {what}; look at its heatmap yourself",)
+    if what is not None:
+        found.append(f"is stained unlike the training set: {what}; look at its heatmap yourself")
+    return tuple(found)
 
 
 def _densities(pixels: NDArray[np.uint8]) -> _Densities | None:

@@ -64,7 +64,7 @@ def storage(path: str | os.PathLike[str]) -> Iterator[None]:
         reason = error.strerror or str(error)
         mend = _MENDS.get(error.errno or 0, "choose another output")
         # an unfinished file has a name that nobody knows
-        is_work = isinstance(error.filename, str) and _UNFINISHED.fullmatch(Path(error.filename).name) is not None
+        is_work = isinstance(error.filename, str) and is_unfinished(Path(error.filename).name)
         named = path if is_work else error.filename or path
         raise StorageError(named, f"cannot be written: {reason}", mend=mend) from error
 
@@ -262,6 +262,11 @@ def name_fault(name: str) -> str | None:
 def unfinished_name(path: Path, suffix: Literal["partial", "work"]) -> Path:
     """A name beside ``path`` for what is to become it: its machine and process, and a random number are in it."""
     return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.{suffix}")
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a name is one of unfinished_name."""
+    return _UNFINISHED.fullmatch(name) is not None
 
 
 def sweep(folder: Path, of: Callable[[str], bool] = lambda _: True) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from wsi.errors import NoTissueError
 from wsi.geometry import Frame
-from wsi.raster import Mask
+from wsi.raster import Image, Mask
 from wsi.slide import Slide
 
 # Chosen to keep: pale tissue (fat septa, mucin, weak eosin) costs inference time, lost tissue costs a metastasis.
@@ -20,6 +20,7 @@ _LARGEST_HOLE_UM2 = 600.0 * 600.0
 _PEN_EXCESS = 2
 _BLACK_OD = 0.3
 _BLACK_CHROMA = 14
+_FILL = 30  # of pixels that were never scanned
 
 
 def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
@@ -44,7 +45,7 @@ def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
     image = slide.read_at(um_per_px)
-    density, pen = _density(image.array)
+    density, pen = _density(_seen_through(slide, image) if slide.has_opacity else image.array)
     density = ndimage.gaussian_filter(density, 0.7)
     tissue = density > _threshold(density)
     if pen.any():
@@ -58,6 +59,14 @@ def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
         )
     tissue = ndimage.binary_dilation(tissue, structure=np.ones((3, 3), bool))
     return Mask(frame=image.frame, array=tissue)
+
+
+def _seen_through(slide: Slide, image: Image) -> NDArray[np.uint8]:
+    """Pixels with what opacity hides: tissue there was not looked at, but it is tissue. Black fill is nothing."""
+    with slide.seen_through() as bare:
+        colours = bare.read_frame(image.frame).array
+    is_fill = colours.max(axis=2, keepdims=True) < _FILL
+    return np.where(is_fill, image.array, colours)
 
 
 def tissue_area_um2(mask: Mask) -> float:

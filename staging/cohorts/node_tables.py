@@ -27,6 +27,9 @@ class NodeSite:
     site: Site
     detection: Detection | None = None
 
+    def __str__(self) -> str:
+        return self.site.value if self.detection is None else f"{self.site.value} ({self.detection.value})"
+
 
 def read_label_probabilities(path: str | PathLike[str]) -> dict[str, tuple[float, ...]] | None:
     """Read the probability of each label, from a table with the columns slide, negative, itc, micro and macro.
@@ -114,14 +117,24 @@ def tnm_stages(
         if unknown:
             reasons[patient] = f"the site of {', '.join(unknown)} is not given"
             continue
+        of_nodes: dict[int, list[str]] = {}
+        for slide in slides:
+            of_nodes.setdefault(nodes.of(slide)[1], []).append(slide)
+        divided = [found for found in of_nodes.values() if len({sites[slide] for slide in found}) > 1]
+        if divided:
+            reasons[patient] = f"{', '.join(divided[0])} are of one node, but their sites differ"
+            continue
         try:
-            stages[patient] = _tnm_stage({slide: labels[slide] for slide in slides}, sites)
+            # a node counts once, by the worst of its slides
+            worst = {found[0]: max(labels[slide] for slide in found) for found in of_nodes.values()}
+            stages[patient] = _tnm_stage(worst, sites)
         except UnsupportedStageError as error:
             reasons[patient] = str(error)
     return stages, reasons
 
 
 def _tnm_stage(labels: Mapping[str, SlideLabel], sites: Mapping[str, NodeSite]) -> TnmStage:
+    """Stage one slide of each node."""
     of_site = {site: [label for slide, label in labels.items() if sites[slide].site is site] for site in Site}
     ways = {
         sites[slide].detection

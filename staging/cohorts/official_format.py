@@ -81,13 +81,15 @@ def faults_of_stages(path: str | PathLike[str], patients: Collection[str] = ()) 
         OSError: it cannot be read.
         UnicodeDecodeError: it is not UTF-8.
     """
-    rows = csv.reader(_lines(path))
-    is_first = True
+    rows = csv.reader(f"{line}\n" for line in _lines(path))  # a quoted cell may have a line break
+    width = 0
     for cells in rows:
         if not cells:
             continue
-        reason = _fault_of_header(cells) if is_first else _fault_of_stage(cells, {*patients})
-        is_first = False
+        if not width:
+            width, reason = len(cells), _fault_of_header(cells)
+        else:
+            reason = _fault_of_width(cells, width) or _fault_of_stage(cells, {*patients})
         if reason is not None:
             yield FormatFault(line=rows.line_num, reason=reason[0], mend=reason[1])
 
@@ -100,11 +102,21 @@ def _fault_of_header(cells: list[str]) -> tuple[str, str] | None:
     return None
 
 
+def _fault_of_width(cells: list[str], width: int) -> tuple[str, str] | None:
+    """Pandas takes the first cell for an index where every row has one more than the header, and else stops."""
+    if len(cells) <= width:
+        return None
+    reason = f"{','.join(cells)[:60]!r} has more cells than the header: the organisers' script misreads it, or stops"
+    return reason, "write patient,stage without further commas"
+
+
 def _fault_of_stage(cells: list[str], patients: set[str]) -> tuple[str, str] | None:
     name, stage = cells[0], cells[1] if len(cells) > 1 else ""
     if not name.strip().lower().endswith(".zip"):
         return None
     bare = name.strip().lower()
+    if any(character.isspace() for character in name.strip()) and name not in patients:
+        return f"{name[:60]!r} has a space or a line break within", "write it as the organisers do"
     if not name.isascii() and name not in patients:
         return f"{name[:60]!r} has characters that no name of CAMELYON has", "write it as the organisers do"
     if name != bare and name not in patients:

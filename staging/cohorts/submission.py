@@ -163,7 +163,7 @@ def check_submission(task: Task, path: Path, *, expected: Collection[str] | None
     spelling = {name.lower(): name for name in table.stages}  # of patients that are not CAMELYON's
     for fault in faults_of_stages(path, {f"{spelling.get(_bare(name), _bare(name))}.zip" for name in expected or ()}):
         raise _as_error(path, fault)
-    doubts = []
+    doubts = list(table.warnings)
     for patient, stage in table.stages.items():
         labels = [label for slide, label in table.labels.items() if slide.startswith(f"{patient}_")]
         if len(labels) == 5 and stage_patient(labels) is not stage:

@@ -247,8 +247,9 @@ def score(
 def jackknife_interval(confusion: NDArray[np.int64], *, level: float = 0.95) -> Interval:
     """Return the interval of the kappa of a confusion matrix, see the top of this module.
 
-    It is nan if kappa is undefined, and where leaving out any patient changes nothing: kappa is 0 whatever a table says
-    whose every patient has one stage, which is no certainty.
+    Where leaving out any patient changes nothing, as where every stage is the opposite, it reaches to the kappas with
+    as many patients staged otherwise as may be although none was seen. It is nan if kappa is undefined, or 0 whatever
+    is submitted.
     """
     from scipy.stats import t as student  # noqa: PLC0415  (slow import)
 
@@ -268,11 +269,33 @@ def jackknife_interval(confusion: NDArray[np.int64], *, level: float = 0.95) -> 
     error = math.sqrt(jackknife_variance(np.repeat(left_out, confusion.reshape(-1)[cells])))
     middle = max(-_NEAREST, kappa)
     if error < _ROUNDING:
-        return math.nan, math.nan
+        others = _kappas_of_others(confusion, level)
+        low, high = min(kappa, *others), max(kappa, *others)
+        return (low, high) if high - low > _ROUNDING else (math.nan, math.nan)
     # the error on Fisher's scale by its slope: left out, a single error would leave kappa at 1, which is infinite there
     reach = float(student.ppf((1 + level) / 2, patients - 1)) * error / (1 - middle**2)
     middle = math.atanh(middle)
     return math.tanh(middle - reach), math.tanh(middle + reach)
+
+
+def _kappas_of_others(confusion: NDArray[np.int64], level: float) -> tuple[float, float]:
+    """Return the kappas if as many patients as may be, although none was seen, were staged right, or worst of all."""
+    share = 1 - ((1 - level) / 2) ** (1 / int(confusion.sum()))
+    ranks = np.arange(len(confusion))
+    found = []
+    for columns in (ranks, np.where(ranks < len(ranks) / 2, ranks[-1], 0)):
+        others = np.zeros(confusion.shape)
+        others[ranks, columns] = confusion.sum(axis=1)
+        found.append(_kappa_of((1 - share) * confusion + share * others))
+    return found[0], found[1]
+
+
+def _kappa_of(joint: NDArray[np.float64]) -> float:
+    """Return the kappa of shares, of which not all are in one cell."""
+    ranks = np.arange(len(joint))
+    weights = (ranks[:, np.newaxis] - ranks) ** 2
+    expected = (np.outer(joint.sum(axis=1), joint.sum(axis=0)) * weights).sum() / joint.sum()
+    return 1 - float((joint * weights).sum() / expected)
 
 
 def _lowest_of_agreement(confusion: NDArray[np.int64], level: float) -> float:
@@ -284,10 +307,7 @@ def _lowest_of_agreement(confusion: NDArray[np.int64], level: float) -> float:
     for rank in range(classes):
         neighbours = [one for one in (rank - 1, rank + 1) if 0 <= one < classes]
         likely[rank, neighbours] += classes_of[rank] * share / len(neighbours)
-    ranks = np.arange(classes)
-    weights = (ranks[:, np.newaxis] - ranks) ** 2
-    expected = (np.outer(likely.sum(axis=1), likely.sum(axis=0)) * weights).sum()
-    return 1 - float((likely * weights).sum() / expected)
+    return _kappa_of(likely)
 
 
 def compare(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +22,10 @@ from staging.training.peak import calibrate_peak
 from staging.training.plan import TrainingPlan, check_plan, network_of, open_sources, unfit
 from staging.training.sources import PatchRecipe
 from wsi.cores import usable_cores
-from wsi.errors import OutputInUseError
+from wsi.errors import OutputExistsError, OutputInUseError
 from wsi.lock import OutputLock
 from wsi.stain_range import PROVENANCE, measure_range
-from wsi.store import atomic_text, storage, sweep
+from wsi.store import atomic_text, is_unfinished, storage, sweep
 
 if TYPE_CHECKING:
     from annotations.patches.training_set import TrainingSet
@@ -300,6 +299,7 @@ def _alone(output: Path) -> Iterator[None]:
     Other checkpoints in the same directory may be trained at the same time.
     """
     folder = _folder(output)
+    _refuse_strange(folder, output.name)
     with ExitStack() as held:
         try:
             held.enter_context(OutputLock(folder))
@@ -311,7 +311,26 @@ def _alone(output: Path) -> Iterator[None]:
             sweep(output.absolute().parent, lambda name: is_written(name, output))
             yield
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            sweep(folder)
+            with suppress(OSError):
+                (folder / output.name).unlink(missing_ok=True)
+                (folder / ".lock").unlink(missing_ok=True)
+                folder.rmdir()
+
+
+def _refuse_strange(folder: Path, own: str) -> None:
+    """Refuse a folder in the place of ours that holds something else, or a link: nothing of others is removed.
+
+    Raises:
+        OutputExistsError: it is one.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputExistsError(folder, "is no folder of sentinode train", mend="rename it, or choose another output")
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    strange = sorted(name for name in names - {".lock", own} if not is_unfinished(name))
+    if strange:
+        reason = f"holds {strange[0]}, which is not of sentinode train"
+        raise OutputExistsError(folder, reason, mend="rename it, or choose another output")
 
 
 def _folder(output: Path) -> Path:

@@ -97,6 +97,9 @@ def stages(path: Path, *changes: tuple[str, str]) -> Path:
         ("patient_002.zip,pN1", "patient_002.zip, pN1", "the stage ' pN1'"),
         ("patient_002.zip,pN1", "patient_002.zip,pN1 ", "the stage 'pN1 '"),
         ("patient,stage\n", "patient;stage\n", "one column"),
+        ("patient_002.zip,pN1", "patient_002.zip,pN1,", "more cells than the header"),
+        ("pN1\n", "pN1,\n", "more cells than the header"),
+        ("macro\n", "macro,,,\n", "more cells than the header"),
     ],
 )
 def test_stages_that_only_we_read(tmp_path: Path, old: str, new: str, said: str) -> None:

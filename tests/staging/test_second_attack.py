@@ -127,12 +127,12 @@ def test_a_heatmap_that_rotted_is_said_to_be_made_again(folder: Path) -> None:
     assert (done.exit_code, "made again" in done.stderr) == (0, True)
 
 
-def with_opacity(source: Path, path: Path, *, shown: Callable[[int, int], slice]) -> None:
-    """A copy of a slide with opacity: of level 0 only some rows are shown, of the others all."""
+def with_opacity(source: Path, path: Path, *, shown: Callable[[int, int], slice], everywhere: bool = False) -> None:
+    """A copy of a slide with opacity: only some rows are shown, of coarser levels all unless it is so everywhere."""
     with Slide.open(source) as slide, tifffile.TiffWriter(path) as file:
         for number, level in enumerate(slide.levels):
             pixels = slide.read_frame(slide.frame_of(level)).array
-            opacity = np.full((*pixels.shape[:2], 1), 0 if number == 0 else 255, np.uint8)
+            opacity = np.full((*pixels.shape[:2], 1), 0 if number == 0 or everywhere else 255, np.uint8)
             opacity[shown(number, pixels.shape[0])] = 255
             file.write(
                 np.concatenate([pixels, opacity], axis=2),
@@ -145,14 +145,17 @@ def with_opacity(source: Path, path: Path, *, shown: Callable[[int, int], slice]
             )
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize("part", [0.0, 0.5])
-def test_what_opacity_hides_is_not_called_negative(folder: Path, part: float) -> None:
-    images = folder / "seen" / "images"
+def test_what_opacity_hides_is_not_called_negative(folder: Path, part: float, *, everywhere: bool) -> None:
+    images = folder / f"seen{part}{everywhere}" / "images"
     images.mkdir(parents=True)
     for name in NAMES:
         source = folder / "cohort" / "images" / f"{name}.tif"
-        with_opacity(source, images / f"{name}.tif", shown=lambda _, rows: slice(0, int(rows * part)))
-    run = ("run", images, "-o", folder / "hidden", "-m", folder / "m.safetensors")
+        with_opacity(
+            source, images / f"{name}.tif", shown=lambda _, rows: slice(0, int(rows * part)), everywhere=everywhere
+        )
+    run = ("run", images, "-o", folder / f"hidden{part}{everywhere}", "-m", folder / "m.safetensors")
     done = called(*run)
     assert done.exit_code == 3
     found = json.loads(done.stdout)
@@ -163,6 +166,18 @@ def test_what_opacity_hides_is_not_called_negative(folder: Path, part: float) ->
     assert (allowed["at_least"], len(allowed["partial"])) == (["patient_000"], 5)
     told = json.loads(called("tissue", images / f"{NAMES[0]}.tif", "-o", folder / "t.png").stdout)
     assert told["stored"]["share"] <= part + 0.45
+
+
+def test_what_is_black_is_said_not_to_be_known(folder: Path) -> None:
+    with Slide.open(folder / "cohort" / "images" / f"{NAMES[0]}.tif") as slide:
+        pixels = slide.read_frame(slide.frame).array.copy()
+        um = slide.mpp or 0
+    pixels[:, : pixels.shape[1] // 4] = 0
+    path = folder / "black.tif"
+    scale: dict[str, Any] = {"resolution": (1e4 / um,) * 2, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(256, 256), **scale)
+    done = called("heatmap", path, "-m", folder / "m.safetensors", "-o", folder / "black.zarr")
+    assert "is exactly black on 25% of its area: what was there is not known" in done.stderr
 
 
 def test_opacity_that_hides_nothing_changes_nothing(folder: Path) -> None:

@@ -374,3 +374,18 @@ def test_a_folder_of_other_tables_takes_no_detections(run: Path, tmp_path: Path)
     command = ["submission", "write", "lesions", str(run), "-o", str(tmp_path / "d"), "--overwrite"]
     assert isinstance(CliRunner().invoke(app, command).exception, OutputExistsError)
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["mine.csv"]
+
+
+def test_a_patient_with_two_stages_is_doubtful(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("patient,stage\npatient_000.zip,pN0\npatient_001.zip,pN0\npatient_001.zip,pN2\n")
+    assert check_submission(Task.STAGES, path).doubts == ("patient_001 has rows in lines 3, 4: the last counts (pN2)",)
+
+
+def test_patients_of_any_name_are_checked_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("patient,stage\nP1.zip,pN0\nS21 7.zip,pN2\n")
+    assert check_submission(Task.STAGES, path, expected=["p1", "s21 7"]).missing == ()
+    path.write_text('patient,stage\n"patient_\n001.zip",pN2\n')
+    with pytest.raises(TableError, match="a space or a line break"):
+        check_submission(Task.STAGES, path, expected=["patient_001"])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from staging.cohorts.node_tables import NodeSite, read_label_probabilities, read_node_sites, tnm_stages
+from staging.cohorts.patients import read_patients
 from staging.errors import ConflictError, TableError, UnknownLabelError, UnsupportedStageError
 from staging.lesions.labels import SlideLabel
 from staging.stages.pn import PatientStage, stage_patient
@@ -143,6 +144,21 @@ def test_patients_without_a_category_are_named() -> None:
     assert stages == {"patient_001": TnmStage.PN1A}
     assert "patient_002_node_0" in reasons["patient_002"]
     assert "editions" in reasons["patient_003"]
+
+
+def test_a_node_of_several_slides_counts_once_and_has_one_site(tmp_path: Path) -> None:
+    labels = {f"s{at}": SlideLabel.MACRO for at in range(6)}
+    nodes = read_patients(written(tmp_path / "p.csv", "".join(f"s{at},P,n{at // 3}\n" for at in range(6))))
+    sites = {name: NodeSite(site=Site.AXILLARY) for name in labels}
+    assert tnm_stages(labels, sites, nodes)[0] == {"P": TnmStage.PN1A}  # two nodes, not six
+    assert tnm_stages(labels, sites)[0] == {}
+    sites["s2"] = NodeSite(site=Site.INTERNAL_MAMMARY, detection=Detection.CLINICAL)
+    stages, reasons = tnm_stages(labels, sites, nodes)
+    assert stages == {}
+    assert reasons == {"P": "s0, s1, s2 are of one node, but their sites differ"}
+    table = written(tmp_path / "s.csv", "slide,site,detection\na,axillary,\na,internal mammary,clinical\n")
+    with pytest.raises(ConflictError, match=r"a is axillary and then internal mammary \(clinical\)"):
+        read_node_sites(table)
 
 
 def test_the_command(tmp_path: Path) -> None:

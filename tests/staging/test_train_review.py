@@ -228,6 +228,26 @@ def test_a_second_call_on_one_output_is_refused(store: Path, tmp_path: Path) -> 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_folder_of_others_in_the_place_of_the_lock_is_kept(store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ".m.training"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "thesis.txt").write_text("mine")
+    command = ["train", str(store), "--device", "cpu", "--epochs", "1", "-o", str(tmp_path / "m.safetensors")]
+    done = CliRunner().invoke(cli.app, command)
+    assert type(done.exception) is OutputExistsError
+    assert "holds sub, which is not of sentinode train" in str(done.exception)
+    assert sorted(one.name for one in folder.iterdir()) == ["sub", "thesis.txt"]
+    folder.rename(tmp_path / "other")
+    folder.symlink_to(tmp_path / "other")
+    assert type(CliRunner().invoke(cli.app, command).exception) is OutputExistsError
+    assert sorted(one.name for one in (tmp_path / "other").iterdir()) == ["sub", "thesis.txt"]
+    folder.unlink()
+    folder.mkdir()
+    (folder / ".lock").write_bytes(b"")  # of a killed call
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    assert not folder.exists()
+
+
 def test_what_would_end_a_training_is_told_at_once(store: Path, tmp_path: Path) -> None:
     command = ["train", str(store), "--device", "cpu", "--epochs", "1", "-o"]
     for arguments, reason in (

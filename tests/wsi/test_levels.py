@@ -15,6 +15,7 @@ from slide_files import RNG, picture, write_tiff
 from wsi.errors import SlideFormatError
 from wsi.geometry import Level
 from wsi.readers.levels import has_shape, missing_levels
+from wsi.readers.resolution import OverridingMpp
 from wsi.slide import Slide
 
 OPTIONS: dict[str, Any] = {
@@ -123,3 +124,24 @@ def test_colours_in_pages_of_their_own_are_refused(tmp_path: Path) -> None:
     path = pyramid(tmp_path / "a.tif", *np.moveaxis(picture(), 2, 0))
     with pytest.raises(SlideFormatError, match="is spread over 3 grey pages of one size"):
         Slide.open(path)
+
+
+@pytest.mark.parametrize(
+    ("of_levels", "is_said"),
+    [((0.5, 1.0, 2.0), False), ((0.5, 0.5, 0.5), False), ((0.5, 1.04, 2.0), False), ((0.5, 1.0, 16.0), True),
+     ((1.0, 4.0, 8.0), True)],
+)  # fmt: skip
+def test_a_level_whose_resolution_does_not_fit_its_size_is_said(
+    tmp_path: Path, of_levels: tuple[float, ...], *, is_said: bool
+) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for number, um in enumerate(of_levels):
+            level = np.full((512 >> number, 512 >> number, 3), 200, np.uint8)
+            scale: dict[str, Any] = {"resolution": (1e4 / um,) * 2, "resolutionunit": "CENTIMETER"}
+            file.write(level, tile=(128, 128), photometric="rgb", subfiletype=int(number > 0), **scale)
+    with Slide.open(path) as slide:
+        assert any("by its size" in warning for warning in slide.warnings) is is_said
+        assert slide.mpp == pytest.approx(of_levels[0])
+    with Slide.open(path, mpp=OverridingMpp(0.5)) as slide:
+        assert not any("by its size" in warning for warning in slide.warnings)

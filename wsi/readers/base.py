@@ -125,6 +125,10 @@ class Reader(ABC):
     def close(self) -> None:
         """Close the file; the reader cannot be used afterwards."""
 
+    def seen_through(self) -> Reader:
+        """Return a reader of the same file that shows what opacity hides; this one, if nothing can be hidden."""
+        return self
+
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
         """The tiles read as white so far because they could not be decoded."""

@@ -13,7 +13,7 @@ inches taken for centimetres of a phantom. Whoever gives a value by hand may go 
 _EQUAL = 0.01
 _ABOUT_EQUAL = 0.1
 _MEND = "give the right value with --slide-mpp (mpp= in Python)"
-_OVERRIDE = "give the right value with --override-mpp (mpp=OverridingMpp(um) in Python)"
+OVERRIDE = "give the right value with --override-mpp (mpp=OverridingMpp(um) in Python)"
 _NUMBER = re.compile(r"\s*[0-9]+(?:[.,][0-9]*)?(?:[eE][+-]?[0-9]+)?\s*", re.ASCII)
 _UM_PER_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}
 
@@ -58,7 +58,7 @@ def settle(x_um: float, y_um: float) -> Resolution:
     apart = abs(x_um - y_um) / max(x_um, y_um)
     if apart > _ABOUT_EQUAL:
         return Resolution(warnings=(f"{both}, which differ by more than 10 %, so both are ignored; {_MEND}",))
-    doubts = (f"{both}; their mean is used, or {_OVERRIDE}",) if apart > _EQUAL else ()
+    doubts = (f"{both}; their mean is used, or {OVERRIDE}",) if apart > _EQUAL else ()
     return Resolution(mpp=(x_um + y_um) / 2, warnings=doubts)
 
 
@@ -93,7 +93,7 @@ def compare(stated: Resolution, tags: Resolution) -> Resolution:
         return stated
     doubt = (
         f"states {stated.mpp:.4g} um per px in its description but {tags.mpp:.4g} in its resolution tags; "
-        f"the first is used, or {_OVERRIDE}"
+        f"the first is used, or {OVERRIDE}"
     )
     return Resolution(mpp=stated.mpp, warnings=(*stated.warnings, doubt))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from os import PathLike
 
 from wsi.errors import SlideFormatError
 from wsi.readers.ome import is_ome, parse_xml, read_images
-from wsi.readers.resolution import Resolution, compare, read_number, settle, settle_tags
+from wsi.readers.resolution import OVERRIDE, Resolution, compare, read_number, settle, settle_tags
 from wsi.readers.structure import TiffPage
 
+_FARTHEST_RATIO = 1.1
 _APERIO_MPP = re.compile(r"\|\s*MPP\s*=([^|]*)", re.ASCII)
 _PHILIPS_LEVELS = (
     "/DataObject/Attribute[@Name='PIM_DP_SCANNED_IMAGES']/Array/DataObject[@ObjectType='DPScannedImage']"
@@ -45,6 +47,30 @@ def measure_mpp(path: str | PathLike[str], page: TiffPage) -> Resolution:
     tags = settle_tags(page.resolution, page.resolution_unit)
     x_um, y_um = _described_um(path, page)
     return tags if math.isnan(x_um) or math.isnan(y_um) else compare(settle(x_um, y_um), tags)
+
+
+def contradicting_levels(levels: Sequence[TiffPage], mpp: float | None) -> tuple[str, ...]:
+    """Say that the resolution of a coarser level does not fit its size, if it states one of its own.
+
+    Many programs write that of level 0 into all levels, which says nothing.
+
+    Args:
+        levels: finest first.
+        mpp: um per px of level 0; None if it is not known.
+    """
+    finest = levels[0]
+    by_tags = settle_tags(finest.resolution, finest.resolution_unit).mpp
+    if mpp is None or by_tags is None or max(by_tags / mpp, mpp / by_tags) > _FARTHEST_RATIO:
+        return ()  # the tags of this file are not about its pixels
+    for number, page in enumerate(levels[1:], start=1):
+        stated = settle_tags(page.resolution, page.resolution_unit).mpp
+        if stated is None or page.resolution == finest.resolution:
+            continue
+        expected = mpp * finest.width / page.width
+        if max(stated / expected, expected / stated) > _FARTHEST_RATIO:
+            of_level = f"its level {number} {stated:.4g} um/px, which is {expected:.4g} by its size"
+            return (f"states {mpp:.4g} um/px, but {of_level}; {OVERRIDE}",)
+    return ()
 
 
 def _described_um(path: str | PathLike[str], page: TiffPage) -> tuple[float, float]:

@@ -7,7 +7,7 @@ drawn from the next finer level that has some there, else white, as is everythin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -25,7 +25,7 @@ from wsi.readers.levels import find_readable_pages, measure_pyramid
 from wsi.readers.openslide import detect_vendor, is_vendors_own
 from wsi.readers.picture import check_picture, unreadable
 from wsi.readers.profile import MOST_BYTES
-from wsi.readers.scale import measure_mpp, name_format
+from wsi.readers.scale import contradicting_levels, measure_mpp, name_format
 from wsi.readers.source import ByteSource, FileSource
 from wsi.readers.structure import TIFF_MAGICS, TiffPage, read_structure, walk_structure
 from wsi.readers.tiff_tiles import TiffTiles
@@ -74,9 +74,10 @@ class TiffReader(Reader):
         except BaseException:
             self._source.close()
             raise
-        self.mpp, self.mpp_warnings = resolution.mpp, resolution.warnings
+        doubtful = contradicting_levels(levels, resolution.mpp)
+        self.mpp, self.mpp_warnings = resolution.mpp, (*resolution.warnings, *doubtful)
         self.levels, self.warnings = pyramid.levels, (*pyramid.warnings, *doubts)
-        self.has_opacity = pyramid.has_opacity
+        self.has_opacity, self._pages = pyramid.has_opacity, pages
         self.properties: Mapping[str, str] = {
             "sentinode.format": name_format(levels[0]),
             "sentinode.compression": COMPRESSIONS[levels[0].compression],
@@ -99,6 +100,13 @@ class TiffReader(Reader):
         if vendor not in _DIRECT_VENDORS:
             return None
         return cls(path, pages, on_bad_tile=on_bad_tile)
+
+    def seen_through(self) -> Reader:
+        """See ``Reader.seen_through``."""
+        if not (self.has_opacity and isinstance(self._source, FileSource)):
+            return self
+        pages = tuple(replace(page, extra_samples=()) for page in self._pages)
+        return TiffReader(self._source.name, pages, on_bad_tile="white")
 
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
