@@ -15,6 +15,7 @@ from annotations.annotation import KINDS, ROLE_COLOURS, Annotation, AnnotationSe
 from annotations.errors import AnnotationFormatError, UnknownGroupError
 from annotations.files.xml import (
     DEEPEST,
+    WRITTEN,
     check_count,
     colour_of,
     elements,
@@ -96,7 +97,7 @@ def write_asap(path: str | Path, annotations: Iterable[Annotation], groups: Iter
         StorageError: the file system refuses.
     """
     annotations = tuple(annotations)
-    lines = ['<?xml version="1.0"?>', f"<{ROOT}>", "\t<Annotations>"]
+    lines = ['<?xml version="1.0"?>', WRITTEN, f"<{ROOT}>", "\t<Annotations>"]
     for annotation in annotations:
         lines.extend(_annotation_lines(annotation))
     lines += ["\t</Annotations>", "\t<AnnotationGroups>"]

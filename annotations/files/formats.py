@@ -28,7 +28,7 @@ from annotations.files.geojson import PART_OF, RESERVED_ATTRIBUTES, read_geojson
 from annotations.files.geojson_features import bundled, features_of
 from annotations.files.imagescope import ROOT as IMAGESCOPE_ROOT
 from annotations.files.imagescope import is_held, read_imagescope_set, write_imagescope
-from annotations.files.xml import is_name, root_of
+from annotations.files.xml import WRITTEN, is_name, root_of
 from annotations.splines import TOLERANCE_PX
 from wsi.inputs import open_regular
 from wsi.outputs import FileKind, has
@@ -206,12 +206,18 @@ def file_kind(path: Path) -> FileKind:
     """The kind of output file that a name implies; any other suffix is refused when it is checked."""
     known = SUFFIXES - {".annotations"}
     form = format_named(path) if path.suffix.lower() in known else Format.GEOJSON
+    # drawings of others, and ours that were changed since, have no such mark
     is_one = {
-        Format.ASAP: has(b"<", f"<{ASAP_ROOT}".encode()),
-        Format.GEOJSON: has(b"{", b'"Feature'),
-        Format.IMAGESCOPE: has(b"<", f"<{IMAGESCOPE_ROOT}".encode()),
+        Format.ASAP: has(b"<", f"{WRITTEN}\n<{ASAP_ROOT}".encode()),
+        Format.GEOJSON: has(b"{", b'"generator": "sentinode"'),
+        Format.IMAGESCOPE: has(b"<", f"{WRITTEN}\n<{IMAGESCOPE_ROOT}".encode()),
     }[form]
-    return FileKind(name=f"a file of {form.value}", suffixes=tuple(sorted(known)), is_one=is_one, is_strict=True)
+    return FileKind(
+        name=f"a file of {form.value} written by sentinode",
+        suffixes=tuple(sorted(known)),
+        is_one=is_one,
+        is_strict=True,
+    )
 
 
 def losses(drawn: AnnotationSet, form: Format) -> dict[str, list[str]]:

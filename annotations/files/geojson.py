@@ -78,7 +78,7 @@ def write_geojson(path: str | Path, features: Sequence[Feature]) -> None:
     """
     written = [json.dumps(_feature(feature), allow_nan=False, ensure_ascii=False) for feature in features]
     lines = ",\n".join(written)
-    atomic_text(Path(path), f'{{"type": "FeatureCollection", "features": [\n{lines}\n]}}\n')
+    atomic_text(Path(path), f'{{"type": "FeatureCollection", "generator": "sentinode", "features": [\n{lines}\n]}}\n')
 
 
 def read_geojson(path: str | Path, groups: Mapping[str, Role] | None = None) -> tuple[Annotation, ...]:

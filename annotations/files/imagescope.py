@@ -25,7 +25,7 @@ from annotations.annotation import (
     known_roles,
 )
 from annotations.errors import AnnotationFormatError, UnknownGroupError
-from annotations.files.xml import check_count, elements, is_name, position, quoted, shortened, written
+from annotations.files.xml import WRITTEN, check_count, elements, is_name, position, quoted, shortened, written
 from wsi.store import atomic_text
 
 ROOT = "Annotations"
@@ -145,7 +145,7 @@ def write_imagescope(
             layers[layer] = Group(name=layer, colour=ROLE_COLOURS[annotation.role])
         members.setdefault(layer, []).append(annotation)
     resolution = "" if mpp is None else f' MicronsPerPixel="{written(mpp)}"'
-    lines = ['<?xml version="1.0" encoding="UTF-8"?>', f"<{ROOT}{resolution}>"]
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', WRITTEN, f"<{ROOT}{resolution}>"]
     for number, (name, layer_group) in enumerate(layers.items(), start=1):
         lines.extend(_layer_lines(number, layer_group, members[name], mpp))
     atomic_text(Path(path), "\n".join([*lines, f"</{ROOT}>", ""]))

@@ -18,6 +18,8 @@ from wsi.inputs import open_regular
 MOST_BYTES = 1 << 27
 MOST_OBJECTS = 500_000
 DEEPEST = 32
+WRITTEN = "<!-- written by sentinode -->"
+"""In what is written: drawings of others are never replaced."""
 FARTHEST_PX = 1e9
 
 _SHOWN_CHARACTERS = 40

@@ -18,6 +18,7 @@ from annotations.files.formats import (
     CROSSING,
     Format,
     convert_annotations,
+    file_kind,
     format_named,
     format_of,
     losses,
@@ -266,3 +267,17 @@ def test_asap_to_others_and_back_keeps_what_both_hold(tmp_path: Path) -> None:
     assert convert_annotations(tmp_path / "b.geojson", tmp_path / "c.xml")["lost"] == {}
     assert (tmp_path / "c.xml").read_bytes() == first
     assert list(read_asap_set(tmp_path / "c.xml").groups) == groups
+
+
+@pytest.mark.parametrize("name", ["a.xml", "a.geojson", "a.imagescope.xml"])
+def test_only_what_was_written_here_is_ones_own(tmp_path: Path, name: str) -> None:
+    source, path = tmp_path / "drawn.xml", tmp_path / name
+    write_asap(source, [drawn()])
+    convert_annotations(source, path)
+    kind = file_kind(path)
+    assert kind.is_at(path)
+    by_hand = path.read_text().replace("<!-- written by sentinode -->\n", "").replace('"generator": "sentinode", ', "")
+    assert by_hand != path.read_text()
+    path.write_text(by_hand)
+    assert not kind.is_at(path)
+    assert len(read_annotations(path)) == 1
