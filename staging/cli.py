@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -110,6 +111,13 @@ def main() -> None:
         # the reader of stdout has exited (head, less): not an error; silence the interpreter's own flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FATAL)
+    except OSError as error:
+        # of stdout: whatever else is written ends in a StorageError
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(f"sentinode: error: the result cannot be printed: {error.strerror} (free the disk)\n")
+        sys.exit(EXIT_STORAGE)
 
 
 def _end(error: PathologyError, code: int) -> None:

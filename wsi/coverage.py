@@ -17,6 +17,10 @@ from wsi.tissue import covers
 _WHITE = 255
 
 
+_MOST = 1e6
+_ROUNDING_MM2 = 1e-3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
     """The tissue of a slide and the part of it that was looked at.
@@ -57,8 +61,18 @@ class Coverage:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Coverage:
-        """Read the values of to_json."""
-        return cls(**{name: record[name] for name in ("tissue_mm2", "looked_mm2", "missing_tiles", "bad_tiles")})
+        """Read the values of to_json.
+
+        Raises:
+            LookupError, TypeError, ValueError: it is something else.
+        """
+        values = {name: record[name] for name in ("tissue_mm2", "looked_mm2", "missing_tiles", "bad_tiles")}
+        # a slide has less than a square metre
+        if not all(isinstance(value, int | float) and 0 <= value < _MOST for value in values.values()):
+            raise ValueError("its coverage is not of numbers from 0 on")
+        if values["looked_mm2"] > values["tissue_mm2"] + _ROUNDING_MM2:
+            raise ValueError("more tissue was looked at than there is")
+        return cls(**values)
 
 
 def measure_coverage(slide: Slide, tissue: Mask, looked: Mask, *, downsample: float) -> Coverage:

@@ -24,6 +24,8 @@ _DIMENSIONS = ("y", "x")
 MOST_CELLS = 2**28
 """Far more than any slide has (10 gigapixels at a stride of 8 px have 1.6e8); a larger array is a bomb."""
 
+_FARTHEST = 1e9
+
 
 def write_heatmap(
     path: Path,
@@ -121,6 +123,9 @@ def read_heatmap(path: Path) -> Heatmap:
     try:
         group = open_group(path, most_items=MOST_CELLS)
         frame: Any = group.attrs["frame"]
+        values = [frame[name] for name in ("x", "y", "downsample")] + ([] if frame["mpp"] is None else [frame["mpp"]])
+        if not all(isinstance(value, int | float) and abs(value) < _FARTHEST for value in values):
+            raise ValueError("its position or resolution is none of a slide")
         probability = np.asarray(group["probability"][...], dtype=np.float32)
         tissue = np.asarray(group["tissue"][...])
         return Heatmap(

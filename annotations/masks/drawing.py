@@ -99,7 +99,7 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         on_tiles=lambda done, total: on_tiles(job.annotation_file.stem, done, total),
     )
     pixel_um = None if frame.mpp is None else frame.pixel_um
-    lost = lost_outlines(drawn, _looked_at(frame, recipe.reduce))
+    lost = _lost_warnings(lost_outlines(drawn, _looked_at(frame, recipe.reduce)), recipe.reduce)
     return {
         "mask": str(job.target),
         "annotations": str(job.annotation_file),
@@ -111,7 +111,10 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         "tumour_mm2": None if frame.mpp is None else round(tumour_area(drawn).area * frame.mpp**2 / 1e6, 6),
         "warnings": [
             *warnings,
-            *(f"{job.annotation_file.name}: {warning}" for warning in (*whole.warnings, *_lost_warnings(lost))),
+            *(
+                f"{job.annotation_file.name}: {warning}"
+                for warning in (*whole.warnings, *_lost_warnings(lost, recipe.reduce))
+            ),
         ],
     }
 
@@ -121,11 +124,12 @@ def _looked_at(frame: Frame, reduce: Literal["centre", "max"]) -> Frame:
     return replace(frame, downsample=1.0) if reduce == "max" and frame.downsample > 1 else frame
 
 
-def _lost_warnings(lost: Sequence[Annotation]) -> list[str]:
+def _lost_warnings(lost: Sequence[Annotation], reduce: Literal["centre", "max"]) -> list[str]:
     if not lost:
         return []
     names = ", ".join(sorted({one.name for one in lost})[:_NAMED])
-    mend = "draw the mask finer, or with --reduce max"
+    finer = "draw the mask finer, or with --reduce max"
+    mend = "they are smaller than a pixel of level 0" if reduce == "max" else finer
     return [f"{len(lost)} of its outlines hold no pixel's centre and are not in the mask ({names}): {mend}"]
 
 

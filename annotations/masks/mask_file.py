@@ -122,7 +122,8 @@ def write_annotation_mask(
             with closing(drawing.tiles(workers or usable_cores(), news)) as tiles:
                 stored += store_levels(file, levels, kind, tiles, workers=workers).tiles
             if not (allows_blank or drawings[0].tumour_px):
-                mend = "draw it finer, or with --reduce max, or give --allow-empty"
+                finer = "" if reduce == "max" else "draw it finer, or with --reduce max, or "
+                mend = f"{finer}give --allow-empty"
                 raise BlankMaskError(path, "would be blank: no pixel's centre lies in the tumour", mend=mend)
         rule = MaskRule(reduce=reduce, downsample=frame.downsample)
         file.write_directories(_pages(tables, kind, mpp, f"{_meaning(values)}; {rule}"))

@@ -117,7 +117,7 @@ def mask(
             else:
                 progress.slide(job.annotation_file.name)
                 for warning in outcome["warnings"]:
-                    say(f"{job.slide or job.annotation_file.parent}: {warning}")
+                    say(f"{job.slide or job.annotation_file}: {warning}")
                 typer.echo(json.dumps(outcome))
     if failures:
         raise typer.Exit(EXIT_FATAL if failures == len(jobs) else EXIT_SOME_FAILED)
