@@ -111,10 +111,7 @@ def draw_mask(job: MaskJob, on_tiles: Callable[[str, int, int], None]) -> dict[s
         "tumour_mm2": None if frame.mpp is None else round(tumour_area(drawn).area * frame.mpp**2 / 1e6, 6),
         "warnings": [
             *warnings,
-            *(
-                f"{job.annotation_file.name}: {warning}"
-                for warning in (*whole.warnings, *_lost_warnings(lost, recipe.reduce))
-            ),
+            *(f"{job.annotation_file.name}: {warning}" for warning in (*whole.warnings, *lost)),
         ],
     }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +218,14 @@ def test_what_makes_a_score_doubtful_is_said(tmp_path: Path) -> None:
     patients = ("--patients", tmp_path / "map.csv")
     record, text = told("score", "labels", tmp_path / "truth.csv", tmp_path / "run.csv", *patients)
     assert (record["slides_without_patient"], record["patients"], text) == (0, 2, "")
+
+
+@pytest.mark.slow
+def test_a_result_that_cannot_be_printed_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("patient,stage\npatient_000.zip,pN0\npatient_001.zip,pN2\n")
+    command = [sys.executable, "-m", "staging", "score", "kappa", *[str(tmp_path / "s.csv")] * 2, "-q"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 74
+    assert done.stderr.splitlines()[-1].startswith("sentinode: error: the result cannot be printed: No space left")
+    assert "Traceback" not in done.stderr

@@ -209,3 +209,24 @@ def test_only_what_tissue_encloses_is_filled(tmp_path: Path) -> None:
         found = find_tissue(slide).array
     assert found[85, 85]
     assert not found[250, 125]
+
+
+GOOD = Coverage(tissue_mm2=4.0, looked_mm2=3.0, missing_tiles=1, bad_tiles=2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"looked_mm2": None},
+        {"tissue_mm2": [1]},
+        {"tissue_mm2": "4"},
+        {"tissue_mm2": 10**400},
+        {"missing_tiles": -1},
+        {"looked_mm2": float("nan")},
+        {"looked_mm2": 9.0},
+    ],
+)
+def test_a_coverage_that_is_none_is_refused(wrong: dict[str, object]) -> None:
+    assert Coverage.from_json(GOOD.to_json()) == GOOD
+    with pytest.raises(ValueError, match="its coverage is not of numbers|more tissue was looked at"):
+        Coverage.from_json({**GOOD.to_json(), **wrong})
