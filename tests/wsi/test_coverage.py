@@ -228,5 +228,5 @@ GOOD = Coverage(tissue_mm2=4.0, looked_mm2=3.0, missing_tiles=1, bad_tiles=2)
 )
 def test_a_coverage_that_is_none_is_refused(wrong: dict[str, object]) -> None:
     assert Coverage.from_json(GOOD.to_json()) == GOOD
-    with pytest.raises(ValueError, match="its coverage is not of numbers|more tissue was looked at"):
+    with pytest.raises(ValueError, match=r"its coverage is not of numbers|more tissue was looked at"):
         Coverage.from_json({**GOOD.to_json(), **wrong})
