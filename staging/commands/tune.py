@@ -11,6 +11,7 @@ import typer
 from staging.commands.notices import heatmaps_notice, left_out_notice, say, unseen_notice
 from staging.commands.options import AllowPartial, Nodes, Patients, Tolerance, Workers
 from staging.commands.outputs import Output, guarded
+from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE
 from staging.stages.pn import EXPECTED_NODES
 from wsi.outputs import OutputKind
@@ -88,6 +89,8 @@ def tune(
     left_out_notice(slides.left_out, faults=slides.faults, model=model)
     recipe = TuningRecipe(loss=loss, folds=folds, held_out=hold_out, seed=seed)
     record = tune_heatmaps(slides, output, recipe, nodes=of_slides, workers=workers or usable_cores())
+    if record["at_bound"]:
+        say(f"chosen at the end of what is tried: {listed(record['at_bound'])}; a better value may lie beyond")
     found = record["out_of_fold"]
     if found["stages"] is not None:
         say(f"on held-out {hold_out}: {stage_line(found['stages'])}")

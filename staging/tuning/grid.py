@@ -51,6 +51,11 @@ class SettingGrid:
         found = np.unravel_index(index, self.shape)
         return {name: self.values[name][int(at)] for name, at in zip(NAMES, found, strict=True)}
 
+    def at_bound(self, settings: Mapping[str, float]) -> list[str]:
+        """Return the settings that are the first or last value tried: a better one may lie beyond, unless that is 0."""
+        ends = {name: (self.values[name][0], self.values[name][-1]) for name in NAMES}
+        return [name for name in NAMES if settings[name] > 0 and settings[name] in ends[name]]
+
     def steps(self) -> NDArray[np.int64]:
         """Return how many steps each combination is from the settings so far: int64, of the grid's shape."""
         found = np.zeros(self.shape, dtype=np.int64)

@@ -85,7 +85,8 @@ def tune_heatmaps(
         workers: number of processes; without influence on the result.
 
     Returns:
-        The contents of tune.json: ``settings`` chosen on all slides, ``out_of_fold`` (kappa and labels, each slide by
+        The contents of tune.json: ``settings`` chosen on all slides, ``at_bound`` (those that are the first
+        or last value tried), ``out_of_fold`` (kappa and labels, each slide by
         settings chosen without its fold), ``folds`` (settings, slides and patients of each), ``left_out``.
 
     Raises:
@@ -175,6 +176,7 @@ def _record(
         kappa = score_kappa(StageTable(stages=stages), StageTable(stages=_stages(evidence, chosen))).to_json()
     return {
         "settings": evidence.grid.at(chosen.setting),
+        "at_bound": evidence.grid.at_bound(evidence.grid.at(chosen.setting)),
         "before": {name: asdict(getattr(slides.settings, name)) for name in NAMES},
         "loss": {"name": recipe.loss, "is": LOSSES[recipe.loss]},
         "held_out": recipe.held_out,

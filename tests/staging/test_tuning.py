@@ -110,6 +110,13 @@ def test_the_settings_that_give_the_truth_are_found_by_every_fold(loss: Any) -> 
     assert peak[0] > peak[1]
 
 
+def test_a_setting_at_the_end_of_what_is_tried_is_named() -> None:
+    assert SMALL.at_bound(START) == ["merge_gap_um", "peak"]
+    inside = {"threshold": 0.5, "merge_gap_um": 0.0, "peak": 0.5, "smallest_um": 0.0}
+    assert SMALL.at_bound(inside) == ["peak"]
+    assert SMALL.at_bound({**inside, "threshold": 0.8, "smallest_um": 200.0}) == ["threshold", "peak", "smallest_um"]
+
+
 def test_a_held_out_slide_is_not_looked_at() -> None:
     random = np.random.default_rng(4)
     truth = random.integers(0, 4, 60)
