@@ -53,7 +53,7 @@ class StainRange:
         """The range that a checkpoint keeps; None of older and imported checkpoints, which keep none."""
         try:
             low, high = (np.array(provenance[PROVENANCE][name], np.float64) for name in ("low", "high"))
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             return None
         shape = len(_QUANTILES), len(_CHANNELS)
         is_sound = low.shape == high.shape == shape and np.isfinite([low, high]).all()

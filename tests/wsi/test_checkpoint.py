@@ -167,6 +167,8 @@ def residual(**changes: Any) -> dict[str, Any]:
         (lambda _w, m: m.update(mpp="2"), "is not a number"),
         (lambda _w, m: m.update(mpp=True), "is not a number"),
         (lambda _w, m: m.update(mpp=10**400), "contradicts"),
+        (lambda _w, m: m.update(mpp=1e308), "below 1000"),
+        (lambda _w, m: m.update(sha256=None), "sha256 is no text"),
         (lambda _w, m: m.update(threshold=0), "threshold"),
         (lambda _w, m: m.update(stride_px=8), "receptive field and stride"),
         (lambda _w, m: m.update(mean=[1, 2]), "three numbers"),

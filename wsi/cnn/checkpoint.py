@@ -46,6 +46,7 @@ _FILE = WeightsFile(
     owner="the architecture",
     another="train one with sentinode train, or give a checkpoint of this program",
 )
+_COARSEST_UM = 1000.0  # per px of what any network looks at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,8 +71,8 @@ class Checkpoint:
     path: Path | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mpp) and self.mpp > 0):
-            raise ValueError(f"a checkpoint needs a positive mpp, got {self.mpp}")
+        if not 0 < self.mpp < _COARSEST_UM:
+            raise ValueError(f"a checkpoint needs a positive mpp below {_COARSEST_UM:g}, got {self.mpp}")
         if not 0 < self.threshold < 1:
             raise ValueError(f"a threshold must be between 0 and 1, got {self.threshold}")
         classes = self.architecture.classes

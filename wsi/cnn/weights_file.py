@@ -140,6 +140,8 @@ class WeightsFile:
         meta = self._parse(path, text.encode(errors="replace"), "metadata")
         if not isinstance(meta, dict) or meta.get("format") != self.format:
             raise CheckpointError(path, f"its metadata is not a {self.format}'s", mend=self.another)
+        if not isinstance(meta.get(_DIGEST, ""), str):
+            raise CheckpointError(path, f"its {_DIGEST} is no text: it was changed", mend=self.another)
         digest = meta.pop(_DIGEST, None)
         version = meta.get("version")
         if type(version) is not int or version not in self.fields:
