@@ -58,6 +58,7 @@ class Bars:
             disable=not self.is_live,
         )
         self._ended = threading.Event()
+        self._teller: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -74,11 +75,15 @@ class Bars:
         self.bars.start()
         if not (self.is_live or self.console.quiet):
             self._ended = threading.Event()
-            threading.Thread(target=self._tell, args=(self._ended,), daemon=True, name="time-left").start()
+            self._teller = threading.Thread(target=self._tell, args=(self._ended,), daemon=True, name="time-left")
+            self._teller.start()
 
     def stop(self) -> None:
         """Stop what ``start`` began."""
         self._ended.set()
+        if self._teller is not None:
+            self._teller.join()  # it may be in the middle of a line
+            self._teller = None
         self.bars.stop()
 
     def say(self, text: str) -> None:
