@@ -10,7 +10,19 @@ import typer
 
 from staging.commands.conditions import only_with
 from staging.commands.notices import heatmaps_notice, left_out_notice, say, unseen_notice
-from staging.commands.options import AllowPartial, Device, Nodes, Patients, Tolerance, Workers
+from staging.commands.options import (
+    AllowPartial,
+    Device,
+    Folds,
+    HoldOut,
+    LabelReference,
+    MadeBy,
+    Nodes,
+    Patients,
+    RunHeatmaps,
+    Tolerance,
+    Workers,
+)
 from staging.commands.outputs import Output, guarded
 from staging.lesions.settings import COVERAGE_TOLERANCE
 from staging.stages.pn import EXPECTED_NODES
@@ -25,26 +37,14 @@ def _kind(_: Path, __: object) -> OutputKind:
 
 @guarded
 def compare(
-    heatmaps: Annotated[
-        Path, typer.Argument(help="Output of run, or a folder of heatmaps.", metavar="RUN", show_default=False)
-    ],
-    reference: Annotated[
-        Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label.", show_default=False)
-    ],
+    heatmaps: RunHeatmaps,
+    reference: LabelReference,
     output: Annotated[
         Path,
         Output(kind=_kind),
         typer.Option("--output", "-o", help="Folder for the tables.", show_default=False),
     ],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="The checkpoint that made the heatmaps: patients that it was trained on are left out.",
-            show_default=False,
-        ),
-    ] = None,
+    model: MadeBy = None,
     features: Annotated[Path | None, typer.Option(help="Features of the slides: adds MIL.", show_default=False)] = None,
     epochs: Annotated[
         int, only_with("features"), typer.Option(help="How often a head of MIL sees every slide.", min=1)
@@ -54,10 +54,8 @@ def compare(
         Literal["kappa", "labels"],
         typer.Option(help="What the tuned size rule minimises: 1 - kappa, or the squared error of slide labels."),
     ] = "kappa",
-    hold_out: Annotated[
-        Literal["patients", "centres"], typer.Option(help="What is held out: patients, or one centre at a time.")
-    ] = "patients",
-    folds: Annotated[int, typer.Option(help="Number of folds of patients.", min=2, max=1000)] = 5,
+    hold_out: HoldOut = "patients",
+    folds: Folds = 5,
     seed: Annotated[int, typer.Option(help="Seed of the folds, the trees and the heads.", min=0)] = 0,
     nodes: Nodes = EXPECTED_NODES,
     patients: Patients = None,
@@ -68,8 +66,8 @@ def compare(
 ) -> None:
     """Compare the size rule, the tuned size rule, learned labels and MIL on slides that none of them was made from.
 
-    All are judged by the same folds. Every two are compared patient by patient and slide by slide; p-values are
-    adjusted for their number. Exit code 3: heatmaps were left out, because too much of the tissue went unseen.
+    All are judged by the same folds. Every two are compared over patients; p-values are adjusted for their number. Exit
+    code 3: heatmaps were left out, because too much of the tissue went unseen.
 
     Example: sentinode compare results stage_labels.csv -o compared -m model.safetensors --features features
     """

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.commands.conditions import OnlyIf
 from staging.errors import ConfigurationError
 from staging.lesions.labels import ITC_MAX_UM
 from staging.lesions.settings import PEAK
@@ -121,4 +122,27 @@ Peak = Annotated[
 MergeGap = Annotated[float, typer.Option(help="Deposits closer than this many um are one lesion.", min=0)]
 Smallest = Annotated[
     float, typer.Option(help="Lesions shorter than this many um count as noise.", min=0, max=ITC_MAX_UM)
+]
+RunHeatmaps = Annotated[
+    Path, typer.Argument(help="Output of run, or a folder of heatmaps.", metavar="RUN", show_default=False)
+]
+LabelReference = Annotated[
+    Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label.", show_default=False)
+]
+MadeBy = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="The checkpoint that made the heatmaps: patients that it was trained on are left out.",
+        show_default=False,
+    ),
+]
+HoldOut = Annotated[
+    Literal["patients", "centres"], typer.Option(help="What is held out: patients, or one centre at a time.")
+]
+Folds = Annotated[
+    int,
+    OnlyIf(lambda given: given["hold_out"] == "patients", "with --hold-out centres"),
+    typer.Option(help="Number of folds of patients.", min=2, max=1000),
 ]

@@ -15,7 +15,7 @@ from staging.commands.help_texts import Group
 from staging.commands.notices import files_notice, say, warnings_notice
 from staging.commands.options import Patients
 from staging.commands.outputs import Output, guarded
-from staging.errors import listed
+from staging.errors import ConfigurationError, listed
 from staging.scores.texts import difference_lines, froc_text, label_text, stage_text
 from wsi.outputs import picture as picture_kind
 
@@ -94,7 +94,7 @@ def kappa(
     score = score_stages(
         read_stage_table(reference),
         read_stage_table(submission, submission=True),
-        against=[read_stage_table(other, submission=True) for other in against or ()],
+        against=[read_stage_table(other, submission=True) for other in _others(against)],
         permutations=permutations,
         resamples=resamples,
         seed=seed,
@@ -139,7 +139,8 @@ def labels(
     _tell_swapped(reference)
     score = score_labels(truth, read_label_table(submission), nodes=nodes, source=submission)
     others = {
-        str(other): score_labels(truth, read_label_table(other), nodes=nodes, source=other) for other in against or ()
+        str(other): score_labels(truth, read_label_table(other), nodes=nodes, source=other)
+        for other in _others(against)
     }
     record = score.to_json() | _against({name: compare_labels(score, one) for name, one in others.items()})
     _tell_differences(record)
@@ -199,7 +200,7 @@ def auc(
                 truth, found, read_predictions(other), with_errata=not all_slides, nodes=nodes, source=other
             )
         }
-        for other in against or ()
+        for other in _others(against)
     }
     record = score.to_json() | _against(differences)
     _tell_differences(record)
@@ -293,7 +294,7 @@ def froc(
         seed=seed,
     )
     score = scored(detections, resamples=resamples)
-    others = {str(other): compare_scores(score, scored(other, resamples=0), nodes=nodes) for other in against or ()}
+    others = {str(other): compare_scores(score, scored(other, resamples=0), nodes=nodes) for other in _others(against)}
     record = score.to_json() | _against(others)
     _tell_differences(record)
     warnings_notice(record["warnings"])
@@ -313,6 +314,19 @@ def _save(path: Path, drawn: NDArray[np.uint8]) -> None:
     from wsi.render import save_picture  # noqa: PLC0415  (slow import)
 
     save_picture(path, drawn)
+
+
+def _others(against: list[Path] | None) -> list[Path]:
+    """Return the other submissions.
+
+    Raises:
+        ConfigurationError: one is given twice, which would count as another comparison.
+    """
+    others = against or []
+    for at, other in enumerate(others):
+        if other.resolve() in {one.resolve() for one in others[:at]}:
+            raise ConfigurationError(other, "is given twice to --against", mend="give it once")
+    return others
 
 
 def _against(differences: Mapping[str, Mapping[str, Difference]]) -> dict[str, Any]:

@@ -9,7 +9,18 @@ from typing import Annotated, Literal
 import typer
 
 from staging.commands.notices import heatmaps_notice, left_out_notice, say, unseen_notice
-from staging.commands.options import AllowPartial, Nodes, Patients, Tolerance, Workers
+from staging.commands.options import (
+    AllowPartial,
+    Folds,
+    HoldOut,
+    LabelReference,
+    MadeBy,
+    Nodes,
+    Patients,
+    RunHeatmaps,
+    Tolerance,
+    Workers,
+)
 from staging.commands.outputs import Output, guarded
 from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE
@@ -25,34 +36,20 @@ def _kind(_: Path, __: object) -> OutputKind:
 
 @guarded
 def tune(
-    heatmaps: Annotated[
-        Path, typer.Argument(help="Output of run, or a folder of heatmaps.", metavar="RUN", show_default=False)
-    ],
-    reference: Annotated[
-        Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label.", show_default=False)
-    ],
+    heatmaps: RunHeatmaps,
+    reference: LabelReference,
     output: Annotated[
         Path,
         Output(kind=_kind),
         typer.Option("--output", "-o", help="Folder for settings.toml and the result.", show_default=False),
     ],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="The checkpoint that made the heatmaps: patients that it was trained on are left out.",
-            show_default=False,
-        ),
-    ] = None,
+    model: MadeBy = None,
     loss: Annotated[
         Literal["kappa", "labels"],
         typer.Option(help="What is minimised: 1 - kappa of patients, or the squared error of slide labels."),
     ] = "kappa",
-    hold_out: Annotated[
-        Literal["patients", "centres"], typer.Option(help="What is held out: patients, or one centre at a time.")
-    ] = "patients",
-    folds: Annotated[int, typer.Option(help="Number of folds of patients.", min=2, max=1000)] = 5,
+    hold_out: HoldOut = "patients",
+    folds: Folds = 5,
     seed: Annotated[int, typer.Option(help="Seed of the folds.", min=0)] = 0,
     nodes: Nodes = EXPECTED_NODES,
     patients: Patients = None,

@@ -22,7 +22,7 @@ from staging.lesions.seen import SeenRule, seen_json
 from staging.scores.kappa import compare as compare_kappas
 from staging.scores.patients import score_kappa
 from staging.scores.several import ADJUSTED, with_adjusted
-from staging.scores.slides import compare_areas, score_auc, score_labels
+from staging.scores.slides import compare_areas, compare_labels, score_auc, score_labels
 from staging.stages.pn import BY_NAME, PatientStage, SlideNodes
 from staging.training.mil import judge_held_out
 from staging.tuning.losses import stage_ranks
@@ -83,7 +83,7 @@ def compare_methods(
 
     Returns:
         The contents of compare.json: ``methods`` (the scores of each), ``differences`` (each pair of methods: kappa of
-        stages, kappa of labels, AUC; p-values adjusted by Holm), ``left_out``.
+        stages, accuracy of labels, AUC; p-values adjusted by Holm), ``left_out``.
 
     Raises:
         CohortError: too few patients for the folds, or one label without a fold.
@@ -135,7 +135,7 @@ def compare_methods(
 def _scored(
     slides: LabelledHeatmaps, truth: Mapping[str, SlideLabel], method: Labelled, nodes: SlideNodes
 ) -> dict[str, Any]:
-    claimed = {name: list(SlideLabel)[rank] for name, rank in zip(slides.names, method.ranks.tolist(), strict=True)}
+    claimed = _claimed(slides, method)
     stages = {one.name: list(PatientStage)[one.stage] for one in slides.patients}
     found = {
         one.name: list(PatientStage)[rank]
@@ -151,6 +151,10 @@ def _scored(
     }
 
 
+def _claimed(slides: LabelledHeatmaps, method: Labelled) -> dict[str, SlideLabel]:
+    return {name: list(SlideLabel)[rank] for name, rank in zip(slides.names, method.ranks.tolist(), strict=True)}
+
+
 def _stages(slides: LabelledHeatmaps, method: Labelled) -> NDArray[np.int64]:
     return stage_ranks(method.ranks.astype(np.int8)[:, np.newaxis], slides.patients)[:, 0]
 
@@ -162,6 +166,7 @@ def _differences(
     found: list[dict[str, Any]] = []
     has_tumour = {name: label is not SlideLabel.NEGATIVE for name, label in labels.items()}
     areas = [dict(zip(slides.names, one.probabilities.tolist(), strict=True)) for one in methods]
+    scores = [score_labels(labels, _claimed(slides, one), nodes=nodes) for one in methods]
     staged = np.array([one.stage for one in slides.patients], dtype=np.int64)
     for number, one in enumerate(methods):
         for before, other in enumerate(methods[:number]):
@@ -169,8 +174,9 @@ def _differences(
             if len(staged):
                 stages = compare_kappas(staged, _stages(slides, one), _stages(slides, other), classes=len(PatientStage))
                 found.append({**pair, "score": "kappa of stages", **stages.to_json()})
-            ranks = compare_kappas(slides.truth, one.ranks, other.ranks, classes=len(SlideLabel))
-            found.append({**pair, "score": "kappa of labels", **ranks.to_json()})
+            # slides of a patient are no independent evidence, so labels are compared over patients
+            of_labels = compare_labels(scores[number], scores[before])["accuracy"]
+            found.append({**pair, "score": "accuracy of labels", **of_labels.to_json()})
             if len(set(has_tumour.values())) == 2:
                 area = compare_areas(has_tumour, areas[number], areas[before], with_errata=False, nodes=nodes)
                 found.append({**pair, "score": "auc", **area.to_json()})

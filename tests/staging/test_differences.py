@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from staging.cli import app
-from staging.errors import CohortError
+from staging.errors import CohortError, ConfigurationError
 from staging.lesions.labels import SlideLabel
 from staging.scores.differences import Judged, paired_difference
 from staging.scores.froc import SlideHits, Target
@@ -198,6 +198,8 @@ def test_several_submissions_are_compared_at_once(tmp_path: Path) -> None:
     record, _ = told("score", "labels", tmp_path / "truth.csv", labels[0], "--against", labels[1])
     assert [one["score"] for one in record["against"]] == ["accuracy", "balanced_accuracy"]
     assert record["against"][0]["difference"] == pytest.approx(3 / 40)
+    with pytest.raises(ConfigurationError, match=r"b\.csv: is given twice to --against"):
+        told("score", "auc", tmp_path / "truth.csv", tables[0], "--against", tables[1], "--against", tables[1])
     (tmp_path / "half.csv").write_text("".join(tables[1].read_text().splitlines(keepends=True)[:9]))
     with pytest.raises(CohortError, match=r"half\.csv: there is no prediction for"):
         told("score", "auc", tmp_path / "truth.csv", tables[0], "--against", tmp_path / "half.csv")

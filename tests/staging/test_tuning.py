@@ -227,7 +227,7 @@ def test_what_says_nothing_about_unseen_patients_is_left_out(
     [
         (2, (), "2 patients cannot be split into 3 folds"),
         (6, ("--nodes", 6), "no patient can be staged"),
-        (6, ("--hold-out", "centres"), "1 centres cannot be split"),
+        (6, ("--hold-out", "centres", "--folds", 5), "1 centres cannot be split"),
     ],
 )
 def test_too_little_to_learn_from_is_said(tmp_path: Path, patients: int, more: tuple[object, ...], reason: str) -> None:
