@@ -149,6 +149,11 @@ def unread(slide: Slide, cells: Frame, *, downsample: float) -> NDArray[np.bool_
     return found
 
 
+def shown(slide: Slide, tissue: Mask, *, downsample: float) -> Mask:
+    """The tissue without what opacity hides on the level that is read: there is nothing to learn from."""
+    return Mask(frame=tissue.frame, array=tissue.array & ~hidden(slide, tissue, downsample=downsample))
+
+
 def hidden(slide: Slide, wanted: Mask, *, downsample: float) -> NDArray[np.bool_]:
     """The wanted pixels of a mask over which the opacity of a slide hides everything on the level that is read.
 

@@ -127,9 +127,7 @@ def measure_heatmap(
         ResolutionError: mpp is unknown.
         ValueError: the threshold or the gap is out of range.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"a threshold must be above 0 and at most 1, got {threshold}")
-    spans = trace([heatmap.array], threshold=threshold)
+    spans = _spans(heatmap, threshold)
     found = _found(spans, heatmap.frame, merge_gap_um, with_holes_filled=with_holes_filled)
     kept = [
         number
@@ -156,9 +154,7 @@ def lesion_sizes(
         ResolutionError: mpp is unknown.
         ValueError: the threshold or a gap is out of range.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"a threshold must be above 0 and at most 1, got {threshold}")
-    spans = trace([heatmap.array], threshold=threshold)
+    spans = _spans(heatmap, threshold)
     found = (_found(spans, heatmap.frame, gap).shapes for gap in merge_gaps_um)
     return [
         (
@@ -239,6 +235,12 @@ class _Found:
         ):
             cells[row, start:stop] = True
         return Mask(frame=self.frame.part(Window.whole(cells.shape).shifted(top, left)), array=cells)
+
+
+def _spans(heatmap: Heatmap, threshold: float) -> Spans:
+    if not 0 < threshold <= 1:
+        raise ValueError(f"a threshold must be above 0 and at most 1, got {threshold}")
+    return trace([heatmap.array], threshold=threshold)
 
 
 def _found(spans: Spans, frame: Frame, gap_um: float, *, with_holes_filled: bool = False) -> _Found:

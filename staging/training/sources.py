@@ -25,6 +25,7 @@ from staging.errors import CohortError
 from staging.lesions.labels import SlideLabel
 from staging.runs.cluster import TileNews
 from staging.training.fit import share_on
+from wsi.coverage import shown
 from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap
 from wsi.raster import Heatmap, Mask
@@ -211,7 +212,7 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
         if earlier is not None:
             return earlier
         drawn = _drawn(source, slide, recipe.groups)
-        tissue = find_tissue(slide)
+        tissue = shown(slide, find_tissue(slide), downsample=slide.frame_at(recipe.mpp).downsample)
         patches = draw_patches(
             slide,
             None if drawn is None else drawn.annotations,

@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from typer.testing import CliRunner, Result
 
+from annotations.patches.zarr_store import read_patches
 from staging.cli import app
 from staging.errors import CohortError
 from staging.phantom import generate_cohort
@@ -166,6 +167,24 @@ def test_what_opacity_hides_is_not_called_negative(folder: Path, part: float, *,
     assert (allowed["at_least"], len(allowed["partial"])) == (["patient_000"], 5)
     told = json.loads(called("tissue", images / f"{NAMES[0]}.tif", "-o", folder / "t.png").stdout)
     assert told["stored"]["share"] <= part + 0.45
+
+
+def test_no_patch_is_drawn_where_opacity_hides_everything(folder: Path) -> None:
+    images = folder / "half" / "images"
+    images.mkdir(parents=True)
+    for name in NAMES:
+        source = folder / "cohort" / "images" / f"{name}.tif"
+        with_opacity(source, images / f"{name}.tif", shown=lambda _, rows: slice(0, rows // 2), everywhere=True)
+    labels = folder / "half" / "labels.csv"
+    labels.write_text("slide,label\n" + "".join(f"{name},negative\n" for name in NAMES))
+    (folder / "half" / "drawn").mkdir()
+    command = ("patches", images, folder / "half" / "drawn", "-r", labels, "-o", folder / "half" / "p.zarr")
+    done = called(*command, "--mpp", 8, "--size", 32, "--tumour", 0, "--normal", 20, "--workers", 1)
+    assert done.exit_code == 0, done.output
+    images_of = read_patches(folder / "half" / "p.zarr").images
+    assert len(images_of) > 20
+    white = (images_of == 255).all(axis=3).mean(axis=(1, 2))
+    assert (white > 0.95).sum() <= 1  # at the rim of what is shown
 
 
 def test_what_is_black_is_said_not_to_be_known(folder: Path) -> None:
