@@ -39,6 +39,7 @@ PLAN = {
     "wsi.stain": "stains",
     "wsi.stain_range": "the stains of a training set",
     "wsi.tissue": "where tissue is",
+    "wsi.hidden": "tissue that the level which is read does not show",
     "wsi.coverage": "how much of the tissue was looked at",
     "wsi.heatmap_store": "heatmaps on disk",
     "wsi.tiles": "tile plans",

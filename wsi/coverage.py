@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.geometry import Frame, TileGrid
+from wsi.hidden import cells_over, hidden
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.tissue import covers
-
-_WHITE = 255
-
 
 _MOST = 1e6
 _ROUNDING_MM2 = 1e-3
@@ -133,10 +130,11 @@ def stored_coverage(slide: Slide, tissue: Mask, *, downsample: float) -> Coverag
     )
 
 
-def without_unread(heatmap: Heatmap, slide: Slide, *, downsample: float) -> Heatmap:
+def without_unread(heatmap: Heatmap, slide: Slide, tissue: Mask, *, downsample: float) -> Heatmap:
     """The heatmap with the cells over tiles that could not be decoded, or that are hidden, marked as not looked at."""
     looked = heatmap.tissue & ~unread(slide, heatmap.frame, downsample=downsample)
-    looked &= ~hidden(slide, Mask(frame=heatmap.frame, array=looked), downsample=downsample)
+    unshown = hidden(slide, tissue, downsample=downsample)
+    looked &= ~covers(Mask(frame=tissue.frame, array=unshown), heatmap.frame)
     return Heatmap(frame=heatmap.frame, array=np.where(looked, heatmap.array, np.float32(0)), tissue=looked)
 
 
@@ -145,37 +143,7 @@ def unread(slide: Slide, cells: Frame, *, downsample: float) -> NDArray[np.bool_
     grid, bad = _stored(slide, downsample)
     found = np.zeros(cells.shape, bool)
     for row, column in bad:
-        found[_cells_over(grid, row, column, cells)] = True
-    return found
-
-
-def shown(slide: Slide, tissue: Mask, *, downsample: float) -> Mask:
-    """The tissue without what opacity hides on the level that is read: there is nothing to learn from."""
-    return Mask(frame=tissue.frame, array=tissue.array & ~hidden(slide, tissue, downsample=downsample))
-
-
-def hidden(slide: Slide, wanted: Mask, *, downsample: float) -> NDArray[np.bool_]:
-    """The wanted pixels of a mask over which the opacity of a slide hides everything on the level that is read.
-
-    What is hidden is read as white; nothing else is told apart, as glass is white, too. False without opacity.
-    """
-    found = np.zeros(wanted.frame.shape, bool)
-    if not slide.has_opacity:
-        return found
-    level = slide.level_for(downsample)
-    frame = slide.frame_of(level)
-    grid = TileGrid(frame=frame, tile_shape=level.tile_shape)
-    shown = np.zeros(wanted.frame.shape, bool)
-    for row, column in grid:
-        if wanted.array[_cells_over(grid, row, column, wanted.frame)].any():
-            window = grid.window(row, column)
-            rows, columns = np.nonzero((slide.read_window(level.index, window) < _WHITE).any(axis=2))
-            at = wanted.frame.fractions(*frame.centres(rows + window.row, columns + window.column))
-            inside = tuple(
-                fraction.astype(np.int64).clip(0, side - 1) for fraction, side in zip(at, shown.shape, strict=True)
-            )
-            shown[inside] = True
-    found[...] = wanted.array & ~shown
+        found[cells_over(grid, row, column, cells)] = True
     return found
 
 
@@ -190,7 +158,7 @@ def _without_rim(tissue: Mask) -> Mask:
 def _tiles(slide: Slide, unseen: Mask, downsample: float) -> tuple[int, int]:
     """(missing, bad) tiles under cells that were not looked at."""
     grid, bad = _stored(slide, downsample)
-    under = [tile for tile in grid if unseen.array[_cells_over(grid, *tile, unseen.frame)].any()]
+    under = [tile for tile in grid if unseen.array[cells_over(grid, *tile, unseen.frame)].any()]
     missing = [tile for tile in under if tile not in bad and slide.is_missing(grid.tile(*tile))]
     return len(missing), len(bad.intersection(under))
 
@@ -200,15 +168,3 @@ def _stored(slide: Slide, downsample: float) -> tuple[TileGrid, set[tuple[int, i
     level = slide.level_for(downsample)
     grid = TileGrid(frame=slide.frame_of(level), tile_shape=level.tile_shape)
     return grid, {(tile.row, tile.column) for tile in slide.bad_tiles if tile.level == level.index}
-
-
-def _cells_over(grid: TileGrid, row: int, column: int, cells: Frame) -> tuple[slice, slice]:
-    """The cells that overlap a tile."""
-    tile = grid.tile(row, column).region
-    rows, columns = cells.fractions([tile.x, tile.right], [tile.y, tile.bottom])
-    (top, bottom), (left, right) = rows.tolist(), columns.tolist()
-    # rounding by a millionth of a cell must not pull in a neighbour
-    return (
-        slice(max(0, math.floor(top + 1e-6)), max(0, math.ceil(bottom - 1e-6))),
-        slice(max(0, math.floor(left + 1e-6)), max(0, math.ceil(right - 1e-6))),
-    )

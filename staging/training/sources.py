@@ -25,9 +25,9 @@ from staging.errors import CohortError
 from staging.lesions.labels import SlideLabel
 from staging.runs.cluster import TileNews
 from staging.training.fit import share_on
-from wsi.coverage import shown
 from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap
+from wsi.hidden import shown
 from wsi.raster import Heatmap, Mask
 from wsi.readers.resolution import Mpp
 from wsi.readers.source import is_url

@@ -169,6 +169,42 @@ def test_what_opacity_hides_is_not_called_negative(folder: Path, part: float, *,
     assert told["stored"]["share"] <= part + 0.45
 
 
+def with_blanks(source: Path, path: Path, *, fill: int, shown: float) -> None:
+    """A copy of a slide whose level 0 has one colour below its first rows, and whose other levels are whole."""
+    with Slide.open(source) as slide, tifffile.TiffWriter(path) as file:
+        for number, level in enumerate(slide.levels):
+            pixels = slide.read_frame(slide.frame_of(level)).array.copy()
+            if number == 0:
+                pixels[int(pixels.shape[0] * shown) :] = fill
+            file.write(
+                pixels,
+                photometric="rgb",
+                tile=(256, 256),
+                subfiletype=1 if number else 0,
+                resolution=(1e4 / ((slide.mpp or 0) * level.downsample),) * 2,
+                resolutionunit="CENTIMETER",
+            )
+
+
+@pytest.mark.parametrize(("fill", "part"), [(255, 0.0), (255, 0.5), (250, 0.5), (128, 0.0), (0, 0.5)])
+def test_a_blank_level_under_an_intact_overview_is_not_called_negative(folder: Path, fill: int, part: float) -> None:
+    images = folder / f"blank{fill}{part}" / "images"
+    images.mkdir(parents=True)
+    for name in NAMES[:2]:
+        source = folder / "cohort" / "images" / f"{name}.tif"
+        with_blanks(source, images / f"{name}.tif", fill=fill, shown=part)
+    run = ("run", images, "-o", folder / f"blanks{fill}{part}", "-m", folder / "m.safetensors")
+    done = called(*run)
+    assert done.exit_code == 3
+    found = json.loads(done.stdout)
+    assert (found["slides"], sorted(found["quarantined"])) == (0, NAMES[:2])
+    assert all("of tissue were looked at" in reason for reason in found["quarantined"].values())
+    stored = json.loads(called("tissue", images / f"{NAMES[0]}.tif", "-o", folder / "t.png").stdout)["stored"]
+    assert abs(stored["share"] - part) < 0.3
+    if part == 0:
+        assert stored["share"] < 0.1
+
+
 def test_no_patch_is_drawn_where_opacity_hides_everything(folder: Path) -> None:
     images = folder / "half" / "images"
     images.mkdir(parents=True)

@@ -139,7 +139,8 @@ def test_cells_over_bad_tiles_were_not_looked_at(tmp_path: Path) -> None:
         slide.read_frame(slide.frame)
         looked = looked_at(slide, set(), set())
         array = np.where(looked.array, np.float32(0.25), np.float32(0))
-        found = without_unread(Heatmap(frame=looked.frame, array=array, tissue=looked.array), slide, downsample=1.0)
+        heatmap = Heatmap(frame=looked.frame, array=array, tissue=looked.array)
+        found = without_unread(heatmap, slide, tissue_of(slide), downsample=1.0)
         expected = looked_at(slide, set(), bad).array
         np.testing.assert_array_equal(found.tissue, expected)
         np.testing.assert_array_equal(found.array, np.where(expected, np.float32(0.25), 0))

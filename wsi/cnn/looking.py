@@ -35,6 +35,6 @@ def look(
     """
     heatmap = infer(slide, checkpoint, tissue=tissue, device=device, workers=workers, on_tiles=on_tiles)
     downsample = slide.frame_at(checkpoint.mpp).downsample
-    heatmap = without_unread(heatmap, slide, downsample=downsample)
+    heatmap = without_unread(heatmap, slide, tissue, downsample=downsample)
     looked = Mask(frame=heatmap.frame, array=heatmap.tissue)
     return heatmap, measure_coverage(slide, tissue, looked, downsample=downsample)

@@ -1,0 +1,128 @@
+"""Tissue that the overview shows and the level that is read does not: under opacity, or blank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.errors import TileError
+from wsi.geometry import Frame, Level, TileGrid
+from wsi.raster import Mask
+from wsi.slide import Slide
+
+_WHITE = 255
+_TRIED = 64
+_FLAT = 3  # what neighbouring pixels of a blank area differ by at most: JPEG's rounding
+_UNLIKE = 10  # what the colour of a blank area differs by from the overview's, of 255
+_MOST_STEP = 4  # between the rows that are looked at
+
+
+def shown(slide: Slide, tissue: Mask, *, downsample: float) -> Mask:
+    """The tissue without what is hidden on the level that is read: there is nothing to learn from."""
+    return Mask(frame=tissue.frame, array=tissue.array & ~hidden(slide, tissue, downsample=downsample))
+
+
+def hidden(slide: Slide, tissue: Mask, *, downsample: float) -> NDArray[np.bool_]:
+    """The tissue that the level that is read does not show: bool, (rows, columns) of the mask.
+
+    Where a slide has opacity: pixels under which the level is white all over, as what is hidden is read so, and glass
+    is white, too. Else: pixels under which the level has one colour and the mask's own resolution another, as a level
+    that was not filled in has under an overview that was. Up to 64 tiles, evenly over the tissue, are tried for that;
+    only if one of them is blank are all looked at. Missing and bad tiles are not counted here.
+
+    Args:
+        slide: its resolution must be known.
+        tissue: from find_tissue.
+        downsample: level-0 px per px that is read.
+
+    Raises:
+        TileError: a tile that both resolutions are read from is damaged.
+    """
+    level = slide.level_for(downsample)
+    grid = TileGrid(frame=slide.frame_of(level), tile_shape=level.tile_shape)
+    if slide.has_opacity:
+        return tissue.array & ~_not_white(slide, tissue.frame, level, grid, _under(grid, tissue))
+    if level == slide.level_for(tissue.frame.downsample):
+        return np.zeros(tissue.frame.shape, bool)
+    overview = slide.read_frame(tissue.frame).array
+    under = [tile for tile in _under(grid, tissue) if not slide.is_missing(grid.tile(*tile))]
+    tried = [under[at] for at in np.unique(np.linspace(0, len(under) - 1, _TRIED).astype(int)).tolist() if under]
+    if not _blank(slide, tissue, overview, grid, tried).any():
+        return np.zeros(tissue.frame.shape, bool)
+    return _blank(slide, tissue, overview, grid, under)
+
+
+def cells_over(grid: TileGrid, row: int, column: int, cells: Frame) -> tuple[slice, slice]:
+    """The cells of a frame that overlap a tile."""
+    tile = grid.tile(row, column).region
+    rows, columns = cells.fractions([tile.x, tile.right], [tile.y, tile.bottom])
+    (top, bottom), (left, right) = rows.tolist(), columns.tolist()
+    # rounding by a millionth of a cell must not pull in a neighbour
+    return (
+        slice(max(0, math.floor(top + 1e-6)), max(0, math.ceil(bottom - 1e-6))),
+        slice(max(0, math.floor(left + 1e-6)), max(0, math.ceil(right - 1e-6))),
+    )
+
+
+def _under(grid: TileGrid, tissue: Mask) -> list[tuple[int, int]]:
+    """The tiles under tissue, row by row."""
+    return [tile for tile in grid if tissue.array[cells_over(grid, *tile, tissue.frame)].any()]
+
+
+def _not_white(
+    slide: Slide, cells: Frame, level: Level, grid: TileGrid, tiles: Iterable[tuple[int, int]]
+) -> NDArray[np.bool_]:
+    """The cells under which a pixel of these tiles is not white."""
+    found = np.zeros(cells.shape, bool)
+    for tile in tiles:
+        window = grid.window(*tile)
+        rows, columns = np.nonzero((slide.read_window(level.index, window) < _WHITE).any(axis=2))
+        found[_cells_at(cells, grid, rows + window.row, columns + window.column)] = True
+    return found
+
+
+def _blank(
+    slide: Slide, tissue: Mask, overview: NDArray[np.uint8], grid: TileGrid, tiles: Iterable[tuple[int, int]]
+) -> NDArray[np.bool_]:
+    """The pixels of tissue with their centre in one of these tiles, under which it has one colour, not theirs."""
+    from scipy import ndimage  # noqa: PLC0415  (slow import)
+
+    level = slide.level_for(grid.frame.downsample)
+    cells = tissue.frame
+    colour = overview.copy()
+    step = max(1, min(_MOST_STEP, int(cells.downsample / level.downsample) // 4))
+    is_flat = np.ones(cells.shape, bool)
+    for tile in tiles:
+        window = grid.window(*tile)
+        try:
+            pixels = slide.read_window(level.index, window).astype(np.int16)
+        except TileError:
+            continue  # whoever reads the slide says so
+        if any((bad.level, bad.row, bad.column) == (level.index, *tile) for bad in slide.bad_tiles):
+            continue
+        differ = (np.abs(np.diff(pixels[::step], axis=1)) > _FLAT).any(axis=2)
+        rows, columns = np.nonzero(differ)
+        is_flat[_cells_at(cells, grid, rows * step + window.row, columns + window.column)] = False
+        over = cells_over(grid, *tile, cells)
+        rows, columns = np.nonzero(tissue.array[over])
+        rows, columns = rows + over[0].start, columns + over[1].start
+        at_rows, at_columns = grid.frame.fractions(*cells.centres(rows, columns))
+        inner_rows = np.floor(at_rows).astype(np.int64) - window.row
+        inner_columns = np.floor(at_columns).astype(np.int64) - window.column
+        within = (inner_rows >= 0) & (inner_rows < window.height) & (inner_columns >= 0)
+        within &= inner_columns < window.width
+        colour[rows[within], columns[within]] = pixels[inner_rows[within], inner_columns[within]]
+    is_unlike: NDArray[np.bool_] = (np.abs(colour.astype(np.int16) - overview) > _UNLIKE).any(axis=2)
+    # a pixel of a coarse slide may be flat by chance
+    return ndimage.binary_opening(is_flat & is_unlike, np.ones((3, 3), bool)) & tissue.array
+
+
+def _cells_at(
+    cells: Frame, grid: TileGrid, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], ...]:
+    """The cells under pixels of the grid's frame, as indices."""
+    at = cells.fractions(*grid.frame.centres(rows, columns))
+    return tuple(fraction.astype(np.int64).clip(0, side - 1) for fraction, side in zip(at, cells.shape, strict=True))
