@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,12 @@ def write_dicom(
     mm_per_px: float = 0.00025,
     profile: bytes | None = None,
     kind: str = "VOLUME",
+    dropped: AbstractSet[int] = frozenset(),
 ) -> Path:
-    """One image of a slide, uint8 (rows, columns, 3) in whole tiles of 64 px; those of one series are its levels."""
+    """One image of a slide, uint8 (rows, columns, 3) in whole tiles of 64 px; those of one series are its levels.
+
+    Without the ``dropped`` tiles, which are not stored, by their number row by row.
+    """
     height, width = image.shape[:2]
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(_SLIDE), generate_uid()
@@ -59,8 +64,27 @@ def write_dicom(
         for row in range(0, height, _SIDE)
         for column in range(0, width, _SIDE)
     ]
+    if dropped:
+        data.DimensionOrganizationType = "TILED_SPARSE"
+        across = width // _SIDE
+        data.PerFrameFunctionalGroupsSequence = [
+            _at(number % across * _SIDE, number // across * _SIDE)
+            for number in range(len(frames))
+            if number not in dropped
+        ]
+        frames = [frame for number, frame in enumerate(frames) if number not in dropped]
     data.NumberOfFrames = len(frames)
     data.PixelData = encapsulate(frames)
     data["PixelData"].is_undefined_length = True
     data.save_as(path, enforce_file_format=True)
     return path
+
+
+def _at(x: int, y: int) -> Dataset:
+    """Where a frame is, in px of the whole picture."""
+    position, groups = Dataset(), Dataset()
+    position.ColumnPositionInTotalImagePixelMatrix, position.RowPositionInTotalImagePixelMatrix = x + 1, y + 1
+    position.XOffsetInSlideCoordinateSystem = position.YOffsetInSlideCoordinateSystem = 0.0
+    position.ZOffsetInSlideCoordinateSystem = 0.0
+    groups.PlanePositionSlideSequence = [position]
+    return groups

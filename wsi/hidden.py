@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.errors import TileError
+from wsi.errors import SlideError, TileError
 from wsi.geometry import Frame, Level, TileGrid
-from wsi.raster import Mask
+from wsi.raster import Image, Mask
 from wsi.slide import Slide
+from wsi.tissue import overview
 
 _WHITE = 255
 _TRIED = 64
 _FLAT = 3  # what neighbouring pixels of a blank area differ by at most: JPEG's rounding
 _UNLIKE = 10  # what the colour of a blank area differs by from the overview's, of 255
+_DARKER = 24  # of 255, on average over a tile
 _MOST_STEP = 4  # between the rows that are looked at
 
 
@@ -31,7 +33,8 @@ def hidden(slide: Slide, tissue: Mask, *, downsample: float) -> NDArray[np.bool_
     Where a slide has opacity: pixels under which the level is white all over, as what is hidden is read so, and glass
     is white, too. Else: pixels under which the level has one colour and the mask's own resolution another, as a level
     that was not filled in has under an overview that was. Up to 64 tiles, evenly over the tissue, are tried for that;
-    only if one of them is blank are all looked at. Missing and bad tiles are not counted here.
+    only if one of them is blank are all looked at. Missing and bad tiles are not counted here. As many tiles are tried
+    beside the tissue: where they show what the overview does not, the tissue is not known.
 
     Args:
         slide: its resolution must be known.
@@ -39,20 +42,23 @@ def hidden(slide: Slide, tissue: Mask, *, downsample: float) -> NDArray[np.bool_
         downsample: level-0 px per px that is read.
 
     Raises:
-        TileError: a tile that both resolutions are read from is damaged.
+        TileError: a tile of the overview is damaged.
+        SlideError: the level shows tissue where the overview shows none.
     """
     level = slide.level_for(downsample)
     grid = TileGrid(frame=slide.frame_of(level), tile_shape=level.tile_shape)
     if slide.has_opacity:
         return tissue.array & ~_not_white(slide, tissue.frame, level, grid, _under(grid, tissue))
-    if level == slide.level_for(tissue.frame.downsample):
+    if level == slide.levels[-1]:
         return np.zeros(tissue.frame.shape, bool)
-    overview = slide.read_frame(tissue.frame).array
-    under = [tile for tile in _under(grid, tissue) if not slide.is_missing(grid.tile(*tile))]
-    tried = [under[at] for at in np.unique(np.linspace(0, len(under) - 1, _TRIED).astype(int)).tolist() if under]
-    if not _blank(slide, tissue, overview, grid, tried).any():
+    known = overview(slide, tissue.frame).array
+    under = set(_under(grid, tissue))
+    beside = [tile for tile in grid if tile not in under]
+    _check_beside(slide, Image(frame=tissue.frame, array=known), grid, _spread(beside))
+    stored = [tile for tile in sorted(under) if not slide.is_missing(grid.tile(*tile))]
+    if not _blank(slide, tissue, known, grid, _spread(stored)).any():
         return np.zeros(tissue.frame.shape, bool)
-    return _blank(slide, tissue, overview, grid, under)
+    return _blank(slide, tissue, known, grid, stored)
 
 
 def cells_over(grid: TileGrid, row: int, column: int, cells: Frame) -> tuple[slice, slice]:
@@ -65,6 +71,38 @@ def cells_over(grid: TileGrid, row: int, column: int, cells: Frame) -> tuple[sli
         slice(max(0, math.floor(top + 1e-6)), max(0, math.ceil(bottom - 1e-6))),
         slice(max(0, math.floor(left + 1e-6)), max(0, math.ceil(right - 1e-6))),
     )
+
+
+def _spread(tiles: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """At most 64 of the tiles, evenly."""
+    return [tiles[at] for at in np.unique(np.linspace(0, len(tiles) - 1, _TRIED).astype(int)).tolist()] if tiles else []
+
+
+def _check_beside(slide: Slide, known: Image, grid: TileGrid, tiles: Sequence[tuple[int, int]]) -> None:
+    """Refuse a slide whose overview is brighter than the level that is read, where it shows no tissue.
+
+    Raises:
+        SlideError: it is.
+    """
+    level = slide.level_for(grid.frame.downsample)
+    um = known.frame.pixel_um
+    darker = 0
+    for tile in tiles:
+        over = cells_over(grid, *tile, known.frame)
+        expected = known.array[over]
+        try:
+            pixels = slide.read_window(level.index, grid.window(*tile))
+        except TileError:
+            continue
+        if expected.size:
+            darker += bool(expected.mean() - pixels[::_MOST_STEP, ::_MOST_STEP].mean() > _DARKER)
+    if darker:
+        raise SlideError(
+            slide.path,
+            f"its levels do not show the same: of {len(tiles)} tiles where the overview of {um:.3g} um shows "
+            f"no tissue, {darker} {'has' if darker == 1 else 'have'} some on level {level.index}",
+            mend="write its coarse levels again (sentinode convert does)",
+        )
 
 
 def _under(grid: TileGrid, tissue: Mask) -> list[tuple[int, int]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi.errors import NoTissueError
-from wsi.geometry import Frame
+from wsi.geometry import Frame, Level
 from wsi.raster import Image, Mask
 from wsi.slide import Slide
 
@@ -20,6 +22,7 @@ _LARGEST_HOLE_UM2 = 600.0 * 600.0
 _PEN_EXCESS = 2
 _BLACK_OD = 0.3
 _BLACK_CHROMA = 14
+_WHITE = 255
 _FILL = 30  # of pixels that were never scanned
 
 
@@ -44,8 +47,8 @@ def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
     """
     from scipy import ndimage  # noqa: PLC0415  (slow import)
 
-    image = slide.read_at(um_per_px)
-    density, pen = _density(_seen_through(slide, image) if slide.has_opacity else image.array)
+    image = overview(slide, slide.frame_at(um_per_px))
+    density, pen = _density(image.array)
     density = ndimage.gaussian_filter(density, 0.7)
     tissue = density > _threshold(density)
     if pen.any():
@@ -59,6 +62,43 @@ def find_tissue(slide: Slide, *, um_per_px: float = 16.0) -> Mask:
         )
     tissue = ndimage.binary_dilation(tissue, structure=np.ones((3, 3), bool))
     return Mask(frame=image.frame, array=tissue)
+
+
+def overview(slide: Slide, frame: Frame) -> Image:
+    """Everything that any level of a slide knows at a low magnification: (rows, columns) of the frame.
+
+    Tissue may be there although it cannot be looked at: opacity is seen through, and what is white on the level that
+    the frame is read from is taken from the next coarser one.
+
+    Raises:
+        TileError: a tile is damaged.
+    """
+    image = slide.read_frame(frame)
+    array = _seen_through(slide, image) if slide.has_opacity else image.array
+    coarser = [level for level in slide.levels if level.downsample > frame.downsample]
+    if coarser:
+        array = _filled(slide, frame, array, min(coarser, key=lambda level: level.downsample))
+    return Image(frame=frame, array=array)
+
+
+def _filled(slide: Slide, frame: Frame, array: NDArray[np.uint8], level: Level) -> NDArray[np.uint8]:
+    """Pixels with those of a coarser level where they are white and far from any that are not."""
+    from scipy import ndimage  # noqa: PLC0415  (slow import)
+
+    is_white = (array == _WHITE).all(axis=2)
+    reach = math.ceil(level.downsample / frame.downsample) + 1  # coarse pixels extend over the edge of tissue
+    within = ndimage.binary_erosion(is_white, np.ones((3, 3), bool), iterations=reach, border_value=1)
+    if not within.any():
+        return array
+    coarse = slide.read_frame(slide.frame_of(level)).array
+    rows, columns = np.nonzero(within)
+    at = level.frame.fractions(*frame.centres(rows, columns))
+    inside = tuple(
+        fraction.astype(np.int64).clip(0, side - 1) for fraction, side in zip(at, coarse.shape, strict=False)
+    )
+    filled = array.copy()
+    filled[within] = coarse[inside]
+    return filled
 
 
 def _seen_through(slide: Slide, image: Image) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ from staging.errors import (
 )
 from staging.lesions.labels import SlideLabel
 from staging.stages.pn import BY_NAME, PatientStage, SlideNodes, parse_slide_name, patient_order
-from wsi.readers.dicom import read_series
+from wsi.readers.dicom import read_series, strangers
 from wsi.readers.opening import name_slide, photograph_suffixes, slide_suffixes
 from wsi.store import atomic_text
 
@@ -334,7 +334,8 @@ def _slides_below(folder: Path, skipped: list[Skipped]) -> list[Path]:
 def _split_series(files: list[Path]) -> tuple[list[Path], list[Path]]:
     """Return what stands for slides of several DICOM files, and the other files.
 
-    A folder whose only slide is such a series stands for it; of a series beside other slides the first file does.
+    A folder whose only slide is such a series stands for it; of a series beside other slides the first file does. Files
+    that are different pictures in spite of one series stay as they are; none of them can be opened.
     """
     slides: list[Path] = []
     taken: set[Path] = set()
@@ -347,7 +348,7 @@ def _split_series(files: list[Path]) -> tuple[list[Path], list[Path]]:
             name = read_series(file)
             if name is not None:
                 series.setdefault(name, []).append(file)
-        several = [one for one in series.values() if len(one) > 1]
+        several = [one for one in series.values() if len(one) > 1 and strangers(one) is None]
         taken.update(file for one in several for file in one)
         others = [file for file in within if file.suffix.lower() in slide_suffixes() and file not in taken]
         is_alone = len(several) == len(series) == 1 and not others

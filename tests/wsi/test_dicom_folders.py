@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from staging.cli import app
 from staging.cohorts.camelyon import list_slides
+from wsi.coverage import stored_coverage
 from wsi.errors import SlideFormatError
 from wsi.slide import Slide
+from wsi.tissue import find_tissue
 
 
 def jpeg(tile: NDArray[np.uint8]) -> bytes:
@@ -74,6 +76,48 @@ def test_a_cohort_lists_each_series_once(tmp_path: Path) -> None:
     assert not listing.skipped
     assert [(slide.patient, slide.node) for slide in listing.slides][2:] == [("patient_000", node) for node in range(3)]
     assert [slide.path for slide in list_slides(one).slides] == [one]
+
+
+def test_different_pictures_of_one_series_are_refused_each(tmp_path: Path) -> None:
+    """Copies keep the Series Instance UID; a slide must not vanish behind another."""
+    image = np.full((256, 256, 3), 150, np.uint8)
+    for name, pixels in (("patient_000_node_0", image), ("patient_000_node_1", image), ("patient_000_node_2", image)):
+        write_dicom(tmp_path / f"{name}.dcm", pixels, jpeg, series="1.2.3")
+    assert [slide.name for slide in list_slides(tmp_path).slides] == [f"patient_000_node_{node}" for node in range(3)]
+    other = tmp_path / "other"
+    other.mkdir()
+    write_dicom(other / "a.dcm", image, jpeg, series="1.2.4")
+    write_dicom(other / "b.dcm", np.full((256, 128, 3), 150, np.uint8), jpeg, series="1.2.4")
+    assert [slide.name for slide in list_slides(other).slides] == ["a", "b"]
+    for path in (tmp_path / "patient_000_node_1.dcm", other / "a.dcm", other):
+        with pytest.raises(SlideFormatError, match=r"are different pictures \(give each slide its own"):
+            Slide.open(path)
+
+
+def a_section(side: int) -> NDArray[np.uint8]:
+    """Textured tissue in the middle of glass."""
+    image = np.full((side, side, 3), 244, np.uint8)
+    inner = slice(side // 4, 3 * side // 4)
+    grain = np.random.default_rng(0).integers(-20, 20, (side // 2, side // 2, 1))
+    image[inner, inner] = np.array([170, 110, 170]) + grain
+    return image
+
+
+def test_tissue_that_only_a_coarse_level_shows_was_not_looked_at(tmp_path: Path) -> None:
+    """Of 8 x 8 tiles at 8 um the inner 4 x 4 are tissue; four of them are not stored, but a level of 32 um has them."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    image = a_section(512)
+    coarse = image.reshape(128, 4, 128, 4, 3).mean(axis=(1, 3)).astype(np.uint8)
+    write_dicom(folder / "0.dcm", image, jpeg, series="1.2.3", mm_per_px=0.008, dropped={18, 19, 26, 27})
+    with Slide.open(folder) as slide:
+        assert "stores 60 of 64 tiles of its finest level; the others are taken for glass" in slide.warnings
+    write_dicom(folder / "1.dcm", coarse, jpeg, series="1.2.3", mm_per_px=0.032)
+    with Slide.open(folder) as slide:
+        assert len(slide.levels) == 2
+        found = stored_coverage(slide, find_tissue(slide), downsample=1.0)
+    assert found.tissue_mm2 == pytest.approx(16 * 0.512**2, rel=0.05)
+    assert found.share == pytest.approx(12 / 16, abs=0.05)
 
 
 def test_a_folder_is_a_slide_of_the_command_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ endian with types written out, as slides are stored.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +21,10 @@ _SERIES = re.compile(rb"\x20\x00\x0e\x00UI(..)", re.DOTALL)  # (0020,000E) Serie
 _COLOURS = re.compile(rb"\x28\x00\x04\x00CS(..)", re.DOTALL)  # (0028,0004) PhotometricInterpretation
 _WIDTH = re.compile(rb"\x48\x00\x06\x00UL\x04\x00(....)", re.DOTALL)  # (0048,0006) TotalPixelMatrixColumns
 _HEIGHT = re.compile(rb"\x48\x00\x07\x00UL\x04\x00(....)", re.DOTALL)  # (0048,0007) TotalPixelMatrixRows
+_KIND = re.compile(rb"\x08\x00\x08\x00CS(..)", re.DOTALL)  # (0008,0008) ImageType
+_FRAMES = re.compile(rb"\x28\x00\x08\x00IS(..)", re.DOTALL)  # (0028,0008) NumberOfFrames
+_ROWS = re.compile(rb"\x28\x00\x10\x00US\x02\x00(..)", re.DOTALL)  # (0028,0010) Rows
+_COLUMNS = re.compile(rb"\x28\x00\x11\x00US\x02\x00(..)", re.DOTALL)  # (0028,0011) Columns
 _PIXELS = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0"  # (7FE0,0010), frames as items, the first item
 _TAGS: Mapping[str, Colours] = {"RGB": "RGB", "YBR_FULL_422": "YCbCr", "YBR_FULL": "YCbCr"}
 
@@ -53,6 +57,60 @@ def find_series(folder: Path) -> dict[str, list[Path]]:
         if series is not None:
             found.setdefault(series, []).append(path)
     return found
+
+
+def strangers(files: Sequence[Path]) -> tuple[Path, Path] | None:
+    """Two files of one series that cannot be levels of one picture, as their sizes say; None if all can.
+
+    Copies and programs that replace identifiers give different slides one series. Only whole pictures are compared, not
+    labels and overviews.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    sizes: dict[Path, tuple[int, int]] = {}
+    for path in files:
+        with open_regular(path) as file:
+            head, _ = _split(file)
+        width, height, kind = (element.search(head) for element in (_WIDTH, _HEIGHT, _KIND))
+        if width and height and kind and "VOLUME" in _text(head, kind):
+            size = int.from_bytes(width[1], "little"), int.from_bytes(height[1], "little")
+            for other, (columns, rows) in sizes.items():
+                if size == (columns, rows) or not _is_alike(size, (columns, rows)):
+                    return other, path
+            sizes[path] = size
+    return None
+
+
+def _is_alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a picture of one size may be the other, made smaller: sides are rounded to whole pixels, up or down."""
+    (width, height), (small_width, small_height) = max(one, other), min(one, other)
+    if not small_width or not small_height:
+        return False
+    low = max((width - 1) / (small_width + 1), (height - 1) / (small_height + 1))
+    high = min((width + 1) / max(small_width - 1, 0.5), (height + 1) / max(small_height - 1, 0.5))
+    return low <= high
+
+
+def unstored(path: Path) -> tuple[int, int] | None:
+    """(frames stored, tiles in all) of the finest level, where frames are stored for some of its tiles only.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    finest: tuple[int, int, int] | None = None
+    for one in series_files(path):
+        with open_regular(one) as file:
+            head, _ = _split(file)
+        found = [element.search(head) for element in (_WIDTH, _HEIGHT, _FRAMES, _ROWS, _COLUMNS)]
+        width, height, frames, rows, columns = found
+        if width and height and frames and rows and columns:
+            sides = [int.from_bytes(side[1], "little") for side in (width, height, columns, rows)]
+            digits = _text(head, frames).strip()
+            if all(sides) and digits.isdigit():
+                tiles = -(-sides[0] // sides[2]) * -(-sides[1] // sides[3])
+                finest = max(finest or (0, 0, 0), (sides[0] * sides[1], int(digits), tiles))
+    return finest[1:] if finest is not None and finest[1] < finest[2] else None
 
 
 def read_statements(path: Path) -> dict[tuple[int, int], Statement]:

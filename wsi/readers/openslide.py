@@ -20,7 +20,7 @@ from wsi.errors import SlideFormatError, TileError
 from wsi.geometry import Level, Window
 from wsi.readers.base import BadTile, OnBadTile, Reader, measure_downsample
 from wsi.readers.colours import Statement, doubts, page_statements, ycbcr_to_rgb
-from wsi.readers.dicom import read_statements
+from wsi.readers.dicom import read_statements, series_files, strangers, unstored
 from wsi.readers.levels import has_shape
 from wsi.readers.resolution import Resolution, settle
 from wsi.readers.scale import measure_mpp, name_format
@@ -124,7 +124,15 @@ class OpenSlideReader(Reader):
             vendor = detect_vendor(path)
             if vendor is None:
                 return None
-            return cls(path, on_bad_tile=on_bad_tile, statements=read_statements(path) if vendor == "dicom" else {})
+            if vendor != "dicom":
+                return cls(path, on_bad_tile=on_bad_tile)
+            _check_series(path)
+            reader = cls(path, on_bad_tile=on_bad_tile, statements=read_statements(path))
+            part = unstored(path)
+            if part is not None:
+                doubt = f"stores {part[0]} of {part[1]} tiles of its finest level; the others are taken for glass"
+                reader.warnings = (*reader.warnings, doubt)
+            return reader
         if is_ndpi(path):
             check_ndpi(path)
             return cls(path, on_bad_tile=on_bad_tile)
@@ -247,6 +255,21 @@ def _read_profile(slide: OpenSlide) -> tuple[bytes | None, tuple[str, ...]]:
     except ImageCms.PyCMSError:
         return None, ("has an ICC profile that cannot be read; it is left out: the colours are as stored",)
     return None if profile is None else profile.tobytes(), ()
+
+
+def _check_series(path: Path) -> None:
+    """Refuse a DICOM file whose series holds another slide, too: OpenSlide would take one of them for all.
+
+    Raises:
+        SlideFormatError: it does.
+    """
+    pair = strangers(series_files(path))
+    if pair is not None:
+        raise SlideFormatError(
+            path,
+            f"is of a series of which {pair[0].name} and {pair[1].name} are different pictures",
+            mend="give each slide its own Series Instance UID, or put them into separate folders",
+        )
 
 
 def _stored_bounds(stated: Mapping[str, str], full: Level) -> tuple[float, float, float, float]:
