@@ -287,6 +287,51 @@ def test_a_signed_url_of_a_server_that_refuses_head_is_read(guarded: GuardedServ
         np.testing.assert_array_equal(slide.read_frame(slide.frame).array, local.read_frame(local.frame).array)
 
 
+class _EchoingHandler(_Handler):
+    """Refuses, and says what it was asked: as pages of errors do."""
+
+    def _answer(self, *, with_body: bool) -> None:
+        code = int(self.path.split("/")[1])
+        text = f"refused {self.path} {self.headers['Authorization']}".encode()
+        self.send_response(code if with_body or code != 405 else 405)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text if with_body else b"")
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 416])
+def test_what_a_server_says_of_an_error_repeats_no_secret(folder: Path, code: int) -> None:
+    with WebServer(folder) as server:
+        server.RequestHandlerClass = _EchoingHandler
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = server.url(f"{code}/slide.tif").replace("://", "://bob:S3CRET@") + "?X-Amz-Signature=SIGSIG&b=ZZTOP"
+        with pytest.raises(SlideError) as caught:
+            Slide.open(url)
+        server.shutdown()
+    assert f"{code} " in str(caught.value)
+    for secret in ("S3CRET", "SIGSIG", "ZZTOP", "Basic", base64.b64encode(b"bob:S3CRET").decode()):
+        assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://bob:p@ssWORD@127.0.0.1:9/a.tif",
+        "http://bob:pw SECRET@127.0.0.1:9/a.tif",
+        "http://bob:pw/SECRET@127.0.0.1:9/a.tif",
+        "http://127.0.0.1:9/a.tif?disp=attachment; filename=a&signature=SECRET",
+        "https://bob:p@ss@host/a.tif?b=c",
+    ],
+)
+def test_a_url_whose_secrets_have_no_clear_end_is_refused_unseen(url: str, tmp_path: Path) -> None:
+    for command in (["info", url], ["tissue", url, "-o", str(tmp_path / "t.png")]):
+        done = CliRunner().invoke(app, command)
+        said = f"{done.output}{done.exception}"
+        assert done.exit_code == 1
+        assert "write a blank as %20" in said
+        assert not any(secret in said for secret in ("SECRET", "ssWORD", "p@ss", "pw", "bob"))
+
+
 def test_no_secret_of_a_url_is_printed(guarded: GuardedServer, tmp_path: Path) -> None:
     good = guarded.url("slide.tif").replace("://", "://user:pass%20word@") + "?X-Sig=a%2Fb&n=1"
     bare = guarded.url("slide.tif")

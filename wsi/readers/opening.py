@@ -79,7 +79,8 @@ def open_reader(path: Path | str, on_bad_tile: OnBadTile = "raise") -> Reader:
     except FileNotFoundError as error:
         raise _not_found(path) from error
     except OSError as error:
-        raise SlideError(path, f"cannot be read: {error.strerror or error}") from error
+        mend = "try again; if it stays so, copy it here first" if isinstance(path, str) else None
+        raise SlideError(path, f"cannot be read: {error.strerror or error}", mend=mend) from error
 
 
 def _choose_reader(path: Path, on_bad_tile: OnBadTile) -> Reader:

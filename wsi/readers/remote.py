@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import timedelta
@@ -23,6 +24,9 @@ SCHEMES = ("s3", "gs", "az", "http", "https")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _BLOCK_BYTES = 2**18  # directories are many small adjacent reads: one request covers them all
 _BLOCKS = 32
+_PATIENCE_S = 60.0
+_FEWEST_CHARACTERS = 4  # of a secret that is looked for in messages
+_STATUS = re.compile(r"\b[45]\d\d [A-Z][A-Za-z -]{2,40}")
 _JOIN_BYTES = 2**18  # tiles with a smaller gap share a request: a round trip takes longer than these bytes
 
 
@@ -38,6 +42,7 @@ class RemoteSource:
     """
 
     def __init__(self, url: str) -> None:
+        _check_secrets(url)
         self.name = url
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._lock = Lock()
@@ -46,22 +51,24 @@ class RemoteSource:
             raise SlideError(url, f"has the scheme {parts.scheme!r}", mend=f"use one of {', '.join(SCHEMES)}")
         self._remote = _import_obstore(url)
         self._key = unquote(parts.path.lstrip("/"))
+        self._secrets = _secrets(url)
         try:
-            self._store = _open_store(url)
-            self.size = self._size()
+            self._store = _open_store(url, patience=_PATIENCE_S)
+            self.size = self._size(_open_store(url, patience=0))
         except FileNotFoundError as error:
             raise SlideNotFoundError(url, "there is no such object", mend="check the URL") from error
         except Exception as error:
-            raise SlideError(url, f"cannot be reached: {_first_line(error)}", mend=_mend(parts.scheme)) from error
+            raise SlideError(url, f"cannot be reached: {self._said(error)}", mend=_mend(parts.scheme)) from error
 
-    def _size(self) -> int:
+    def _size(self, store: Any) -> int:  # noqa: ANN401
         """What the server says of the object's size; one that refuses HEAD says it with the first bytes."""
         try:
-            return int(self._remote.head(self._store, self._key)["size"])
-        except FileNotFoundError:
-            raise
-        except Exception:  # noqa: BLE001  (of many kinds; what is wrong shows again below)
-            return int(self._remote.get(self._store, self._key, options={"range": (0, 16)}).meta["size"])
+            return int(self._remote.head(store, self._key)["size"])
+        except Exception as error:
+            # a refusal of HEAD alone comes as one of the object, or as none such
+            if not isinstance(error, FileNotFoundError) and _STATUS.search(str(error)) is None:
+                raise
+        return int(self._remote.get(store, self._key, options={"range": (0, 16)}).meta["size"])
 
     def read(self, offset: int, count: int) -> bytes:
         """See ``ByteSource``; small reads are served from blocks of 256 KiB."""
@@ -83,7 +90,7 @@ class RemoteSource:
                 self._store, self._key, starts=starts, lengths=lengths, coalesce=_JOIN_BYTES
             )
         except Exception as error:
-            raise _unreadable(error) from error
+            raise self._unreadable(error) from error
         return [bytes(part) for part in found]
 
     def close(self) -> None:
@@ -109,7 +116,22 @@ class RemoteSource:
         try:
             return bytes(self._remote.get_range(self._store, self._key, start=offset, length=count))
         except Exception as error:
-            raise _unreadable(error) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> OSError:
+        # obstore's errors are not OSErrors, which readers of a source expect
+        return OSError(self._said(error))
+
+    def _said(self, error: Exception) -> str:
+        """What went wrong: of a server's answer its status alone, as pages of errors repeat what was asked."""
+        status = _STATUS.search(str(error))
+        if status is not None:
+            return f"the server answers {status[0].strip()}"
+        lines = str(error).strip().splitlines()
+        text = lines[0][:300] if lines else type(error).__name__
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return text
 
 
 _first_process: list[int] = []
@@ -132,12 +154,13 @@ def _import_obstore(url: str) -> Any:  # noqa: ANN401  (a module that may not be
     return obstore
 
 
-def _open_store(url: str) -> Any:  # noqa: ANN401
+def _open_store(url: str, *, patience: float) -> Any:  # noqa: ANN401
+    """The store of a URL; a request that fails is repeated within ``patience`` s, and one without answer lasts 30."""
     from obstore.store import from_url  # noqa: PLC0415  (slow import of an extra)
 
     parts = urlsplit(url)
     connect: Any = from_url  # its overloads, one per kind of store, do not accept a URL of any kind
-    retries = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
+    retries = {"max_retries": 4 if patience else 1, "retry_timeout": timedelta(seconds=patience)}
     endpoints = (os.environ.get(name, "") for name in _ENDPOINTS)
     is_plain = any(where.lower().startswith("http://") for where in (url, *endpoints))
     options: dict[str, Any] = {"allow_http": True} if is_plain else {}
@@ -157,11 +180,31 @@ def _mend(scheme: str) -> str:
     return "check the URL, the network and the credentials"
 
 
-def _unreadable(error: Exception) -> OSError:
-    # obstore's errors are not OSErrors, which readers of a source expect
-    return OSError(_first_line(error))
+def _check_secrets(url: str) -> None:
+    """Refuse a URL of which it is not clear where its user, password or query ends: they must never be shown.
+
+    Raises:
+        SlideError: it is one; its text is not repeated.
+    """
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    has_blank = ("@" in rest or "?" in rest) and any(one.isspace() for one in url)
+    has_slash = (
+        scheme.lower() in ("http", "https") and "@" in path.partition("?")[0] and "@" not in host and ":" in host
+    )
+    if has_blank or has_slash or host.partition("?")[0].count("@") > 1:
+        raise SlideError(
+            f"{scheme}://…",
+            "has a blank, or an @ or / within its user or password",
+            mend="write a blank as %20, @ as %40 and / as %2F; of a path, too",
+        )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def _secrets(url: str) -> list[str]:
+    """What of a URL must not be shown: the longest first."""
+    parts = urlsplit(url)
+    user = parts.netloc.rpartition("@")[0]
+    login = base64.b64encode(unquote(user).encode()).decode("ascii") if user else ""
+    values = [value for _, _, value in (one.partition("=") for one in parts.query.split("&"))]
+    found = {user, unquote(user), login, parts.query, *values, *map(unquote, values), *user.split(":", 1)}
+    return sorted((one for one in found if len(one) >= _FEWEST_CHARACTERS), key=len, reverse=True)
