@@ -8,11 +8,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from staging.commands.everywhere import is_quiet
 from staging.commands.help_texts import Group
 from staging.commands.notices import say, unseen_notice
 from staging.commands.options import AllowPartial, Device, Patients, Tolerance
 from staging.commands.outputs import Output, always, guarded
+from staging.csv_rows import read_rows
+from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE
+from wsi.errors import PathologyError
 from wsi.outputs import FolderKind, table, weights
 
 _HEAD = weights("an attention head", "sentinode attention-MIL head")
@@ -126,17 +130,29 @@ def apply(
     from staging.training.mil import judge_slides  # noqa: PLC0415
 
     seen_rule = SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial)
+    before = _slides_of(output / "probabilities.csv")
     judged = judge_slides(head, features, output, device=device, seen_rule=seen_rule)
     if judged.trained_on:
         say(
             f"the head was trained on {judged.trained_on} of these {judged.slides} slides: how well it does "
             "on unseen slides is in the table that mil train wrote beside it"
         )
+    gone = before - _slides_of(judged.table)
+    if gone:
+        say(f"of the earlier table {listed(sorted(gone))} {'is' if len(gone) == 1 else 'are'} no longer there")
     typer.echo(json.dumps(judged.to_json()))
     unseen_notice(judged.to_json())
 
 
+def _slides_of(table: Path) -> set[str]:
+    """The slides of an earlier table of probabilities; none if there is none, or it cannot be read."""
+    try:
+        return {cells[0] for _, cells in read_rows(table)[1:]} if table.exists() else set()
+    except PathologyError:
+        return set()
+
+
 def _tell(done: int, total: int) -> None:
     """Report every tenth of the training on stderr."""
-    if done * 10 // total > (done - 1) * 10 // total:
+    if not is_quiet() and done * 10 // total > (done - 1) * 10 // total:
         typer.echo(f"training: {done} of {total} epochs", err=True)

@@ -252,6 +252,19 @@ def test_an_output_of_another_head_is_refused(tmp_path: Path, cohort: Path) -> N
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
+def test_slides_that_leave_the_table_are_named(tmp_path: Path, cohort: Path) -> None:
+    head = trained_head(tmp_path / "one.safetensors", cohort)
+    assert call("apply", head, cohort, "-o", tmp_path / "out").exit_code == 0
+    again = call("apply", head, *sorted(cohort.glob("*.zarr"))[:10], "-o", tmp_path / "out")
+    assert "of the earlier table patient_005_node_0, patient_005_node_1 are no longer there" in again.stderr
+
+
+def test_quiet_training_says_nothing(tmp_path: Path, cohort: Path) -> None:
+    shown = ("train", cohort, cohort / "reference.csv", "--epochs", 2, "--folds", 2)
+    assert "epochs" in call(*shown, "-o", tmp_path / "a.safetensors").stderr
+    assert "epochs" not in call(*shown, "-o", tmp_path / "b.safetensors", "-q").stderr
+
+
 def test_slides_without_a_label_or_patient_are_told(tmp_path: Path, cohort: Path) -> None:
     labels = [line for line in (cohort / "reference.csv").read_text().splitlines() if "005_node_1" not in line]
     (tmp_path / "labels.csv").write_text("\n".join([*labels, "Elsewhere.tif,macro"]))
