@@ -207,8 +207,9 @@ def even_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def whole_ticks(low: int, high: int) -> tuple[float, ...]:
-    """At most six ticks from low to high, all of them integers."""
-    return tuple(np.unique(np.linspace(low, high, _TICKS).round()).tolist())
+    """At most six ticks, equally far apart, integers, from low to high or a little beyond."""
+    step = max(1, math.ceil((high - low) / (_TICKS - 1)))
+    return tuple(float(tick) for tick in range(low, high + step, step))
 
 
 def round_up(value: float) -> float:
