@@ -12,7 +12,7 @@ from wsi.errors import SlideError, TileError
 from wsi.geometry import Frame, Level, TileGrid
 from wsi.raster import Image, Mask
 from wsi.slide import Slide
-from wsi.tissue import overview
+from wsi.tissue import covers, overview
 
 _WHITE = 255
 _TRIED = 64
@@ -48,17 +48,15 @@ def hidden(slide: Slide, tissue: Mask, *, downsample: float) -> NDArray[np.bool_
     level = slide.level_for(downsample)
     grid = TileGrid(frame=slide.frame_of(level), tile_shape=level.tile_shape)
     if slide.has_opacity:
-        return tissue.array & ~_not_white(slide, tissue.frame, level, grid, _under(grid, tissue))
+        return tissue.array & ~_not_white(slide, tissue.frame, level, grid, _tiles(_is_under(grid, tissue)))
     if level == slide.levels[-1]:
         return np.zeros(tissue.frame.shape, bool)
     known = overview(slide, tissue.frame).array
-    under = set(_under(grid, tissue))
-    beside = [tile for tile in grid if tile not in under]
-    _check_beside(slide, Image(frame=tissue.frame, array=known), grid, _spread(beside))
-    stored = [tile for tile in sorted(under) if not slide.is_missing(grid.tile(*tile))]
-    if not _blank(slide, tissue, known, grid, _spread(stored)).any():
-        return np.zeros(tissue.frame.shape, bool)
-    return _blank(slide, tissue, known, grid, stored)
+    is_under = _is_under(grid, tissue)
+    _check_beside(slide, Image(frame=tissue.frame, array=known), grid, _spread(_tiles(~is_under)))
+    under = _tiles(is_under)
+    found = _blank(slide, tissue, known, grid, _spread(under))
+    return _blank(slide, tissue, known, grid, under) if found.any() else found
 
 
 def cells_over(grid: TileGrid, row: int, column: int, cells: Frame) -> tuple[slice, slice]:
@@ -105,9 +103,19 @@ def _check_beside(slide: Slide, known: Image, grid: TileGrid, tiles: Sequence[tu
         )
 
 
-def _under(grid: TileGrid, tissue: Mask) -> list[tuple[int, int]]:
-    """The tiles under tissue, row by row."""
-    return [tile for tile in grid if tissue.array[cells_over(grid, *tile, tissue.frame)].any()]
+def _is_under(grid: TileGrid, tissue: Mask) -> NDArray[np.bool_]:
+    """Which tiles lie under tissue, bool (rows, columns) of tiles."""
+    if grid.tile_shape[0] == grid.tile_shape[1]:
+        return covers(tissue, grid.frame.coarser(grid.tile_shape[0]))
+    found = np.zeros(grid.shape, bool)
+    for tile in grid:
+        found[tile] = tissue.array[cells_over(grid, *tile, tissue.frame)].any()
+    return found
+
+
+def _tiles(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """The (row, column) of chosen tiles, row by row."""
+    return [(row, column) for row, column in np.argwhere(chosen).tolist()]
 
 
 def _not_white(
@@ -134,6 +142,8 @@ def _blank(
     step = max(1, min(_MOST_STEP, int(cells.downsample / level.downsample) // 4))
     is_flat = np.ones(cells.shape, bool)
     for tile in tiles:
+        if slide.is_missing(grid.tile(*tile)):
+            continue
         window = grid.window(*tile)
         try:
             pixels = slide.read_window(level.index, window).astype(np.int16)
