@@ -34,7 +34,7 @@ def measure_speed(mpp: float, size_um: tuple[float, float], label: SlideLabel, *
     """Print MP/s of drawing and of encoding over every ``every``-th row of tiles."""
     plan = a_slide(mpp, size_um, label)
     start = time.perf_counter()
-    atlases(CENTRES[plan.centre], plan.mpp, TILE_PX)
+    atlases(CENTRES[plan.centre], plan.mpp, TILE_PX, plan.difficulty)
     textures = time.perf_counter() - start
     start = time.perf_counter()
     section = lay_out(plan).section

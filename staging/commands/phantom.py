@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +31,10 @@ def phantom(
         tuple[float, float] | None,
         typer.Option(help="Width and height of every slide in um: --size-um 5000 4000.", show_default="drawn"),
     ] = None,
+    difficulty: Annotated[
+        Literal["easy", "real"],
+        typer.Option(help="real: tumour is told by its nuclei alone; easy: it also stains darker."),
+    ] = "real",
     workers: Workers = None,
     *,
     overwrite: Overwrite = False,
@@ -70,6 +74,7 @@ def phantom(
                 mpp=mpp,
                 size_um=size_um,
                 first_patient=first_patient,
+                difficulty=difficulty,
                 workers=workers or usable_cores(),
                 on_slide=progress.slide,
             )

@@ -11,10 +11,11 @@ from staging.phantom.cohort import (
     generate_cohort,
     render_slide,
 )
-from staging.phantom.plan import LesionPlan, PatientPlan, SlidePlan, plan_cohort
+from staging.phantom.plan import Difficulty, LesionPlan, PatientPlan, SlidePlan, plan_cohort
 
 __all__ = [
     "CohortTruth",
+    "Difficulty",
     "LesionPlan",
     "LesionTruth",
     "PatientPlan",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from staging.phantom.noise import Field, coarse_noise, enlarge, spline_rows
-from staging.phantom.texture import TUMOURS, Tissue
+from staging.phantom.texture import Tissue
 
 CELL_UM = 16.0
 """Side of a cell of the tissue grid in um."""
@@ -66,9 +66,19 @@ def draw_anatomy(
     for piece in _pieces(rng, width_um, height_um, pieces, fatty=fatty):
         _draw_piece(rng, piece, tissue, depth)
     kind = np.select(
-        [_noise(rng, shape, 900) > 0.7, _noise(rng, shape, 900) > 0.2],
-        [np.uint8(TUMOURS[2]), np.uint8(TUMOURS[1])],
-        np.uint8(TUMOURS[0]),
+        [
+            _noise(rng, shape, 700) > 1.7,
+            _noise(rng, shape, 900) > 0.8,
+            _noise(rng, shape, 900) > 0.9,
+            _noise(rng, shape, 900) > 0.2,
+        ],
+        [
+            np.uint8(Tissue.TUMOUR_NECROSIS),
+            np.uint8(Tissue.TUMOUR_GLANDS),
+            np.uint8(Tissue.TUMOUR_FILES),
+            np.uint8(Tissue.TUMOUR_NESTED),
+        ],
+        np.uint8(Tissue.TUMOUR_SOLID),
     )
     tint = _tint(rng, tissue, depth, pen=pen, fold=fold)
     return Anatomy(tissue=tissue, tumour=np.asarray(kind, dtype=np.uint8), depth_um=depth, tint=tint)
@@ -173,8 +183,11 @@ def _draw_node(rng: np.random.Generator, depth: Field, hilum: Field, piece: _Pie
     plan[medulla] = Tissue.CORTEX
     plan[medulla & (_noise(rng, shape, 420, 40) > 0.1)] = Tissue.PARACORTEX
     channels = np.abs(fine) < 0.3 - 0.6 * np.maximum(0, hilum - 0.22)
+    cords = _noise(rng, shape, 520, 40)
+    plan[medulla & (cords > -0.3)] = Tissue.PLASMA
+    plan[~medulla & (depth > 500) & (cords > 1.7)] = Tissue.PLASMA
     plan[medulla & channels] = Tissue.SINUS
-    plan[(medulla | (depth < 900)) & (_noise(rng, shape, 800, 50) > 2.1)] = Tissue.HISTIOCYTES
+    plan[(medulla | (depth < 900)) & (_noise(rng, shape, 800, 50) > 1.5)] = Tissue.HISTIOCYTES
     ridge = np.abs(_noise(rng, shape, 1900, 40))
     thick = 0.022 + 0.012 * wobble
     septum = (depth < 1500 + 500 * broad) & (broad > -0.6)
@@ -183,6 +196,7 @@ def _draw_node(rng: np.random.Generator, depth: Field, hilum: Field, piece: _Pie
     capsule = 38 + 16 * wobble
     plan[(depth < capsule + 52 + 30 * fine) & (broad + wobble > -0.9)] = Tissue.SINUS
     plan[depth < np.maximum(capsule, 20)] = Tissue.COLLAGEN
+    plan[(depth < capsule + 90) & (_noise(rng, shape, 420, 40) > 2.2)] = Tissue.RESTS
     core = hilum + 0.05 * broad + 0.025 * wobble
     plan[core < 0.1 + 0.7 * piece.fatty] = Tissue.COLLAGEN
     plan[core < 0.085 + 0.7 * piece.fatty] = Tissue.FAT
@@ -241,10 +255,10 @@ def _tint(rng: np.random.Generator, tissue: NDArray[np.uint8], depth: Field, *, 
     shape = covered.shape
     light = coarse_noise(rng, shape, wavelength=2400 / TINT_CELL_UM, finest=250 / TINT_CELL_UM)
     hue = coarse_noise(rng, shape, wavelength=1800 / TINT_CELL_UM, finest=250 / TINT_CELL_UM)
-    absorbed = np.clip(0.045 + 0.03 * light, 0, 0.14)[..., None] * np.array([1.0, 1.25, 0.8])
-    absorbed = absorbed + np.clip(0.02 * hue, -0.02, 0.06)[..., None] * np.array([1.0, -0.2, 0.3])
+    absorbed = np.clip(0.04 + 0.045 * light, 0, 0.18)[..., None] * np.array([1.0, 1.25, 0.8])
+    absorbed = absorbed + np.clip(0.03 * hue, -0.04, 0.08)[..., None] * np.array([1.0, -0.2, 0.3])
     # each slide is a little thicker, or was longer in the bath, than the next
-    absorbed = absorbed + rng.uniform(0, 0.04) + rng.normal(0, 0.012, 3)
+    absorbed = absorbed + rng.uniform(0, 0.05) + rng.normal(0, 0.02, 3)
     tint = 1 - np.clip(absorbed, 0, 0.3) * covered[..., None]
     if fold:
         for _ in range(int(rng.integers(1, 3))):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from staging.phantom.cells import Canvas
 from staging.phantom.noise import Field, enlarge_periodic, periodic_noise
+from staging.phantom.plan import Difficulty
 from staging.phantom.stain import Centre, colours
-from staging.phantom.texture import Tissue, paint
+from staging.phantom.texture import TUMOURS, Tissue, paint
 
 RELIEF_STEP = 1 / 200
 _FIRMNESS = 0.0016
 _RAGGEDNESS = 0.36
 _RAGGED_UM = 48.0
+_EASY_H, _EASY_E = 1.2, 1.5
+_Stain: TypeAlias = NDArray[np.uint8]
 _SEED = 20170512  # textures are the same for every cohort: only the plan differs between cohorts
 
 
@@ -48,18 +52,25 @@ class Atlas:
 
 
 @lru_cache(maxsize=1)
-def atlases(centre: Centre, mpp: float, reach: int) -> tuple[Atlas, ...]:
+def atlases(centre: Centre, mpp: float, reach: int, difficulty: Difficulty) -> tuple[Atlas, ...]:
     """Make one Atlas per Tissue, in the order of their codes; cached for the slides that follow.
 
     Args:
         centre: the centre whose stain and optics are used.
         mpp: um per px.
         reach: largest window side that will be requested, in px.
+        difficulty: by what tumour is told.
     """
     period, _ = _sizes(mpp)
     rng = np.random.default_rng(_SEED)
     ragged = enlarge_periodic(periodic_noise(rng, 128, wavelength=128 * _RAGGED_UM / (period * mpp)), period)
-    return tuple(_colour(canvas, centre, mpp, reach, ragged) for canvas in _canvases(mpp))
+    found = []
+    for tissue, canvas in zip(Tissue, _canvases(mpp), strict=True):
+        h, e = canvas.core()
+        if difficulty == "easy" and tissue in TUMOURS:
+            h, e = _darker(h, _EASY_H), _darker(e, _EASY_E)
+        found.append(_colour((h, e), centre, mpp, reach, ragged))
+    return tuple(found)
 
 
 def _sizes(mpp: float) -> tuple[int, int]:
@@ -81,9 +92,13 @@ def _canvases(mpp: float) -> tuple[Canvas, ...]:
     )
 
 
-def _colour(canvas: Canvas, centre: Centre, mpp: float, reach: int, ragged: Field) -> Atlas:
+def _darker(concentration: _Stain, factor: float) -> _Stain:
+    return np.asarray(np.minimum(np.rint(concentration * np.float32(factor)), 255), dtype=np.uint8)
+
+
+def _colour(stains: tuple[_Stain, _Stain], centre: Centre, mpp: float, reach: int, ragged: Field) -> Atlas:
     period, fine = _sizes(mpp)
-    h, e = canvas.core()
+    h, e = stains
     index = h.astype(np.uint16)
     index <<= 8
     index |= e

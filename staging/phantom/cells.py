@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from staging.phantom.stain import E_UNIT, H_UNIT
 
 _MARGIN = 160
 """Fine px around the canvas for stamps that reach over its edge."""
+_GRAIN_SEED = 19860426
+_COARSE_UM = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class Stamp:
 
 def cut_stamps(rng: np.random.Generator, kind: Kind, *, pixel_um: float, count: int) -> list[Stamp]:
     """Cut different cells of one kind, with edges antialiased for px of ``pixel_um``."""
-    grain = periodic_noise(rng, 192, wavelength=5.0 / pixel_um, roughness=-0.4, finest=1.3 / pixel_um)
+    grain = periodic_noise(rng, 192, wavelength=5.0 / pixel_um, roughness=-0.4, finest=0.9 / pixel_um)
     return [_cut(rng, kind, pixel_um, grain) for _ in range(count)]
 
 
@@ -125,6 +128,12 @@ def _bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     return np.asarray(np.clip(np.rint(values), 0, 255), dtype=np.uint8)
 
 
+@lru_cache(maxsize=2)
+def _grain(size: int, pixel_um: float) -> Field:
+    rng = np.random.default_rng(_GRAIN_SEED)
+    return periodic_noise(rng, size, wavelength=9.0 / pixel_um, roughness=-0.35, finest=0.45 / pixel_um)
+
+
 @dataclass(slots=True)
 class Canvas:
     """A square of tissue that continues over its edges, as two concentrations.
@@ -160,6 +169,25 @@ class Canvas:
             rng, samples, wavelength=wavelength_um / sample_um, roughness=roughness, finest=finest_um / sample_um
         )
         return enlarge_periodic(small, self.size)
+
+    def grain(self, rng: np.random.Generator) -> Field:
+        """Fine threads and grains, 0.5 to 9 um wide: one periodic field for all canvases of a size, shifted."""
+        shift = rng.integers(0, self.size, 2)
+        return np.roll(_grain(self.size, self.pixel_um), (int(shift[0]), int(shift[1])), (0, 1))
+
+    def roughen(self, rng: np.random.Generator, *, h: float, e: float) -> None:
+        """Vary both stains by shares of themselves, as the thickness of the section and its fibres do."""
+        if self.pixel_um > _COARSE_UM:
+            return  # it averages out
+        for target, share in ((self.h, h), (self.e, e)):
+            factor = np.pad(1 + np.float32(share) * self.grain(rng), _MARGIN, mode="wrap")
+            target[...] = _bytes(target.astype(np.float32) * factor)
+
+    def thin(self, where: Field) -> None:
+        """Take both stains away by shares from 0 to 1, float32 (size, size)."""
+        left = np.pad(1 - where, _MARGIN, mode="wrap")
+        for target in (self.h, self.e):
+            target[...] = _bytes(target.astype(np.float32) * left)
 
     def ground(self, *, h: Field | float = 0.0, e: Field | float = 0.0) -> None:
         """Cover everything with a ground of these concentrations in units, float or (size, size)."""

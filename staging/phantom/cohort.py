@@ -19,7 +19,7 @@ from staging.cohorts.camelyon import write_stage_table
 from staging.lesions.labels import SizeRule, SlideLabel
 from staging.phantom.anatomy import CELL_UM, RIM, Anatomy, draw_anatomy
 from staging.phantom.growth import Ground, GrownLesion, grow_lesion
-from staging.phantom.plan import LesionPlan, SlidePlan, plan_cohort
+from staging.phantom.plan import Difficulty, LesionPlan, SlidePlan, plan_cohort
 from staging.phantom.section import Section
 from staging.phantom.stain import CENTRES
 from staging.phantom.texture import Tissue
@@ -81,11 +81,13 @@ class CohortTruth:
 
     Attributes:
         seed: of the cohort.
+        difficulty: by what its tumour is told.
         stages: stages by patient (``patient_000``).
         slides: in order of name.
     """
 
     seed: int
+    difficulty: Difficulty
     stages: dict[str, PatientStage]
     slides: tuple[SlideTruth, ...]
 
@@ -109,6 +111,7 @@ def generate_cohort(
     workers: int = 1,
     size_um: tuple[float, float] | None = None,
     first_patient: int = 0,
+    difficulty: Difficulty = "real",
     on_slide: Callable[[str], None] | None = None,
 ) -> CohortTruth:
     """Make a cohort in ``out`` in the layout of CAMELYON17's object store; equal arguments give equal bytes.
@@ -125,6 +128,7 @@ def generate_cohort(
         workers: number of processes; it does not change the bytes.
         size_um: as for plan_cohort.
         first_patient: as for plan_cohort.
+        difficulty: as for plan_cohort.
         on_slide: called with the name of each slide once it is complete.
 
     Raises:
@@ -132,7 +136,13 @@ def generate_cohort(
         StorageError: the files cannot be written.
     """
     planned = plan_cohort(
-        patients=patients, centres=centres, seed=seed, mpp=mpp, size_um=size_um, first_patient=first_patient
+        patients=patients,
+        centres=centres,
+        seed=seed,
+        mpp=mpp,
+        size_um=size_um,
+        first_patient=first_patient,
+        difficulty=difficulty,
     )
     # slides of one scanner and stain follow one another: each process keeps the last textures
     slides = sorted(
@@ -146,6 +156,7 @@ def generate_cohort(
             on_slide(truth.name)
     cohort = CohortTruth(
         seed=seed,
+        difficulty=difficulty,
         stages={patient.name: patient.stage for patient in planned},
         slides=tuple(sorted(truths, key=lambda truth: truth.name)),
     )
@@ -183,7 +194,8 @@ def drawn_slides(out: Path) -> tuple[str, ...] | None:
         truth = read_json(out / "truth.json")
         names = tuple(slide["name"] for slide in truth["slides"])
         of_slide = {field.name for field in fields(SlideTruth)}
-        is_own = truth.keys() == {field.name for field in fields(CohortTruth)}
+        # cohorts of earlier versions do not say how difficult they are
+        is_own = truth.keys() | {"difficulty"} == {field.name for field in fields(CohortTruth)}
         is_own = is_own and all(slide.keys() == of_slide for slide in truth["slides"])
         is_own = is_own and all(parse_slide_name(name) and name == name.strip() for name in names)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -234,6 +246,7 @@ def lay_out(plan: SlidePlan) -> Layout:
         lesions = tuple(_on_grid(lesion, plan.mpp) for lesion in grown)
         section = Section(
             centre=CENTRES[plan.centre],
+            difficulty=plan.difficulty,
             mpp=plan.mpp,
             width=round(plan.width_um / plan.mpp),
             height=round(plan.height_um / plan.mpp),

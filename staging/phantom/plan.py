@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from staging.lesions.labels import SizeRule, SlideLabel
 from staging.phantom.stain import CENTRES
 from staging.stages.pn import PatientStage
+
+Difficulty = Literal["easy", "real"]
+"""By what tumour is told: in ``real`` by its nuclei alone, as on real slides; in ``easy`` also by darker stain."""
 
 NODES = 5
 _PER_BLOCK = 20
@@ -64,6 +68,7 @@ class SlidePlan:
         patient, node: numbers in the name.
         centre: index into stain.CENTRES.
         seed: of the cohort; together with patient and node the seed of the slide.
+        difficulty: by what its tumour is told.
         label: the label by the largest lesion.
         mpp: um per px of the finest level.
         width_um, height_um: of the scanned glass.
@@ -78,6 +83,7 @@ class SlidePlan:
     node: int
     centre: int
     seed: int
+    difficulty: Difficulty
     label: SlideLabel
     mpp: float
     width_um: float
@@ -111,6 +117,7 @@ def plan_cohort(
     mpp: float,
     size_um: tuple[float, float] | None = None,
     first_patient: int = 0,
+    difficulty: Difficulty = "real",
 ) -> tuple[PatientPlan, ...]:
     """Plan a cohort in the proportions of CAMELYON17's training set.
 
@@ -122,6 +129,7 @@ def plan_cohort(
         mpp: um per px of the coarsest scanner; those of the centres are 0.904 to 1 times this.
         size_um: width and height of every slide; random for each by default.
         first_patient: number of patients to skip first.
+        difficulty: by what tumour is told.
 
     Returns:
         The patients in order of their numbers.
@@ -152,7 +160,16 @@ def plan_cohort(
         number = turn // _PER_BLOCK * 100 + centre * _PER_BLOCK + turn % _PER_BLOCK
         labels = _node_labels(np.random.default_rng(np.random.SeedSequence([seed, number])), mixtures[stage].pop())
         slides = tuple(
-            _plan_slide(label, patient=number, node=node, centre=centre, seed=seed, mpp=mpp, size_um=size_um)
+            _plan_slide(
+                label,
+                patient=number,
+                node=node,
+                centre=centre,
+                seed=seed,
+                mpp=mpp,
+                size_um=size_um,
+                difficulty=difficulty,
+            )
             for node, label in enumerate(labels)
         )
         planned.append(PatientPlan(name=f"patient_{number:03d}", centre=centre, stage=stage, slides=slides))
@@ -201,6 +218,7 @@ def _plan_slide(
     seed: int,
     mpp: float,
     size_um: tuple[float, float] | None,
+    difficulty: Difficulty,
 ) -> SlidePlan:
     rng = np.random.default_rng(np.random.SeedSequence([seed, patient, node]))
     drawn = float(rng.uniform(9000, 14000))
@@ -213,6 +231,7 @@ def _plan_slide(
         node=node,
         centre=centre,
         seed=seed,
+        difficulty=difficulty,
         label=label,
         mpp=mpp * CENTRES[centre].mpp_factor,
         width_um=width,

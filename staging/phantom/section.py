@@ -14,6 +14,7 @@ from staging.phantom.anatomy import CELL_UM, RIM, TINT_CELL_UM, Anatomy
 from staging.phantom.atlas import RELIEF_STEP, Atlas, atlases
 from staging.phantom.growth import fill_polygon
 from staging.phantom.noise import Field, product, spline_rows
+from staging.phantom.plan import Difficulty
 from staging.phantom.stain import Centre
 
 TILE_PX = 512
@@ -28,6 +29,7 @@ class Section:
 
     Attributes:
         centre: the centre whose stain, optics and scanner are used.
+        difficulty: by what tumour is told.
         mpp: um per px.
         width, height: of the slide in px.
         anatomy: the tissues of the section.
@@ -36,6 +38,7 @@ class Section:
     """
 
     centre: Centre
+    difficulty: Difficulty
     mpp: float
     width: int
     height: int
@@ -62,7 +65,7 @@ class Section:
         plain = bool(tinted.min(initial=1.0) > 0.999)
         if self.centre.philips and plain and self._is_far(top, left):
             return None
-        textures = atlases(self.centre, self.mpp, TILE_PX)
+        textures = self._textures()
         out = np.empty((TILE_PX, TILE_PX, 3), dtype=np.uint8)
         packed = out.view("V3")[..., 0]
 
@@ -85,7 +88,7 @@ class Section:
         def copy(code: int, block: _Block, where: NDArray[np.bool_] | None) -> None:
             np.copyto(out[block.inside], np.uint8(code), where=True if where is None else where)
 
-        self._compose(row * TILE_PX, column * TILE_PX, atlases(self.centre, self.mpp, TILE_PX), copy)
+        self._compose(row * TILE_PX, column * TILE_PX, self._textures(), copy)
         return out
 
     def tumour_mask(self, row: int, column: int) -> NDArray[np.bool_] | None:
@@ -97,6 +100,9 @@ class Section:
             if cut is not None:
                 mask &= ~cut
         return mask
+
+    def _textures(self) -> tuple[Atlas, ...]:
+        return atlases(self.centre, self.mpp, TILE_PX, self.difficulty)
 
     def _texture(self, textures: Sequence[Atlas], code: int, block: _Block) -> NDArray[np.uint8]:
         shift = self.shifts[code]

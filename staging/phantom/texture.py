@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import IntEnum
 
 import numpy as np
@@ -28,38 +29,61 @@ class Tissue(IntEnum):
     TUMOUR_SOLID = 10
     TUMOUR_NESTED = 11
     TUMOUR_GLANDS = 12
+    PLASMA = 13
+    RESTS = 14
+    TUMOUR_FILES = 15
+    TUMOUR_NECROSIS = 16
 
 
-TUMOURS: tuple[Tissue, ...] = (Tissue.TUMOUR_SOLID, Tissue.TUMOUR_NESTED, Tissue.TUMOUR_GLANDS)
+TUMOURS: tuple[Tissue, ...] = (
+    Tissue.TUMOUR_SOLID,
+    Tissue.TUMOUR_NESTED,
+    Tissue.TUMOUR_GLANDS,
+    Tissue.TUMOUR_FILES,
+    Tissue.TUMOUR_NECROSIS,
+)
 
 _LYMPHOCYTE = Kind(
-    nucleus_um=5.8,
-    spread=0.1,
-    aspect=1.15,
-    chromatin=1.0,
-    pallor=0.14,
-    clumps=0.34,
-    body_um=7.2,
-    eosin=0.4,
-    basophilia=0.06,
+    nucleus_um=4.9,
+    spread=0.14,
+    aspect=1.25,
+    chromatin=0.95,
+    pallor=0.16,
+    clumps=0.3,
+    body_um=6.4,
+    eosin=0.32,
+    basophilia=0.05,
+    ragged=0.09,
 )
 _LARGER_LYMPHOCYTE = Kind(
     nucleus_um=7.4, spread=0.1, chromatin=0.72, pallor=0.35, clumps=0.3, nucleoli=1, body_um=9.4, eosin=0.42
 )
 _CENTROBLAST = Kind(
-    nucleus_um=8.4, spread=0.12, aspect=1.2, chromatin=0.66, pallor=0.5, clumps=0.3, nucleoli=2, body_um=10, eosin=0.44
+    nucleus_um=8.2,
+    spread=0.14,
+    aspect=1.25,
+    chromatin=0.8,
+    pallor=0.5,
+    clumps=0.34,
+    nucleoli=2,
+    body_um=10.2,
+    eosin=0.48,
+    basophilia=0.14,
+    ragged=0.08,
 )
 _CENTROCYTE = Kind(nucleus_um=6.4, aspect=1.5, chromatin=0.72, pallor=0.25, ragged=0.1, body_um=8, eosin=0.4)
 _HISTIOCYTE = Kind(
-    nucleus_um=7.0,
-    spread=0.12,
-    aspect=1.5,
-    chromatin=0.48,
-    pallor=0.45,
+    nucleus_um=7.2,
+    spread=0.14,
+    aspect=1.6,
+    chromatin=0.62,
+    pallor=0.5,
+    clumps=0.3,
     nucleoli=1,
     body_um=16,
-    eosin=0.28,
-    ragged=0.08,
+    eosin=0.52,
+    basophilia=0.07,
+    ragged=0.12,
 )
 _RETICULAR = Kind(nucleus_um=8.5, aspect=1.7, chromatin=0.45, pallor=0.55, nucleoli=1, body_um=12, eosin=0.38)
 _TINGIBLE = Kind(
@@ -68,22 +92,22 @@ _TINGIBLE = Kind(
 _DEBRIS = Kind(nucleus_um=2.4, spread=0.35, chromatin=1.3, pallor=0.0)
 _FIBROBLAST = Kind(nucleus_um=4.6, spread=0.15, aspect=4.5, chromatin=0.85, pallor=0.1, ragged=0.08)
 _ERYTHROCYTE = Kind(nucleus_um=0.0, body_um=6.6, spread=0.08, eosin=1.5, basophilia=0.02)
-# denser than lymphoid tissue in both stains, as in real patches (H 1.35 and E 1.5 times that of normal node)
+# Tumour is told by its nuclei: on the scale of a cell and above, it has the densities of what lies around it.
 _TUMOUR_CELL = Kind(
-    nucleus_um=12.0,
-    spread=0.16,
-    aspect=1.3,
-    chromatin=0.76,
-    pallor=0.42,
+    nucleus_um=9.9,
+    spread=0.2,
+    aspect=1.35,
+    chromatin=0.95,
+    pallor=0.5,
     clumps=0.3,
     nucleoli=2,
-    body_um=16,
-    eosin=0.62,
-    basophilia=0.24,
-    ragged=0.07,
+    body_um=15.0,
+    eosin=0.52,
+    basophilia=0.27,
+    ragged=0.12,
 )
 _DARK_TUMOUR_CELL = Kind(
-    nucleus_um=10.2, spread=0.2, aspect=1.6, chromatin=1.0, pallor=0.1, body_um=14, eosin=0.8, ragged=0.1
+    nucleus_um=10.2, spread=0.25, aspect=1.7, chromatin=1.1, pallor=0.1, body_um=14, eosin=0.5, ragged=0.14
 )
 _LUMEN = Kind(nucleus_um=0.0, body_um=24, spread=0.35, aspect=1.6, clears=True, ragged=0.14)
 
@@ -92,6 +116,8 @@ def paint(tissue: Tissue, rng: np.random.Generator, *, size: int, pixel_um: floa
     """Paint one tissue on a canvas of ``size`` fine px of ``pixel_um``."""
     canvas = Canvas(size, pixel_um)
     _RECIPES[tissue](canvas, rng)
+    if tissue is not Tissue.GLASS:
+        canvas.roughen(rng, h=0.2, e=0.18 if tissue in (Tissue.FAT, Tissue.COLLAGEN) else 0.36)
     return canvas
 
 
@@ -157,25 +183,34 @@ def _small_vessels(canvas: Canvas, rng: np.random.Generator, spacing_um: float) 
 
 
 def _lymphoid_ground(canvas: Canvas, rng: np.random.Generator, *, eosin: float, gaps: float) -> None:
-    """Pale ground with white slits where the cells shrank away from each other."""
-    fine = canvas.noise(rng, wavelength_um=14, roughness=0.0)
-    canvas.ground(h=0.04, e=np.clip(eosin + 0.18 * (fine - gaps), 0.02, 1.0))
+    """A net of pale threads, and white between them where the cells shrank away from each other."""
+    threads = np.exp(-np.square(canvas.grain(rng) / np.float32(0.6)))
+    shrunk = canvas.noise(rng, wavelength_um=22, roughness=0.2) + canvas.grain(rng) > 1.3 - 2 * gaps
+    canvas.ground(h=0.03, e=np.where(shrunk, 0.02, eosin * (0.12 + 1.5 * threads)).astype(np.float32))
+
+
+def _tear(canvas: Canvas, rng: np.random.Generator, *, level: float) -> None:
+    """White holes of some um, where sections shrank: what lies above ``level`` standard deviations of a noise."""
+    holes = canvas.noise(rng, wavelength_um=34, roughness=0.5, finest_um=3) - np.float32(level)
+    canvas.thin(np.clip(holes * np.float32(6) + np.float32(0.5), 0, 1))
 
 
 def _cortex(canvas: Canvas, rng: np.random.Generator) -> None:
-    _lymphoid_ground(canvas, rng, eosin=0.26, gaps=0.2)
+    _lymphoid_ground(canvas, rng, eosin=0.4, gaps=0.15)
+    _tear(canvas, rng, level=0.7)
     _cells(canvas, rng, _LYMPHOCYTE, 7.0, share=0.86, count=40, jitter=0.13)
     _cells(canvas, rng, _LARGER_LYMPHOCYTE, 17, share=0.6)
     _cells(canvas, rng, _RETICULAR, 44, share=0.7)
 
 
 def _mantle(canvas: Canvas, rng: np.random.Generator) -> None:
-    _lymphoid_ground(canvas, rng, eosin=0.28, gaps=0.0)
+    _lymphoid_ground(canvas, rng, eosin=0.42, gaps=0.0)
+    _tear(canvas, rng, level=1.1)
     _cells(canvas, rng, _LYMPHOCYTE, 6.25, share=0.97, count=40, jitter=0.11)
 
 
 def _germinal(canvas: Canvas, rng: np.random.Generator) -> None:
-    _lymphoid_ground(canvas, rng, eosin=0.34, gaps=0.0)
+    _lymphoid_ground(canvas, rng, eosin=0.46, gaps=0.0)
     _cells(canvas, rng, _CENTROBLAST, 9.8, share=0.8, count=32, jitter=0.15)
     _cells(canvas, rng, _CENTROCYTE, 11.5, share=0.5)
     macrophages = _scatter(canvas, rng, 62, jitter=0.3)
@@ -185,7 +220,8 @@ def _germinal(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _paracortex(canvas: Canvas, rng: np.random.Generator) -> None:
-    _lymphoid_ground(canvas, rng, eosin=0.33, gaps=0.1)
+    _lymphoid_ground(canvas, rng, eosin=0.48, gaps=0.1)
+    _tear(canvas, rng, level=0.8)
     patchy = canvas.noise(rng, wavelength_um=60, finest_um=12)
     _cells(canvas, rng, _LYMPHOCYTE, 7.3, share=0.78, count=40, jitter=0.14)
     _cells(canvas, rng, _LYMPHOCYTE, 12, share=0.6, count=24, where=patchy > 0)
@@ -205,9 +241,23 @@ def _sinus(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _histiocytes(canvas: Canvas, rng: np.random.Generator) -> None:
-    _lymphoid_ground(canvas, rng, eosin=0.26, gaps=0.25)
+    _lymphoid_ground(canvas, rng, eosin=0.4, gaps=0.155)
     _cells(canvas, rng, _HISTIOCYTE, 13.5, share=0.95, count=32)
     _cells(canvas, rng, _LYMPHOCYTE, 19, share=0.6, jitter=0.4)
+
+
+def _plasma(canvas: Canvas, rng: np.random.Generator) -> None:
+    """Medullary cords: plasma cells, purple as tumour is, with small round nuclei at one side of the cell."""
+    _lymphoid_ground(canvas, rng, eosin=0.44, gaps=0.1)
+    body = Kind(nucleus_um=0.0, body_um=11, spread=0.12, aspect=1.3, eosin=0.54, basophilia=0.3, ragged=0.1)
+    nucleus = Kind(nucleus_um=5.8, spread=0.1, chromatin=0.92, pallor=0.1, clumps=0.4)
+    centres = _scatter(canvas, rng, 11.0, share=0.92, jitter=0.16)
+    canvas.put(cut_stamps(rng, body, pixel_um=canvas.pixel_um, count=32), centres)
+    turn = rng.uniform(0, 2 * np.pi, len(centres))
+    aside = centres + 2.2 * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    canvas.put(cut_stamps(rng, nucleus, pixel_um=canvas.pixel_um, count=24), aside % canvas.width_um)
+    _cells(canvas, rng, _LYMPHOCYTE, 19, share=0.6, jitter=0.4)
+    _cells(canvas, rng, _HISTIOCYTE, 38, share=0.7, jitter=0.3)
 
 
 def _fibres(canvas: Canvas, rng: np.random.Generator, *, period_um: float) -> tuple[Field, Field]:
@@ -294,10 +344,10 @@ def _stroma_between(
     """The ground of a tumour: cytoplasm in the nests, collagen between, white clefts where they tore apart."""
     bundles, phase = _fibres(canvas, rng, period_um=9)
     patchy = canvas.noise(rng, wavelength_um=26, roughness=0.3)
-    eosin = np.where(nests, 0.52 + 0.13 * patchy, 0.62 + 0.3 * bundles + 0.05 * patchy)
+    eosin = np.where(nests, 0.4 + 0.12 * patchy, 0.42 + 0.34 * bundles + 0.05 * patchy)
     if cleft is not None:
         eosin *= 1 - 0.9 * cleft
-    basophilia = np.clip(np.where(nests, 0.21 - 0.04 * patchy, 0.05), 0, 1).astype(np.float32)
+    basophilia = np.clip(np.where(nests, 0.19 - 0.05 * patchy, 0.06), 0, 1).astype(np.float32)
     canvas.ground(h=basophilia, e=np.clip(eosin, 0.02, 1.4).astype(np.float32))
     _spindle_cells(canvas, rng, phase, 17, where=~nests)
     _cells(canvas, rng, _LYMPHOCYTE, 12, share=0.35, where=~nests, jitter=0.4)
@@ -307,9 +357,10 @@ def _tumour_solid(canvas: Canvas, rng: np.random.Generator) -> None:
     threads = np.abs(canvas.noise(rng, wavelength_um=170, roughness=0.7, finest_um=14))
     nests = threads > 0.07
     _stroma_between(canvas, rng, nests)
-    _cells(canvas, rng, _TUMOUR_CELL, 13.6, count=40, jitter=0.13, where=threads > 0.11)
-    _cells(canvas, rng, _DARK_TUMOUR_CELL, 52, share=0.8, where=nests, jitter=0.4)
-    _cells(canvas, rng, _LYMPHOCYTE, 40, share=0.5, jitter=0.4)
+    _cells(canvas, rng, _TUMOUR_CELL, 15.2, count=40, jitter=0.13, where=threads > 0.11)
+    _cells(canvas, rng, _DARK_TUMOUR_CELL, 40, share=0.8, where=nests, jitter=0.4)
+    _cells(canvas, rng, _LYMPHOCYTE, 24, share=0.5, jitter=0.4)
+    _tear(canvas, rng, level=1.7)
 
 
 def _tumour_nested(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -318,8 +369,10 @@ def _tumour_nested(canvas: Canvas, rng: np.random.Generator) -> None:
     cleft = np.exp(-(((depth + 0.38) / 0.07) ** 2)).astype(np.float32)
     torn = canvas.noise(rng, wavelength_um=90, finest_um=10) > 0.1
     _stroma_between(canvas, rng, nests, cleft=np.asarray(cleft * torn, dtype=np.float32))
-    _cells(canvas, rng, _TUMOUR_CELL, 13.4, count=40, jitter=0.13, where=depth > -0.22)
-    _cells(canvas, rng, _DARK_TUMOUR_CELL, 60, share=0.7, where=depth > -0.2, jitter=0.4)
+    _cells(canvas, rng, _TUMOUR_CELL, 15.0, count=40, jitter=0.13, where=depth > -0.22)
+    _cells(canvas, rng, _DARK_TUMOUR_CELL, 44, share=0.7, where=depth > -0.2, jitter=0.4)
+    _cells(canvas, rng, _LYMPHOCYTE, 28, share=0.5, jitter=0.4)
+    _tear(canvas, rng, level=1.8)
 
 
 def _tumour_glands(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -330,6 +383,41 @@ def _tumour_glands(canvas: Canvas, rng: np.random.Generator) -> None:
     centres = _scatter(canvas, rng, 62, jitter=0.3, share=0.75, where=depth > -0.3)
     _around(canvas, rng, cut_stamps(rng, _TUMOUR_CELL, pixel_um=canvas.pixel_um, count=24), centres, radius_um=18)
     canvas.put(cut_stamps(rng, _LUMEN, pixel_um=canvas.pixel_um, count=16), centres)
+
+
+def _tumour_files(canvas: Canvas, rng: np.random.Generator) -> None:
+    """Cells in single file between fibres, as of lobular carcinoma."""
+    bundles, phase = _fibres(canvas, rng, period_um=21)
+    patchy = canvas.noise(rng, wavelength_um=26, roughness=0.3)
+    canvas.ground(h=0.07, e=np.clip(0.36 + 0.2 * (1 - bundles) + 0.07 * patchy, 0.02, 1.4).astype(np.float32))
+    small = replace(_TUMOUR_CELL, nucleus_um=8.8, body_um=12.0)
+    for _ in range(2):  # the rows are narrow: two grids, so that cells touch along them
+        _cells(canvas, rng, small, 9.5, count=32, jitter=0.3, share=0.75, where=bundles > 0.82)
+    _spindle_cells(canvas, rng, phase, 26, where=bundles < 0.4)
+    _cells(canvas, rng, _LYMPHOCYTE, 24, share=0.5, jitter=0.4)
+    _tear(canvas, rng, level=1.9)
+
+
+def _tumour_necrosis(canvas: Canvas, rng: np.random.Generator) -> None:
+    """Dead tumour: pink, with debris of nuclei and ghosts of cells."""
+    patchy = canvas.noise(rng, wavelength_um=20, roughness=0.2, finest_um=2)
+    canvas.ground(h=0.1, e=np.clip(0.5 + 0.14 * patchy, 0.05, 1.2).astype(np.float32))
+    ghost = replace(_TUMOUR_CELL, chromatin=0.38, pallor=0.2, basophilia=0.12, nucleoli=0)
+    _cells(canvas, rng, ghost, 15, share=0.5, jitter=0.3)
+    _cells(canvas, rng, _DEBRIS, 6.5, share=0.6, jitter=0.5)
+    _cells(canvas, rng, _DARK_TUMOUR_CELL, 26, share=0.7, jitter=0.4)
+    _tear(canvas, rng, level=1.5)
+
+
+def _rests(canvas: Canvas, rng: np.random.Generator) -> None:
+    """Harmless nests in the capsule, as of naevus cells: round pale nuclei, all alike."""
+    depth = canvas.noise(rng, wavelength_um=70, roughness=0.8, finest_um=10)
+    nests = depth > -0.3
+    _stroma_between(canvas, rng, nests)
+    bland = Kind(
+        nucleus_um=7.4, spread=0.07, chromatin=0.7, pallor=0.4, clumps=0.16, body_um=11.5, eosin=0.42, basophilia=0.12
+    )
+    _cells(canvas, rng, bland, 10.6, count=24, jitter=0.12, where=depth > -0.2)
 
 
 def _glass(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -351,4 +439,8 @@ _RECIPES: dict[Tissue, Callable[[Canvas, np.random.Generator], None]] = {
     Tissue.TUMOUR_SOLID: _tumour_solid,
     Tissue.TUMOUR_NESTED: _tumour_nested,
     Tissue.TUMOUR_GLANDS: _tumour_glands,
+    Tissue.PLASMA: _plasma,
+    Tissue.RESTS: _rests,
+    Tissue.TUMOUR_FILES: _tumour_files,
+    Tissue.TUMOUR_NECROSIS: _tumour_necrosis,
 }

@@ -11,16 +11,20 @@ import openslide
 import pytest
 import shapely
 import tifffile
+from numpy.typing import NDArray
 
 from annotations.measures import MERGE_GAP_UM
 from staging.lesions.labels import SlideLabel
-from staging.phantom import PatientPlan, generate_cohort, plan_cohort, render_slide
+from staging.phantom import Difficulty, PatientPlan, generate_cohort, plan_cohort, render_slide
+from staging.phantom.atlas import atlases
 from staging.phantom.cohort import lay_out
 from staging.phantom.growth import fill_polygon
 from staging.phantom.plan import _stage_counts
 from staging.phantom.section import TILE_PX
+from staging.phantom.stain import CENTRES
 from staging.phantom.texture import TUMOURS, Tissue
 from staging.stages.pn import PatientStage
+from wsi.stain import separate
 
 pytestmark = pytest.mark.slow  # its fixtures take seconds
 
@@ -273,3 +277,18 @@ def test_a_polygon_is_filled_by_the_non_zero_rule() -> None:
     arms = shapely.contains_xy(whole, xs + 0.5, ys + 0.5)
     assert filled[arms].all()
     assert not filled[~shapely.contains_xy(outline.convex_hull, xs + 0.5, ys + 0.5)].any()
+
+
+@pytest.mark.parametrize(("difficulty", "low", "high"), [("real", -0.5, 0.5), ("easy", 0.5, 3.0)])
+def test_tumour_stains_darker_only_where_it_is_easy(difficulty: Difficulty, low: float, high: float) -> None:
+    """Mean eosin of 16 um squares of tumour, in standard deviations of that of cellular normal tissue."""
+    textures = atlases(CENTRES[0], 1.0, 16, difficulty)
+
+    def squares(*tissues: Tissue) -> NDArray[np.float32]:
+        side = textures[0].period // 16
+        parts = [separate(textures[tissue].window(0, 0, side * 16, side * 16))[1] for tissue in tissues]
+        return np.concatenate([part.reshape(side, 16, side, 16).mean(axis=(1, 3)).ravel() for part in parts])
+
+    normal = squares(*(Tissue.PLASMA, Tissue.PARACORTEX, Tissue.GERMINAL, Tissue.HISTIOCYTES, Tissue.COLLAGEN))
+    tumour = squares(*TUMOURS)
+    assert low < (tumour.mean() - normal.mean()) / normal.std() < high
