@@ -90,6 +90,11 @@ def _round_length(most_um: float) -> float:
     return max(power * step for step in (1, 2, 5) if power * step <= most_um * (1 + 1e-9))
 
 
+def draw_scale(draw: ImageDraw.ImageDraw, frame: Frame, *, left: int, middle: int, em: int, most_px: int) -> None:
+    """Draw a scale bar of at most ``most_px`` and its length."""
+    _draw_scale(draw, *_scale(frame, most_px=most_px), left=left, middle=middle, em=em)
+
+
 def _draw_scale(draw: ImageDraw.ImageDraw, bar: int, text: str, *, left: int, middle: int, em: int) -> None:
     half = max(2, em // 6)
     if bar:

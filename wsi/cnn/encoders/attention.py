@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from wsi.cnn.encoders.features import SlideFeatures
 from wsi.errors import ArtefactError
 from wsi.geometry import Frame
 from wsi.heatmap_store import MOST_CELLS
+from wsi.legends import draw_scale
 from wsi.store import DONE, atomic_bytes, publish, verify
 from wsi.zarr_groups import UNREADABLE, open_group
 
@@ -31,7 +32,7 @@ _GLASS = 255
 _INK = (40, 40, 40)
 _LONGEST_PX = 1000
 _NARROWEST_PX = 560
-_STRIP_PX = 40
+_STRIP_PX = 64
 _MARGIN_PX = 14
 _RAMP_PX = 140
 _FONT_PX = 15
@@ -129,7 +130,7 @@ def read_attention(path: Path) -> AttentionMap:
 
 
 def draw_attention(attention: AttentionMap) -> NDArray[np.uint8]:
-    """A picture of the ranks, with a legend that says what they are.
+    """A picture of the ranks, with a legend that says what they are, and a scale bar.
 
     Returns:
         uint8 (rows, columns, 3), each tile a square of whole px, the longer side of the map at most about 1,000 px;
@@ -144,7 +145,9 @@ def draw_attention(attention: AttentionMap) -> NDArray[np.uint8]:
     picture = np.rint(colours).astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
     canvas = np.full((picture.shape[0] + _STRIP_PX, max(picture.shape[1], _NARROWEST_PX), 3), _GLASS, np.uint8)
     canvas[: picture.shape[0], : picture.shape[1]] = picture
-    return _with_legend(canvas)
+    tile = attention.frame
+    seen = replace(tile, downsample=tile.downsample * step / scale, shape=picture.shape[:2])
+    return _with_legend(canvas, seen)
 
 
 def save_attention_png(path: Path, attention: AttentionMap) -> None:
@@ -173,14 +176,16 @@ def _coloured(share: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.interp(share, steps, channel) for channel in _RAMP.T], axis=-1)
 
 
-def _with_legend(canvas: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _with_legend(canvas: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
     picture = Pillow.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=_FONT_PX)
-    middle = canvas.shape[0] - _STRIP_PX // 2
+    middle = canvas.shape[0] - 3 * _STRIP_PX // 4
     shades = np.rint(_coloured(np.linspace(0, 1, _RAMP_PX))).astype(int).tolist()
     for offset, shade in enumerate(shades):
         at = _MARGIN_PX + offset
         draw.line((at, middle - 7, at, middle + 7), fill=tuple(shade))
     draw.text((_MARGIN_PX + _RAMP_PX + 10, middle), _CAPTION, fill=_INK, font=font, anchor="lm")
+    below = canvas.shape[0] - _STRIP_PX // 4
+    draw_scale(draw, frame, left=_MARGIN_PX, middle=below, em=_FONT_PX, most_px=_RAMP_PX)
     return np.array(picture)
