@@ -148,8 +148,12 @@ class Slide:
         return self.frame_of(self.levels[0])
 
     def frame_of(self, level: int | Level) -> Frame:
-        """A stored level, whole."""
-        stored = self.levels[level] if isinstance(level, int) else level
+        """A stored level, whole.
+
+        Raises:
+            IndexError: there is no such level.
+        """
+        stored = level if isinstance(level, Level) else self._level(level)
         return Frame(x=0.0, y=0.0, downsample=stored.downsample, shape=stored.shape, mpp=self.mpp)
 
     def frame_at(self, mpp: float) -> Frame:
@@ -269,7 +273,7 @@ class Slide:
         """
         if not regions:
             raise ValueError("read_many needs at least one region")
-        frame = self.levels[level].frame
+        frame = self._level(level).frame
         windows = Windows.of(frame.window_of(region) for region in regions)
         return self.read_windows(level, windows, out=out, workers=workers)
 
@@ -314,6 +318,7 @@ class Slide:
         Raises:
             ValueError: tiles_per_chunk < 1.
         """
+        self._level(level)
         return level_to_dask(self, level, tiles_per_chunk=tiles_per_chunk)
 
     def read_frame(self, frame: Frame, *, exact: bool = True) -> Image:
@@ -407,6 +412,11 @@ class Slide:
             if self._reader is None:
                 self._reader = open_reader(self.path, self._on_bad_tile)
             return self._reader
+
+    def _level(self, index: int) -> Level:
+        if not 0 <= index < len(self.levels):
+            raise IndexError(f"{self.name} has levels 0 to {len(self.levels) - 1}, not {index}")
+        return self.levels[index]
 
     def _known_mpp(self) -> float:
         mpp = self.mpp

@@ -107,6 +107,20 @@ def test_windows_equal_the_whole(plain: Path, decoder: str, data: st.DataObject)
             np.testing.assert_array_equal(part, wanted)
 
 
+@pytest.mark.parametrize("level", [-1, 9])
+def test_a_level_that_does_not_exist_is_named(plain: Path, level: int) -> None:
+    region = Region(x=0, y=0, width=8, height=8)
+    with Slide.open(plain) as slide:
+        for read in (
+            lambda: slide.frame_of(level),
+            lambda: slide.read(region, level=level),
+            lambda: slide.read_many([region], level=level),
+            lambda: slide.to_dask(level),
+        ):
+            with pytest.raises(IndexError, match=f"has levels 0 to .*, not {level}"):
+                read()
+
+
 def test_out_is_filled_and_checked(plain: Path) -> None:
     region = Region(x=30, y=40, width=100, height=80)
     with Slide.open(plain) as slide:
