@@ -99,7 +99,9 @@ def blocks_of(chosen: NDArray[np.int64], size: int) -> Sequence[NDArray[np.int64
 def _cells(patches: TrainingPatches, architecture: CellGeometry) -> NDArray[np.uint8]:
     """The cells' targets, uint8 (n, i, j)."""
     if patches.size_px < architecture.receptive_field_px:
-        raise UnfitPatchesError(None, f"patches of {patches.size_px} px are smaller than the receptive field")
+        field = architecture.receptive_field_px
+        reason = f"patches of {patches.size_px} px are smaller than the receptive field of {field} px"
+        raise UnfitPatchesError(None, reason, mend="draw larger patches (--size), or use another --network")
     if architecture.classes != 2:
         raise ValueError(f"training needs two classes, normal and tumour, not {architecture.classes}")
     count = architecture.cells(patches.size_px)
