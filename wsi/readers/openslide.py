@@ -222,7 +222,8 @@ class OpenSlideReader(Reader):
         try:
             return OpenSlide(self._path)
         except (OpenSlideError, OSError) as error:
-            raise SlideFormatError(self._path, f"OpenSlide cannot open it: {error}") from error
+            mend = "compare its checksum with the source's; if it is whole, export it anew as TIFF"
+            raise SlideFormatError(self._path, f"OpenSlide cannot open it: {error}", mend=mend) from error
 
     def _reopen(self, failed: OpenSlide) -> None:
         """Replace a handle after an error, which is permanent: every later call on it would fail, too."""
