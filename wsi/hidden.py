@@ -23,8 +23,19 @@ _MOST_STEP = 4  # between the rows that are looked at
 
 
 def shown(slide: Slide, tissue: Mask, *, downsample: float) -> Mask:
-    """The tissue without what is hidden on the level that is read: there is nothing to learn from."""
-    return Mask(frame=tissue.frame, array=tissue.array & ~hidden(slide, tissue, downsample=downsample))
+    """The tissue without what is hidden, or not stored, on the level that is read: there is nothing to learn from."""
+    level = slide.level_for(downsample)
+    grid = TileGrid(frame=slide.frame_of(level), tile_shape=level.tile_shape)
+    array = tissue.array & ~hidden(slide, tissue, downsample=downsample)
+    rows, columns = np.nonzero(array)
+    at = grid.frame.fractions(*tissue.frame.centres(rows, columns))
+    sides = zip(at, grid.tile_shape, grid.shape, strict=True)
+    tiles = np.stack([(one // side).astype(np.int64).clip(0, most - 1) for one, side, most in sides], axis=1)
+    under, of_pixel = np.unique(tiles, axis=0, return_inverse=True)
+    is_missing = np.array([slide.is_missing(grid.tile(row, column)) for row, column in under.tolist()], dtype=bool)
+    if is_missing.any():
+        array[rows, columns] = ~is_missing[of_pixel.ravel()]
+    return Mask(frame=tissue.frame, array=array)
 
 
 def hidden(slide: Slide, tissue: Mask, *, downsample: float) -> NDArray[np.bool_]:

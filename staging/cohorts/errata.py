@@ -27,7 +27,7 @@ OUT_OF_LESION_TASK = MappingProxyType({**OUT_OF_SLIDE_TASK, "test_114": "not all
 ANNOTATED_NEGATIVES = MappingProxyType(
     dict.fromkeys(
         ("patient_022_node_4", "patient_038_node_2", "patient_086_node_0", "patient_086_node_4"),
-        "its tumour is annotated, but stage_labels.csv calls it negative",
+        "CAMELYON17's slide of this name has annotated tumour, but is labelled negative",
     )
 )
 """CAMELYON17 slides of which either the annotations or the label are wrong.

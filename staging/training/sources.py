@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from staging.errors import CohortError
 from staging.lesions.labels import SlideLabel
 from staging.runs.cluster import TileNews
 from staging.training.fit import share_on
+from wsi.errors import SlideError
 from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap
 from wsi.hidden import shown
@@ -41,6 +43,9 @@ _STRATEGIES: Mapping[str, Shares] = MappingProxyType(
 )
 _UNLESS = "label the slide negative in the reference (patches: or give --allow-empty)"
 _NO_INFLUENCE = ("device", "threads", "upsample", "allows_empty")
+
+
+_WHOLE, _HALF = 0.995, 0.5  # shares of tissue, of a patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +217,12 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
         if earlier is not None:
             return earlier
         drawn = _drawn(source, slide, recipe.groups)
-        tissue = shown(slide, find_tissue(slide), downsample=slide.frame_at(recipe.mpp).downsample)
+        whole = find_tissue(slide)
+        tissue = shown(slide, whole, downsample=slide.frame_at(recipe.mpp).downsample)
+        share = float(tissue.array.sum() / whole.array.sum())
+        if not share:
+            raise SlideError(slide.path, "stores none of its tissue at this resolution", mend="copy it again")
+        unseen = [f"only {share:.0%} of its tissue can be seen: the rest gives no patches"] if share < _WHOLE else []
         patches = draw_patches(
             slide,
             None if drawn is None else drawn.annotations,
@@ -229,8 +239,9 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             hard_choice=recipe.hard_choice,
             rule=recipe.rule,
         )
+        lost = Mask(frame=whole.frame, array=whole.array & ~tissue.array)
         table = table_of(
-            patches,
+            [patch for patch in patches if not lost.array.any() or _seen_share(lost, patch.frame) > _HALF],
             slide=source.slide.name,
             file=_file(source.slide.path),
             level=slide.level_for(slide.frame_at(recipe.mpp).downsample).index,
@@ -240,13 +251,23 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             centre=source.centre,
             about={
                 "digest": digest,
-                "warnings": [] if drawn is None else list(drawn.warnings),
-                "on_tissue": None if drawn is None else share_on(drawn.annotations, tissue),
+                "warnings": [*unseen, *([] if drawn is None else drawn.warnings)],
+                "on_tissue": None if drawn is None else share_on(drawn.annotations, whole),
             },
             groups=recipe.groups,
         )
     write_patch_table(kept, table)
     return table
+
+
+def _seen_share(lost: Mask, patch: Frame) -> float:
+    """The share of a patch that is not lost."""
+    height, width = patch.shape
+    rows, columns = lost.frame.fractions(*patch.positions([0, height], [0, width]))
+    top, left = max(0, math.floor(rows[0])), max(0, math.floor(columns[0]))
+    bottom, right = max(0, math.ceil(rows[1])), max(0, math.ceil(columns[1]))
+    part = lost.array[top:bottom, left:right]
+    return 1.0 - float(part.mean()) if part.size else 1.0
 
 
 def described(recipe: PatchRecipe) -> dict[str, Any]:

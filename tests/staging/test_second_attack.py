@@ -233,6 +233,42 @@ def test_an_overview_that_lost_the_tissue_is_refused(folder: Path, blank: tuple[
     assert "its levels do not show the same" in json.dumps(json.loads(done.stdout)["quarantined"])
 
 
+def without_tiles(source: Path, path: Path, share: float) -> None:
+    """A copy of a slide that stores only the first rows of tiles of level 0."""
+    shutil.copy(source, path)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        offsets, counts = page.tags["TileOffsets"], page.tags["TileByteCounts"]
+        tables = [(tag.valueoffset, tag.count, {4: 4, 16: 8}[int(tag.dtype)]) for tag in (offsets, counts)]
+    data = bytearray(path.read_bytes())
+    for at, count, size in tables:
+        kept = int(count * share) * size
+        data[at + kept : at + count * size] = bytes(count * size - kept)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_no_patch_is_drawn_where_nothing_is_stored(folder: Path, share: float) -> None:
+    images = folder / f"unstored{share}" / "images"
+    images.mkdir(parents=True)
+    cohort = folder / "cohort"
+    [annotated, *_] = sorted(path.stem for path in (cohort / "annotations").glob("*.xml"))
+    whole = next(name for name in NAMES if name != annotated)
+    shutil.copy(cohort / "images" / f"{whole}.tif", images)
+    without_tiles(cohort / "images" / f"{annotated}.tif", images / f"{annotated}.tif", share)
+    output = folder / f"unstored{share}.zarr"
+    command = ("patches", images, cohort / "annotations", "-r", cohort / "stage_labels.csv", "-o", output)
+    done = called(*command, "--mpp", 8, "--size", 32, "--tumour", 12, "--normal", 12, "--workers", 1)
+    if not share:
+        assert f"{annotated}.tif: stores none of its tissue" in str(done.exception)
+        return
+    assert done.exit_code == 0, f"{done.output}{done.exception!r}"
+    assert "of its tissue can be seen: the rest gives no patches" in json.dumps(json.loads(done.stdout)["warnings"])
+    drawn = read_patches(output).images
+    assert len(drawn) >= 12
+    assert ((drawn == 255).all(axis=3).mean(axis=(1, 2)) > 0.9).sum() == 0
+
+
 def test_no_patch_is_drawn_where_opacity_hides_everything(folder: Path) -> None:
     images = folder / "half" / "images"
     images.mkdir(parents=True)
