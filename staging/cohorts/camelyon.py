@@ -7,6 +7,7 @@ the same slides come in archives by centre and, flat, in the public object store
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -46,6 +47,9 @@ _NOT_SLIDES = frozenset(
     {"mask", "masks", "annotations", "lesion_annotations", "ground_truth", "background_tissue", "evaluation"}
 )
 _CALLED_A_SLIDE = "folder with the name of a slide"
+
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a path has one of its slashes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +229,8 @@ def list_slides(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> S
     skipped: list[Skipped] = []
     for path in asked:
         if not path.exists():
+            if _URL.match(str(path)):
+                raise NoSlidesError(None, "a URL was named: cohorts are read from disk", mend="copy the slides here")
             raise NoSlidesError(path, "does not exist", mend="name slides or their folder")
         files = _slides_below(path, skipped) if path.is_dir() else [path]
         if not path.is_dir() and path.suffix.lower() == ".zip":

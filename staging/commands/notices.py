@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from wsi.slide import Slide
 
 EXIT_FATAL, EXIT_QUARANTINED = 1, 3
+_MOST_CHARACTERS = 4000
 
 
 def say(text: str) -> None:
-    """Print one line on stderr."""
-    typer.echo(f"sentinode: {plain(without_secrets(text))}", err=True)
+    """Print one line on stderr; of what is longer than any list of names, the beginning."""
+    shown = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} …"
+    typer.echo(f"sentinode: {plain(without_secrets(shown))}", err=True)
 
 
 def slide_notices(slide: Slide) -> dict[str, Any]:

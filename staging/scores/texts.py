@@ -83,7 +83,9 @@ def difference_lines(against: Sequence[Mapping[str, Any]]) -> list[str]:
         if one["comparisons"] > 1 and one["p_adjusted"] is not None:
             shown += f", adjusted for {one['comparisons']} comparisons {one['p_adjusted']:.4g} (Holm)"
         difference = with_interval(one["difference"], one["interval"])
-        lines.append(f"minus {one['submission']}: {one['score'].replace('_', ' ')} {difference}, p {shown}")
+        lines.append(
+            f"minus {one['submission']}: difference of {one['score'].replace('_', ' ')} {difference}, p {shown}"
+        )
     return lines
 
 

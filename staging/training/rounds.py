@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -250,10 +252,26 @@ def _fit(
     from wsi.cnn.training import train  # noqa: PLC0415
     from wsi.cnn.training_data import UnfitPatchesError  # noqa: PLC0415
 
+    began = time.perf_counter()
+    passes: list[int] = []  # those of this call
+    stepped = False
+
+    def step(done: int, total: int) -> None:
+        nonlocal stepped
+        stepped = True
+        news.step(done, total)
+
     def note(epoch: Epoch) -> None:
+        nonlocal stepped
         if log is not None:
             log.note(epoch)
-        news.say(str(epoch))
+        if not stepped:
+            news.say(f"{epoch} (by an earlier call)")
+            return
+        stepped = False
+        passes.append(epoch.number)
+        left = (time.perf_counter() - began) / len(passes) * (epoch.epochs - epoch.number)
+        news.say(f"{epoch}, about {timedelta(seconds=max(1, round(left)))} left" if left else str(epoch))
 
     drawn = plan.held_out if judges is None else judges
     try:
@@ -265,7 +283,7 @@ def _fit(
             device=plan.device,
             resume=Progress(_beside(target, ".progress")),
             on_epoch=note,
-            on_step=news.step,
+            on_step=step,
         )
     except UnfitPatchesError as error:
         raise unfit(plan, error) from error

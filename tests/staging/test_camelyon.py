@@ -383,3 +383,8 @@ def test_annotated_slides_that_are_called_negative_are_known(real_data: Callable
     }
     assert set(ANNOTATED_NEGATIVES) == contradictory
     assert set(EXCLUDED) >= contradictory
+
+
+def test_a_url_is_no_folder_of_slides() -> None:
+    with pytest.raises(NoSlidesError, match="a URL was named: cohorts are read from disk"):
+        list_slides(["https:/server/x.tif"])

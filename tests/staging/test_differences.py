@@ -185,7 +185,7 @@ def test_several_submissions_are_compared_at_once(tmp_path: Path) -> None:
     assert {one["comparisons"] for one in record["against"]} == {2}
     known = [one["p_value"] for one in record["against"]]
     assert [one["p_adjusted"] for one in record["against"]] == pytest.approx(holm(known))
-    assert f"minus {tables[2]}: auc 0." in text
+    assert f"minus {tables[2]}: difference of auc 0." in text
     assert "adjusted for 2 comparisons" in text
     record, text = told("score", "auc", tmp_path / "truth.csv", tables[0], "--against", tables[1])
     assert "adjusted" not in text

@@ -83,7 +83,7 @@ def test_kappa(tmp_path: Path, reference: Path) -> None:
     assert against["p_value"] == against["p_adjusted"] < 0.05
     assert "pN0(i+)" in text
     assert "quadratic kappa 0.9" in text
-    assert f"minus {poor}: kappa " in text
+    assert f"minus {poor}: difference of kappa " in text
     assert is_picture(picture)
 
 
