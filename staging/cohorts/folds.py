@@ -65,7 +65,7 @@ def deal_folds(
     if count < 2 or len(names) < count:
         raise CohortError(
             None,
-            f"{len(names)} {held_out} cannot be split into {max(2, count)} folds",
+            f"too few {held_out} for {max(2, count)} folds: {len(names)}",
             mend="give more, or ask for fewer folds",
         )
     order = np.random.default_rng(seed).permutation(len(names))

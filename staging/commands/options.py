@@ -91,7 +91,7 @@ TileSize = Annotated[
     int,
     typer.Option(help="Side of the tiles in px, a multiple of 16.", min=16, callback=_whole_tiles),
 ]
-Device = Annotated[str, typer.Option(help="Device of the network: auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Device of the network.", metavar="auto|cpu|cuda")]
 Workers = Annotated[
     int | None,
     typer.Option(help="Number of processes; it does not change the results.", min=1, show_default="one per core"),

@@ -89,5 +89,7 @@ def parse_centres(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part in {"0", "1", "2", "3", "4"} for part in parts):
-        raise ConfigurationError(None, f"--centres {text!r} is not a list of centres", mend="give for example 0,1,2")
+        raise ConfigurationError(
+            None, f"--centres {text!r} is not a list of centres", mend="give numbers from 0 to 4, as 0,1,2"
+        )
     return tuple(dict.fromkeys(int(part) for part in parts))

@@ -16,7 +16,7 @@ from staging.commands.notices import files_notice, say, warnings_notice
 from staging.commands.options import Patients
 from staging.commands.outputs import Output, guarded
 from staging.errors import ConfigurationError, listed
-from staging.scores.texts import difference_lines, froc_text, label_text, stage_text
+from staging.scores.texts import difference_lines, froc_text, label_text, roc_line, stage_text
 from wsi.outputs import picture as picture_kind
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def auc(
     patients: Patients = None,
     resamples: Resamples = 10_000,
     seed: Seed = 0,
+    table: Table = False,
     picture: Picture = None,
 ) -> None:
     """Area under the ROC curve of slide probabilities (CAMELYON16's slide task): intervals, each centre.
@@ -207,6 +208,8 @@ def auc(
     _tell_strangers(score.without_patient)
     for warning in record["warnings"]:
         say(warning)
+    if table:
+        typer.echo(roc_line(record), err=True)
     if picture is not None:
         from staging.scores.pictures import roc_picture  # noqa: PLC0415
 

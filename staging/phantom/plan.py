@@ -149,7 +149,8 @@ def plan_cohort(
     if not 0.2 <= mpp <= 8:
         raise ValueError(f"mpp is um per px and must be 0.2 to 8, got {mpp}")
     if size_um is not None and (size_um[0] < _MIN_SIZE_UM[0] or size_um[1] < _MIN_SIZE_UM[1]):
-        raise ValueError(f"a slide that can hold a macro-metastasis needs at least {_MIN_SIZE_UM} um, got {size_um}")
+        least, given = (" x ".join(f"{side:g}" for side in sides) for sides in (_MIN_SIZE_UM, size_um))
+        raise ValueError(f"a slide that can hold a macro-metastasis needs at least {least} um, got {given}")
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0xC17]))
     stages = [stage for stage, count in _stage_counts(patients).items() for _ in range(count)]
     stages = [stages[index] for index in rng.permutation(len(stages))]

@@ -75,7 +75,8 @@ class LabelledCohort:
         """
         if output.exists() and read_patch_table(output).about.get("recipe") == json.loads(json_text(described(recipe))):
             return
-        with CohortProgress(len(self.slides), verb=verb, tiles=False) as progress:
+        known = sum(slide_key(slide.name) not in EXCLUDED for slide in self.slides)
+        with CohortProgress(known, verb=verb, tiles=False) as progress:
             counts = sample_cohort(
                 self.slides, self.annotations, self.reference, output, recipe=recipe, workers=workers, news=progress
             )

@@ -13,6 +13,7 @@ from staging.tuning.losses import LossName
 from wsi.charts import Axis, Curve, curve_chart, even_ticks, round_up
 
 _UNITS = {"merge_gap_um": "merge gap, um", "smallest_um": "smallest size, um", "peak": "1 - peak"}
+_NOTES = ("line: held-out loss, with the other settings chosen anew", "dot: what is chosen on all patients together")
 _LOSSES: dict[LossName, str] = {"kappa": "1 - kappa, held-out patients", "labels": "label cost, held-out patients"}
 
 
@@ -50,4 +51,4 @@ def _chart(grid: SettingGrid, chosen: Chosen, name: str, value: float, y: Axis) 
     points = np.stack([values, chosen.curves[name]], axis=1)
     curve = Curve(points=points, dots=points[at : at + 1])
     title = "peak" if name == "peak" else x.name
-    return curve_chart([curve], title=f"{title}: {value:.6g} chosen", x=x, y=y)
+    return curve_chart([curve], title=f"{title}: {value:.6g} chosen", notes=_NOTES, x=x, y=y)

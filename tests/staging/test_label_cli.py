@@ -116,7 +116,7 @@ def test_what_cannot_be_trained_or_applied(cohort: Path, tmp_path: Path) -> None
     cases: list[tuple[list[str | Path], int, str]] = [
         (["--train", heatmaps, short, "-o", model], 1, "there is no label for patient_070_node_3"),
         (["--train", heatmaps, single, "-o", model], 1, "one label: micro"),
-        (["--train", heatmaps, table, "-o", model, "--folds", "9"], 1, "8 patients cannot be split into 9 folds"),
+        (["--train", heatmaps, table, "-o", model, "--folds", "9"], 1, "too few patients for 9 folds: 8"),
         (["--train", heatmaps, "-o", model], 2, "the folder of heatmaps and the table"),
         (["--train", "--apply", model, heatmaps, table, "-o", model], 2, "exclude each other"),
         (["--apply", table, heatmaps, "-o", tmp_path / "out.csv"], 1, "not a slide classifier"),

@@ -276,7 +276,9 @@ def test_auc(tmp_path: Path) -> None:
     assert record["excluded"] == {"test_049": "it is a duplicate of another slide"}
     assert (record["ignored"], record["centres"]) == (["more"], {"RUMC": None})
     assert is_picture(tmp_path / "r.png")
-    record, _ = scored("auc", tmp_path / "r.csv", tmp_path / "p.csv", "--all-slides")
+    record, text = scored("auc", tmp_path / "r.csv", tmp_path / "p.csv", "--all-slides", "--table")
+    assert "area 0.5000 (95 % interval" in text
+    assert "2 positive and 1 negative slides" in text or "3 positive and 1 negative slides" in text
     assert (record["auc"], record["excluded"]) == (pytest.approx(0.5), {})
 
 
