@@ -16,7 +16,7 @@ from wsi.tissue import covers, overview
 
 _WHITE = 255
 _TRIED = 64
-_FLAT = 3  # what neighbouring pixels of a blank area differ by at most: JPEG's rounding
+_FLAT = 4  # what pixels of a blank area differ by at most: JPEG's rounding
 _UNLIKE = 10  # what the colour of a blank area differs by from the overview's, of 255
 _DARKER = 24  # of 255, on average over a tile
 _RUN, _SOME = 16, 0.02
@@ -160,7 +160,7 @@ def _blank(
     cells = tissue.frame
     colour = overview.copy()
     step = max(1, min(_MOST_STEP, int(cells.downsample / level.downsample) // 2))
-    is_flat = np.ones(cells.shape, bool)
+    is_flat, is_own = np.ones(cells.shape, bool), np.zeros(cells.shape, bool)
     for tile in tiles:
         if slide.is_missing(grid.tile(*tile)):
             continue
@@ -173,9 +173,6 @@ def _blank(
             continue
         if any((bad.level, bad.row, bad.column) == (level.index, *tile) for bad in slide.bad_tiles):
             continue
-        green = pixels[::step, :, 1].astype(np.int16)  # what is flat is so in all colours
-        rows, columns = np.nonzero(np.abs(np.diff(green, axis=1)) > _FLAT)
-        is_flat[_cells_at(cells, grid, rows * step + window.row, columns + window.column)] = False
         over = cells_over(grid, *tile, cells)
         rows, columns = np.nonzero(tissue.array[over])
         rows, columns = rows + over[0].start, columns + over[1].start
@@ -184,7 +181,17 @@ def _blank(
         inner_columns = np.floor(at_columns).astype(np.int64) - window.column
         within = (inner_rows >= 0) & (inner_rows < window.height) & (inner_columns >= 0)
         within &= inner_columns < window.width
-        colour[rows[within], columns[within]] = pixels[inner_rows[within], inner_columns[within]]
+        own = rows[within], columns[within]
+        colour[own] = pixels[inner_rows[within], inner_columns[within]]
+        is_own[own] = True
+        # against the pixel at the centre, not the next one: what is out of focus changes slowly
+        down, _ = _cells_at(cells, grid, np.arange(window.row, window.bottom, step), np.zeros(1, np.int64))
+        _, across = _cells_at(cells, grid, np.zeros(1, np.int64), np.arange(window.column, window.right))
+        here = np.ix_(down, across)
+        is_other = np.abs(pixels[::step, :, 1].astype(np.int16) - colour[..., 1][here]) > _FLAT
+        rows, columns = np.nonzero(is_other & is_own[here])
+        is_flat[down[rows], across[columns]] = False
+        is_own[own] = False
     is_unlike: NDArray[np.bool_] = (np.abs(colour.astype(np.int16) - overview) > _UNLIKE).any(axis=2)
     # a pixel of a coarse slide may be flat by chance
     return ndimage.binary_opening(is_flat & is_unlike, np.ones((3, 3), bool)) & tissue.array

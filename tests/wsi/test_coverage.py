@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from wsi.coverage import Coverage, measure_coverage, stored_coverage, unread, without_unread
 from wsi.errors import NoTissueError
 from wsi.geometry import Window
+from wsi.hidden import hidden
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.tissue import find_tissue
@@ -231,3 +234,29 @@ def test_a_coverage_that_is_none_is_refused(wrong: dict[str, object]) -> None:
     assert Coverage.from_json(GOOD.to_json()) == GOOD
     with pytest.raises(ValueError, match=r"its coverage is not of numbers|more tissue was looked at"):
         Coverage.from_json({**GOOD.to_json(), **wrong})
+
+
+@pytest.mark.parametrize("sigma", [2.0, 6.0, 15.0])
+def test_what_is_out_of_focus_is_not_taken_for_blank(tmp_path: Path, sigma: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 1, (1024, 1024, 1))
+    blurred = ndimage.gaussian_filter(noise, (sigma, sigma, 0))
+    tissue = np.array([170.0, 110.0, 170.0]) + 25 * blurred / blurred.std()
+    image = np.full((1536, 1536, 3), 244, np.uint8)
+    image[256:1280, 256:1280] = tissue.clip(40, 230)
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for number in range(5):
+            side = 1536 >> number
+            level = image.reshape(side, 1 << number, side, 1 << number, 3).mean(axis=(1, 3)).astype(np.uint8)
+            file.write(
+                level,
+                photometric="rgb",
+                tile=(256, 256),
+                subfiletype=1 if number else 0,
+                resolution=(1e4 / (0.5 * 2**number),) * 2,
+                resolutionunit="CENTIMETER",
+            )
+    with Slide.open(path) as slide:
+        found = find_tissue(slide, um_per_px=8.0)
+        assert not hidden(slide, found, downsample=1.0).any()
+        assert stored_coverage(slide, found, downsample=1.0).share == 1.0
