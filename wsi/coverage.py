@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.geometry import Frame, TileGrid
-from wsi.hidden import cells_over, hidden
+from wsi.hidden import cells_over, hidden, tiles_under
 from wsi.raster import Heatmap, Mask
 from wsi.slide import Slide
 from wsi.tissue import covers
@@ -113,12 +113,8 @@ def stored_coverage(slide: Slide, tissue: Mask, *, downsample: float) -> Coverag
     grid, bad = _stored(slide, downsample)
     wanted = _without_rim(tissue)
     is_hidden = hidden(slide, wanted, downsample=downsample)
-    rows, columns = np.nonzero(wanted.array & ~is_hidden)
-    level_rows, level_columns = grid.frame.fractions(*tissue.frame.centres(rows, columns))
-    tiles = np.stack([level_rows // grid.tile_shape[0], level_columns // grid.tile_shape[1]], axis=1).astype(np.int64)
-    tiles = tiles.clip(0, np.subtract(grid.shape, 1))  # the mask's last pixels may extend beyond the level
-    under, counts = np.unique(tiles, axis=0, return_counts=True)
-    indices = [(row, column) for row, column in under.tolist()]
+    indices, of_pixel = tiles_under(grid, Mask(frame=tissue.frame, array=wanted.array & ~is_hidden))
+    counts = np.bincount(of_pixel, minlength=len(indices))
     is_bad = np.array([tile in bad for tile in indices], dtype=bool)
     is_missing = np.array([tile not in bad and slide.is_missing(grid.tile(*tile)) for tile in indices], dtype=bool)
     pixel_mm2 = tissue.frame.pixel_um**2 / 1e6

@@ -31,6 +31,11 @@ def plain(text: str) -> str:
     )
 
 
+def shortened(text: str) -> str:
+    """The beginning of a text that is longer than any list of names: a cell of a table may be as long as the table."""
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} …"
+
+
 class PathologyError(Exception):
     """Root of every error that sentinode raises on purpose.
 
@@ -57,9 +62,7 @@ class PathologyError(Exception):
 
     def __str__(self) -> str:
         where = ", ".join(part for part in (self.path, self.where) if part)
-        text = f"{where}: {self.reason}" if where else self.reason
-        if len(text) > _MOST_CHARACTERS:  # a cell of a table may be as long as the table
-            text = f"{text[:_MOST_CHARACTERS]} …"
+        text = shortened(f"{where}: {self.reason}" if where else self.reason)
         mend = self.mend if self.mend is None else self.mend[:_MOST_CHARACTERS]
         return plain(without_secrets(f"{text} ({mend})" if mend else text))
 

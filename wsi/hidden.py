@@ -1,4 +1,4 @@
-"""Tissue that the overview shows and the level that is read does not: under opacity, or blank."""
+"""Where the overview and the level that is read do not show the same: tissue under opacity, blank, or not stored."""
 
 from __future__ import annotations
 
@@ -28,14 +28,10 @@ def shown(slide: Slide, tissue: Mask, *, downsample: float) -> Mask:
     level = slide.level_for(downsample)
     grid = TileGrid(frame=slide.frame_of(level), tile_shape=level.tile_shape)
     array = tissue.array & ~hidden(slide, tissue, downsample=downsample)
-    rows, columns = np.nonzero(array)
-    at = grid.frame.fractions(*tissue.frame.centres(rows, columns))
-    sides = zip(at, grid.tile_shape, grid.shape, strict=True)
-    tiles = np.stack([(one // side).astype(np.int64).clip(0, most - 1) for one, side, most in sides], axis=1)
-    under, of_pixel = np.unique(tiles, axis=0, return_inverse=True)
-    is_missing = np.array([slide.is_missing(grid.tile(row, column)) for row, column in under.tolist()], dtype=bool)
+    under, of_pixel = tiles_under(grid, Mask(frame=tissue.frame, array=array))
+    is_missing = np.array([slide.is_missing(grid.tile(*tile)) for tile in under], dtype=bool)
     if is_missing.any():
-        array[rows, columns] = ~is_missing[of_pixel.ravel()]
+        array[array] = ~is_missing[of_pixel]
     return Mask(frame=tissue.frame, array=array)
 
 
@@ -69,6 +65,20 @@ def hidden(slide: Slide, tissue: Mask, *, downsample: float) -> NDArray[np.bool_
     under = _tiles(is_under)
     found = _blank(slide, tissue, known, grid, _spread(under))
     return _blank(slide, tissue, known, grid, under) if found.any() else found
+
+
+def tiles_under(grid: TileGrid, mask: Mask) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+    """The tiles under a mask, a pixel's tile being the one under its centre.
+
+    Returns:
+        The (row, column) of each tile, and for each true pixel, row by row, the index of its tile, int64 (n,).
+    """
+    at = grid.frame.fractions(*mask.frame.centres(*np.nonzero(mask.array)))
+    sides = zip(at, grid.tile_shape, grid.shape, strict=True)
+    # the mask's last pixels may extend beyond the level
+    tiles = np.stack([(one // side).astype(np.int64).clip(0, most - 1) for one, side, most in sides], axis=1)
+    under, of_pixel = np.unique(tiles, axis=0, return_inverse=True)
+    return [(row, column) for row, column in under.tolist()], of_pixel.ravel()
 
 
 def cells_over(grid: TileGrid, row: int, column: int, cells: Frame) -> tuple[slice, slice]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from staging.errors import listed
-from wsi.errors import plain, without_secrets
+from wsi.errors import plain, shortened, without_secrets
 
 if TYPE_CHECKING:
     from staging.cohorts.camelyon import SlideListing
@@ -18,13 +18,11 @@ if TYPE_CHECKING:
     from wsi.slide import Slide
 
 EXIT_FATAL, EXIT_QUARANTINED = 1, 3
-_MOST_CHARACTERS = 4000
 
 
 def say(text: str) -> None:
     """Print one line on stderr; of what is longer than any list of names, the beginning."""
-    shown = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} …"
-    typer.echo(f"sentinode: {plain(without_secrets(shown))}", err=True)
+    typer.echo(f"sentinode: {plain(without_secrets(shortened(text)))}", err=True)
 
 
 def slide_notices(slide: Slide) -> dict[str, Any]:

@@ -238,6 +238,33 @@ class _Rounds:
             save_png(_beside(target, ".calibration.png"), calibration_picture(result))
 
 
+class _Passes:
+    """Says of every pass how it went, and how long the rest takes; passes of an earlier call come without steps."""
+
+    def __init__(self, news: TrainingNews, log: TrainingLog | None) -> None:
+        self._news, self._log = news, log
+        self._began = time.perf_counter()
+        self._made = 0
+        self._has_steps = False
+
+    def step(self, done: int, total: int) -> None:
+        """Take the patches done in this pass."""
+        self._has_steps = True
+        self._news.step(done, total)
+
+    def note(self, epoch: Epoch) -> None:
+        """Take the end of a pass."""
+        if self._log is not None:
+            self._log.note(epoch)
+        if not self._has_steps:
+            self._news.say(f"{epoch} (by an earlier call)")
+            return
+        self._has_steps = False
+        self._made += 1
+        left = (time.perf_counter() - self._began) / self._made * (epoch.epochs - epoch.number)
+        self._news.say(f"{epoch}, about {timedelta(seconds=max(1, round(left)))} left" if left else str(epoch))
+
+
 def _fit(
     found: TrainingSet,
     plan: TrainingPlan,
@@ -252,27 +279,7 @@ def _fit(
     from wsi.cnn.training import train  # noqa: PLC0415
     from wsi.cnn.training_data import UnfitPatchesError  # noqa: PLC0415
 
-    began = time.perf_counter()
-    passes: list[int] = []  # those of this call
-    stepped = False
-
-    def step(done: int, total: int) -> None:
-        nonlocal stepped
-        stepped = True
-        news.step(done, total)
-
-    def note(epoch: Epoch) -> None:
-        nonlocal stepped
-        if log is not None:
-            log.note(epoch)
-        if not stepped:
-            news.say(f"{epoch} (by an earlier call)")
-            return
-        stepped = False
-        passes.append(epoch.number)
-        left = (time.perf_counter() - began) / len(passes) * (epoch.epochs - epoch.number)
-        news.say(f"{epoch}, about {timedelta(seconds=max(1, round(left)))} left" if left else str(epoch))
-
+    passes = _Passes(news, log)
     drawn = plan.held_out if judges is None else judges
     try:
         return train(
@@ -282,8 +289,8 @@ def _fit(
             judges=found.judges or drawn,
             device=plan.device,
             resume=Progress(_beside(target, ".progress")),
-            on_epoch=note,
-            on_step=step,
+            on_epoch=passes.note,
+            on_step=passes.step,
         )
     except UnfitPatchesError as error:
         raise unfit(plan, error) from error

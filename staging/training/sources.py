@@ -24,8 +24,10 @@ from staging.cohorts.errata import EXCLUDED, is_partly_annotated
 from staging.cohorts.names import centre_of_patient, slide_key
 from staging.errors import CohortError
 from staging.lesions.labels import SlideLabel
+from staging.lesions.settings import COVERAGE_TOLERANCE
 from staging.runs.cluster import TileNews
 from staging.training.fit import share_on
+from wsi.coverage import measure_coverage
 from wsi.errors import SlideError
 from wsi.geometry import Frame
 from wsi.heatmap_store import read_heatmap
@@ -45,7 +47,7 @@ _UNLESS = "label the slide negative in the reference (patches: or give --allow-e
 _NO_INFLUENCE = ("device", "threads", "upsample", "allows_empty")
 
 
-_WHOLE, _HALF = 0.995, 0.5  # shares of tissue, of a patch
+_HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,11 +220,12 @@ def draw(work: tuple[PatchSource, PatchRecipe, Path], _: TileNews) -> PatchTable
             return earlier
         drawn = _drawn(source, slide, recipe.groups)
         whole = find_tissue(slide)
-        tissue = shown(slide, whole, downsample=slide.frame_at(recipe.mpp).downsample)
-        share = float(tissue.array.sum() / whole.array.sum())
-        if not share:
-            raise SlideError(slide.path, "stores none of its tissue at this resolution", mend="copy it again")
-        unseen = [f"only {share:.0%} of its tissue can be seen: the rest gives no patches"] if share < _WHOLE else []
+        downsample = slide.frame_at(recipe.mpp).downsample
+        tissue = shown(slide, whole, downsample=downsample)
+        coverage = measure_coverage(slide, whole, tissue, downsample=downsample)
+        if not coverage.looked_mm2:
+            raise SlideError(slide.path, f"gives no patches: {coverage}", mend="copy the slide again from its source")
+        unseen = [] if coverage.is_whole(COVERAGE_TOLERANCE) else [f"gives patches of what is seen only: {coverage}"]
         patches = draw_patches(
             slide,
             None if drawn is None else drawn.annotations,

@@ -246,7 +246,9 @@ def test_several_processes_share_the_rounds(folder: Path, tmp_path: Path) -> Non
 def test_a_killed_call_goes_on_and_another_does_not(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     command = ("train", folder / "patches.zarr", "-o", model, "--device", "cpu")
-    assert CliRunner().invoke(app, [*map(str, command), "--epochs", "2"]).exit_code == 0
+    whole = CliRunner().invoke(app, [*map(str, command), "--epochs", "2"])
+    assert whole.exit_code == 0, whole.output
+    assert re.search(r"epoch 1/2: .*, about 0:00:\d\d left\n(.*\n)*epoch 2/2: [^,]*(, held-out [^,]*)*\n", whole.stderr)
     undisturbed = model.read_bytes()
     model.unlink()
     store = read_patches(folder / "patches.zarr")
@@ -261,6 +263,7 @@ def test_a_killed_call_goes_on_and_another_does_not(folder: Path, tmp_path: Path
     assert "other settings: epochs" in refused(CheckpointError, *command, "--epochs", "3")
     done = CliRunner().invoke(app, [*map(str, command), "--epochs", "2"])
     assert done.exit_code == 0, done.output
+    assert re.search(r"epoch 1/2: .* \(by an earlier call\)\n", done.stderr)
     assert model.read_bytes() == undisturbed
     assert "is a checkpoint" in refused(OutputExistsError, *command, "--epochs", "2")
     assert model.read_bytes() == undisturbed

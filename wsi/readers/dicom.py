@@ -63,15 +63,15 @@ def strangers(files: Sequence[Path]) -> tuple[Path, Path] | None:
     """Two files of one series that cannot be levels of one picture, as their sizes say; None if all can.
 
     Copies and programs that replace identifiers give different slides one series. Only whole pictures are compared, not
-    labels and overviews.
-
-    Raises:
-        OSError: a file cannot be read.
+    labels and overviews, nor files that cannot be read: whoever opens them says so.
     """
     sizes: dict[Path, tuple[int, int]] = {}
     for path in files:
-        with open_regular(path) as file:
-            head, _ = _split(file)
+        try:
+            with open_regular(path) as file:
+                head, _ = _split(file)
+        except OSError:
+            continue
         width, height, kind = (element.search(head) for element in (_WIDTH, _HEIGHT, _KIND))
         if width and height and kind and "VOLUME" in _text(head, kind):
             size = int.from_bytes(width[1], "little"), int.from_bytes(height[1], "little")
