@@ -34,6 +34,7 @@ from staging.commands import (
     verify,
 )
 from staging.commands.help_texts import Group
+from staging.commands.reference_option import TakesReference
 from wsi.errors import OutputExistsError, OutputInUseError, OutputNameError, PathologyError, StorageError
 
 # the codes of sysexits.h where one fits (FAULTS: 1 fatal, 2 wrong usage, 74 storage, 75 output in use)
@@ -64,9 +65,9 @@ app.command("verify", rich_help_panel=RUNNING)(verify.verify)
 app.command("demo", rich_help_panel=RUNNING)(demo.demo)
 app.add_typer(score.app, name="score", rich_help_panel=SCORING)
 app.add_typer(submission.app, name="submission", rich_help_panel=SCORING)
-app.command("review", rich_help_panel=SCORING)(review.review)
-app.command("compare", rich_help_panel=SCORING)(compare.compare)
-app.command("tune", rich_help_panel=SCORING)(tune.tune)
+app.command("review", cls=TakesReference, rich_help_panel=SCORING)(review.review)
+app.command("compare", cls=TakesReference, rich_help_panel=SCORING)(compare.compare)
+app.command("tune", cls=TakesReference, rich_help_panel=SCORING)(tune.tune)
 app.command("cross-validate", rich_help_panel=SCORING)(cross_validate.cross_validate)
 app.command("info", rich_help_panel=SLIDES)(info.info)
 app.command("tissue", rich_help_panel=SLIDES)(tissue.tissue)

@@ -56,6 +56,14 @@ def read_rows(path: str | PathLike[str]) -> tuple[Row, ...]:
     return found if delimiter != ";" else tuple((line, tuple(map(_with_point, cells))) for line, cells in found)
 
 
+def header_error(path: Path, cells: Sequence[str], wanted: str, *, mend: str, line: int = 1) -> TableError:
+    """The error of a table that does not begin as it should; it says so if semicolons were not read as separators."""
+    got = f"begins with {','.join(cells)[:60]!r}, not with {wanted}" if cells else "is empty"
+    if any(";" in cell for cell in cells):
+        mend = f"semicolons separate cells only if every line has equally many, and this one has not; {mend}"
+    return TableError(path, got, where=f"line {line}", mend=mend)
+
+
 def refuse_repeated(path: Path, names: Sequence[str], line: int) -> None:
     """Refuse a header in which a column occurs twice: which of them is meant is not known.
 

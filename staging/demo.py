@@ -16,7 +16,7 @@ from staging.training.rounds import TrainingNews, is_written, run_training
 from wsi.store import storage
 
 TRAINING_CENTRES = (0, 1, 2, 3)
-TEST_CENTRES = (0, 1, 2, 3, 4)
+UNSEEN_CENTRE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,8 @@ class DemoPlan:
 
     Attributes:
         seed: of everything; the test cohort has a seed derived from it.
-        training_patients, test_patients: of five slides each; centre 4 is in the test cohort only.
+        training_patients, test_patients: of five slides each.
+        test_centres: of the test patients, in turn; UNSEEN_CENTRE is not among those of the training patients.
         mpp: um per pixel of the synthetic slides.
         workers: number of processes.
     """
@@ -33,6 +34,7 @@ class DemoPlan:
     seed: int = 0
     training_patients: int = 12
     test_patients: int = 10
+    test_centres: tuple[int, ...] = (*TRAINING_CENTRES, UNSEEN_CENTRE)
     mpp: float = 2.0
     workers: int = 2
 
@@ -49,7 +51,7 @@ def run_demo(output: Path, plan: DemoPlan, *, news: TrainingNews) -> CohortResul
     news.say("1/4 drawing the training patients")
     _cohort(training, plan.training_patients, TRAINING_CENTRES, plan.seed, plan)
     news.say("2/4 drawing the test patients: a different seed, and one centre never seen in training")
-    _cohort(test, plan.test_patients, TEST_CENTRES, plan.seed + 1_000_003, plan)
+    _cohort(test, plan.test_patients, plan.test_centres, plan.seed + 1_000_003, plan)
     news.say("3/4 training the network: a first one, hard negatives where it errs, and the final one")
     cohort = LabelledCohort(
         slides=find_slides([training / "images"]),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from staging.cohorts.names import slide_key, slide_name
 from staging.cohorts.skipped import Skipped
-from staging.csv_rows import Entries, csv_text, in_line, read_rows, refuse_repeated
+from staging.csv_rows import Entries, csv_text, header_error, in_line, read_rows, refuse_repeated
 from staging.errors import (
     DuplicateSlideError,
     NoSlidesError,
@@ -107,7 +107,7 @@ def read_stage_table(path: str | PathLike[str], *, submission: bool = False) -> 
     path = Path(path)
     rows = _Rows(path)
     if rows.header[:2] != ["patient", "stage"]:
-        raise _header_error(path, rows.header, "patient,stage")
+        raise header_error(path, rows.header, "the header patient,stage", mend="begin with patient,stage")
     stages: Entries[PatientStage] = Entries(path)
     labels: Entries[SlideLabel] = Entries(path)
     unzipped: list[str] = []
@@ -151,7 +151,9 @@ def read_label_table(path: str | PathLike[str]) -> dict[str, SlideLabel]:
                 entries.add(line, slide_name(name), SlideLabel.parse(text))
         labels = entries.values
     else:
-        raise _header_error(path, rows.header, "slide,label or patient,stage")
+        raise header_error(
+            path, rows.header, "the header slide,label or patient,stage", mend="begin with slide,label or patient,stage"
+        )
     if not labels:
         raise TableError(path, "has no row for a slide", mend="rows are like patient_000_node_0.tif,negative")
     return labels
@@ -273,11 +275,6 @@ class _Rows:
                     mend="write one name, a comma and one label per row",
                 )
             yield line, row[0], row[1]
-
-
-def _header_error(path: Path, header: list[str], wanted: str) -> TableError:
-    got = f"begins with {','.join(header)[:60]!r}" if header else "is empty"
-    return TableError(path, f"{got}, not with the header {wanted}", where="line 1", mend=f"begin with {wanted}")
 
 
 def _zipped(name: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from staging.cohorts.camelyon import read_label_table
 from staging.cohorts.names import slide_key
-from staging.csv_rows import Entries, Row, decimal, read_rows, refuse_repeated
+from staging.csv_rows import Entries, Row, decimal, header_error, read_rows, refuse_repeated
 from staging.errors import TableError, UnknownLabelError
 from staging.lesions.labels import SlideLabel
 
@@ -115,12 +115,7 @@ def _probability_column(path: Path, header: Row) -> int:
     refuse_repeated(path, names, line)
     known = [name for name in _PROBABILITY_COLUMNS if name in names]
     if names[0] not in _NAME_COLUMNS or not known:
-        raise TableError(
-            path,
-            f"begins with {','.join(cells)[:60]!r}, not with slide,probability",
-            where=f"line {line}",
-            mend="name these columns, or write no header",
-        )
+        raise header_error(path, cells, "slide,probability", line=line, mend="name these columns, or write no header")
     return names.index(known[0])
 
 

@@ -13,6 +13,7 @@ from staging.commands.help_texts import Group
 from staging.commands.notices import say, unseen_notice
 from staging.commands.options import AllowPartial, Device, Patients, Tolerance
 from staging.commands.outputs import Output, always, guarded
+from staging.commands.reference_option import TakesReference
 from staging.csv_rows import read_rows
 from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE
@@ -36,13 +37,16 @@ def mil() -> None:
     """Classify whole slides by attention over the features of their tiles; one JSON object on stdout."""
 
 
-@app.command()
+@app.command(cls=TakesReference)
 @guarded
 def train(
     features: Features,
     reference: Annotated[
         Path,
-        typer.Argument(help="CAMELYON16's reference.csv, stage_labels.csv or a CSV slide,label.", show_default=False),
+        typer.Argument(
+            help="CAMELYON16's reference.csv, stage_labels.csv or a CSV slide,label; also as -r.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path,

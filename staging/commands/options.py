@@ -127,7 +127,7 @@ RunHeatmaps = Annotated[
     Path, typer.Argument(help="Output of run, or a folder of heatmaps.", metavar="RUN", show_default=False)
 ]
 LabelReference = Annotated[
-    Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label.", show_default=False)
+    Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label; also as -r.", show_default=False)
 ]
 MadeBy = Annotated[
     Path | None,

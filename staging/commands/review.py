@@ -21,7 +21,9 @@ _LIST = table("slide", "reference", "found", name="a review")
 @guarded
 def review(
     run: Annotated[Path, typer.Argument(help="The output of sentinode run.", show_default=False)],
-    reference: Annotated[Path, typer.Argument(help="stage_labels.csv, or a table slide,label.", show_default=False)],
+    reference: Annotated[
+        Path, typer.Argument(help="stage_labels.csv, or a table slide,label; also as -r.", show_default=False)
+    ],
     output: Annotated[
         Path,
         Output(kind=always(FolderKind(files={"review.html": _PAGE, "review.csv": _LIST}, sole=("pictures",)))),

@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from staging.commands.conditions import only_with
+from staging.commands.everywhere import is_quiet
 from staging.commands.help_texts import Group
 from staging.commands.notices import files_notice, say, warnings_notice
 from staging.commands.options import Patients
 from staging.commands.outputs import Output, guarded
+from staging.commands.reference_option import TakesReference
 from staging.errors import ConfigurationError, listed
-from staging.scores.texts import difference_lines, froc_text, label_text, roc_line, stage_text
+from staging.scores.texts import (
+    difference_lines,
+    froc_line,
+    froc_text,
+    label_line,
+    label_text,
+    roc_line,
+    stage_line,
+    stage_text,
+)
 from wsi.outputs import picture as picture_kind
 
 if TYPE_CHECKING:
@@ -65,10 +76,12 @@ def score() -> None:
     """Score a submission against a reference; one JSON object on stdout."""
 
 
-@app.command()
+@app.command(cls=TakesReference)
 @guarded
 def kappa(
-    reference: Annotated[Path, typer.Argument(help="The organisers' stage_labels.csv.", show_default=False)],
+    reference: Annotated[
+        Path, typer.Argument(help="The organisers' stage_labels.csv; also as -r.", show_default=False)
+    ],
     submission: Annotated[Path, typer.Argument(help="A table in the same format.", show_default=False)],
     *,
     against: Against = None,
@@ -102,8 +115,7 @@ def kappa(
     record = score.to_json()
     for warning in record["warnings"]:
         say(warning)
-    if table:
-        typer.echo(stage_text(record), err=True)
+    _tell(stage_line(record), stage_text(record) if table else None)
     _tell_differences(record)
     if picture is not None:
         from staging.scores.pictures import stage_picture  # noqa: PLC0415
@@ -112,11 +124,11 @@ def kappa(
     _show(record)
 
 
-@app.command()
+@app.command(cls=TakesReference)
 @guarded
 def labels(
     reference: Annotated[
-        Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label.", show_default=False)
+        Path, typer.Argument(help="stage_labels.csv, or a CSV with header slide,label; also as -r.", show_default=False)
     ],
     submission: Annotated[
         Path, typer.Argument(help="A table in either format, such as labels.csv of a run.", show_default=False)
@@ -145,8 +157,7 @@ def labels(
     record = score.to_json() | _against({name: compare_labels(score, one) for name, one in others.items()})
     _tell_differences(record)
     _tell_strangers(score.without_patient)
-    if table:
-        typer.echo(label_text(record), err=True)
+    _tell(label_line(record), label_text(record) if table else None)
     if picture is not None:
         from staging.scores.pictures import label_picture  # noqa: PLC0415
 
@@ -154,12 +165,15 @@ def labels(
     _show(record)
 
 
-@app.command()
+@app.command(cls=TakesReference)
 @guarded
 def auc(
     reference: Annotated[
         Path,
-        typer.Argument(help="CAMELYON16's reference.csv, stage_labels.csv or a CSV slide,label.", show_default=False),
+        typer.Argument(
+            help="CAMELYON16's reference.csv, stage_labels.csv or a CSV slide,label; also as -r.",
+            show_default=False,
+        ),
     ],
     predictions: Annotated[
         Path,
@@ -208,8 +222,7 @@ def auc(
     _tell_strangers(score.without_patient)
     for warning in record["warnings"]:
         say(warning)
-    if table:
-        typer.echo(roc_line(record), err=True)
+    _tell(roc_line(record), roc_line(record) if table else None)
     if picture is not None:
         from staging.scores.pictures import roc_picture  # noqa: PLC0415
 
@@ -217,12 +230,15 @@ def auc(
     _show(record)
 
 
-@app.command()
+@app.command(cls=TakesReference)
 @guarded
 def froc(
     masks: Annotated[
         Path,
-        typer.Argument(help="Folder of masks: TIFF pyramids, level-5 TIFF or PNG, or annotations.", show_default=False),
+        typer.Argument(
+            help="Folder of masks: TIFF pyramids, level-5 TIFF or PNG, or annotations; also as -r.",
+            show_default=False,
+        ),
     ],
     detections: Annotated[
         Path,
@@ -304,13 +320,20 @@ def froc(
     if of_slides_um is None and "outlines" in record["tumour_values"]:
         say("the slides of the annotations are taken to have 0.243 um/px, as CAMELYON16's; --slide-mpp says otherwise")
     skipped = files_notice("detections", [detections], {".csv"})
-    if table:
-        typer.echo(froc_text(record), err=True)
+    _tell(froc_line(record), froc_text(record) if table else None)
     if picture is not None:
         from staging.scores.pictures import froc_picture  # noqa: PLC0415
 
         _save(picture, froc_picture(score))
     _show({**record, **skipped})
+
+
+def _tell(line: str, table: str | None) -> None:
+    """Print the table that was asked for, else the score as one line unless the command is quiet; both on stderr."""
+    if table is not None:
+        typer.echo(table, err=True)
+    elif not is_quiet():
+        say(line)
 
 
 def _save(path: Path, drawn: NDArray[np.uint8]) -> None:

@@ -41,6 +41,10 @@ def tissue(
         notices = slide_notices(opened)
         mask = find_tissue(opened, um_per_px=mpp)
         coverage = stored_coverage(opened, mask, downsample=1.0)
+    if coverage.missing_tiles:
+        unstored = f"{coverage.missing_tiles} tiles under tissue are not stored at full resolution"
+        notices["warnings"].append(unstored)
+        say(f"{slide}: {unstored}")
     save_picture(output, mask.array.astype("uint8") * 255)
     typer.echo(
         json.dumps(
@@ -56,6 +60,3 @@ def tissue(
             }
         )
     )
-    if coverage.missing_tiles:
-        text = f"{coverage.missing_tiles} tiles under tissue are not stored at full resolution"
-        say(f"{slide}: {text}")

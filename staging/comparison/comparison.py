@@ -35,11 +35,13 @@ from wsi.store import atomic_text, json_text
 if TYPE_CHECKING:
     from wsi.cnn.encoders.mil_training import MilTraining
 
-RECORD, TABLE, LABELS = "compare.json", "compare.csv", "labels.csv"
+RECORD, TABLE, DIFFERENCES, LABELS = "compare.json", "compare.csv", "differences.csv", "labels.csv"
 _COLUMNS = ("method", "kappa", "kappa_low", "kappa_high", "accuracy", "balanced_accuracy", "auc", "auc_low", "auc_high")
+_OF_DIFFERENCES = ("score", "of", "minus", "difference", "low", "high", "p_value", "p_adjusted")
 FILES: dict[str, FileKind] = {
     RECORD: json_file("a record of sentinode compare", '"differences"'),
     TABLE: table(*_COLUMNS, name="a table of methods"),
+    DIFFERENCES: table(*_OF_DIFFERENCES, name="a table of differences"),
     LABELS: table("slide", "fold", "reference", name="a table of labels by method"),
 }
 OUTPUT = FolderKind(files=FILES)
@@ -128,6 +130,7 @@ def compare_methods(
     }
     atomic_text(output / LABELS, _label_table(labels, fold, methods))
     atomic_text(output / TABLE, csv_text(_COLUMNS, _rows(record["methods"])))
+    atomic_text(output / DIFFERENCES, csv_text(_OF_DIFFERENCES, map(_difference_row, record["differences"])))
     atomic_text(output / RECORD, json_text(record))
     return record
 
@@ -199,5 +202,14 @@ def _rows(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[object, ...]]:
         kappa = (None, None, None) if stages is None else (stages["kappa"], *stages["interval"])
         area = (None, None, None) if auc is None else (auc["auc"], *auc["interval"])
         values = (*kappa, labels["accuracy"], labels["balanced_accuracy"], *area)
-        rows.append((name, *("" if value is None else f"{value:.4f}" for value in values)))
+        rows.append((name, *map(_cell, values)))
     return rows
+
+
+def _difference_row(one: Mapping[str, Any]) -> tuple[object, ...]:
+    values = (one["difference"], *one["interval"], one["p_value"], one["p_adjusted"])
+    return (one["score"], one["of"], one["minus"], *map(_cell, values))
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from staging.csv_rows import decimal, read_rows
+from staging.csv_rows import decimal, header_error, read_rows
 from staging.errors import TableError
 from wsi.outputs import FileKind, FolderKind
 from wsi.raster import Heatmap
@@ -166,12 +166,7 @@ def _is_header(path: Path, cells: tuple[str, ...]) -> bool:
     names = [cell.lower() for cell in cells]
     if names[0] in _HEADERS and names[1:3] == ["x", "y"]:
         return True
-    raise TableError(
-        path,
-        f"begins with {','.join(cells)[:60]!r}, which is not a detection",
-        where="line 1",
-        mend="write rows probability,x,y without a header",
-    )
+    raise header_error(path, cells, "a detection", mend="write rows probability,x,y without a header")
 
 
 def _detection(path: Path, line: int, cells: tuple[str, ...]) -> tuple[float, float, float]:

@@ -109,9 +109,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
         recorded = read_record(task.output, task.name, made_from, digests=task.digests)
         if recorded.analysis is not None:
             return recorded.analysis
-        for reason in recorded.broken:
-            log.warning("%s: %s: made again", task.name, reason)
-        heatmap, coverage, stains = _heatmap(task, slide, made_from, on_tiles, is_told=bool(recorded.broken))
+        heatmap, coverage, stains, broken = _heatmap(task, slide, made_from, on_tiles)
         is_partial = not coverage.is_whole(task.config.coverage_tolerance)
         with step("coverage", slide=task.name, path=task.path):
             if is_partial and not task.config.allow_partial:
@@ -139,7 +137,7 @@ def _analyse(task: SlideTask, on_tiles: TileNews) -> SlideAnalysis:
         repeated = slide.upsampled(_checkpoint(task.model, task.config.model).mpp)
         analysis = replace(analysis, bad_tiles=slide.bad_tiles, warnings=(*slide.warnings, *repeated, *stains))
     write_record(task.output, analysis, made_from)
-    return replace(analysis, remade=recorded.broken)
+    return replace(analysis, remade=recorded.broken or broken)
 
 
 @contextmanager
@@ -160,15 +158,13 @@ def _in_doubt(warnings: Sequence[str]) -> Iterator[None]:
 
 
 def _heatmap(
-    task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews, *, is_told: bool
-) -> tuple[Heatmap, Coverage, tuple[str, ...]]:
-    """The heatmap, its coverage, and whether the slide's stain is unlike the training set's.
-
-    With ``is_told``, what is broken about an earlier heatmap has been logged already.
-    """
+    task: SlideTask, slide: Slide, made_from: dict[str, str], on_tiles: TileNews
+) -> tuple[Heatmap, Coverage, tuple[str, ...], tuple[str, ...]]:
+    """The heatmap, its coverage, whether its stain is unlike the training set's, and what was wrong with an earlier."""
     checkpoint = _checkpoint(task.model, task.config.model)
     trained = StainRange.of_provenance(checkpoint.provenance)
     path = heatmap_path(task.output, task.name)
+    broken: tuple[str, ...] = ()
     # When bad tiles are read as white, only the call that read the slide for the heatmap knows which were bad.
     if provenance_of(path) == made_from and task.config.on_bad_tile == "raise":
         try:
@@ -176,14 +172,10 @@ def _heatmap(
             if coverage is not None:
                 heatmap = read_heatmap(path)
                 with step("tissue", slide=task.name, path=task.path):
-                    return (
-                        heatmap,
-                        coverage,
-                        () if trained is None else stain_warnings(slide, find_tissue(slide), trained),
-                    )
+                    stains = () if trained is None else stain_warnings(slide, find_tissue(slide), trained)
+                return heatmap, coverage, stains, ()
         except ArtefactError as error:
-            if not is_told:
-                log.warning("%s: %s: made again", task.name, error)
+            broken = (str(error),)
     from wsi.cnn.looking import look  # noqa: PLC0415  (loads torch)
 
     with step("resolution", slide=task.name, path=task.path):
@@ -203,7 +195,7 @@ def _heatmap(
             on_tiles=lambda done, total: on_tiles(task.name, done, total),
         )
     write_heatmap(path, heatmap, made_from, coverage=coverage, is_own=True)
-    return heatmap, coverage, stains
+    return heatmap, coverage, stains, broken
 
 
 @lru_cache(maxsize=1)

@@ -85,6 +85,15 @@ def test_all_methods_are_judged_by_the_same_folds(tmp_path: Path) -> None:
             assert one["kappas"] == pytest.approx(kappas)
     known = [one["p_value"] for one in record["differences"]]
     assert [one["p_adjusted"] for one in record["differences"]] == pytest.approx(holm(known))
+    with (tmp_path / "compared" / "differences.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(one["score"], one["of"], one["minus"]) for one in rows] == [
+        (one["score"], one["of"], one["minus"]) for one in record["differences"]
+    ]
+    assert float(rows[1]["p_adjusted"]) == pytest.approx(record["differences"][1]["p_adjusted"], rel=1e-3)
+    assert [float(rows[1][end]) for end in ("low", "high")] == pytest.approx(
+        record["differences"][1]["interval"], rel=1e-3
+    )
     assert "adjusted for their number (Holm)" in done.stderr
     assert isinstance(called(tmp_path).exception, OutputExistsError)
 

@@ -148,7 +148,7 @@ def test_bad_lines_are_refused_by_number(tmp_path: Path, line: str, reason: str)
 @pytest.mark.parametrize("header", ["x,y,p", "p,y,x", "probability", "slide,probability", "p;x;y"])
 def test_other_headers_are_refused(tmp_path: Path, header: str) -> None:
     (tmp_path / "d.csv").write_text(f"{header}\n0.5,10,20\n")
-    with pytest.raises(TableError, match="which is not a detection"):
+    with pytest.raises(TableError, match="not with a detection"):
         read_detections(tmp_path / "d.csv")
 
 

@@ -95,7 +95,8 @@ def test_kappa_of_the_real_table(real_data: Callable[[str], Path]) -> None:
     assert record["interval"] == pytest.approx([0.9906, 1.0], abs=1e-4)
     assert record["heterogeneity"]["p_value"] > 0.9
     assert record["warnings"] == ["CWZ, RST, UMCU, RUMC, LPON: fewer than 30 patients say little about a centre"]
-    assert text.splitlines() == [f"sentinode: {warning}" for warning in record["warnings"]]
+    told = "quadratic kappa 1.0000 (95 % interval 0.9906 to 1.0000), 100 patients"
+    assert text.splitlines() == [f"sentinode: {line}" for line in (*record["warnings"], told)]
     assert [centre["patients"] for centre in record["centres"].values()] == [20] * 5
 
 
@@ -158,7 +159,8 @@ def test_a_sound_score_has_no_warning(tmp_path: Path) -> None:
     tables = stage_table(tmp_path / "a.csv", STAGES * 4), stage_table(tmp_path / "b.csv", STAGES[::-1] + STAGES * 3)
     record, text = scored("kappa", *tables)
     few = "CWZ: fewer than 30 patients say little about a centre"
-    assert (record["warnings"], text) == ([few], f"sentinode: {few}\n")
+    told = "quadratic kappa 0.5000 (95 % interval -0.2245 to 0.8685), 20 patients"
+    assert (record["warnings"], text) == ([few], f"sentinode: {few}\nsentinode: {told}\n")
 
 
 def test_centres_and_differences_say_so_too(tmp_path: Path) -> None:
@@ -187,6 +189,7 @@ def test_undefined_kappa_is_null(tmp_path: Path) -> None:
         ("patient,stage\npatient_000,pN0\npatient_001,pN0\n", MissingPatientError, r"patient_000\.zip"),
         ("patient,stage\npatient_000.zip,pN3\n", UnknownLabelError, r"line 2.*unknown stage 'pN3'"),
         ("patient;stage\npatient_000.zip,pN0\n", TableError, "not with the header patient,stage"),
+        ("patient;stage\npatient_000.zip;pN0;\n", TableError, "semicolons separate cells only if every line has"),
         ("slide,stage\npatient_000.zip,pN0\n", TableError, "not with the header patient,stage"),
         ("patient,stage\npatient_000.zip\n", TableError, "line 2"),
         ("", TableError, "is empty"),
