@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from annotations.patches.table import read_patch_table
 from staging.bars import CohortProgress
@@ -20,8 +20,25 @@ from staging.training.sampling import sample_cohort
 from staging.training.sources import PatchRecipe, described
 from wsi.store import json_text
 
+_One = TypeVar("_One")
+
 MOST = 24
 """Maximum number of slides of a kind that are used: each costs an inference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedSlide:
+    """A labelled slide that stands for others of its kind.
+
+    Attributes:
+        slide: the slide file.
+        label: its true label.
+        weight: for how many slides of the cohort it stands, at least 1.
+    """
+
+    slide: SlideFile
+    label: SlideLabel
+    weight: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +66,25 @@ class LabelledCohort:
 
         Slides known to be wrong are left out.
         """
-        return self._labelled({SlideLabel.NEGATIVE})
+        return replace(self, slides=[slide for slide, _ in _spread(self._labelled({SlideLabel.NEGATIVE}))])
 
-    def positives(self) -> Self:
-        """Select at most MOST slides labelled with tumour, spread over the patients; as negatives."""
-        return self._labelled({*SlideLabel} - {SlideLabel.NEGATIVE})
+    def weighted(self) -> list[WeightedSlide]:
+        """Return at most MOST slides with tumour and as many negative ones, each with the number it stands for."""
+        kinds = ({SlideLabel.NEGATIVE}, {*SlideLabel} - {SlideLabel.NEGATIVE})
+        return [
+            WeightedSlide(slide=slide, label=label, weight=len(found) / len(_spread(found)))
+            for found in map(self._labelled, kinds)
+            for slide, label in _spread(found)
+        ]
 
-    def _labelled(self, wanted: Collection[SlideLabel]) -> Self:
+    def _labelled(self, wanted: Collection[SlideLabel]) -> list[tuple[SlideFile, SlideLabel]]:
         labels = {slide_key(name): label for name, label in self.reference.labels.items()}
         known = [slide for slide in self.slides if slide_key(slide.name) not in EXCLUDED]
-        found = [slide for slide in known if labels.get(slide_key(slide.name)) in wanted]
-        return replace(self, slides=found[:: max(1, len(found) // MOST)][:MOST])
+        return [
+            (slide, label)
+            for slide in known
+            if (label := labels.get(slide_key(slide.name))) is not None and label in wanted
+        ]
 
     def draw(self, output: Path, recipe: PatchRecipe, *, workers: int, verb: str) -> None:
         """Draw patches as a table; an existing table drawn with the same recipe is kept.
@@ -82,3 +107,8 @@ class LabelledCohort:
             )
             for line in warning_lines(counts["warnings"]):
                 progress.say(line)
+
+
+def _spread(found: Sequence[_One]) -> Sequence[_One]:
+    """Select at most MOST, evenly."""
+    return found[:: max(1, len(found) // MOST)][:MOST]

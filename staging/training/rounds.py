@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from staging.cohorts.training_patients import PATIENTS
+from staging.lesions.labels import SlideLabel
 from staging.lesions.settings import PEAK, with_peak
 from staging.training.doubts import at_its_bound, best_at_the_end, near_chance, worse_than_begun
 from staging.training.held_out import HeldOutReport
@@ -205,17 +206,16 @@ class _Rounds:
             self._news.say(f"without --slides and -r the peak is not learnt: commands take {PEAK:g}")
             return {}
         cohort = plan.cohort.of({*found.patches.patients.tolist()})
-        negatives = cohort.negatives().slides
-        if not negatives:
+        slides = cohort.weighted()
+        if not any(one.label is SlideLabel.NEGATIVE for one in slides):
             self._news.say("no slide of these patients is labelled negative: the peak is not learnt")
             return {}
         model = _folder(plan.output) / plan.output.name
         save_checkpoint(model, checkpoint)
         workers, threads = shared_out(plan.device, plan.workers)
         peak = calibrate_peak(
-            negatives,
+            slides,
             model,
-            positives=cohort.positives().slides,
             smallest_um=plan.smallest_um,
             slide_mpp=plan.slide_mpp,
             device=plan.device,

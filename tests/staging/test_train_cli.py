@@ -30,6 +30,7 @@ from staging.errors import ConfigurationError
 from staging.lesions.labels import SlideLabel
 from staging.lesions.settings import SMALLEST_UM, peak_of
 from staging.phantom import generate_cohort
+from staging.training.labelled_cohort import WeightedSlide
 from staging.training.mining import MiningPlan
 from staging.training.peak import calibrate_peak
 from staging.training.plan import TrainingPlan
@@ -177,7 +178,8 @@ def test_the_peak_is_learnt_where_the_slides_are_given(folder: Path, tmp_path: P
     negative = [slide for slide in trained_on if reference.labels[slide.name] is SlideLabel.NEGATIVE]
     positive = [slide for slide in trained_on if reference.labels[slide.name] is not SlideLabel.NEGATIVE]
     assert {slide.patient for slide in negative} == {"patient_040", "patient_041"}
-    learnt = calibrate_peak(negative, model, positives=positive, smallest_um=SMALLEST_UM)
+    judged = [WeightedSlide(slide=one, label=reference.labels[one.name], weight=1.0) for one in (*negative, *positive)]
+    learnt = calibrate_peak(judged, model, smallest_um=SMALLEST_UM)
     peak = learnt.value
     assert (learnt.negatives, learnt.positives) == (len(negative), len(positive))
     assert json.loads(told.stdout)["peak"] == found.provenance["peak"] == peak_of(found.provenance) == peak
