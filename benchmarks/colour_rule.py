@@ -11,7 +11,7 @@ Run: python benchmarks/colour_rule.py [--patients 12 --test-patients 30] [--seed
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -55,9 +55,8 @@ class Pixels:
     is_tumour: NDArray[np.bool_]
 
 
-def pixels_of(folder: Path, truth: CohortTruth, um: float) -> list[Pixels]:
-    """Read all slides of a cohort at ``um`` per pixel."""
-    found = []
+def pixels_of(folder: Path, truth: CohortTruth, um: float) -> Iterator[Pixels]:
+    """Read the slides of a cohort one by one at ``um`` per pixel."""
     for slide_truth in truth.slides:
         with Slide.open(folder / "images" / f"{slide_truth.name}.tif") as slide:
             tissue = find_tissue(slide, um_per_px=um)
@@ -68,17 +67,27 @@ def pixels_of(folder: Path, truth: CohortTruth, um: float) -> list[Pixels]:
         )
         smooth = [ndimage.gaussian_filter(stain, sigma) for stain in stains for sigma in _SIGMAS]
         blank = np.zeros(tissue.array.shape, np.float32)
-        found.append(
-            Pixels(
-                name=slide_truth.name,
-                patient=slide_truth.name.partition("_node_")[0],
-                label=slide_truth.label,
-                tissue=Heatmap(frame=tissue.frame, array=blank, tissue=tissue.array),
-                numbers=np.stack([one[tissue.array] for one in smooth], axis=1),
-                is_tumour=tumour[tissue.array],
-            )
+        yield Pixels(
+            name=slide_truth.name,
+            patient=slide_truth.name.partition("_node_")[0],
+            label=slide_truth.label,
+            tissue=Heatmap(frame=tissue.frame, array=blank, tissue=tissue.array),
+            numbers=np.stack([one[tissue.array] for one in smooth], axis=1),
+            is_tumour=tumour[tissue.array],
         )
-    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ColourRule:
+    """A forest of colours, and the settings of its lesions."""
+
+    forest: RandomForestClassifier
+    threshold: float
+    peak: float
+
+    def label(self, heatmap: Heatmap) -> SlideLabel:
+        """Label a slide by the largest lesion of the forest's heatmap."""
+        return label_of(heatmap, self.threshold, self.peak)
 
 
 def learn(slides: Sequence[Pixels], seed: int) -> RandomForestClassifier:
@@ -113,9 +122,9 @@ def stages_of(slides: Sequence[Pixels], labels: Sequence[SlideLabel]) -> list[Pa
     return [stage_patient(nodes[patient]) for patient in sorted(nodes)]
 
 
-def labels_of(heatmaps: Iterable[Heatmap], threshold: float, peak: float) -> list[SlideLabel]:
-    """Label slides by their largest lesion."""
-    return [slide_label(find_lesions(one, threshold=threshold, peak=max(threshold, peak))[0]) for one in heatmaps]
+def label_of(heatmap: Heatmap, threshold: float, peak: float) -> SlideLabel:
+    """Label a slide by its largest lesion."""
+    return slide_label(find_lesions(heatmap, threshold=threshold, peak=max(threshold, peak))[0])
 
 
 def kappa_of(slides: Sequence[Pixels], labels: Sequence[SlideLabel]) -> float:
@@ -125,21 +134,28 @@ def kappa_of(slides: Sequence[Pixels], labels: Sequence[SlideLabel]) -> float:
     return value if np.isfinite(value) else 0.0
 
 
-def staged(training: Sequence[Pixels], test: Sequence[Pixels], seed: int) -> dict[str, float]:
-    """Kappa of the test patients and AUC of their slides, and of pixels."""
+def fit(training: Sequence[Pixels], seed: int) -> ColourRule:
+    """Learn from slides; threshold and peak on each by a forest that did not see its patient."""
     patients = sorted({slide.patient for slide in training})
     fold = {patient: number % _FOLDS for number, patient in enumerate(patients)}
     unseen: dict[str, Heatmap] = {}
     for number in range(_FOLDS):
         forest = learn([slide for slide in training if fold[slide.patient] != number], seed)
         unseen |= {slide.name: heatmap_of(forest, slide) for slide in training if fold[slide.patient] == number}
-    own = [unseen[slide.name] for slide in training]
-    threshold, peak = max(product(_THRESHOLDS, _PEAKS), key=lambda chosen: kappa_of(training, labels_of(own, *chosen)))
-    forest = learn(training, seed)
-    heatmaps = [heatmap_of(forest, slide) for slide in test]
+
+    def kappa(settings: tuple[float, float]) -> float:
+        return kappa_of(training, [label_of(unseen[slide.name], *settings) for slide in training])
+
+    threshold, peak = max(product(_THRESHOLDS, _PEAKS), key=kappa)
+    return ColourRule(forest=learn(training, seed), threshold=threshold, peak=peak)
+
+
+def staged(rule: ColourRule, test: Sequence[Pixels]) -> dict[str, float]:
+    """Kappa of the test patients and AUC of their slides, and of pixels."""
+    heatmaps = [heatmap_of(rule.forest, slide) for slide in test]
     positive = [slide.label is not SlideLabel.NEGATIVE for slide in test]
     return {
-        "kappa": kappa_of(test, labels_of(heatmaps, threshold, peak)),
+        "kappa": kappa_of(test, [rule.label(one) for one in heatmaps]),
         "slide_auc": float(roc_auc_score(positive, [one.array.max() for one in heatmaps])),
         "pixel_auc": float(
             roc_auc_score(
@@ -147,8 +163,8 @@ def staged(training: Sequence[Pixels], test: Sequence[Pixels], seed: int) -> dic
                 np.concatenate([one.array[one.tissue] for one in heatmaps]),
             )
         ),
-        "threshold": threshold,
-        "peak": peak,
+        "threshold": rule.threshold,
+        "peak": rule.peak,
     }
 
 
@@ -170,8 +186,8 @@ def main() -> None:
             truth = generate_cohort(folder, patients=count, centres=range(5), seed=seed, mpp=2.0, workers=2)
             cohorts.append((folder, truth))
         for um in chosen.um:
-            training, test = (pixels_of(folder, truth, um) for folder, truth in cohorts)
-            found = staged(training, test, chosen.seed)
+            training, test = (list(pixels_of(folder, truth, um)) for folder, truth in cohorts)
+            found = staged(fit(training, chosen.seed), test)
             print(f"{um:g} um/px: " + ", ".join(f"{key} {value:.3g}" for key, value in found.items()), flush=True)
 
 
