@@ -16,7 +16,7 @@ def importance_picture(
     """Draw bars of the most important predictors, the longest on top.
 
     Args:
-        names: of the predictors.
+        names: of the predictors, as they are shown.
         importances: of the predictors, summing to 1.
         title: the first line.
         most: number of bars; the last bar sums up the rest.
@@ -25,10 +25,10 @@ def importance_picture(
         uint8 (rows, columns, 3).
     """
     order = sorted(range(len(names)), key=lambda at: (-importances[at], at))
-    bars = [_bar(names[at].replace("_", " "), importances[at]) for at in order[:most]]
+    bars = [_bar(names[at], importances[at]) for at in order[:most]]
     rest = order[most:]
     if rest:
-        bars.append(_bar(f"the other {len(rest)}", sum(importances[at] for at in rest), is_pale=True))
+        bars.append(_bar(f"the other {len(rest)} together", sum(importances[at] for at in rest), is_pale=True))
     return bar_chart(bars, title=title)
 
 

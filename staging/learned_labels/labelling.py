@@ -14,7 +14,7 @@ from staging.cohorts.names import slide_key
 from staging.csv_rows import csv_text
 from staging.errors import CohortError
 from staging.learned_labels.importance_picture import importance_picture
-from staging.learned_labels.predictors import PREDICTOR_NAMES, slide_predictors
+from staging.learned_labels.predictors import PREDICTOR_NAMES, in_words, slide_predictors
 from staging.learned_labels.training import Recipe, gather, train_classifier
 from staging.learned_labels.trees import SlideClassifier, read_classifier, write_classifier
 from staging.lesions.labels import SlideLabel
@@ -48,7 +48,7 @@ def train_on_heatmaps(
     write_classifier(output, model)
     picture = output.with_suffix(".png")
     title = f"What the {recipe.kind} looks at: {len(slides.names)} slides"
-    save_png(picture, importance_picture(model.predictors, model.importances, title=title))
+    save_png(picture, importance_picture([*map(in_words, model.predictors)], model.importances, title=title))
     made = {"model": str(output), "importances": str(picture), "limits": _limits(model)}
     made |= {key: value for key, value in model.provenance.items() if key != "names"}
     return made | seen_json({path.stem: one for path, one in seen.items()}, faults)

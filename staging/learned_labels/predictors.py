@@ -40,6 +40,32 @@ PREDICTOR_NAMES = (
     *(f"lesion_{number}_{name}" for number, name in product(range(1, _LARGEST + 1), _OF_LESION)),
 )
 
+_SHAPE_WORDS = {
+    "longest_diameter_um": "longest diameter",
+    "major_axis_um": "major axis",
+    "area_um2": "area",
+    "box_um2": "area of its box",
+    "aspect_ratio": "width to length",
+    "extent": "share of its box",
+    "solidity": "share of its convex hull",
+    "probability_max": "highest probability",
+    "probability_mean": "mean probability",
+    "probability_min": "lowest probability",
+}
+
+
+def in_words(name: str) -> str:
+    """A predictor's name as a picture shows it."""
+    if name == "probability_max":
+        return "highest probability of the slide"
+    if name == "lesions":
+        return "number of lesions"
+    of_tissue, _, threshold = name.rpartition("_")
+    if of_tissue in _OF_TISSUE:
+        return f"tissue of {threshold} or more: {'its share' if of_tissue == 'area_share' else 'its probability'}"
+    _, number, shape = name.split("_", 2)
+    return f"{('longest', 'second')[int(number) - 1]} lesion: {_SHAPE_WORDS.get(shape, shape)}"
+
 
 def slide_predictors(heatmap: Heatmap, *, merge_gap_um: float = MERGE_GAP_UM) -> NDArray[np.float64]:
     """Compute the predictors of a slide, in the order of PREDICTOR_NAMES; those of missing lesions are 0.

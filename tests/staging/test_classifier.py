@@ -14,7 +14,7 @@ from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 
 from staging.errors import CohortError
 from staging.learned_labels.importance_picture import importance_picture
-from staging.learned_labels.predictors import PREDICTOR_NAMES, slide_predictors
+from staging.learned_labels.predictors import PREDICTOR_NAMES, in_words, slide_predictors
 from staging.learned_labels.training import LabelledSlides, Recipe, gather, train_classifier, tune_limits
 from staging.learned_labels.trees import Kind, SlideClassifier, fit, ranks_of, read_classifier, write_classifier
 from staging.lesions.labels import SlideLabel
@@ -193,6 +193,14 @@ def test_features_of_a_known_heatmap() -> None:
     assert found["lesion_1_area_um2"] == found["lesion_1_box_um2"] == 20 * 256
     assert found["lesion_1_aspect_ratio"] == pytest.approx(0.2)
     assert all(found[name] == 0 for name in PREDICTOR_NAMES if name.startswith("lesion_2"))
+
+
+def test_every_predictor_has_its_own_words() -> None:
+    words = [in_words(name) for name in PREDICTOR_NAMES]
+    assert len(set(words)) == len(words)
+    assert all("_" not in one and "um2" not in one for one in words)
+    assert in_words("area_share_0.7") == "tissue of 0.7 or more: its share"
+    assert in_words("lesion_2_longest_diameter_um") == "second lesion: longest diameter"
 
 
 def test_the_picture_shows_longer_bars_for_more_important_features() -> None:
