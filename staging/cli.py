@@ -13,6 +13,7 @@ from staging.commands import (
     convert,
     cross_validate,
     demo,
+    encoders,
     features,
     heatmap,
     info,
@@ -77,6 +78,7 @@ app.command("mask", rich_help_panel=ANNOTATIONS)(mask.mask)
 app.command("patches", rich_help_panel=TRAINING)(patches.patches)
 app.command("train", rich_help_panel=TRAINING)(train.train)
 app.command("features", rich_help_panel=TRAINING)(features.features)
+app.command("encoders", rich_help_panel=TRAINING)(encoders.encoders)
 app.add_typer(mil.app, name="mil", rich_help_panel=TRAINING)
 app.add_typer(model.app, name="model", rich_help_panel=TRAINING)
 

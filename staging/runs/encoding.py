@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from staging.bars import CohortProgress
 from staging.cohorts.camelyon import SlideFile
@@ -28,6 +28,9 @@ from wsi.slide import Slide
 from wsi.store import atomic_text, check_kept, json_text, name_fault, provenance_of, sweep
 from wsi.tissue import find_tissue
 
+if TYPE_CHECKING:
+    from wsi.cnn.encoders.description import Description
+
 MASK = "find_tissue at 16 um/px"
 """How the tiles to encode are chosen."""
 
@@ -44,7 +47,7 @@ class EncodingPlan:
     """How slides are encoded.
 
     Attributes:
-        encoder: a torch.export or ONNX file.
+        encoder: a torch.export or ONNX file; with a description its weights.
         mpp: um per px of the tiles.
         size_px: side of a tile.
         stride_px: distance from tile to tile.
@@ -58,6 +61,7 @@ class EncodingPlan:
         on_bad_tile: whether a tile that cannot be decoded fails its slide, or is read as white and reported.
         seen_rule: which slides are quarantined because too much of their tissue cannot be read.
         upsample: encode slides coarser than the tiles, too.
+        description: of the encoder, where its file holds weights alone.
     """
 
     encoder: Path
@@ -75,6 +79,7 @@ class EncodingPlan:
     on_bad_tile: OnBadTile = "raise"
     seen_rule: SeenRule = field(default_factory=SeenRule)
     upsample: bool = False
+    description: Description | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +125,7 @@ class LoadedEncoder:
     std: Three
     device: str
     trust: bool
+    description: Description | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +192,15 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
         geometry = TileGeometry(mpp=plan.mpp, size_px=plan.size_px, stride_px=plan.stride_px)
     except ValueError as error:
         raise ConfigurationError(None, str(error), mend="give another --stride") from error
-    encoder = load_encoder(plan.encoder, size_px=plan.size_px, mean=mean, std=std, device=plan.device, trust=plan.trust)
+    encoder = load_encoder(
+        plan.encoder,
+        size_px=plan.size_px,
+        mean=mean,
+        std=std,
+        device=plan.device,
+        trust=plan.trust,
+        description=plan.description,
+    )
     settings = {
         "format": _FORMAT,
         "encoder": encoder.to_json(),
@@ -205,6 +219,7 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
         std=std,
         device=plan.device,
         trust=plan.trust,
+        description=plan.description,
     )
     on_gpu = encoder.device.type == "cuda"
     tasks = [
@@ -366,6 +381,7 @@ def _encoder(wanted: LoadedEncoder) -> Any:  # noqa: ANN401  (an Encoder, import
         std=wanted.std,
         device=wanted.device,
         trust=wanted.trust,
+        description=wanted.description,
     )
     if encoder.digest != wanted.digest:
         raise CheckpointError(wanted.path, "changed while the slides were being encoded", mend="start again")

@@ -1,8 +1,9 @@
 """An encoder made elsewhere: a file that turns the pixels of a tile into a row of features.
 
 torch.export archives (.pt2, by ``exported``) and ONNX files (by onnxruntime, which knows only mathematical operations)
-are read without risk. TorchScript, and torch.export archives that need more than ``exported`` supports, go through
-torch's own loaders, which can run code from the file: only if the caller says that the file is trusted.
+are read without risk, and so are the weights of encoders that are described (``description``). TorchScript, and
+torch.export archives that need more than ``exported`` supports, go through torch's own loaders, which can run code from
+the file: only if the caller says that the file is trusted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ import torch
 from numpy.typing import NDArray
 
 from wsi.cnn.device import pick_device
+from wsi.cnn.encoders.description import Description
 from wsi.cnn.encoders.exported import ARCHIVE, DAMAGES, load_exported
+from wsi.cnn.encoders.published import load_published
+from wsi.cnn.encoders.weights import find_weights
 from wsi.errors import CheckpointError, PathologyError
 from wsi.inputs import open_regular
 
@@ -31,6 +35,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _WANTED = "use a torch.export (.pt2) or ONNX file that maps float32 (batch, 3, size, size) to (batch, features)"
+_NAMED = "say whose they are, as in uni2-h=model.safetensors: sentinode encoders lists the names"
 _DYNAMIC = "export it with a dynamic first dimension"
 _PROBES = 3
 # of the largest feature: allows for rounding in other batch shapes, far less than an influence of neighbours
@@ -47,12 +52,13 @@ class Encoder:
     Attributes:
         path: the file.
         digest: hex sha256 of the file.
-        kind: "torch.export", "onnx" or "torchscript".
+        kind: "torch.export", "onnx", "torchscript", or the network of a description.
         size_px: side of the square tiles it expects.
         width: features per tile.
         mean, std: of the red, green and blue channel; the input is (value / 255 - mean) / std.
         device: where it computes.
         forward: float32 (batch, 3, size_px, size_px) on the device to (batch, width).
+        description: of the weights; None where the file holds the network.
     """
 
     path: Path
@@ -64,6 +70,7 @@ class Encoder:
     std: _Three
     device: torch.device
     forward: _Forward
+    description: Description | None = None
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The features of tiles, not checked for NaN.
@@ -78,7 +85,14 @@ class Encoder:
 
     def to_json(self) -> dict[str, Any]:
         """Everything that determines the features: the file, the size of its tiles and the scaling of pixels."""
-        return {"sha256": self.digest, "size_px": self.size_px, "mean": list(self.mean), "std": list(self.std)}
+        described = {} if self.description is None else self.description.to_json()
+        return {
+            "sha256": self.digest,
+            "size_px": self.size_px,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            **described,
+        }
 
 
 def load_encoder(
@@ -89,16 +103,19 @@ def load_encoder(
     std: _Three = IMAGENET_STD,
     device: str = "auto",
     trust: bool = False,
+    description: Description | None = None,
 ) -> Encoder:
     """Load an encoder and try it on a batch of noise.
 
     Args:
-        path: torch.export archive, ONNX file of up to 2 GB without external data, or TorchScript.
+        path: torch.export archive, ONNX file of up to 2 GB without external data, or TorchScript; with a description
+            the weights, or a folder of them as downloaded.
         size_px: side of the tiles.
         mean: per channel, of pixels from 0 to 1.
         std: likewise.
         device: auto, cpu or cuda.
         trust: also load files that can run code: TorchScript, and archives that ``exported`` refuses.
+        description: of an encoder whose file holds weights alone.
 
     Raises:
         CheckpointError: there is no such file; it is not an encoder; it would have to be trusted; it takes other images
@@ -110,9 +127,13 @@ def load_encoder(
     if size_px < 1 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise ValueError(f"an encoder needs a positive size and std, got {size_px} px, mean {mean}, std {std}")
     path, target = Path(path), pick_device(device)
-    digest = _digest(path)
-    kind = _kind(path)
-    forward = _LOADERS[kind](path, size_px, target, trust)
+    if description is None:
+        digest, kind = _digest(path), _kind(path)
+        forward = _LOADERS[kind](path, size_px, target, trust)
+    else:
+        path = find_weights(path)
+        digest, kind = _digest(path), description.network
+        forward = load_published(path, description, size_px=size_px, device=target)
     width = _probed(path, forward, size_px=size_px, mean=mean, std=std, device=target)
     return Encoder(
         path=path,
@@ -124,10 +145,11 @@ def load_encoder(
         std=std,
         device=target,
         forward=forward,
+        description=description,
     )
 
 
-def check_encoder(path: str | PathLike[str]) -> None:
+def check_encoder(path: str | PathLike[str], description: Description | None = None) -> None:
     """Refuse in a moment what ``load_encoder`` would refuse: no file, of no known kind, or without its library.
 
     Raises:
@@ -136,6 +158,9 @@ def check_encoder(path: str | PathLike[str]) -> None:
     """
     path = Path(path)
     try:
+        if description is not None:
+            with open_regular(find_weights(path)):
+                return
         kind = _kind(path)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -165,7 +190,7 @@ def _kind(path: Path) -> str:
     if start.startswith(b"\x80"):
         raise CheckpointError(path, "is a Python pickle, which runs code when loaded: it was not opened", mend=_WANTED)
     if start[8:9] == b"{":
-        raise CheckpointError(path, "is a safetensors file: weights without their network", mend=_WANTED)
+        raise CheckpointError(path, "is a safetensors file: weights without their network", mend=_NAMED)
     # an ONNX file is a protobuf message whose first field, the version, is a varint
     if start.startswith(b"\x08") or path.suffix.lower() == ".onnx":
         return "onnx"
