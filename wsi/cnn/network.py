@@ -330,12 +330,16 @@ def folded_pair(
     return _filled(convolution, weight * gain.view(-1, 1, 1, 1), bias)
 
 
+class _EmptyConvolution(nn.Conv2d):
+    """Without starting weights. (``nn.utils.skip_init`` also loads sympy, which takes half a second.)"""
+
+    def reset_parameters(self) -> None:
+        """Leave them as they are allocated."""
+
+
 def empty_convolution(inputs: int, layer: Layer, *, bias: bool) -> nn.Conv2d:
     """A valid convolution with uninitialised weights: no random state is used."""
-    convolution: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d, inputs, layer.channels, layer.kernel, layer.stride, dilation=layer.dilation, bias=bias
-    )
-    return convolution
+    return _EmptyConvolution(inputs, layer.channels, layer.kernel, layer.stride, dilation=layer.dilation, bias=bias)
 
 
 def double(values: torch.Tensor | None) -> torch.Tensor:
