@@ -75,7 +75,7 @@ def compare(
     from staging.comparison.comparison import Features, compare_methods  # noqa: PLC0415
     from staging.lesions.seen import SeenRule  # noqa: PLC0415
     from staging.scores.texts import method_lines  # noqa: PLC0415
-    from staging.training.mil import usable_features  # noqa: PLC0415
+    from staging.training.mil_features import usable_features  # noqa: PLC0415
     from staging.tuning.slides import gather_heatmaps  # noqa: PLC0415
     from staging.tuning.tuning import TuningRecipe  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415

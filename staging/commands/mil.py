@@ -11,14 +11,15 @@ import typer
 from staging.commands.everywhere import is_quiet
 from staging.commands.help_texts import Group
 from staging.commands.notices import say, unseen_notice
-from staging.commands.options import AllowPartial, Device, Patients, Tolerance
+from staging.commands.options import AllowPartial, Device, Nodes, Patients, Tolerance
 from staging.commands.outputs import Output, always, guarded
 from staging.commands.reference_option import TakesReference
 from staging.csv_rows import read_rows
-from staging.errors import listed
+from staging.errors import ConfigurationError, listed
 from staging.lesions.settings import COVERAGE_TOLERANCE
+from staging.stages.pn import EXPECTED_NODES
 from wsi.errors import PathologyError
-from wsi.outputs import FolderKind, table, weights
+from wsi.outputs import FolderKind, OutputKind, table, weights
 
 _HEAD = weights("an attention head", "sentinode attention-MIL head")
 _UNSEEN = table("slide", "label", "probability", name="a table of predictions")
@@ -30,6 +31,12 @@ app = typer.Typer(
 Features = Annotated[
     list[Path], typer.Argument(help="Directories of features from sentinode features.", show_default=False)
 ]
+
+
+def _of_folds(_: Path, __: object) -> OutputKind:
+    from staging.training.mil_folds import OUTPUT  # noqa: PLC0415  (slow import)
+
+    return OUTPUT
 
 
 @app.callback()
@@ -104,6 +111,70 @@ def train(
         say(doubt)
     typer.echo(json.dumps({**made.to_json(), "doubts": list(doubts)}))
     unseen_notice(made.to_json())
+
+
+@app.command("cross-validate", cls=TakesReference)
+@guarded
+def cross_validate(
+    features: Features,
+    reference: Annotated[
+        Path, typer.Argument(help="stage_labels.csv, or a CSV slide,label; also as -r.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        Output(kind=_of_folds),
+        typer.Option("--output", "-o", help="Folder for labels, stages and scores.", show_default=False),
+    ],
+    *,
+    leave_one_centre_out: Annotated[
+        bool, typer.Option("--leave-one-centre-out", help="One fold per medical centre; the default.")
+    ] = False,
+    folds: Annotated[
+        int | None, typer.Option(help="Number of folds of patients, instead of centres.", min=2, show_default=False)
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the slides.", min=1)] = 40,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal heads.", min=0)] = 0,
+    nodes: Nodes = EXPECTED_NODES,
+    patients: Patients = None,
+    device: Device = "auto",
+    coverage_tolerance: Tolerance = COVERAGE_TOLERANCE,
+    allow_partial: AllowPartial = False,
+) -> None:
+    """From features to kappa: heads of four classes, each judged on the centre (or fold) that it did not see.
+
+    A slide's likeliest label counts, and the labels of a patient's slides give the stage. Exit code 0: all features
+    good; 3: some could not be used.
+
+    Example: sentinode mil cross-validate features stage_labels.csv -o folds --leave-one-centre-out
+    """
+    from staging.cohorts.patients import nodes_of  # noqa: PLC0415  (slow import)
+    from staging.lesions.seen import SeenRule  # noqa: PLC0415
+    from staging.scores.texts import label_line, roc_line, stage_text  # noqa: PLC0415
+    from staging.training.mil_folds import MilFolds, cross_validate_mil  # noqa: PLC0415
+    from wsi.cnn.encoders.mil_training import MilTraining  # noqa: PLC0415  (loads torch)
+
+    if leave_one_centre_out and folds is not None:
+        raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give only one")
+    plan = MilFolds(
+        options=MilTraining(rounds=epochs, seed=seed),
+        held_out="centres" if folds is None else "patients",
+        folds=folds or 5,
+        nodes=nodes_of(patients),
+        expected_nodes=nodes,
+        seen_rule=SeenRule(tolerance=coverage_tolerance, allow_partial=allow_partial),
+        device=device,
+    )
+    record = cross_validate_mil(features, reference, output, plan, on_round=_tell)
+    for patient, reason in record["unstaged"].items():
+        say(f"{patient}: not staged: {reason}")
+    if record["stages"] is not None:
+        for warning in record["stages"]["warnings"]:
+            say(warning)
+        typer.echo(stage_text(record["stages"]), err=True)
+    say(label_line(record["labels"]))
+    say(roc_line(record["auc"]))
+    typer.echo(json.dumps({"folder": str(output), **record}))
+    unseen_notice(record)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from staging.scores.patients import score_kappa
 from staging.scores.several import ADJUSTED, with_adjusted
 from staging.scores.slides import compare_areas, compare_labels, score_auc, score_labels
 from staging.stages.pn import BY_NAME, PatientStage, SlideNodes
-from staging.training.mil import judge_held_out
+from staging.training.mil_folds import judge_held_out
 from staging.tuning.losses import stage_ranks
 from staging.tuning.slides import LabelledHeatmaps
 from staging.tuning.tuning import TuningRecipe, gather_evidence
@@ -107,7 +107,7 @@ def compare_methods(
     labels = {name: list(SlideLabel)[rank] for name, rank in zip(slides.names, slides.truth.tolist(), strict=True)}
     if features is not None:
         shares = judge_held_out(
-            features.folder,
+            [features.folder],
             labels,
             dict(zip(slides.names, fold.tolist(), strict=True)),
             nodes=nodes,

@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from staging.cohorts.camelyon import read_label_table
 from staging.cohorts.errata import OUT_OF_SLIDE_TASK
 from staging.cohorts.names import slide_key
 from staging.cohorts.references import read_truth
 from staging.csv_rows import csv_text
-from staging.errors import ConfigurationError, DuplicateSlideError, NoSlidesError, TableError
+from staging.errors import ConfigurationError, NoSlidesError, TableError
 from staging.lesions.labels import SlideLabel
 from staging.lesions.seen import SEEN_COLUMNS, Seen, SeenRule, seen_json
-from staging.runs.config import differences, refuse_other_settings
+from staging.runs.config import refuse_other_settings
 from staging.scores.roc import area_under_curve
 from staging.stages.pn import BY_NAME, SlideNodes
+from staging.training.mil_features import alone, bags_of, check_recipe, open_features, recipe_of
 from wsi.errors import ArtefactError, CheckpointError, PathologyError, StorageError
 from wsi.lock import OutputLock
 from wsi.store import atomic_text, json_text, storage, sweep
@@ -29,7 +27,7 @@ from wsi.store import atomic_text, json_text, storage, sweep
 if TYPE_CHECKING:
     from wsi.cnn.encoders.features import SlideFeatures
     from wsi.cnn.encoders.mil import MilHead
-    from wsi.cnn.encoders.mil_training import Bag, MilResult, MilTraining
+    from wsi.cnn.encoders.mil_training import MilResult, MilTraining
 
 RECORD = "mil.json"
 """File in the output that records the head."""
@@ -37,8 +35,6 @@ RECORD = "mil.json"
 _TWO = ("negative", "positive")
 _COLUMNS = ("slide", "label", "probability")
 """Columns before the probability of each class; ``probability`` is that of anything but negative."""
-_OF_THE_SLIDE = frozenset({"slide", "slide_mpp", "on_bad_tile"})
-"""Keys in which the provenance of features may differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,15 +156,15 @@ def train_mil(
         raise ConfigurationError(output, "is a directory", mend="name a file, head.safetensors")
     names, labels = _labels(reference, classes)
     rule = seen_rule or SeenRule()
-    found, quarantined = _opened(features, rule)
+    found, quarantined = open_features(features, rule)
     left_out = {slide.name: why for slide in found if (why := _why_left_out(slide.name, labels)) is not None}
     used = [slide for slide in found if slide.name not in left_out]
     _check_some(used, reference, quarantined)
-    bags = _bags(used, labels, nodes)
+    bags = bags_of(used, labels, nodes)
     result = train_head(
         bags,
         class_names=names,
-        recipe=_recipe(used),
+        recipe=recipe_of(used),
         options=options,
         device=device,
         workers=workers,
@@ -188,70 +184,12 @@ def train_mil(
         folds=max(result.folds.values()) + 1,
         slides={name: sum(label == rank for label in truth.values()) for rank, name in enumerate(names)},
         patients=len({bag.patient for bag in bags}),
-        without_patient=sum(bag.patient == _alone(bag.slide) for bag in bags),
+        without_patient=sum(bag.patient == alone(bag.slide) for bag in bags),
         left_out=left_out,
         without_features=tuple(sorted(labels.keys() - {slide_key(slide.name) for slide in found})),
         seen=seen,
         quarantined=quarantined,
     )
-
-
-def usable_features(features: Path, seen_rule: SeenRule | None = None) -> frozenset[str]:
-    """Return the slides, by slide_key, of whose features a directory has some that can be used.
-
-    Raises:
-        NoSlidesError: there are no features.
-        DuplicateSlideError: a slide has features twice.
-    """
-    return frozenset(slide_key(slide.name) for slide in _opened([features], seen_rule or SeenRule())[0])
-
-
-def judge_held_out(
-    features: Path,
-    labels: Mapping[str, SlideLabel],
-    fold: Mapping[str, int],
-    *,
-    nodes: SlideNodes = BY_NAME,
-    options: MilTraining,
-    device: str = "auto",
-    seen_rule: SeenRule | None = None,
-) -> dict[str, NDArray[np.float64]]:
-    """Classify every slide with a head that was trained without its fold.
-
-    Args:
-        features: a directory of features.
-        labels: by slide name.
-        fold: of each slide, by the same names; a patient is never divided.
-        nodes: which patient each slide is of.
-        options: of the training.
-        device: auto, cpu or cuda.
-        seen_rule: which features are set aside because they show too little of the tissue; None for SeenRule().
-
-    Returns:
-        By slide name float64 (4,), the probability of each SlideLabel; slides without features are left out.
-
-    Raises:
-        NoSlidesError: there are no features of these slides.
-        ArtefactError: features were not all made alike, or cannot be read.
-        PathologyError: the device is missing, or the training yields NaN.
-    """
-    from wsi.cnn.encoders.mil_training import train_head  # noqa: PLC0415  (loads torch)
-
-    found, _ = _opened([features], seen_rule or SeenRule())
-    names = {slide_key(name): name for name in labels}
-    used = [slide for slide in found if slide_key(slide.name) in names]
-    if not used:
-        raise NoSlidesError(features, "has no features of the slides", mend="make them with sentinode features")
-    bags = _bags(used, {key: labels[name].rank for key, name in names.items()}, nodes)
-    result = train_head(
-        bags,
-        class_names=tuple(label.value for label in SlideLabel),
-        recipe=_recipe(used),
-        options=options,
-        dealt={bag.patient: fold[names[slide_key(bag.slide)]] for bag in bags},
-        device=device,
-    )
-    return {names[slide_key(slide)]: shares for slide, shares in result.unseen.items()}
 
 
 def judge_slides(
@@ -284,7 +222,7 @@ def judge_slides(
     settings = {"head": trained.digest, "classes": list(trained.class_names), "recipe": dict(trained.recipe)}
     refuse_other_settings(output, settings, record=RECORD)
     rule = seen_rule or SeenRule()
-    found, quarantined = _opened(features, rule)
+    found, quarantined = open_features(features, rule)
     seen: dict[str, Seen] = {}
     rows: list[tuple[str, ...]] = []
     with OutputLock(output) as lock:
@@ -317,7 +255,7 @@ def _judged(head: MilHead, slide: SlideFeatures, folder: Path) -> tuple[str, ...
     """Write the slide's attention and return its row of the table."""
     from wsi.cnn.encoders.attention import AttentionMap, save_attention_png, write_attention  # noqa: PLC0415
 
-    _check_recipe(slide, head.recipe)
+    check_recipe(slide, head.recipe)
     if slide.width != head.shape.width:
         reason = f"has {slide.width} features per tile, but the head takes {head.shape.width}"
         raise ArtefactError(slide.path, reason)
@@ -351,75 +289,6 @@ def _forget(folder: Path, slides: Iterable[str]) -> None:
             if (folder / f"{name}.zarr").is_dir():
                 shutil.rmtree(folder / f"{name}.zarr")
             (folder / f"{name}.png").unlink(missing_ok=True)
-
-
-def _opened(folders: Sequence[Path], rule: SeenRule) -> tuple[list[SlideFeatures], dict[str, str]]:
-    """Open the features in folders, by name, and give the reason for those that cannot be used."""
-    from wsi.cnn.encoders.features import read_features  # noqa: PLC0415  (loads torch)
-
-    paths: dict[str, Path] = {}
-    for folder in folders:
-        inside = [folder] if folder.suffix == ".zarr" else sorted(folder.glob("[!.]*.zarr"))
-        if not inside or not folder.is_dir():
-            raise NoSlidesError(folder, "contains no features", mend="make them with sentinode features")
-        for path in inside:
-            other = paths.setdefault(slide_key(path.name), path)
-            if other is not path:
-                raise DuplicateSlideError(path, f"has the same name as {other}", mend="leave one out")
-    found, quarantined = [], {}
-    for _, path in sorted(paths.items()):
-        try:
-            slide = read_features(path)
-        except ArtefactError as error:
-            quarantined[path.stem] = error.reason
-            continue
-        fault = rule.fault(slide.coverage)
-        if fault is None:
-            found.append(slide)
-        else:
-            quarantined[path.stem] = fault
-    return found, quarantined
-
-
-def _bags(slides: Sequence[SlideFeatures], labels: Mapping[str, int], nodes: SlideNodes) -> list[Bag]:
-    from wsi.cnn.encoders.mil_training import Bag  # noqa: PLC0415  (loads torch)
-
-    return [
-        Bag(
-            slide=slide.name,
-            patient=nodes.patient(slide.name) or _alone(slide.name),
-            label=labels[slide_key(slide.name)],
-            load=slide.load,
-        )
-        for slide in slides
-    ]
-
-
-def _alone(slide: str) -> str:
-    """Return a patient of this slide only."""
-    return f"slide {slide_key(slide)}"
-
-
-def _recipe(found: Sequence[SlideFeatures]) -> dict[str, Any]:
-    """Return what all features share: everything but the slide."""
-    first = _shared(found[0])
-    for slide in found:
-        _check_recipe(slide, first)
-    return first
-
-
-def _shared(slide: SlideFeatures) -> dict[str, Any]:
-    return {name: value for name, value in slide.provenance.items() if name not in _OF_THE_SLIDE}
-
-
-def _check_recipe(slide: SlideFeatures, recipe: Mapping[str, Any]) -> None:
-    found = differences(_shared(slide), recipe)
-    if found:
-        raise ArtefactError(
-            slide.path,
-            f"was made with other settings: {'; '.join(found)}",
-            mend="make all features with the same settings",
-        )
 
 
 def _labels(reference: Path, classes: int) -> tuple[tuple[str, ...], dict[str, int]]:

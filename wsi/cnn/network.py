@@ -331,7 +331,7 @@ def folded_pair(
 
 
 class _EmptyConvolution(nn.Conv2d):
-    """Without starting weights. (``nn.utils.skip_init`` also loads sympy, which takes half a second.)"""
+    """Without starting weights, as ``nn.utils.skip_init`` makes it, which also loads sympy: half a second."""
 
     def reset_parameters(self) -> None:
         """Leave them as they are allocated."""
