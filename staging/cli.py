@@ -13,6 +13,7 @@ from staging.commands import (
     convert,
     cross_validate,
     demo,
+    doctor,
     encoders,
     features,
     heatmap,
@@ -64,6 +65,7 @@ app.command("label", rich_help_panel=RUNNING)(label.label)
 app.command("stage", rich_help_panel=RUNNING)(stage.stage)
 app.command("verify", rich_help_panel=RUNNING)(verify.verify)
 app.command("demo", rich_help_panel=RUNNING)(demo.demo)
+app.command("doctor", rich_help_panel=RUNNING)(doctor.doctor)
 app.add_typer(score.app, name="score", rich_help_panel=SCORING)
 app.add_typer(submission.app, name="submission", rich_help_panel=SCORING)
 app.command("review", cls=TakesReference, rich_help_panel=SCORING)(review.review)
