@@ -146,9 +146,8 @@ def _of_tiles(encoder: str, described: Description | None, mpp: float | None, si
         return mpp or described.mpp, size or described.size_px
     if mpp is None or size is None:
         what = "--mpp" if mpp is None else "--size"
-        raise ConfigurationError(
-            Path(encoder), f"does not say what tiles it takes, and {what} is missing", mend="give --mpp and --size"
-        )
+        mend = "give both; of a public encoder's weights say whose they are, as in uni2-h=model.safetensors"
+        raise ConfigurationError(Path(encoder), f"does not say what tiles it takes, and {what} is missing", mend=mend)
     return mpp, size
 
 

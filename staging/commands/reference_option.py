@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
 from typer.core import TyperArgument, TyperCommand
 
 _ARGUMENTS = ("reference", "masks")
@@ -20,13 +21,19 @@ class TakesReference(TyperCommand):
 
 
 def _taken(args: list[str]) -> tuple[list[str], list[str]]:
-    """Split a line into what ``-r`` gives, and all the rest; without a value it stays where it is."""
+    """Split a line into what ``-r`` gives, and all the rest.
+
+    Raises:
+        BadParameter: it gives nothing.
+    """
     end = args.index("--") if "--" in args else len(args)
     for at, word in enumerate(args[:end]):
         name, equals, value = word.partition("=")
         if name == "--reference" and equals:
             return [value], [*args[:at], *args[at + 1 :]]
-        if word in ("-r", "--reference") and at + 1 < end:
+        if word in ("-r", "--reference"):
+            if at + 1 == end:
+                raise typer.BadParameter(f"{word} needs the path of the reference")
             return [args[at + 1]], [*args[:at], *args[at + 2 :]]
         if word.startswith("-r") and word != "-r":
             return [word[2:]], [*args[:at], *args[at + 1 :]]

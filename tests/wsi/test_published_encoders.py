@@ -394,6 +394,8 @@ def test_how_an_encoder_is_given(tmp_path: Path) -> None:
     assert (path, known) == (Path("weights/model.safetensors"), known_encoders()["uni2-h"])
     with pytest.raises(CheckpointError, match="given as 'uni3', which is no known encoder"):
         find_encoder("uni3=model.safetensors")
+    with pytest.raises(CheckpointError, match=r"uni2-h is an encoder without its weights \(write uni2-h="):
+        find_encoder("uni2-h")
     odd = tmp_path / "a=b.pt2"
     odd.touch()
     assert find_encoder(str(odd)) == (odd, None)
@@ -422,6 +424,8 @@ size_px = 42
         ("heads = 3", 'heads = 3\npooling = "mean"', r"pooling: is 'mean', and should be cls or cls\+mean"),
         ("heads = 3", "heads = 3\nhead = 3", "has the unknown field 'head'"),
         ("[0.5, 0.5, 0.5]", "[0.5, 0.5]", "mean: is .* and should be three numbers"),
+        ("mean = [0.5, 0.5, 0.5]", "mean = [true, 0.5, 0.5]", "mean: is .* and should be three numbers"),
+        ("std = [0.5, 0.5, 0.5]", "std = [0.5, 0.5, 0]", "std: is .* and should be three numbers above 0"),
         ("heads = 3", "heads = ", "is no TOML file"),
     ],
 )

@@ -111,6 +111,10 @@ def find_encoder(text: str) -> tuple[Path, Description | None]:
                 Path(path), f"is given as {name[:40]!r}, which is no known encoder", mend="see sentinode encoders"
             )
         return Path(path).expanduser(), known
+    if text.lower() in known_encoders() and not Path(text).exists():
+        raise CheckpointError(
+            None, f"{text} is an encoder without its weights", mend=f"write {text.lower()}=model.safetensors"
+        )
     if text.lower().endswith(".toml"):
         return _from_file(Path(text).expanduser())
     return Path(text).expanduser(), None
@@ -150,15 +154,16 @@ def _checked(path: Path, key: str, value: object, kind: object) -> object:
     Raises:
         CheckpointError: it is none.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = _is_number(value)
     if key in _CHOICES:
         if value in _CHOICES[key]:
             return value
         wanted = " or ".join(_CHOICES[key])
     elif key in ("mean", "std"):
-        if isinstance(value, list) and len(value) == 3 and all(isinstance(one, int | float) for one in value):
+        low = 0.0 if key == "std" else float("-inf")
+        if isinstance(value, list) and len(value) == 3 and all(_is_number(one) and low < one for one in value):
             return tuple(map(float, value))
-        wanted = "three numbers"
+        wanted = "three numbers" + (" above 0" if key == "std" else "")
     elif str(kind).startswith("int"):
         if number and int(value) == value and value > (-1 if key == "registers" else 0):  # type: ignore[call-overload, operator]
             return int(value)  # type: ignore[call-overload]
@@ -172,3 +177,7 @@ def _checked(path: Path, key: str, value: object, kind: object) -> object:
     else:
         wanted = "a text"
     raise CheckpointError(path, f"is {str(value)[:40]!r}, and should be {wanted}", where=key)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
