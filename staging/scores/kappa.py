@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from staging.scores.intervals import (
+    FEW,
     Interval,
     check_bootstrap,
     interval_json,
@@ -82,6 +83,8 @@ class KappaScore:
         elif self.patients:
             if self.patients < FEWEST_PATIENTS:
                 found.append(f"the interval is rough: there are only {self.patients} patients")
+            elif self.kappa >= 1 and self.patients < FEW:
+                found.append("all agree: the interval's lower end takes errors that were not seen to be of one stage")
             if self.undefined > self.resamples * _MOST_UNDEFINED:
                 found.append(
                     f"{self.undefined:,} of {self.resamples:,} resamples have all patients in one class and no kappa: "

@@ -218,7 +218,7 @@ def test_what_makes_a_score_doubtful_is_said(tmp_path: Path) -> None:
     assert f"{tmp_path / 'run.csv'} says how much was looked at, as the table of a run does" in text
     (tmp_path / "map.csv").write_text("S1 A,S1\nS1 B,S1\ntumor_001,T\n")
     patients = ("--patients", tmp_path / "map.csv")
-    record, text = told("score", "labels", tmp_path / "truth.csv", tmp_path / "run.csv", *patients)
+    record, text = told("score", "labels", tmp_path / "truth.csv", tmp_path / "run.csv", *patients, "-q")
     assert (record["slides_without_patient"], record["patients"], text) == (0, 2, "")
 
 
