@@ -172,7 +172,8 @@ def cross_validate(
             say(warning)
         typer.echo(stage_text(record["stages"]), err=True)
     say(label_line(record["labels"]))
-    say(roc_line(record["auc"]))
+    if record["auc"] is not None:
+        say(roc_line(record["auc"]))
     typer.echo(json.dumps({"folder": str(output), **record}))
     unseen_notice(record)
 

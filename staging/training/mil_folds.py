@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class MilFolds:
     folds: int = 5
     nodes: SlideNodes = BY_NAME
     expected_nodes: int = 5
-    seen_rule: SeenRule = SeenRule()  # noqa: RUF009  (immutable)
+    seen_rule: SeenRule = field(default_factory=SeenRule)
     device: str = "auto"
 
 
@@ -118,9 +118,10 @@ def cross_validate_mil(
         for kind, of_slides in (("true", labels), ("found", claimed))
     }
     stages = StageTable(
-        stages={**staged["true"].stages, **_stages_in(reference, staged["true"].stages.keys())}, path=reference
+        stages={**staged["true"].stages, **_stages_in(reference, staged["true"].stages)}, path=reference
     )
     found = StageTable(stages=staged["found"].stages)
+    dealt = dict(zip(names, zip(groups, fold.tolist(), strict=True), strict=True))
     rows = [
         (
             name,
@@ -128,20 +129,23 @@ def cross_validate_mil(
             f"{probability[name]:.9g}",
             *(f"{value:.9g}" for value in shares[name].tolist()),
             labels[name].value,
-            groups[at] if plan.held_out == "centres" else int(fold[at]),
+            dealt[name][0 if plan.held_out == "centres" else 1],
             *seen[name].cells,
         )
-        for at, name in enumerate(names)
+        for name in names
     ]
     atomic_text(output / LABELS, csv_text((*_OF_LABELS, *SEEN_COLUMNS), rows))
     write_stage_table(output / STAGES, found.stages, claimed, plan.nodes)
     tumour = {name: label is not SlideLabel.NEGATIVE for name, label in labels.items()}
+    # without negative slides, or without others, there is no curve
+    has_both = len(set(tumour.values())) == 2
+    area = score_auc(tumour, probability, with_errata=False, nodes=plan.nodes).to_json() if has_both else None
     record = {
         "held_out": plan.held_out,
         "stages": score_stages(stages, found).to_json() if stages.stages else None,
         "labels": score_labels(labels, claimed, nodes=plan.nodes).to_json(),
-        "auc": score_auc(tumour, probability, with_errata=False, nodes=plan.nodes).to_json(),
-        "folds": _of_folds(stages, found, dict(zip(names, zip(groups, fold.tolist(), strict=True), strict=True)), plan),
+        "auc": area,
+        "folds": _of_folds(stages, found, dealt, plan),
         "slides": len(names),
         "patients": len(stages.stages),
         "unstaged": {one.patient: one.reason for one in staged["true"].unscored},
@@ -208,7 +212,14 @@ def judge_held_out(
 def _of_folds(
     stages: StageTable, found: StageTable, dealt: Mapping[str, tuple[str, int]], plan: MilFolds
 ) -> list[dict[str, Any]]:
-    """What was left out of each fold, its patients, and their kappa."""
+    """What was left out of each fold, its patients, and their kappa.
+
+    Args:
+        stages: the true ones.
+        found: those found.
+        dealt: of each slide its group (patient or centre) and the number of its fold.
+        plan: how slides were divided.
+    """
     of_patient = {plan.nodes.patient(name): number for name, (_, number) in dealt.items()}
     folds = []
     for number in sorted({number for _, number in dealt.values()}):
@@ -239,7 +250,7 @@ def _why_left_out(name: str, truth: Mapping[str, SlideLabel]) -> str | None:
     return None if key in truth else "the reference has no label for it"
 
 
-def _stages_in(reference: Path, patients: Any) -> dict[str, PatientStage]:  # noqa: ANN401  (a view of keys)
+def _stages_in(reference: Path, patients: Collection[str]) -> dict[str, PatientStage]:
     """The stages that the reference states itself, of those patients."""
     try:
         stated = read_stage_table(reference).stages
@@ -248,7 +259,7 @@ def _stages_in(reference: Path, patients: Any) -> dict[str, PatientStage]:  # no
     return {patient: stage for patient, stage in stated.items() if patient in patients}
 
 
-def _check_folds(reference: Path, ranks: Any, fold: Any, groups: Sequence[str]) -> None:  # noqa: ANN401  (arrays)
+def _check_folds(reference: Path, ranks: NDArray[np.int64], fold: NDArray[np.int64], groups: Sequence[str]) -> None:
     """Refuse folds without which all slides have one label: nothing could be learnt.
 
     Raises:

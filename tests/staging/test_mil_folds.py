@@ -126,6 +126,16 @@ def test_what_is_not_used_is_said(cohort: Path, tmp_path: Path) -> None:
     assert "patient_041: not staged" in done.stderr
 
 
+def test_slides_that_all_have_tumour_have_no_curve(cohort: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "tumour.csv"
+    text = (cohort / "stage_labels.csv").read_text()
+    rows = [row for row in text.splitlines()[1:] if "_node_" in row]
+    reference.write_text("\n".join(["slide,label", *(row.replace("negative", "itc") for row in rows)]) + "\n")
+    done = call(cohort, tmp_path / "folds", "--epochs", 2, reference=str(reference))
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["auc"] is None
+
+
 def test_refusals(cohort: Path, tmp_path: Path) -> None:
     both = call(cohort, tmp_path / "folds", "--folds", 2, "--leave-one-centre-out")
     assert "exclude each other" in str(both.exception)
