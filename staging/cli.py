@@ -9,6 +9,7 @@ import sys
 import typer
 
 from staging.commands import (
+    check,
     compare,
     convert,
     cross_validate,
@@ -73,6 +74,7 @@ app.command("compare", cls=TakesReference, rich_help_panel=SCORING)(compare.comp
 app.command("tune", cls=TakesReference, rich_help_panel=SCORING)(tune.tune)
 app.command("cross-validate", rich_help_panel=SCORING)(cross_validate.cross_validate)
 app.command("info", rich_help_panel=SLIDES)(info.info)
+app.command("check", rich_help_panel=SLIDES)(check.check)
 app.command("tissue", rich_help_panel=SLIDES)(tissue.tissue)
 app.command("convert", rich_help_panel=SLIDES)(convert.convert)
 app.command("phantom", rich_help_panel=SLIDES)(phantom.phantom)

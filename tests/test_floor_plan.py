@@ -75,6 +75,7 @@ PLAN = {
     "staging.tuning": "the settings of lesions, learnt by folds",
     "staging.comparison": "ways to label slides, by the same folds",
     "staging.verifying": "whether what was published is unchanged",
+    "staging.checksums": "downloads against their checksums",
     "staging.machine": "what this machine has, and how fast it is",
     "staging.cross_validation": "training, running and scoring by folds",
     "staging.demo": "the main job on synthetic slides",

@@ -86,10 +86,8 @@ class KappaScore:
             elif self.kappa >= 1 and self.patients < FEW:
                 found.append("all agree: the interval's lower end takes errors that were not seen to be of one stage")
             if self.undefined > self.resamples * _MOST_UNDEFINED:
-                found.append(
-                    f"{self.undefined:,} of {self.resamples:,} resamples have all patients in one class and no kappa: "
-                    "the bootstrap leaves them out"
-                )
+                share = f"{self.undefined:,} of {self.resamples:,} resamples"
+                found.append(f"{share} have all patients in one class and no kappa: the bootstrap leaves them out")
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
