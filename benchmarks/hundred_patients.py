@@ -31,6 +31,7 @@ from torch import nn
 
 from staging import SlideLabel, StageTable, find_slides, read_stage_table, stage_patients
 from staging.bars import CohortProgress
+from staging.cohorts.errata import EXCLUDED
 from staging.cohorts.names import CENTRES
 from staging.comparison.comparison import Features, compare_methods
 from staging.csv_rows import csv_text
@@ -121,10 +122,15 @@ def by_colour(training: tuple[Path, CohortTruth], test: tuple[Path, CohortTruth]
 
 
 def staged(reference: StageTable, table: Path, column: str) -> dict[str, Any]:
-    """The kappa of the stages that a column of labels gives, of all patients and of each centre."""
+    """The kappa of the stages that a column of labels gives, of all patients that have them and of each centre.
+
+    Slides in the organisers' errata are left out by name, as real ones are, and with them three patients.
+    """
     with table.open(encoding="utf-8") as file:
         labels = {row["slide"]: SlideLabel.parse(row[column]) for row in csv.DictReader(file)}
-    return score_stages(reference, StageTable(stages=stage_patients(labels).stages)).to_json()
+    found = stage_patients({name: label for name, label in labels.items() if name not in EXCLUDED}).stages
+    truth = StageTable(stages={patient: reference.stages[patient] for patient in found})
+    return score_stages(truth, StageTable(stages=found)).to_json()
 
 
 def row(name: str, scores: Mapping[str, Any], stages: Mapping[str, Any]) -> str:

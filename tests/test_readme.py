@@ -69,7 +69,7 @@ def test_the_readme_runs_as_it_is_written(tmp_path: Path) -> None:
                 found = json.loads(line)
                 kappas += [found["kappa"]] if command.startswith("sentinode score kappa others") else []
     assert len(kappas) == 2
-    assert min(kappas) > 0.5, "README says about 0.8, but not on every kind of processor"
+    assert min(kappas) > 0.5, "README says 0.8 or more, but not on every kind of processor"
     for source in blocks("python"):
         done = subprocess.run([sys.executable, "-c", source], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
