@@ -114,7 +114,7 @@ def check_folder(
     """
     good = _read_record(record)
     known = {name for name, row in good.items() if sums.get(name) == row[2] and _state(folder / name) == row[:2]}
-    good = {name: row for name, row in good.items() if name in known}
+    good = {name: row for name, row in good.items() if name in known or name not in sums}  # of other lists, too
     broken: dict[str, str] = {}
     missing: list[str] = []
     todo = [name for name in sums if name not in known]

@@ -9,11 +9,12 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any
 
 import numpy as np
 
-from wsi.cores import calls_per_second, usable_cores
+from wsi.cores import usable_cores
 from wsi.store import storage
 
 _TILE_PX = 512
@@ -67,7 +68,7 @@ def examine(folder: Path, *, measure: bool = True) -> dict[str, Any]:
         "gpus": gpus,
         "uses": {
             "networks": gpus[0]["name"] if gpus else f"{usable_cores()} cores of the CPU",
-            "precision of networks": "fp32",
+            "precision of heatmaps": "fp32",
             "JPEG tiles": "simplejpeg, on the CPU",
             "parts of JPEG tiles": "libjpeg-turbo 3, on the CPU" if crops else "whole tiles, cut",
         },
@@ -160,6 +161,7 @@ def _decoding() -> dict[str, float]:
     """Tiles and a quarter of each per second on one core, in megapixels shown."""
     import simplejpeg  # noqa: PLC0415  (slow import)
 
+    from wsi.cnn.machine import calls_per_second  # noqa: PLC0415  (loads torch)
     from wsi.geometry import Window  # noqa: PLC0415
     from wsi.readers.turbo import find_turbo  # noqa: PLC0415
 
@@ -187,11 +189,12 @@ def _tissue() -> Any:  # noqa: ANN401  (an array)
 def _writing(folder: Path) -> dict[str, float]:
     """Megabytes per second to and from the file system; what is read is first taken out of the system's cache."""
     block = np.random.default_rng(0).bytes(1 << 20)
-    path = folder / f".sentinode-doctor-{os.getpid()}"
-    with storage(path):
+    with storage(folder):
+        handle, name = mkstemp(prefix=".sentinode-doctor-", dir=folder)  # a name that was nobody's
+        path = Path(name)
         try:
             begun = time.perf_counter()
-            with path.open("wb") as file:
+            with os.fdopen(handle, "wb") as file:
                 for _ in range(_FILE_BYTES // len(block)):
                     file.write(block)
                 file.flush()

@@ -1,12 +1,8 @@
-"""The number of cores to work with, and how fast they do it."""
+"""The number of cores to work with."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
-
-_SECONDS = 0.5  # of a measurement
 
 
 def usable_cores() -> int:
@@ -15,13 +11,3 @@ def usable_cores() -> int:
         return max(1, len(os.sched_getaffinity(0)))
     except AttributeError:  # not available on every system
         return os.cpu_count() or 1
-
-
-def calls_per_second(work: Callable[[], object]) -> float:
-    """How often something can be called in a second, measured for half of one after a first call."""
-    work()
-    begun, count = time.perf_counter(), 0
-    while (took := time.perf_counter() - begun) < _SECONDS:
-        work()
-        count += 1
-    return count / took

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from staging.commands.notices import cohort_notices
-from staging.commands.options import Device, Nodes, Patients, SlideMpp, Smallest, Upsample, Workers
+from staging.commands.options import (
+    Device,
+    FoldsOfPatients,
+    LeaveOneCentreOut,
+    Nodes,
+    Patients,
+    SlideMpp,
+    Smallest,
+    Upsample,
+    Workers,
+)
 from staging.commands.outputs import Output, always, guarded
 from staging.lesions.settings import SMALLEST_UM
 from staging.stages.pn import EXPECTED_NODES
@@ -34,12 +44,8 @@ def cross_validate(
         typer.Option("--output", "-o", help="A folder per fold is made here.", show_default=False),
     ],
     *,
-    leave_one_centre_out: Annotated[
-        bool, typer.Option("--leave-one-centre-out", help="One fold per medical centre; the default.")
-    ] = False,
-    folds: Annotated[
-        int | None, typer.Option(help="Number of folds of patients, instead of centres.", min=2, show_default=False)
-    ] = None,
+    leave_one_centre_out: LeaveOneCentreOut = False,  # noqa: ARG001  (the default; it refuses --folds)
+    folds: FoldsOfPatients = None,
     mpp: Annotated[float, typer.Option(help="um per pixel of the network's input.", min=0.1, max=16)] = 2.0,
     size: Annotated[int, typer.Option(help="Side of a training patch in px.", min=32, max=1024)] = 192,
     epochs: Annotated[int, typer.Option(help="Epochs of the final network.", min=1)] = 11,
@@ -65,15 +71,13 @@ def cross_validate(
     from staging.cohorts.patients import nodes_of, with_patients  # noqa: PLC0415
     from staging.cross_validation import cross_validate as validate  # noqa: PLC0415
     from staging.cross_validation import folds_by_centre, folds_by_patient  # noqa: PLC0415
-    from staging.errors import CohortError, ConfigurationError  # noqa: PLC0415
+    from staging.errors import CohortError  # noqa: PLC0415
     from staging.scores.texts import stage_text  # noqa: PLC0415
     from staging.training.labelled_cohort import LabelledCohort  # noqa: PLC0415
     from staging.training.recipe import CohortRecipe  # noqa: PLC0415
     from staging.training.training_progress import TrainingProgress  # noqa: PLC0415
     from wsi.cores import usable_cores  # noqa: PLC0415
 
-    if leave_one_centre_out and folds is not None:
-        raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give only one")
     if not annotations.is_dir():
         raise CohortError(annotations, "there is no such directory of annotations", mend="check --annotations")
     of_slides = nodes_of(patients)

@@ -22,6 +22,8 @@ def doctor(
 ) -> None:
     """Say what this machine has for sentinode, what is used and why not the rest, and time it (a few seconds).
 
+    To time the file system, a file of 64 MB is written in the folder and removed again.
+
     Example: sentinode doctor results
     """
     from staging.errors import ConfigurationError  # noqa: PLC0415  (slow import)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from staging.commands.outputs import guarded
 
+if TYPE_CHECKING:
+    from wsi.cnn.encoders.description import Description
+
 
 @guarded
 def encoders(
-    *, as_json: Annotated[bool, typer.Option("--json", help="Print everything known of them as JSON.")] = False
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print the fields of their descriptions as JSON.")] = False
 ) -> None:
     """List the public encoders by name, with their tiles, features, licence, and whether commercial use is allowed.
 
@@ -26,7 +29,7 @@ def encoders(
 
     known = known_encoders()
     if as_json:
-        typer.echo(json.dumps({name: asdict(one) | {"features": one.features} for name, one in known.items()}))
+        typer.echo(json.dumps({name: _fields(one) for name, one in known.items()}))
         return
     header = ("name", "tile px", "um/px", "features", "commercial", "licence", "source")
     rows = [
@@ -36,3 +39,8 @@ def encoders(
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _fields(described: Description) -> dict[str, Any]:
+    """What a TOML file of it would hold."""
+    return {key: value for key, value in asdict(described).items() if key != "name" and value is not None}

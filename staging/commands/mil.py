@@ -11,11 +11,19 @@ import typer
 from staging.commands.everywhere import is_quiet
 from staging.commands.help_texts import Group
 from staging.commands.notices import say, unseen_notice
-from staging.commands.options import AllowPartial, Device, Nodes, Patients, Tolerance
+from staging.commands.options import (
+    AllowPartial,
+    Device,
+    FoldsOfPatients,
+    LeaveOneCentreOut,
+    Nodes,
+    Patients,
+    Tolerance,
+)
 from staging.commands.outputs import Output, always, guarded
 from staging.commands.reference_option import TakesReference
 from staging.csv_rows import read_rows
-from staging.errors import ConfigurationError, listed
+from staging.errors import listed
 from staging.lesions.settings import COVERAGE_TOLERANCE
 from staging.stages.pn import EXPECTED_NODES
 from wsi.errors import PathologyError
@@ -126,12 +134,8 @@ def cross_validate(
         typer.Option("--output", "-o", help="Folder for labels, stages and scores.", show_default=False),
     ],
     *,
-    leave_one_centre_out: Annotated[
-        bool, typer.Option("--leave-one-centre-out", help="One fold per medical centre; the default.")
-    ] = False,
-    folds: Annotated[
-        int | None, typer.Option(help="Number of folds of patients, instead of centres.", min=2, show_default=False)
-    ] = None,
+    leave_one_centre_out: LeaveOneCentreOut = False,  # noqa: ARG001  (the default; it refuses --folds)
+    folds: FoldsOfPatients = None,
     epochs: Annotated[int, typer.Option(help="Passes over the slides.", min=1)] = 40,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal heads.", min=0)] = 0,
     nodes: Nodes = EXPECTED_NODES,
@@ -153,8 +157,6 @@ def cross_validate(
     from staging.training.mil_folds import MilFolds, cross_validate_mil  # noqa: PLC0415
     from wsi.cnn.encoders.mil_training import MilTraining  # noqa: PLC0415  (loads torch)
 
-    if leave_one_centre_out and folds is not None:
-        raise ConfigurationError(None, "--folds and --leave-one-centre-out exclude each other", mend="give only one")
     plan = MilFolds(
         options=MilTraining(rounds=epochs, seed=seed),
         held_out="centres" if folds is None else "patients",

@@ -141,6 +141,14 @@ MadeBy = Annotated[
 HoldOut = Annotated[
     Literal["patients", "centres"], typer.Option(help="What is held out: patients, or one centre at a time.")
 ]
+LeaveOneCentreOut = Annotated[
+    bool, typer.Option("--leave-one-centre-out", help="One fold per medical centre; the default.")
+]
+FoldsOfPatients = Annotated[
+    int | None,
+    OnlyIf(lambda given: not given["leave_one_centre_out"], "with --leave-one-centre-out"),
+    typer.Option("--folds", help="Number of folds of patients, instead of centres.", min=2, show_default=False),
+]
 Folds = Annotated[
     int,
     OnlyIf(lambda given: given["hold_out"] == "patients", "with --hold-out centres"),

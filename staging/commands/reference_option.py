@@ -16,7 +16,7 @@ class TakesReference(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  (of click, which typer hides)
         """Move what the option gives to the argument's end of the line."""
         first = next(one.name for one in self.params if isinstance(one, TyperArgument))
-        given, others = _taken(args)
+        given, others = ([], args) if ctx.resilient_parsing else _taken(args)  # a shell completes half a line
         return super().parse_args(ctx, [*given, *others] if first in _ARGUMENTS else [*others, *given])
 
 

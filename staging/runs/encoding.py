@@ -30,6 +30,7 @@ from wsi.tissue import find_tissue
 
 if TYPE_CHECKING:
     from wsi.cnn.encoders.description import Description
+    from wsi.cnn.encoders.encoder import Encoder
 
 MASK = "find_tissue at 16 um/px"
 """How the tiles to encode are chosen."""
@@ -115,27 +116,48 @@ class EncodedCohort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedEncoder:
-    """What a worker needs to load the encoder once for all its slides; ``digest`` is the file's at the start."""
+class EncoderChoice:
+    """What it takes to load an encoder, here or in a worker; as in EncodingPlan."""
 
     path: Path
-    digest: str
     size_px: int
     mean: Three
     std: Three
     device: str
     trust: bool
-    description: Description | None = None
+    description: Description | None
+
+    def load(self) -> Encoder:
+        """Load it.
+
+        Raises:
+            CheckpointError: it cannot be used.
+        """
+        from wsi.cnn.encoders.encoder import load_encoder  # noqa: PLC0415  (loads torch)
+
+        return load_encoder(
+            self.path,
+            size_px=self.size_px,
+            mean=self.mean,
+            std=self.std,
+            device=self.device,
+            trust=self.trust,
+            description=self.description,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureTask:
-    """What a worker needs to know about one slide; ``output`` is the Zarr folder."""
+    """What a worker needs to know about one slide.
+
+    ``output`` is the Zarr folder, ``digest`` that of the encoder's file at the start.
+    """
 
     path: Path
     name: str
     output: Path
-    encoder: LoadedEncoder
+    encoder: EncoderChoice
+    digest: str
     mpp: float
     stride_px: int
     precision: Literal["float16", "float32"]
@@ -180,7 +202,6 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
         OutputInUseError: another call is using the directory.
         StorageError: the output cannot be written; a second call resumes.
     """
-    from wsi.cnn.encoders.encoder import load_encoder  # noqa: PLC0415  (loads torch)
     from wsi.cnn.encoders.features import TileGeometry  # noqa: PLC0415
 
     mean, std = plan.mean, plan.std
@@ -192,8 +213,8 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
         geometry = TileGeometry(mpp=plan.mpp, size_px=plan.size_px, stride_px=plan.stride_px)
     except ValueError as error:
         raise ConfigurationError(None, str(error), mend="give another --stride") from error
-    encoder = load_encoder(
-        plan.encoder,
+    choice = EncoderChoice(
+        path=plan.encoder,
         size_px=plan.size_px,
         mean=mean,
         std=std,
@@ -201,6 +222,7 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
         trust=plan.trust,
         description=plan.description,
     )
+    encoder = choice.load()
     settings = {
         "format": _FORMAT,
         "encoder": encoder.to_json(),
@@ -211,23 +233,14 @@ def encode_cohort(slides: Sequence[SlideFile], output: Path, plan: EncodingPlan)
         "on_bad_tile": plan.on_bad_tile,
     }
     refuse_other_settings(output, settings, record=RECORD)
-    loaded = LoadedEncoder(
-        path=plan.encoder,
-        digest=encoder.digest,
-        size_px=plan.size_px,
-        mean=mean,
-        std=std,
-        device=plan.device,
-        trust=plan.trust,
-        description=plan.description,
-    )
     on_gpu = encoder.device.type == "cuda"
     tasks = [
         FeatureTask(
             path=slide.path,
             name=slide.name,
             output=output / f"{slide.name}.zarr",
-            encoder=loaded,
+            encoder=choice,
+            digest=encoder.digest,
             mpp=plan.mpp,
             stride_px=plan.stride_px,
             precision=plan.precision,
@@ -297,7 +310,7 @@ def encode_slide(task: FeatureTask, on_tiles: Callable[[str, int, int], None]) -
         write_features,
     )
 
-    encoder = _encoder(task.encoder)
+    encoder = _encoder(task.encoder, task.digest)
     geometry = TileGeometry(mpp=task.mpp, size_px=encoder.size_px, stride_px=task.stride_px)
     with step("open", slide=task.name, path=task.path):
         slide = Slide.open(task.path, mpp=task.slide_mpp, on_bad_tile=task.on_bad_tile)
@@ -371,18 +384,8 @@ def _read_bad(task: FeatureTask) -> int:
 
 
 @lru_cache(maxsize=1)
-def _encoder(wanted: LoadedEncoder) -> Any:  # noqa: ANN401  (an Encoder, imported late)
-    from wsi.cnn.encoders.encoder import load_encoder  # noqa: PLC0415  (loads torch)
-
-    encoder = load_encoder(
-        wanted.path,
-        size_px=wanted.size_px,
-        mean=wanted.mean,
-        std=wanted.std,
-        device=wanted.device,
-        trust=wanted.trust,
-        description=wanted.description,
-    )
-    if encoder.digest != wanted.digest:
-        raise CheckpointError(wanted.path, "changed while the slides were being encoded", mend="start again")
+def _encoder(choice: EncoderChoice, digest: str) -> Encoder:
+    encoder = choice.load()
+    if encoder.digest != digest:
+        raise CheckpointError(choice.path, "changed while the slides were being encoded", mend="start again")
     return encoder

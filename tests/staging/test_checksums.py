@@ -106,6 +106,15 @@ def test_a_killed_call_goes_on_and_what_changed_is_read_again(
     assert list(check_folder(folder, other, record=record).broken) == [changed, list(sums)[1]]
 
 
+def test_one_record_serves_several_lists(folder: Path, tmp_path: Path) -> None:
+    record, sums = tmp_path / "checked.csv", read_sums(folder / "checksums.md5")
+    first, second = dict(list(sums.items())[:12]), dict(list(sums.items())[12:])
+    assert check_folder(folder, first, record=record).good == 12
+    assert check_folder(folder, second, record=record).good == 18
+    again = check_folder(folder, first, record=record)
+    assert (again.good, again.known) == (12, 12)
+
+
 def test_the_record_of_another_program_stays(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.csv"
     other.write_text("slide,label\na,itc\n")

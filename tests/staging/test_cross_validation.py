@@ -193,7 +193,7 @@ def test_an_output_of_others_is_refused_untouched(cohort: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--folds", "2", "--leave-one-centre-out"], "exclude each other"),
+        (["--folds", "2", "--leave-one-centre-out"], "--folds has no effect with --leave-one-centre-out"),
         (["-a", "nowhere"], "no such directory"),
         (["--folds", "9"], "too few for 9 folds"),
     ],

@@ -60,6 +60,13 @@ def test_too_much_and_too_little_are_wrong_usage(tables: tuple[Path, Path], word
     assert done.exit_code == 2, done.output
 
 
+def test_half_a_line_can_be_completed() -> None:
+    words = {"_SENTINODE_COMPLETE": "complete_bash", "COMP_WORDS": "sentinode score kappa -r ", "COMP_CWORD": "4"}
+    done = CliRunner().invoke(app, [], prog_name="sentinode", env=words)
+    assert done.exit_code == 0, done.output
+    assert "needs the path" not in done.output
+
+
 @pytest.mark.parametrize("command", ["kappa", "labels", "auc", "froc"])
 def test_help_of_scores_names_it(command: str) -> None:
     assert "-r." in " ".join(CliRunner().invoke(app, ["score", command, "--help"]).stdout.split())

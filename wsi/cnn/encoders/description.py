@@ -42,8 +42,8 @@ class Description:
         pooling: what describes a tile, see ``wsi.cnn.encoders.vit``.
         resampling: how position embeddings reach another grid.
         epsilon: of the normalisations.
-        heads: of the attention; 0 for a ResNet.
-        patch_px, width, depth, registers: of a vision transformer; None where any will do.
+        heads: of the attention of a vision transformer, which needs it.
+        patch_px, width, depth, registers: likewise; None where any will do.
         title, source, licence: for people.
         commercial: whether the licence allows commercial use: yes, no or unknown.
     """
@@ -57,7 +57,7 @@ class Description:
     pooling: Literal["cls", "cls+mean"] = "cls"
     resampling: Literal["antialiased", "plain"] = "antialiased"
     epsilon: float = 1e-6
-    heads: int = 0
+    heads: int | None = None
     patch_px: int | None = None
     width: int | None = None
     depth: int | None = None

@@ -53,7 +53,7 @@ def load_published(
 
 def _transformer(weights: Mapping[str, torch.Tensor], description: Description, size_px: int) -> VisionTransformer:
     named = timm_names(weights)
-    shape = shape_of(named, heads=description.heads, epsilon=description.epsilon)
+    shape = shape_of(named, heads=description.heads or 0, epsilon=description.epsilon)
     _check(shape, description)
     unknown = sorted(named.keys() - shape.weight_shapes().keys())
     if unknown:

@@ -107,11 +107,12 @@ def shape_of(weights: Mapping[str, torch.Tensor], *, heads: int, epsilon: float 
         return shape
 
     width, _, patch_px, _ = sides("patch_embed.proj.weight", 4)
-    depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
+    # counted, not read from a number, of which a file may name any
+    depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     hidden = sides("blocks.0.mlp.fc1.weight", 2)[0]
     registers = sides("reg_token", 3)[1] if "reg_token" in weights else 0
     positions = sides("pos_embed", 3)[1]
-    embedded = next((one for one in (0, 1, 1 + registers) if math.isqrt(positions - one) ** 2 == positions - one), None)
+    embedded = next((one for one in (0, 1, 1 + registers) if _is_square(positions - one)), None)
     if embedded is None:
         raise ValueError(f"pos_embed is for {positions} tokens, which are no square grid")
     if heads < 1 or width % heads:
@@ -136,6 +137,10 @@ def shape_of(weights: Mapping[str, torch.Tensor], *, heads: int, epsilon: float 
         if tuple(weights[name].shape) != wanted:
             raise ValueError(f"{name} has the shape {tuple(weights[name].shape)} and not {wanted}")
     return shape
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 class VisionTransformer(nn.Module):

@@ -1,4 +1,4 @@
-"""Weights of public encoders from files, brought to timm's names. Nothing in a file is run, and no weight is dropped.
+"""Weights of public encoders from files, brought to timm's names. Nothing in a file is run.
 
 Names are those of timm's ``vision_transformer``, of DINOv2's own program, and of transformers' ``ViTModel``,
 ``Dinov2Model`` and ``Dinov2WithRegistersModel``.
@@ -132,6 +132,8 @@ def timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         order = _PARTS[".".join(name.split(".")[2:4])]
         if name in found or len(pieces) != len(order):
             raise ValueError(f"{name} is there twice, or only as {' and '.join(sorted(pieces))}")
+        if len({tuple(one.shape) for one in pieces.values()}) != 1:
+            raise ValueError(f"{name} is there in parts of different shapes")
         found[name] = torch.cat([pieces[one] for one in order])
     return found
 
